@@ -1,0 +1,54 @@
+# `make VENV=DIR ...` uses an environment that is there; by default .venv is made (PyTorch takes about 7 GB).
+VENV ?= .venv
+PYTHON ?= python3
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.dcl-installed
+TORCH := torch==2.14.1 torchvision==0.29.1
+
+# On a CPU, threads that wait must not spin for long, and malloc must keep the large blocks it has instead of returning
+# them to the system at every step.
+export GOMP_SPINCOUNT ?= 100000
+export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
+export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
+export MALLOC_TOP_PAD_ ?= 536870912
+
+.PHONY: help demo demo-table test test-slow lint figures clean
+
+help:  ## Show what there is to make.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml requirements.txt | $(BIN)/python
+	$(BIN)/python -c 'import torch, torchvision' 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install --editable '.[train,trackers,dev]'
+	touch $@
+
+demo: $(STAMP)  ## Prepare the demo data, train, evaluate on unseen people, and print the table.
+	$(BIN)/dcl-prepare demo --output data/demo
+	$(BIN)/dcl-prepare assets efficientnet_lite0 --output data/assets
+	$(BIN)/python train.py -c configs/demo.yaml
+	$(BIN)/python evaluate_dcl.py --model runs/demo --data_root data --dataset demo --output_dir runs/demo/evaluation
+
+demo-table: $(STAMP)  ## Make the README's table: linear probe, cross-entropy alone, DCL, on the same data and budget.
+	$(BIN)/dcl-prepare demo --output data/demo
+	$(BIN)/dcl-prepare assets efficientnet_lite0 --output data/assets
+	$(BIN)/python benchmarks/demo_table.py
+
+test: $(STAMP)  ## Run the tests that a change must pass.
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(STAMP)  ## Run the tests that take longer.
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(STAMP)  ## Check style and formatting.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+figures: $(STAMP)  ## Draw the figures of the README.
+	$(BIN)/python docs/method_figure.py
+
+clean:  ## Remove what was built; data, runs and the environment stay.
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

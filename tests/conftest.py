@@ -1,0 +1,47 @@
+"""One thread, no network, a tiny backbone."""
+
+import gc
+import os
+import tempfile
+
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="dcl-datasets-"),
+    HF_MODULES_CACHE=tempfile.mkdtemp(prefix="dcl-modules-"),  # remote code of one test must not serve another run
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+)
+
+import pytest
+import torch
+import transformers
+
+from dcl.configuration_dcl import DCLConfig
+from dcl.modeling_dcl import DCLForPreTraining
+from dcl.tests.prepared_data import write_prepared
+
+torch.set_num_threads(1)
+transformers.logging.disable_progress_bar()
+gc.freeze()  # the Trainer collects garbage at every start, and what was imported takes half a second of that
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def config():
+    """A network of 0.1 million parameters with a 3x3 map."""
+    return DCLConfig(backbone="test_efficientnet", image_size=96, queue_size=16, hard_samples=2)
+
+
+@pytest.fixture
+def model(config):
+    return DCLForPreTraining(config)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A prepared data set `textures` of 48 training and 24 validation faces, 64 px."""
+    return write_prepared(tmp_path_factory.mktemp("data") / "textures")

@@ -1,0 +1,105 @@
+"""The house: imports run down only, and what ships with a checkpoint needs little."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WINGS = ("training", "evaluation", "data_scripts")
+DOORS = {"train", "evaluate_dcl", "data_scripts.prepare"}
+DATA = "dataset_dcl"  # below the wings, above what ships
+PACKAGES_OF_A_CHECKPOINT = {"torch", "torchvision", "timm", "transformers", "huggingface_hub", "numpy", "PIL"}
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for folder in (".", *WINGS)
+    for path in sorted((ROOT / folder).glob("*.py"))
+}
+SHIPPED = sorted(name for name in FILES if "." not in name and name not in DOORS | {DATA})
+
+
+def wing(name):
+    return name.split(".")[0] if "." in name else None
+
+
+def floor(name):
+    """How high up a module is: 0 ships, 1 is the data set, 2 the wings, 3 the doors."""
+    if name in DOORS:
+        return 3
+    return 2 if wing(name) else int(name == DATA)
+
+
+def imports(name, skip_try=False):
+    """Return what a module imports anywhere in it, as (module, is of this project)."""
+    found = []
+
+    def visit(node):
+        if skip_try and isinstance(node, ast.Try):
+            for part in (*node.handlers, *node.orelse, *node.finalbody):
+                visit(part)
+            return
+        if isinstance(node, ast.Import):
+            found.extend((alias.name.removeprefix("dcl."), alias.name.startswith("dcl.")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            folder = name.split(".")[: -node.level]
+            found.append((".".join([*folder, *([node.module] if node.module else [])]), True))
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.module.removeprefix("dcl."), node.module.startswith("dcl.")))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(FILES[name].read_text()))
+    return found
+
+
+def test_the_house_is_as_it_is_thought_to_be():
+    assert {*DOORS, DATA} <= set(FILES)
+    assert {"configuration_dcl", "modeling_dcl", "image_processing_dcl", "faces_dcl", "hub_dcl", "errors_dcl"} <= set(
+        SHIPPED
+    )
+    assert ("configuration_dcl", True) in imports("modeling_dcl")
+    assert ("errors_dcl", True) in imports("training.backbone")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_run_down_only(name):
+    for imported, ours in imports(name):
+        if not ours:
+            continue
+        assert imported in FILES, f"{name} imports {imported}, which is no file of the project"
+        assert imported not in DOORS, f"{name} imports the door {imported}"
+        lower = floor(imported) < floor(name)
+        same = floor(imported) == floor(name) and wing(imported) == wing(name)
+        assert lower or same, f"{name} imports {imported}, which is not below it"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_ships_needs_little(name):
+    """The loader of remote code refuses a file whose imports outside of `try` are not installed."""
+    for imported, ours in imports(name, skip_try=True):
+        package = imported.split(".")[0]
+        if not ours and package not in sys.stdlib_module_names:
+            assert package in PACKAGES_OF_A_CHECKPOINT, f"{name} imports {package} outside of try"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_ships_is_found_by_the_loader_of_remote_code(name):
+    """It looks for siblings by this pattern, in docstrings too, and for nothing written in another way."""
+    text = FILES[name].read_text()
+    siblings = set(re.findall(r"^\s*from\s+\.(\S+)\s+import", text, re.MULTILINE))
+    assert siblings == {imported for imported, ours in imports(name) if ours}
+    assert siblings <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_module_says_what_it_is(name):
+    assert (ast.get_docstring(ast.parse(FILES[name].read_text())) or "").strip()
+
+
+@pytest.mark.parametrize("folder", ["", "tests", *WINGS])
+def test_packages_have_no_init_file(folder):
+    """With one at the root, pytest would import the root again under the folder's name."""
+    assert not (ROOT / folder / "__init__.py").exists()
