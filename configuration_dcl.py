@@ -1,0 +1,116 @@
+"""Configuration of DCL."""
+
+import math
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class DCLConfig(PreTrainedConfig):
+    r"""Configuration of [`DCLModel`], [`DCLForImageClassification`] and [`DCLForPreTraining`].
+
+    The defaults are the setting of the paper (Sun et al., "Dual Contrastive Learning for General Face Forgery
+    Detection", AAAI 2022) and of the code released with it. Class 0 is real, class 1 is fake.
+
+    Args:
+        backbone (`str`, *optional*, defaults to `"tf_efficientnet_b4.ns_jft_in1k"`):
+            Name of a timm model with a spatial feature map. The constructor never downloads weights.
+        backbone_kwargs (`dict`, *optional*):
+            Further keyword arguments of `timm.create_model`.
+        image_size (`int`, *optional*, defaults to 299):
+            Side of the square input in pixels.
+        dropout (`float`, *optional*, defaults to 0.2):
+            Probability of dropping a pooled feature before the classifier, in [0, 1).
+        embedding (`str`, *optional*, defaults to `"map"`):
+            What the inter-instance loss compares: `"map"`, the feature map squeezed to one channel and flattened, as
+            in the paper, whose length follows from the image size; or `"pooled"`, the mean over cells and a linear
+            layer to `embedding_dim`, whatever the image size.
+        embedding_dim (`int`, *optional*, defaults to 128):
+            Length of the `"pooled"` embedding; the `"map"` embedding has one entry a cell.
+        queue_size (`int`, *optional*, defaults to 32768):
+            Rows of each of the two queues of hard keys.
+        hard_samples (`int`, *optional*, defaults to 5):
+            Keys of each class that enter its queue at every step, counted over the batch of all processes.
+        momentum (`float`, *optional*, defaults to 0.999):
+            Share of itself that the momentum encoder keeps at an optimizer step, in [0, 1].
+        prototype_momentum (`float`, *optional*, defaults to 0.9):
+            Share of itself that a class prototype keeps at a step, in [0, 1].
+        temperature (`float`, *optional*, defaults to 0.07):
+            Divisor of every cosine similarity in the losses, above 0.
+        self_pairs (`bool`, *optional*, defaults to `True`):
+            Whether the intra-instance loss counts the pairs of a cell with itself, as published. They make up most
+            of its numerator; without them the loss has a stronger signal.
+        mask_threshold (`float`, *optional*, defaults to 0.01):
+            Forged share above which a cell of the feature map counts as forged, in [0, 1).
+        seen_methods (`list[str]`, *optional*):
+            Manipulation methods that the checkpoint was trained on; set by training.
+
+    Example:
+    ```python
+    >>> from dcl.configuration_dcl import DCLConfig
+    >>> config = DCLConfig(backbone="test_efficientnet", image_size=64, queue_size=256)
+    >>> config.id2label
+    {0: 'real', 1: 'fake'}
+
+    ```
+    """
+
+    model_type = "dcl"
+    keys_to_ignore_at_inference = ["evidence", "feature_map", "query", "key"]  # noqa: RUF012 (transformers adds lists to it)
+
+    backbone: str = "tf_efficientnet_b4.ns_jft_in1k"
+    backbone_kwargs: dict[str, Any] | None = None
+    image_size: int = 299
+    dropout: float | int = 0.2
+    embedding: Literal["map", "pooled"] = "map"
+    embedding_dim: int = 128
+    queue_size: int = 32768
+    hard_samples: int = 5
+    momentum: float | int = 0.999
+    prototype_momentum: float | int = 0.9
+    temperature: float | int = 0.07
+    self_pairs: bool = True
+    mask_threshold: float | int = 0.01
+    seen_methods: list[str] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.id2label is None and kwargs.get("num_labels") in (None, 2):
+            self.id2label = {0: "real", 1: "fake"}
+        super().__post_init__(**kwargs)
+        self.label2id = {name: label for label, name in self.id2label.items()}
+        # One checkpoint serves every class: make each of them reachable from it, whichever class saved it.
+        self.auto_map = {
+            "AutoModel": "modeling_dcl.DCLModel",
+            "AutoModelForImageClassification": "modeling_dcl.DCLForImageClassification",
+            "AutoModelForPreTraining": "modeling_dcl.DCLForPreTraining",
+            **(getattr(self, "auto_map", None) or {}),
+        }
+
+    def validate_architecture(self) -> None:
+        """Check that every number is in its range and that the two classes are real and fake."""
+        super().validate_architecture()
+        for name in ("image_size", "embedding_dim", "queue_size", "hard_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("momentum", "prototype_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
+        for name in ("dropout", "mask_threshold"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"`temperature` must be above 0 and finite, got {self.temperature}.")
+        if self.hard_samples > self.queue_size:
+            raise ValueError(
+                f"`queue_size` ({self.queue_size}) must hold the hard keys of one batch "
+                f"(`hard_samples`, {self.hard_samples}): enlarge the queue or choose fewer hard samples."
+            )
+        if dict(self.id2label) != {0: "real", 1: "fake"}:
+            raise ValueError(f"The classes of DCL are 0 (real) and 1 (fake), got `id2label` {dict(self.id2label)}.")
+
+
+DCLConfig.register_for_auto_class()
+
+__all__ = ["DCLConfig"]

@@ -1,0 +1,38 @@
+"""How bad input is reported: one sentence that names the thing and the remedy, and a non-zero exit status."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message names it, its value, and what to do."""
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line why something failed: what the first exception of the chain says."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a command so that an `InputError` ends it with one sentence on standard error and exit status 1.
+
+    Every other exception keeps its traceback: it is a defect of the program, not of the input.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            # A worker of a data loader hands its error on inside a traceback, which ends with the sentence.
+            sentence = str(error).strip().splitlines()[-1]
+            sys.exit(f"error: {sentence.removeprefix(f'{type(error).__module__}.{type(error).__name__}: ')}")
+
+    return wrapped
+
+
+__all__ = ["InputError", "reason", "report_input_errors"]

@@ -1,0 +1,187 @@
+"""A Hub that does not answer: known within the time given, and never waited for again."""
+
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import closing
+
+import datasets.config
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+from transformers.utils.hub import is_offline_mode
+
+from dcl import hub_dcl
+from dcl.hub_dcl import hub_is_reachable
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    """As on a machine where offline mode was not asked for; everything is put back."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    fresh_client()
+    yield
+    fresh_client()
+
+
+def fresh_client():
+    huggingface_hub.close_session()  # its client has read the proxies of the environment
+    hub_is_reachable.cache_clear()
+
+
+class Server:
+    """Listens on this machine; answers every request with one status, or never."""
+
+    def __init__(self, status=None):
+        self.status, self.requests = status, []
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        held = []
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:  # closed
+                return
+            self.requests.append(connection.recv(65536).decode())
+            if self.status is None:
+                held.append(connection)
+                continue
+            connection.sendall(f"HTTP/1.1 {self.status} -\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+            connection.close()
+
+    def close(self):
+        self.socket.close()
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    servers = []
+
+    def start(status=None):
+        servers.append(Server(status))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def free_port():
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        return probe.getsockname()[1]
+
+
+def assert_offline():
+    assert constants.HF_HUB_OFFLINE
+    assert is_offline_mode()
+    assert datasets.config.HF_HUB_OFFLINE
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def assert_still_online():
+    assert not is_offline_mode()
+    assert not datasets.config.HF_HUB_OFFLINE
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+
+
+@pytest.mark.parametrize("status", [200, 302, 404])
+def test_a_hub_that_answers_is_reachable(serve, monkeypatch, status):
+    server = serve(status)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    assert hub_is_reachable(timeout=5.0)
+    assert hub_is_reachable(timeout=5.0)
+    assert_still_online()
+    assert len(server.requests) == 1
+    assert server.requests[0].startswith("HEAD / ")
+
+
+def test_a_hub_that_is_broken_is_not_reachable(serve, monkeypatch, caplog):
+    monkeypatch.setattr(constants, "ENDPOINT", serve(503).url)
+    assert not hub_is_reachable(timeout=5.0)
+    assert_offline()
+    assert "503" in caplog.text
+
+
+def test_a_network_that_swallows_everything_costs_no_more_than_the_timeout(serve, monkeypatch, caplog):
+    monkeypatch.setattr(constants, "ENDPOINT", serve(None).url)
+    start = time.perf_counter()
+    assert not hub_is_reachable(timeout=0.3)
+    assert time.perf_counter() - start < 2
+    assert_offline()
+    assert "cannot be reached" in caplog.text
+    assert "local cache" in caplog.text
+
+
+def test_a_name_that_nobody_looks_up_costs_no_more_than_the_timeout(monkeypatch):
+    """The look-up of a name has no timeout of its own."""
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait(10))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+    start = time.perf_counter()
+    assert not hub_is_reachable(timeout=0.3)
+    assert time.perf_counter() - start < 2
+    assert_offline()
+    release.set()
+
+
+def test_a_refused_connection_is_known_at_once(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    start = time.perf_counter()
+    assert not hub_is_reachable(timeout=10.0)
+    assert time.perf_counter() - start < 5
+    assert_offline()
+
+
+def test_the_answer_is_asked_for_once(serve, monkeypatch):
+    server = serve(None)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    assert not hub_is_reachable(timeout=0.3)
+    start = time.perf_counter()
+    assert not hub_is_reachable(timeout=0.3)
+    assert not hub_is_reachable(timeout=60.0)
+    assert time.perf_counter() - start < 0.1
+    assert len(server.requests) == 1
+
+
+def test_offline_mode_is_believed(serve, monkeypatch):
+    server = serve(200)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert not hub_is_reachable()
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_a_proxy_is_asked(serve, monkeypatch, scheme):
+    proxy = serve(200)
+    monkeypatch.setenv("http_proxy", scheme + proxy.url.removeprefix("http://"))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+    assert hub_is_reachable(timeout=5.0)
+    assert proxy.requests[0].startswith("HEAD http://hub.invalid")
+
+
+def test_a_host_that_needs_no_proxy_is_asked_itself(serve, monkeypatch):
+    mirror = serve(200)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", mirror.url)
+    assert hub_is_reachable(timeout=5.0)
+
+
+def test_offline_mode_is_entered_where_datasets_is_not_installed(monkeypatch):
+    monkeypatch.delitem(sys.modules, "datasets.config")
+    monkeypatch.setattr(hub_dcl, "_ask", lambda timeout: "no route")
+    assert not hub_is_reachable()
+    assert is_offline_mode()
