@@ -1,0 +1,191 @@
+"""Faces: found in every photograph, and cut out by one geometry for images, masks and landmarks."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dcl import faces_dcl
+from dcl.data_scripts.assets import fetch
+from dcl.errors_dcl import InputError
+from dcl.faces_dcl import (
+    ALIGNED_LANDMARKS,
+    Face,
+    YuNet,
+    crop_box,
+    crop_transform,
+    cut,
+    find_yunet,
+    fit_similarity,
+    map_points,
+)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return YuNet(fetch("yunet"))
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    return np.asarray(Image.open(fetch("astronaut")).convert("RGB"))
+
+
+def face_at(box, landmarks=None):
+    if landmarks is None:
+        landmarks = ALIGNED_LANDMARKS * 100
+    return Face(np.asarray(box, np.float32), 1.0, np.asarray(landmarks, np.float32))
+
+
+def test_every_orl_photograph_has_one_face_with_its_landmarks_in_order(detector):
+    for path in sorted(fetch("orl").rglob("*.pgm")):
+        faces = detector.detect(np.asarray(Image.open(path).convert("RGB")))
+        assert len(faces) == 1, path
+        left, right, nose, mouth_left, mouth_right = faces[0].landmarks
+        assert left[0] < right[0] and mouth_left[0] < mouth_right[0], path
+        assert max(left[1], right[1]) < nose[1] + 6 and nose[1] < max(mouth_left[1], mouth_right[1]), path
+
+
+def test_detection_agrees_at_every_size_of_the_photograph(detector, portrait):
+    expected = detector.detect(portrait)[0]
+    for side in (128, 1500):
+        scaled = np.asarray(Image.fromarray(portrait).resize((side, side)))
+        face = detector.detect(scaled)[0]
+        assert np.abs(face.box * 512 / side - expected.box).max() < 8
+        assert np.abs(face.landmarks * 512 / side - expected.landmarks).max() < 8
+
+
+def test_the_largest_face_comes_first(detector, portrait):
+    wide = np.zeros((512, 768, 3), np.uint8)
+    wide[:256, :256] = np.asarray(Image.fromarray(portrait).resize((256, 256)))
+    wide[:, 256:] = portrait
+    first, second = detector.detect(wide)
+    assert first.box[0] > 256 > second.box[2]
+    assert np.prod(first.box[2:] - first.box[:2]) > np.prod(second.box[2:] - second.box[:2])
+
+
+def test_a_picture_without_a_face_gives_none(detector):
+    assert detector.detect(np.full((90, 300, 3), 127, np.uint8)) == []
+
+
+@given(st.floats(-50, 50), st.floats(-50, 50), st.floats(1, 200), st.floats(1, 200), st.floats(0.5, 3))
+def test_crop_box_is_the_centred_square_of_the_longer_side(left, top, width, height, margin):
+    box = crop_box(np.array([left, top, left + width, top + height]), margin)
+    sides = box[2:] - box[:2]
+    assert np.allclose(sides, max(width, height) * margin)
+    assert np.allclose((box[:2] + box[2:]) / 2, (left + width / 2, top + height / 2))
+
+
+def test_a_box_crop_of_its_own_size_is_the_image_itself():
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    transform = crop_transform(face_at((10, 5, 30, 25)), {"kind": "box", "margin": 1.5, "size": 30})
+    assert np.array_equal(cut(image, transform, 30), image[0:30, 5:35])
+
+
+def test_shrinking_averages_by_area():
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    transform = crop_transform(face_at((0, 0, 64, 64)), {"kind": "box", "margin": 1, "size": 16})
+    blocks = image.reshape(16, 4, 16, 4, 3).mean(axis=(1, 3))
+    assert np.abs(cut(image, transform, 16) - blocks).max() <= 0.5
+
+
+def test_enlarging_a_mask_makes_no_value_outside_its_own():
+    mask = np.zeros((20, 20), np.uint8)
+    mask[8:12, 8:12] = 200
+    transform = crop_transform(face_at((0, 0, 20, 20)), {"kind": "box", "margin": 1, "size": 77})
+    enlarged = cut(mask, transform, 77)
+    assert enlarged.shape == (77, 77) and enlarged.max() == 200
+    assert not enlarged[:25].any() and not enlarged[:, 52:].any()
+
+
+@pytest.mark.parametrize("kind", ["box", "aligned5"])
+@pytest.mark.parametrize("size", [48, 200])
+def test_image_mask_and_landmarks_of_a_crop_stay_together(kind, size):
+    """A mask drawn at a landmark, cut from the photograph, lies at the landmark mapped into the crop."""
+    rng = np.random.default_rng(1)
+    landmarks = (ALIGNED_LANDMARKS - 0.5) @ np.array([[0.97, 0.24], [-0.24, 0.97]]) * 90 + (80, 95)
+    face = face_at((40, 30, 125, 150), landmarks + rng.normal(0, 1, (5, 2)))
+    transform = crop_transform(face, {"kind": kind, "margin": 1.3, "size": size})
+    for point, expected in zip(face.landmarks, map_points(face.landmarks, transform), strict=True):
+        y, x = np.indices((200, 180)) + 0.5
+        mask = np.where(np.hypot(x - point[0], y - point[1]) < 6, 255, 0).astype(np.uint8)
+        image = np.repeat(mask[..., None], 3, axis=2)
+        for crop in (cut(mask, transform, size), cut(image, transform, size)[..., 0]):
+            weight = crop.astype(float) / crop.sum()
+            y, x = np.indices(crop.shape) + 0.5
+            assert np.hypot((weight * x).sum() - expected[0], (weight * y).sum() - expected[1]) < 0.3
+
+
+def test_an_aligned_crop_brings_the_landmarks_to_their_template():
+    angle = np.deg2rad(25)
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    landmarks = ALIGNED_LANDMARKS @ rotation * 70 + (300, 20)
+    transform = crop_transform(face_at((0, 0, 1, 1), landmarks), {"kind": "aligned5", "margin": 1.3, "size": 256})
+    # The targets of a 256 px crop of margin 1.3, worked out from the 112 px template.
+    expected = [(96.87, 120.43), (158.83, 120.09), (128.04, 155.67), (102.59, 191.94), (153.90, 191.66)]
+    assert np.allclose(map_points(landmarks, transform), expected, atol=0.02)
+
+
+@given(st.floats(0.2, 5), st.floats(-3, 3), st.floats(-100, 100), st.floats(-100, 100))
+def test_fit_similarity_finds_the_similarity_that_was_there(scale, angle, x, y):
+    expected = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]]) * scale
+    expected[:, 2] = x, y
+    points = ALIGNED_LANDMARKS * 100
+    targets = points @ expected[:, :2].T + expected[:, 2]
+    assert np.allclose(fit_similarity(points, targets), expected, atol=1e-6)
+
+
+def test_past_the_edge_the_outermost_pixels_go_on():
+    image = np.random.default_rng(0).integers(0, 256, (10, 10, 3), np.uint8)
+    transform = crop_transform(face_at((-10, -10, 20, 20)), {"kind": "box", "margin": 1, "size": 30})
+    assert np.array_equal(cut(image, transform, 30), np.pad(image, ((10, 10), (10, 10), (0, 0)), "edge"))
+
+
+def test_an_unknown_kind_of_crop_is_refused():
+    with pytest.raises(InputError, match="'oval': use one of box, aligned5"):
+        crop_transform(face_at((0, 0, 9, 9)), {"kind": "oval", "margin": 1, "size": 9})
+
+
+def test_a_model_file_that_is_given_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("DCL_YUNET", str(tmp_path / "mine.onnx"))
+    assert find_yunet() == tmp_path / "mine.onnx"
+    with pytest.raises(InputError, match="cannot be read"):
+        YuNet()
+    (tmp_path / "mine.onnx").write_bytes(b"another network")
+    with pytest.raises(InputError, match="sha256 differs"):
+        YuNet()
+
+
+def test_the_hub_is_asked_only_where_it_can_be_reached(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, file, local_files_only):
+        asked.append((repository, file, local_files_only))
+        if local_files_only:
+            raise FileNotFoundError
+        return str(tmp_path / "hub.onnx")
+
+    monkeypatch.delenv("DCL_YUNET", raising=False)
+    monkeypatch.setenv("DCL_CACHE", str(tmp_path))
+    monkeypatch.setattr(faces_dcl, "hf_hub_download", download)
+    monkeypatch.setattr(faces_dcl, "hub_is_reachable", lambda: True)
+    (tmp_path / "hub.onnx").write_bytes(b"another network")
+    assert find_yunet() is None, "the Hub has changed the file"
+    monkeypatch.setattr(faces_dcl, "YUNET_SHA256", hashlib.sha256(b"another network").hexdigest())
+    assert find_yunet() == tmp_path / "hub.onnx"
+    monkeypatch.setattr(faces_dcl, "hub_is_reachable", lambda: False)
+    assert find_yunet() is None
+    with pytest.raises(InputError, match="DCL_YUNET"):
+        YuNet()
+    (tmp_path / faces_dcl.YUNET_FILE).write_bytes(b"")
+    assert find_yunet() == tmp_path / faces_dcl.YUNET_FILE
+    assert [call[2] for call in asked] == [False, False, True, True, True]
+
+
+def test_without_opencv_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(faces_dcl, "cv2", None)
+    with pytest.raises(InputError, match="pip install opencv-python-headless"):
+        YuNet()
