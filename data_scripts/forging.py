@@ -1,0 +1,256 @@
+"""Make a prepared data set of real faces and their forgeries, out of photographs or of another prepared data set."""
+
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Image
+from tqdm import tqdm
+
+from ..dataset_dcl import FAKE, FEATURES, REAL, decode_image, encode_image, load_prepared, metadata
+from ..errors_dcl import InputError
+from ..faces_dcl import ALIGNED_LANDMARKS, FaceDetector, fit_similarity, map_points
+from .assets import fetch_detector
+from .blending import METHODS, Portrait, random_generator
+from .photographs import find_photographs, real_rows
+from .shards import PreparedFolder
+
+SIZE, MARGIN = 380, 1.3  # of crops, where nothing else is asked for
+_CANDIDATES, _NEAREST = 40, 4  # of so many photographs of other people, one of the so many most alike in pose is taken
+
+
+@dataclass
+class Outcome:
+    """What a preparation did.
+
+    Attributes:
+        rows: number of rows of each split.
+        problems: the photographs or rows that were left out, each with the reason.
+        missing: the forgeries that were not made, counted by method and reason.
+    """
+
+    rows: dict[str, int] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    missing: Counter[str] = field(default_factory=Counter)
+
+
+def forge_families(
+    rows: Sequence[dict[str, Any]], methods: Sequence[str], variants: int, seed: int, missing: Counter[str]
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield each family of a split: its real rows, then the forgeries made from them.
+
+    A forgery has its real's frame number, crop and landmarks, and the video name `<method>/<clip>`, with `-v2`, `-v3`
+    and so on for further variants. It depends on the seed, method, video, frame, variant, and the split's other reals.
+
+    Args:
+        rows: the real rows of one split (`dataset_dcl.FEATURES`), with landmarks; partners come from among them.
+        methods: keys of `blending.METHODS`.
+        variants: forgeries of each method per real.
+        seed: chooses among the forgeries that could be made.
+        missing: counts those that need a partner where there is none, or that change nothing: they are left out.
+
+    Returns:
+        Lists of rows.
+    """
+    reals = _Reals(rows)
+    for indices in reals.families.values():
+        family = []
+        for index in indices:
+            untouched = encode_image(np.zeros(reals.portrait(index).image.shape[:2], np.uint8))
+            family.append({**rows[index], "mask": untouched, "label": REAL})
+        originals = list(zip(indices, family, strict=True))
+        for name in methods:
+            for variant in range(1, variants + 1):
+                for index, row in originals:
+                    rng = random_generator(seed, name, row["video_id"], row["frame"], variant)
+                    partner = reals.partner(index, METHODS[name].partner, rng)
+                    if partner is None and METHODS[name].partner is not None:
+                        missing[f"{name}: no photograph of the {METHODS[name].partner} person to take from"] += 1
+                        continue
+                    target = reals.portrait(index)
+                    forgery = METHODS[name].forge(target, partner, rng)
+                    if np.array_equal(forgery.image, target.image):
+                        missing[f"{name}: no pixel changed"] += 1
+                        continue
+                    clip = reals.clip(row["video_id"]) + (f"-v{variant}" if variant > 1 else "")
+                    made = {"image": encode_image(forgery.image), "mask": encode_image(forgery.mask), "label": FAKE}
+                    family.append({**row, **made, "method": name, "video_id": f"{name}/{clip}"})
+        yield family
+
+
+class _Reals:
+    """The real rows of a split: its families and videos, the pose of each face, the decoded portraits last used."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]):
+        self._rows = rows
+        self.families: dict[str, list[int]] = {}
+        self._videos: dict[str, list[int]] = {}
+        self._keys = metadata(rows).to_pylist() if isinstance(rows, Dataset) else rows
+        for index, row in enumerate(self._keys):
+            self.families.setdefault(row["source_id"], []).append(index)
+            self._videos.setdefault(row["video_id"], []).append(index)
+        self._clips = Counter(_clip(video) for video in self._videos)
+        landmarks = [np.asarray(row["landmarks"], np.float64) for row in self._keys]
+        self._poses = np.stack([map_points(points, fit_similarity(points, ALIGNED_LANDMARKS)) for points in landmarks])
+        self.portrait = lru_cache(maxsize=512)(self._portrait)
+
+    def _portrait(self, index: int) -> Portrait:
+        row = self._rows[index]
+        image = decode_image(row["image"], f"{row['video_id']}, frame {row['frame']}")
+        return Portrait(image, np.asarray(row["landmarks"], np.float64))
+
+    def clip(self, video: str) -> str:
+        """Return the part of a video's name after its method, or all of it where two videos share that part."""
+        return _clip(video) if self._clips[_clip(video)] == 1 else video
+
+    def partner(self, index: int, whose: str | None, rng: np.random.Generator) -> Portrait | None:
+        """Choose another photograph of the same video, or one of another family in a similar pose."""
+        row = self._keys[index]
+        if whose is None:
+            return None
+        if whose == "same":
+            others = [other for other in self._videos[row["video_id"]] if other != index]
+            return self.portrait(others[rng.integers(len(others))]) if others else None
+        family = set(self.families[row["source_id"]])
+        number = min(len(self._keys), len(family) + _CANDIDATES)
+        others = [
+            int(other) for other in rng.choice(len(self._keys), number, replace=False) if int(other) not in family
+        ]
+        if not others:
+            return None
+        distance = np.square(self._poses[others] - self._poses[index]).sum(axis=(1, 2))
+        nearest = np.argsort(distance, kind="stable")[:_NEAREST]
+        return self.portrait(others[rng.choice(nearest)])
+
+
+def _clip(video: str) -> str:
+    return video.split("/", 1)[-1]
+
+
+def prepare_forgeries(
+    source: str | Path,
+    output: str | Path,
+    methods: Sequence[str],
+    variants: int = 1,
+    seed: int = 0,
+    size: int | None = None,
+    margin: float | None = None,
+    split: str = "train",
+    name: str | None = None,
+    overwrite: bool = False,
+) -> Outcome:
+    """Prepare a data set of the reals of a source and of forgeries made from them.
+
+    Args:
+        source: a folder of photographs (`photographs.find_photographs`), or a prepared data set, of which the real
+            rows of every split are taken as they were cut.
+        output: folder of the new data set; splits that are there with the same settings are kept.
+        methods: keys of `blending.METHODS`.
+        variants: forgeries of each method per real.
+        seed: chooses among the forgeries that could be made.
+        size: side of the crops that are cut out of photographs, in pixels; 380 if not given.
+        margin: of these crops, as in `faces_dcl.crop_box`; 1.3 if not given.
+        split: which split photographs become.
+        name: of the data set that photographs become; the folder's name if not given.
+        overwrite: replace a data set that was prepared otherwise.
+
+    Raises:
+        InputError: if a method is unknown, the source holds no usable real, a size or margin is given for faces that
+            are cut already, or `output` holds another data set.
+    """
+    for method in methods:
+        if method not in METHODS:
+            raise InputError(f"there is no forgery method {method!r}: choose from {', '.join(METHODS)}.")
+    source, outcome = Path(source), Outcome()
+    if source.resolve() == Path(output).resolve():
+        raise InputError(f"{output} is both source and output: choose another --output.")
+    files = sorted(source.glob("*.parquet"))
+    name = name or source.resolve().name
+    if name in METHODS:
+        raise InputError(
+            f"the data set cannot be called {name!r}, as one of the forgery methods is: give it a --name."
+        )
+    splits = sorted({path.stem.split("-")[0] for path in files}) or [split]
+    photographs, crop = [], None
+    if not files:
+        photographs = find_photographs(source)
+        files = [photograph.path for photograph in photographs]
+        crop = {"kind": "box", "margin": margin or MARGIN, "size": size or SIZE}
+    elif size or margin:
+        raise InputError(f"the faces of {source} are cut already: leave --size and --margin away.")
+    state = "".join(f"{path.relative_to(source)} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in files)
+    settings = {
+        "source": hashlib.sha256(state.encode()).hexdigest(),
+        **{"splits": splits, "methods": list(methods), "variants": variants, "seed": seed, "crop": crop, "name": name},
+    }
+    folder = PreparedFolder(output, settings, overwrite)
+    for current in splits:
+        outcome.rows[current] = folder.done(current) or 0
+        if outcome.rows[current]:
+            continue
+        detector = fetch_detector()
+        if photographs:
+            found = real_rows(tqdm(photographs, "faces", unit="photo"), detector, crop, name, outcome.problems)
+        else:
+            found = _prepared_rows(source, current, detector, outcome.problems)
+        with tempfile.TemporaryDirectory(prefix=".reals-", dir=folder.path) as temporary:
+            reals = _stored(found, Path(temporary) / "reals.arrow")
+            if reals is None:
+                first = next(iter(outcome.problems.items()), None)
+                raise InputError(
+                    f"{source} holds no usable real face for the split {current!r}"
+                    + (f" ({first[0]}: {first[1]})" if first else "")
+                    + ": give photographs with faces, or a prepared data set with real rows."
+                )
+            families = forge_families(reals, methods, variants, seed, outcome.missing)
+            number = len(set(reals["source_id"]))
+            outcome.rows[current] = folder.write(current, tqdm(families, current, total=number, unit="family"))
+    return outcome
+
+
+def _prepared_rows(
+    source: Path, split: str, detector: FaceDetector, problems: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the real rows of a prepared split; where the five landmarks are missing they are found on the crop."""
+    dataset = load_prepared(str(source), split)
+    optional = {column: None for column in FEATURES if column not in dataset.column_names}
+    labels = metadata(dataset).column("label").to_pylist()
+    for index in tqdm([index for index, label in enumerate(labels) if label == REAL], "faces", unit="face"):
+        row = {**optional, **dataset[index]}
+        where = f"{split}, row {index} ({row['video_id']}, frame {row['frame']})"
+        try:
+            image = decode_image(row["image"], where)
+        except InputError:
+            problems[where] = "cannot be decoded"
+            continue
+        if np.shape(row["landmarks"]) != (5, 2):
+            faces = detector.detect(image)
+            if not faces:
+                problems[where] = "no face was found"
+                continue
+            row["landmarks"] = faces[0].landmarks.tolist()
+        yield row
+
+
+def _stored(rows: Iterable[dict[str, Any]], path: Path) -> Dataset | None:
+    """Keep rows in a file, so that any can be had again without all being in memory; None if there are none."""
+    schema, number = FEATURES.arrow_schema, 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for row in rows:
+            writer.write_table(pa.Table.from_pylist([row], schema))
+            number += 1
+    if not number:
+        return None
+    return (
+        Dataset.from_file(str(path)).cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))
+    )
+
+
+__all__ = ["Outcome", "forge_families", "prepare_forgeries"]

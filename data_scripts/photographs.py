@@ -1,0 +1,124 @@
+"""Turn a folder of photographs into the real rows of a prepared data set."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..dataset_dcl import REAL, encode_image
+from ..errors_dcl import InputError
+from ..faces_dcl import FaceDetector, crop_transform, cut, map_points
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class Photograph(NamedTuple):
+    """A file, the video (or person) that it belongs to, and its frame number there."""
+
+    path: Path
+    video: str
+    frame: int
+
+
+def find_photographs(folder: str | Path) -> list[Photograph]:
+    """List the photographs of a folder: each sub-folder is one person or video, each loose file one of its own.
+
+    Args:
+        folder: searched to any depth. A file's frame is the number its name ends with, if that is so for all files of
+            the sub-folder and no number comes twice, else its place in the order of names.
+
+    Returns:
+        The photographs, those of one video together.
+
+    Raises:
+        InputError: if the folder is missing or holds no photograph.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"there is no folder of photographs {folder}: give one, or a prepared data set.")
+    videos: dict[str, list[Path]] = {}
+    for path in sorted(root.rglob("*"), key=lambda path: _natural(path.relative_to(root).as_posix())):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+            relative = path.relative_to(root)
+            video = relative.as_posix() if path.parent == root else relative.parent.as_posix()
+            videos.setdefault(video, []).append(path)
+    if not videos:
+        raise InputError(f"{folder} holds no photograph ({', '.join(sorted(SUFFIXES))}): give a folder that does.")
+    return [
+        Photograph(path, video, frame)
+        for video, paths in videos.items()
+        for path, frame in zip(paths, _frames(paths), strict=True)
+    ]
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def _frames(paths: list[Path]) -> list[int]:
+    numbers = [int(match.group()) for path in paths if (match := re.search(r"\d{1,9}$", path.stem))]
+    return numbers if len(set(numbers)) == len(paths) else list(range(len(paths)))
+
+
+def read_photograph(path: Path) -> np.ndarray:
+    """Read an image file, turned upright, as RGB, uint8 (height, width, 3).
+
+    Raises:
+        InputError: if it cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError
+        raise InputError(f"{path} cannot be decoded ({error})") from error
+
+
+def real_rows(
+    photographs: Iterable[Photograph],
+    detector: FaceDetector,
+    crop: dict[str, Any],
+    name: str,
+    problems: dict[str, str],
+) -> Iterator[dict[str, Any]]:
+    """Cut the largest face out of each photograph.
+
+    Args:
+        photographs: from `find_photographs`.
+        detector: finds the faces.
+        crop: `kind`, `margin` and `size`, as `faces_dcl.crop_transform` takes them.
+        name: of the data set, its `method` column for reals, and the first part of the video names.
+        problems: gets the photographs that were left out, each with the reason.
+
+    Returns:
+        Rows of a prepared data set, without mask.
+    """
+    for path, video, frame in photographs:
+        try:
+            image = read_photograph(path)
+        except InputError:
+            problems[str(path)] = "cannot be decoded"
+            continue
+        faces = detector.detect(image)
+        if not faces:
+            problems[str(path)] = "no face was found"
+            continue
+        transform = crop_transform(faces[0], crop)
+        yield {
+            "image": encode_image(cut(image, transform, crop["size"])),
+            "mask": None,
+            "label": REAL,
+            "method": name,
+            "compression": None,
+            "video_id": f"{name}/{video}",
+            "source_id": f"{name}/{video}",
+            "frame": frame,
+            "landmarks": map_points(faces[0].landmarks, transform).tolist(),
+            "crop": {**crop, "detector": detector.name},
+            "dataset": name,
+        }
+
+
+__all__ = ["Photograph", "find_photographs", "read_photograph", "real_rows"]
