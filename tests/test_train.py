@@ -1,0 +1,413 @@
+"""The training command: one run from flags to files, stopped and resumed, and each bad input with its sentence."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification
+
+from dcl import train
+from dcl.errors_dcl import InputError
+from dcl.modeling_dcl import DCLForPreTraining
+from dcl.tests.prepared_data import CROP, make_rows, training_flags, write_split
+
+REPOSITORY = Path(__file__).parents[1]
+TIMES = ("_runtime", "_per_second")
+
+
+class StoppedError(Exception):
+    """What stands for a killed process."""
+
+
+def stop_after(monkeypatch, step):
+    """Make the run break off inside the step after this one, as a killed process does: nothing is tidied up."""
+    original = train.DCLTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise StoppedError
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(train.DCLTrainer, "training_step", training_step)
+
+
+def history(output_dir):
+    """Return what was logged, less what depends on the clock and the final summary."""
+    log = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    return [
+        {name: value for name, value in entry.items() if not name.endswith(TIMES)}
+        for entry in log
+        if "train_loss" not in entry
+    ]
+
+
+def assert_same_run(one, other):
+    weights, others = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert weights.keys() == others.keys() and "memory.queue" in weights
+    for name, value in weights.items():
+        assert torch.equal(value, others[name]), name
+    assert history(one) == history(other)
+
+
+RUN = {"max_steps": 7, "image_size": 64}
+
+
+@pytest.fixture(scope="module")
+def finished(prepared, tmp_path_factory):
+    """The folder of an uninterrupted run of 7 steps, 3 an epoch, saved after every second."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train.main(training_flags(prepared, folder, **RUN))
+    return folder
+
+
+# -------------------------------------------------------------------------------------------- what a run leaves behind
+
+
+def test_a_run_leaves_a_checkpoint_a_card_its_settings_and_its_results(finished):
+    names = {path.name for path in finished.iterdir() if path.is_file()}
+    assert names == {
+        "README.md",
+        "all_results.json",
+        "config.json",
+        "configuration_dcl.py",
+        "errors_dcl.py",
+        "image_processing_dcl.py",
+        "model.safetensors",
+        "modeling_dcl.py",
+        "preprocessor_config.json",
+        "run_settings.json",
+        "trainer_state.json",
+        "training_args.json",
+    }
+    results = json.loads((finished / "all_results.json").read_text())
+    assert {"train_loss", "eval_auc", "eval_eer", "eval_accuracy", "eval_video_auc"} <= results.keys()
+    config = json.loads((finished / "config.json").read_text())
+    assert config["seen_methods"] == ["swap", "warp"]
+    assert json.loads((finished / "preprocessor_config.json").read_text())["crop"] == CROP
+
+
+def test_no_pickle_is_needed_to_load_a_checkpoint(finished, tmp_path):
+    for folder in (finished, *finished.glob("checkpoint-*")):
+        assert not list(folder.glob("*.bin"))
+        copied = tmp_path / folder.name
+        shutil.copytree(folder, copied, ignore=shutil.ignore_patterns("*.pt", "*.pth", "checkpoint-*"))
+        images = torch.rand(2, 3, 64, 64)
+        loaded = AutoModelForImageClassification.from_pretrained(copied, trust_remote_code=True)
+        trained = DCLForPreTraining.from_pretrained(folder).eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(images).logits, trained(images).logits)
+
+
+def test_validation_looks_at_its_own_split_and_at_the_chosen_methods_only(tmp_path, prepared):
+    data = tmp_path / "data"
+    shutil.copytree(prepared, data)
+    (data / "test.parquet").write_bytes(b"nobody may look at this")
+    run = train.parse_training_run(training_flags(data, tmp_path / "run"))
+    trainer = train.build_trainer(run)
+    learned, chosen = trainer.train_dataset.rows, trainer.eval_dataset.rows
+    for rows, split in ((learned, "train"), (chosen, "validation")):
+        table = pq.read_table(data / f"{split}.parquet").to_pandas()
+        expected = table[table.method != "unseen"]
+        assert rows["video_id"] == list(expected.video_id) and set(rows["method"]) == {"original", "swap", "warp"}
+    assert not set(learned["source_id"]) & set(chosen["source_id"])
+
+
+def test_the_best_checkpoint_of_the_validation_is_what_is_kept(prepared, tmp_path, monkeypatch):
+    scores, seen = [0.6, 0.9, 0.7], []
+
+    def validation_metrics(prediction):
+        auc = scores[len(seen)] if len(seen) < 3 else 0.9
+        seen.append(auc)
+        return {"auc": auc, "eer": 0.1, "accuracy": 0.5, "video_auc": 0.8}
+
+    weights = []
+    original = train.DCLTrainer._save_checkpoint
+
+    def save_checkpoint(self, model, trial):
+        weights.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        return original(self, model, trial)
+
+    monkeypatch.setattr(train, "validation_metrics", validation_metrics)
+    monkeypatch.setattr(train.DCLTrainer, "_save_checkpoint", save_checkpoint)
+    train.main(training_flags(prepared, tmp_path / "run", max_steps=6, image_size=64, learning_rate=0.01))
+    kept = load_file(tmp_path / "run" / "model.safetensors")
+    for name, value in kept.items():
+        assert torch.equal(value, weights[1][name]), name
+    assert any(not torch.equal(kept[name], weights[2][name]) for name in kept)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| Frame AUC | 0.9000 |" in card and "Optimizer steps: 4." in card
+
+
+# ------------------------------------------------------------------------------------------------- stopped and resumed
+
+
+@pytest.mark.parametrize("step, workers", [(3, 0), (5, 2)])
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(finished, prepared, tmp_path, monkeypatch, step, workers):
+    flags = training_flags(prepared, tmp_path / "run", **RUN, dataloader_num_workers=workers)
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(StoppedError):
+            train.main(flags)
+    assert not (tmp_path / "run" / "all_results.json").exists()
+    train.main(flags)
+    assert_same_run(finished, tmp_path / "run")
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_again(finished, prepared, tmp_path, monkeypatch):
+    flags = training_flags(prepared, tmp_path / "run", **RUN)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(StoppedError):
+            train.main(flags)
+    train.main(flags)
+    assert_same_run(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["no state", "half a state"])
+def test_a_checkpoint_that_was_not_written_to_its_end_is_left_aside(finished, prepared, tmp_path, damage):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "all_results.json").unlink()
+    (folder / "trainer_state.json").unlink()
+    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    state = last / "trainer_state.json"
+    state.write_text(state.read_text()[:200]) if damage == "half a state" else state.unlink()
+    (last / "model.safetensors").write_bytes(b"half a file")
+    train.main(training_flags(prepared, folder, **RUN))
+    assert_same_run(finished, folder)
+
+
+def test_a_run_stopped_after_its_last_step_takes_no_further_step(finished, prepared, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "all_results.json").unlink()
+    (folder / "model.safetensors").unlink()
+    train.main(training_flags(prepared, folder, **RUN))
+    assert_same_run(finished, folder)
+    assert (folder / "all_results.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_resuming_with_accumulation_and_epochs(prepared, tmp_path, monkeypatch, step):
+    settings = {
+        "max_steps": -1,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4,  # 6 batches an epoch: the last step of each has 2
+        "contrastive_warmup_steps": -1,
+        "contrastive_warmup_epochs": 1,
+        "lr_step_epochs": 1,
+        "save_steps": 1,
+        "eval_steps": 1,
+        "save_total_limit": 2,
+    }
+    train.main(training_flags(prepared, tmp_path / "whole", **settings))
+    flags = training_flags(prepared, tmp_path / "run", **settings)
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(StoppedError):
+            train.main(flags)
+    train.main(flags)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_finished_run_says_so_and_does_nothing(finished, prepared, capsys, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    monkeypatch.setattr(train, "build_trainer", lambda run: pytest.fail("it trains again"))
+    train.main(training_flags(prepared, finished, **RUN))
+    assert "finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_other_settings_are_not_mixed_into_a_run(finished, prepared, tmp_path):
+    before = (finished / "run_settings.json").read_bytes()
+    for changed in ({"temperature": 0.5}, {"seed": 1}, {"methods": ["swap"]}, {"srm_probability": 0.1}):
+        with pytest.raises(SystemExit) as error:
+            train.main(training_flags(prepared, finished, **RUN, **changed))
+        assert next(iter(changed)) in str(error.value) and "--overwrite" in str(error.value)
+    assert (finished / "run_settings.json").read_bytes() == before
+
+
+def test_overwrite_starts_again(finished, prepared, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    train.main([*training_flags(prepared, folder, **{**RUN, "max_steps": 2}), "--overwrite"])
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-2"}
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 2
+    assert json.loads((folder / "run_settings.json").read_text())["max_steps"] == 2
+
+
+def test_a_command_that_failed_does_not_stand_in_the_way_of_the_right_one(prepared, tmp_path):
+    with pytest.raises(SystemExit):
+        train.main(training_flags(tmp_path / "misspelt", tmp_path / "run"))
+    train.main(training_flags(prepared, tmp_path / "run", max_steps=1, image_size=64))
+    assert (tmp_path / "run" / "all_results.json").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_to_the_same_weights(prepared, tmp_path):
+    settings = {"max_steps": 12, "save_steps": 3, "eval_steps": 3, "dataloader_num_workers": 2}
+    train.main(training_flags(prepared, tmp_path / "whole", **settings))
+    folder = tmp_path / "run"
+    command = [sys.executable, str(REPOSITORY / "train.py"), *training_flags(prepared, folder, **settings)]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (folder / "checkpoint-6").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "all_results.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert_same_run(tmp_path / "whole", folder)
+
+
+# ----------------------------------------------------------------------------------------------- further ways to run
+
+
+def test_training_goes_on_from_a_checkpoint(finished, prepared, tmp_path):
+    run = train.parse_training_run(training_flags(prepared, tmp_path / "run", **RUN, model=finished))
+    model = train.build_trainer(run).model
+    for name, value in load_file(finished / "model.safetensors").items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_a_checkpoint_to_start_from_keeps_its_settings(finished, prepared, tmp_path):
+    run = train.parse_training_run(training_flags(prepared, tmp_path / "run", model=finished, image_size=96))
+    with pytest.raises(InputError, match=r"image_size is 96, and 64 in the checkpoint .*leave image_size out"):
+        train.build_trainer(run)
+
+
+def test_tensorboard_files_are_written_without_a_network(prepared, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    train.main(training_flags(prepared, tmp_path / "run", max_steps=2, image_size=64, report_to="tensorboard"))
+    files = list(tmp_path.rglob("events.out.tfevents*"))
+    tags = {tag for file in files for tag in EventAccumulator(str(file)).Reload().Tags()["scalars"]}
+    assert tags >= {"train/loss", "train/loss_ce", "train/loss_inter", "train/weight_inter", "eval/auc"}
+
+
+def test_corrupt_images_end_the_run_or_are_skipped(tmp_path):
+    for split, videos in (("train", range(4)), ("validation", range(4, 6))):
+        rows = make_rows(videos)
+        rows[5]["image"] = {"bytes": b"no image", "path": None}
+        write_split(tmp_path / "data", split, rows)
+    settings = {"max_steps": 3, "image_size": 64, "methods": ["swap", "warp", "unseen"]}
+    for workers in (0, 1):
+        with pytest.raises(SystemExit) as error:
+            train.main(training_flags(tmp_path / "data", tmp_path / "a", **settings, dataloader_num_workers=workers))
+        sentence = str(error.value)
+        assert "row 5" in sentence and "--skip_corrupt" in sentence and "\n" not in sentence
+        assert sentence.startswith("error: the image of")
+    train.main([*training_flags(tmp_path / "data", tmp_path / "b", **settings), "--skip_corrupt"])
+    assert (tmp_path / "b" / "all_results.json").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def a_set(tmp_path, change=lambda row, number: None, drop=None):
+    for split, videos in (("train", range(2)), ("validation", range(2, 4))):
+        rows = make_rows(videos)
+        for number, row in enumerate(rows):
+            change(row, number)
+        write_split(tmp_path / "data", split, rows)
+        path = tmp_path / "data" / f"{split}.parquet"
+        if drop:
+            pq.write_table(pq.read_table(path).drop_columns([drop]), path)
+    return tmp_path / "data"
+
+
+def cut_wider(row, number):
+    if number == 1:
+        row["crop"] = {**CROP, "margin": 0.5}
+
+
+@pytest.mark.parametrize(
+    "data, settings, names",
+    [
+        (lambda tmp: tmp / "nowhere", {}, ["nowhere"]),
+        (lambda tmp: (tmp / "void").mkdir() or tmp / "void", {}, ["void", "train"]),
+        (lambda tmp: a_set(tmp, drop="video_id"), {}, ["video_id", "data"]),
+        (lambda tmp: a_set(tmp, cut_wider), {}, ["2 ways", "--allow_mixed_crops"]),
+        (a_set, {"methods": ["swap", "puppet"]}, ["puppet", "swap, unseen, warp"]),
+        (a_set, {"validation_split": "val"}, ["'val'", "train, validation"]),
+        (a_set, {"backbone": "test_efficientnett"}, ["test_efficientnett", "test_efficientnet"]),
+        (a_set, {"backbone_weights": "timm"}, ["test_efficientnet", "--backbone_weights"]),
+        (a_set, {"backbone_weights": "w.pth"}, ["w.pth"]),
+        (a_set, {"model": "no/checkpoint/here"}, ["no/checkpoint/here"]),
+        (a_set, {"queue_size": 4, "hard_samples": 5}, ["queue_size", "4", "5"]),
+        (a_set, {"image_size": 8}, ["8 px", "image_size"]),
+        (a_set, {"backbone": "test_vit", "image_size": 100}, ["test_vit", "100"]),
+        (a_set, {"output_dir": REPOSITORY}, ["output_dir"]),
+        (a_set, {"colour": 3}, ["colour"]),
+    ],
+)
+def test_bad_input_ends_with_one_sentence_and_a_status(tmp_path, monkeypatch, data, settings, names):
+    monkeypatch.chdir(tmp_path)
+    dataset = data(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        train.main(training_flags(dataset, **{"output_dir": tmp_path / "run", **settings}))
+    sentence = str(error.value.code)
+    assert sentence.startswith("error: ") and "\n" not in sentence.strip()
+    for name in names:
+        assert name in sentence
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_faces_cut_otherwise_for_validation_are_refused(tmp_path):
+    write_split(tmp_path / "data", "train", make_rows(range(2)))
+    rows = make_rows(range(2, 4))
+    for row in rows:
+        row["crop"] = {**CROP, "kind": "aligned5"}
+    write_split(tmp_path / "data", "validation", rows)
+    with pytest.raises(SystemExit, match="2 ways"):
+        train.main(training_flags(tmp_path / "data", tmp_path / "run"))
+
+
+def test_mixed_crops_are_accepted_when_asked_for_and_the_usual_one_is_recorded(tmp_path):
+    flags = training_flags(a_set(tmp_path, cut_wider), tmp_path / "run")
+    run = train.parse_training_run([*flags, "--allow_mixed_crops"])
+    assert train.build_trainer(run).processing_class.crop == CROP
+
+
+def test_scores_that_are_equal_are_validated(prepared):
+    prediction = type("Prediction", (), {})()
+    prediction.predictions = np.zeros((4, 2), np.float32)
+    prediction.label_ids = np.array([0, 0, 1, 1]), np.array([0, 1, 2, 2])
+    assert train.validation_metrics(prediction)["auc"] == 0.5
+
+
+@pytest.mark.slow
+def test_the_command_prints_its_error_and_ends_with_a_status(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "train.py"), "--dataset", str(tmp_path / "none"), "--use_cpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: there is no prepared data set")
+    assert "Traceback" not in done.stderr
+
+
+def test_resuming_from_what_is_no_checkpoint_is_refused(prepared, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main([*training_flags(prepared, tmp_path / "run", **RUN), "--resume_from_checkpoint", str(tmp_path)])
+    assert "no complete checkpoint to resume from" in str(stop.value)
+
+
+def test_a_tracker_that_is_not_installed_is_named(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        train.main(training_flags(prepared, tmp_path / "run", **(RUN | {"report_to": "tensorboard"})))
+    assert "--report_to tensorboard cannot be followed" in str(stop.value)

@@ -1,0 +1,192 @@
+"""Train DCL: `python train.py -c configs/demo.yaml [--flags over the file]`; also `dcl-train`, and under `torchrun`.
+
+A run that was killed goes on from its last complete checkpoint when the same command is given again; one that has
+ended says so and does nothing.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset, concatenate_datasets
+from transformers import EvalPrediction, set_seed
+from transformers.utils import logging
+
+from dcl.dataset_dcl import FAKE, find_crop, fingerprint, split_names
+from dcl.errors_dcl import InputError, reason, report_input_errors
+from dcl.evaluation.inputs import find_checkpoint
+from dcl.evaluation.metrics import binary_metrics, video_scores
+from dcl.hub_dcl import hub_is_reachable
+from dcl.image_processing_dcl import DCLImageProcessor
+from dcl.modeling_dcl import DCLForPreTraining
+from dcl.training.arguments import ModelArguments, TrainingRun, parse_training_run
+from dcl.training.backbone import load_backbone_weights
+from dcl.training.pairs import FaceDataset, PairDataset, load_rows
+from dcl.training.trainer import DCLTrainer, last_complete_checkpoint
+
+logger = logging.get_logger(__name__)
+
+RECORD, RESULTS = "run_settings.json", "all_results.json"
+
+
+@report_input_errors
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line, train, and save the best checkpoint with its card into the output folder."""
+    logging.disable_progress_bar()  # of reading and writing weights; training and evaluation keep theirs
+    run = parse_training_run(sys.argv[1:] if argv is None else argv)
+    output_dir = Path(run.training.output_dir)
+    if output_dir.resolve() == Path(__file__).resolve().parent:
+        raise InputError("output_dir is the folder of the code, which would be overwritten: choose another.")
+    train_rows, validation_rows = load_data(run)
+    record = run.record() | {"data": [fingerprint(train_rows), fingerprint(validation_rows)]}
+    if not run.data.overwrite:
+        refuse_other_run(output_dir, record)
+        if (output_dir / RESULTS).exists():
+            print(f"{output_dir} holds this run, finished; pass --overwrite to train again.")
+            return
+    trainer = build_trainer(run)
+    checkpoint = claim_output_dir(run, output_dir, record)
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.create_model_card()
+    trainer.log_metrics("train", result.metrics)
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("all", result.metrics | metrics, combined=False)
+    print(f"The checkpoint is in {output_dir}.")
+
+
+def load_data(run: TrainingRun) -> tuple[Dataset, Dataset]:
+    """Load the rows to learn from and those that choose the checkpoint."""
+    data = run.data
+    names, splits = split_names(data.dataset), (data.train_split, data.validation_split)
+    train_rows, validation_rows = (load_rows(names, split, data.data_root, data.methods) for split in splits)
+    return train_rows, validation_rows
+
+
+def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
+    """Raise an `InputError` if the folder holds checkpoints of a run with other settings or data."""
+    if not (output_dir / RESULTS).exists() and last_complete_checkpoint(output_dir) is None:
+        return  # a run that saved nothing, stopped by a misspelt setting perhaps, has nothing to be mixed with
+    try:
+        earlier = json.loads((output_dir / RECORD).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{output_dir} holds checkpoints of an unknown run: choose another --output_dir.") from error
+    changed = [key for key in record if key in earlier and earlier[key] != record[key]]
+    if changed:
+        shown = "; ".join(f"{key} was {earlier[key]!r}, is {record[key]!r}" for key in changed[:3])
+        raise InputError(
+            f"{output_dir} holds a run with other settings ({shown}): choose another --output_dir or pass --overwrite."
+        )
+
+
+def claim_output_dir(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> Path | None:
+    """Record the settings of the run in its folder, and find the checkpoint to go on from."""
+    with run.training.main_process_first(local=False, desc="output folder"):
+        if run.training.process_index == 0:
+            if run.data.overwrite:
+                for leftover in (*output_dir.glob("checkpoint-*"), output_dir / RESULTS):
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            try:
+                output_dir.mkdir(parents=True, exist_ok=True)
+                (output_dir / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True))
+            except OSError as error:
+                raise InputError(
+                    f"the output folder {output_dir} cannot be written ({error.strerror}): choose another."
+                ) from error
+    if run.training.resume_from_checkpoint is None:
+        return last_complete_checkpoint(output_dir)
+    checkpoint = Path(run.training.resume_from_checkpoint)
+    if not (checkpoint / "trainer_state.json").is_file():
+        raise InputError(f"{checkpoint} is no complete checkpoint to resume from: it has no trainer_state.json.")
+    return checkpoint
+
+
+def build_trainer(run: TrainingRun) -> DCLTrainer:
+    """Build model, processor, data sets and trainer of a run."""
+    data, args = run.data, run.training
+    train_rows, validation_rows = load_data(run)
+    if args.push_to_hub and not hub_is_reachable():
+        raise InputError("push_to_hub was asked for, and the Hub cannot be reached: train without it, and push later.")
+    shared = set(train_rows["source_id"]) & set(validation_rows["source_id"])
+    if shared:
+        logger.warning(
+            "%d source videos (as %s) are in both %s and %s: the validation scores will be too good to be true.",
+            *(len(shared), min(shared), data.train_split, data.validation_split),
+        )
+    crops = concatenate_datasets([rows.select_columns(["crop"]) for rows in (train_rows, validation_rows)])
+    crop = find_crop(crops, " and ".join(data.dataset), data.allow_mixed_crops)
+    set_seed(args.seed)
+    model, processor = build_model(run.model)
+    if processor.crop not in (None, crop):
+        logger.warning("The checkpoint learned faces cut as %s; it goes on with %s.", processor.crop, crop)
+    processor.crop = crop
+    size = model.config.image_size
+    train_set = PairDataset(train_rows, size, run.views, run.augmentation, args.seed, data.skip_corrupt)
+    seen = {str(method) for method in train_set.methods[train_set.labels == FAKE]}
+    model.config.seen_methods = sorted(seen.union(model.config.seen_methods or []))
+    validation_set = FaceDataset(validation_rows, processor, data.skip_corrupt)
+    try:
+        return DCLTrainer(
+            model=model,
+            args=args,
+            train_dataset=train_set,
+            eval_dataset=validation_set,
+            processing_class=processor,
+            compute_metrics=validation_metrics,
+        )
+    except RuntimeError as error:
+        if "requires" not in str(error):  # what the callback of a tracker that is not installed says
+            raise
+        raise InputError(f"--report_to {' '.join(args.report_to)} cannot be followed: {error}") from error
+
+
+def build_model(arguments: ModelArguments) -> tuple[DCLForPreTraining, DCLImageProcessor]:
+    """Load the checkpoint a run starts from, or build a new model on pretrained weights, and its processor."""
+    if arguments.model is None:
+        model = DCLForPreTraining(arguments.config())
+        if arguments.backbone_weights != "none":
+            load_backbone_weights(model, arguments.backbone_weights)
+        size = model.config.image_size
+        return model, DCLImageProcessor(size={"height": size, "width": size})
+    folder = find_checkpoint(arguments.model).folder
+    try:
+        processor = DCLImageProcessor.from_pretrained(folder)
+        model, loading = DCLForPreTraining.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # of the file formats, or of the configuration
+        raise InputError(f"the checkpoint {arguments.model!r} cannot be loaded: {reason(error)}") from error
+    arguments.refuse_conflicts(model.config)
+    missing = sorted(name for name in loading["missing_keys"] if name.startswith(("dcl.", "classifier.")))
+    if missing:
+        raise InputError(
+            f"the checkpoint {arguments.model!r} lacks {len(missing)} weights of backbone and classifier "
+            f"(as {missing[0]}): pass one that was saved whole."
+        )
+    return model, processor
+
+
+def validation_metrics(prediction: EvalPrediction) -> dict[str, Any]:
+    """Score the validation split, frame and video level.
+
+    Args:
+        prediction: logits (N, 2), and as label_ids the labels (N,) and the number of each frame's video (N,).
+    """
+    labels, videos = prediction.label_ids
+    logits = np.asarray(prediction.predictions, np.float64)
+    rows = pd.DataFrame({"video_id": videos, "label": labels, "p_fake": 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))})
+    frame = binary_metrics(rows.label.to_numpy(), rows.p_fake.to_numpy(), "frames")
+    if frame["auc"] is None:
+        raise InputError(f"the checkpoint cannot be validated ({frame['reason']}): lower the learning rate.")
+    per_video = video_scores(rows)
+    video = binary_metrics(per_video.label.to_numpy(), per_video.p_fake.to_numpy(), "videos")
+    return {"auc": frame["auc"], "eer": frame["eer"], "accuracy": frame["accuracy"], "video_auc": video["auc"]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""Common augmentation of a face crop and its forgery mask: uint8 arrays, in the workers of the data loader.
+
+Rotation, crop, resize and flip are composed into one affine map, so that every pixel is interpolated once and the mask
+follows the image by the very same matrix. What changes pixels but moves nothing comes after it, on the small image.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ..errors_dcl import InputError
+from ..image_processing_dcl import MAX_BILINEAR_SHRINK
+
+cv2.setNumThreads(0)  # the images are small and the workers many: OpenCV's own threads would fight over the cores
+
+# Strengths that the original training left at the defaults of its augmentation library.
+NOISE_VARIANCE = (10.0, 50.0)  # grey levels squared
+BRIGHTNESS_SHIFT = 0.2  # share of the range of grey levels
+CONTRAST_CHANGE = 0.2  # share of the pixel's value
+HUE_SHIFT, SATURATION_SHIFT, VALUE_SHIFT = 20.0, 30.0, 20.0  # in OpenCV's units: 0-180, 0-255, 0-255
+PCA_STRENGTH = 0.1  # standard deviations of the image's own colours
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> None:
+    """Raise `InputError` unless the setting `name` is a number from `low` to `high`."""
+    if not isinstance(value, (int, float)) or not low <= value <= high:
+        raise InputError(f"{name} is {value!r}: set it to a number from {low:g} to {high:g}.")
+
+
+def check_interval(name: str, value: Any, low: float, high: float) -> None:
+    """Raise `InputError` unless the setting `name` is two numbers from `low` to `high`, the smaller first."""
+    numbers = isinstance(value, (list, tuple)) and all(isinstance(end, (int, float)) for end in value)
+    if not (numbers and len(value) == 2 and low <= value[0] <= value[1] <= high):
+        raise InputError(f"{name} is {value!r}: set it to two numbers from {low:g} to {high:g}, the smaller first.")
+
+
+def check_probabilities(settings: Any) -> None:
+    """Raise `InputError` unless every field of a settings dataclass that is named a probability is one."""
+    for item in fields(settings):
+        if item.name.endswith("_probability"):
+            check_number(item.name, getattr(settings, item.name), 0.0, 1.0)
+
+
+@dataclass
+class AugmentationSettings:
+    """How often and how strongly images are augmented; the defaults are those of the original DCL training.
+
+    Raises:
+        InputError: if a value is out of its range.
+    """
+
+    rotate_probability: float = field(
+        default=0.5, metadata={"help": "Share of the views that are rotated about their centre."}
+    )
+    rotate_degrees: float = field(default=30.0, metadata={"help": "Largest rotation, to either side."})
+    resized_crop_probability: float = field(
+        default=0.5, metadata={"help": "Share of the views that show only a part of the crop, enlarged."}
+    )
+    resized_crop_scale: list[float] = field(
+        default_factory=lambda: [0.5, 1.0], metadata={"help": "Smallest and largest area of that part, as a share."}
+    )
+    resized_crop_ratio: list[float] = field(
+        default_factory=lambda: [0.75, 4 / 3], metadata={"help": "Smallest and largest width / height of that part."}
+    )
+    flip_probability: float = field(
+        default=0.5, metadata={"help": "Share of the views that are mirrored left to right."}
+    )
+    cutout_probability: float = field(
+        default=0.1, metadata={"help": "Share of the views in which a square is blackened."}
+    )
+    cutout_side: float = field(
+        default=25 / 299, metadata={"help": "Side of that square, as a share of the image's side."}
+    )
+    gray_probability: float = field(default=0.1, metadata={"help": "Share of the views without colour."})
+    noise_probability: float = field(default=0.1, metadata={"help": "Share of the views with Gaussian noise."})
+    color_probability: float = field(
+        default=0.7,
+        metadata={"help": "Share of the views with one change: of brightness and contrast, main colours, or hue."},
+    )
+    blur_probability: float = field(default=0.05, metadata={"help": "Share of the views smoothed by a 3x3 Gaussian."})
+    jpeg_probability: float = field(
+        default=0.0, metadata={"help": "Share of the views that pass through JPEG; the paper has none."}
+    )
+    jpeg_quality: list[int] = field(
+        default_factory=lambda: [40, 100], metadata={"help": "Smallest and largest JPEG quality."}
+    )
+
+    def __post_init__(self):
+        check_probabilities(self)
+        check_number("rotate_degrees", self.rotate_degrees, 0, 180)
+        check_number("cutout_side", self.cutout_side, 0, 1)
+        check_interval("resized_crop_scale", self.resized_crop_scale, 0.01, 1)
+        check_interval("resized_crop_ratio", self.resized_crop_ratio, 0.1, 10)
+        check_interval("jpeg_quality", self.jpeg_quality, 1, 100)
+
+    @classmethod
+    def none(cls) -> "AugmentationSettings":
+        """Return settings under which an image is resized and nothing else."""
+        return cls(**{item.name: 0.0 for item in fields(cls) if item.name.endswith("_probability")})
+
+
+class Augmentation:
+    """Turns a face crop and its mask into a view of a fixed size, by draws of a given random generator.
+
+    Args:
+        settings: what happens how often, and how strongly.
+        image_size: side of the square output, in pixels.
+
+    Raises:
+        InputError: if `image_size` is not a positive integer.
+    """
+
+    def __init__(self, settings: AugmentationSettings, image_size: int):
+        if not isinstance(image_size, int) or image_size < 1:
+            raise InputError(f"the image size is {image_size!r}: set it to a number of pixels, 1 or more.")
+        self.settings = settings
+        self.image_size = image_size
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray | None, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the augmented image and the mask moved with it.
+
+        Args:
+            image: uint8 RGB array (height, width, 3), of any size.
+            mask: uint8 array (height, width), the forged share of each pixel in 255ths; None where unknown.
+            rng: the only source of randomness.
+
+        Returns:
+            uint8 arrays (image_size, image_size, 3) and (image_size, image_size), or None for the mask. A place that
+            is blackened by the cutout stays marked as forged: it is where the forgery lies, seen or not.
+
+        Raises:
+            InputError: if the image is not a uint8 RGB array, or the mask has not its height and width.
+        """
+        _check_alike("image", image, (*image.shape[:2], 3))
+        if mask is not None:
+            _check_alike("mask", mask, image.shape[:2])
+        height, width = image.shape[:2]
+        matrix = self._draw_geometry(width, height, rng)
+        image = warp(image, matrix, self.image_size)
+        return self._draw_pixels(image, rng), None if mask is None else warp(mask, matrix, self.image_size)
+
+    def _draw_geometry(self, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+        settings, size = self.settings, self.image_size
+        angle, left, top, crop_width, crop_height = 0.0, 0.0, 0.0, float(width), float(height)
+        if rng.random() < settings.rotate_probability:
+            angle = math.radians(rng.uniform(-settings.rotate_degrees, settings.rotate_degrees))
+        if rng.random() < settings.resized_crop_probability:
+            area = rng.uniform(*settings.resized_crop_scale) * width * height
+            ratio = math.exp(rng.uniform(*map(math.log, settings.resized_crop_ratio)))
+            crop_width, crop_height = min(width, math.sqrt(area * ratio)), min(height, math.sqrt(area / ratio))
+            left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
+        crop = np.array([[crop_width / size, 0, left], [0, crop_height / size, top], [0, 0, 1]])
+        if rng.random() < settings.flip_probability:
+            crop = crop @ np.array([[-1, 0, size], [0, 1, 0], [0, 0, 1]])
+        # The view is a crop of the rotated image, so from view to source the crop comes first.
+        cosine, sine = math.cos(angle), math.sin(angle)
+        rotation = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+        return _shift(width / 2, height / 2) @ rotation @ _shift(-width / 2, -height / 2) @ crop
+
+    def _draw_pixels(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        settings = self.settings
+        if rng.random() < settings.cutout_probability:
+            side = round(settings.cutout_side * self.image_size)
+            top, left = rng.integers(self.image_size, size=2) - side // 2
+            image[max(top, 0) : top + side, max(left, 0) : left + side] = 0
+        if rng.random() < settings.gray_probability:
+            image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        if rng.random() < settings.noise_probability:
+            deviation = np.float32(math.sqrt(rng.uniform(*NOISE_VARIANCE)))
+            noise = rng.standard_normal(image.shape, dtype=np.float32) * deviation
+            image = cv2.add(image, noise, dtype=cv2.CV_8U)
+        if rng.random() < settings.color_probability:
+            changes = (_change_brightness_and_contrast, _change_main_colors, _change_hue_and_saturation)
+            image = changes[rng.integers(len(changes))](image, rng)
+        if rng.random() < settings.blur_probability:
+            image = cv2.GaussianBlur(image, (3, 3), 0)
+        if rng.random() < settings.jpeg_probability:
+            image = _through_jpeg(image, round(rng.uniform(*settings.jpeg_quality)))
+        return image
+
+
+def warp(values: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+    """Sample an image or a mask at the places an affine map sends the pixels of a square view to.
+
+    Args:
+        values: uint8 array (height, width) or (height, width, channels).
+        matrix: array (3, 3) from view to source, in pixels counted from the outer corner, in which the centre of the
+            first pixel is (0.5, 0.5).
+        size: side of the view in pixels.
+
+    Returns:
+        uint8 array (size, size) or (size, size, channels), bilinear; beyond its border the source is mirrored.
+    """
+    # Source columns and rows per pixel of the view. Beyond the limit the source is first reduced to the resolution of
+    # the view by a low-pass, or thin structures would alias, and forged traces with them.
+    shrink = np.maximum(np.hypot(matrix[:2, 0], matrix[:2, 1]), 1.0)
+    if shrink.max() > MAX_BILINEAR_SHRINK:
+        height, width = values.shape[:2]
+        reduced_width, reduced_height = max(1, round(width / shrink[0])), max(1, round(height / shrink[1]))
+        # Pillow's filter is that of the image processor: a model must see the same sharpness in training and after it.
+        reduced = Image.fromarray(values).resize((reduced_width, reduced_height), Image.Resampling.BILINEAR)
+        values = np.asarray(reduced)
+        matrix = np.diag([reduced_width / width, reduced_height / height, 1.0]) @ matrix
+    matrix = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)  # OpenCV counts from the centre of the first pixel
+    # BORDER_REFLECT mirrors about the image's edge, hence repeats the last pixel within its half width as a resize
+    # does; BORDER_REFLECT_101 mirrors about the last pixel's centre, which shows along the rim of an enlarged image.
+    return cv2.warpAffine(
+        values,
+        matrix[:2],
+        (size, size),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REFLECT,
+    )
+
+
+def corresponding_mix(
+    fake: np.ndarray, source: np.ndarray, mask: np.ndarray | None, ratio: float
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Blend a fake with the frame of the real video it was made from: a fainter forgery, which stays a fake.
+
+    The paper names this view and no distribution of the ratio.
+
+    Args:
+        fake: uint8 RGB array (height, width, 3).
+        source: uint8 RGB array of the same shape, cut out of the source frame at the same place.
+        mask: uint8 array (height, width) of the fake; None where unknown.
+        ratio: share of the fake, in (0, 1].
+
+    Returns:
+        `ratio * fake + (1 - ratio) * source` and the mask scaled by the ratio, rounded up: what was marked as forged
+        stays marked.
+
+    Raises:
+        InputError: if the two images differ in size, or the mask differs from them.
+    """
+    _check_alike("source frame", source, fake.shape)
+    image = cv2.addWeighted(fake, ratio, source, 1.0 - ratio, 0.0)
+    if mask is None:
+        return image, None
+    _check_alike("mask", mask, fake.shape[:2])
+    return image, np.ceil(mask * ratio).astype(np.uint8)
+
+
+def _check_alike(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
+    if values.dtype != np.uint8 or values.shape != shape:
+        raise InputError(
+            f"the {name} is a {values.dtype} array of shape {values.shape}, not uint8 of shape {shape}: "
+            "give images as RGB, and cut image, mask and source frame in one size."
+        )
+
+
+def _shift(right: float, down: float) -> np.ndarray:
+    return np.array([[1.0, 0.0, right], [0.0, 1.0, down], [0.0, 0.0, 1.0]])
+
+
+def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Replace each value of each channel by its entry in a table (256, channels)."""
+    return cv2.LUT(image, np.rint(table).clip(0, 255).astype(np.uint8)[None])
+
+
+def _levels() -> np.ndarray:
+    return np.tile(np.arange(256.0)[:, None], 3)
+
+
+def _change_brightness_and_contrast(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    gain = 1.0 + rng.uniform(-CONTRAST_CHANGE, CONTRAST_CHANGE)
+    return _look_up(image, gain * _levels() + 255.0 * rng.uniform(-BRIGHTNESS_SHIFT, BRIGHTNESS_SHIFT))
+
+
+def _change_main_colors(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shift all colours along the principal axes of the image's own colours (PCA colour augmentation of AlexNet)."""
+    colors = image[::4, ::4].reshape(-1, 3).astype(np.float64)  # a 16th of the pixels gives the same axes
+    colors -= colors.mean(axis=0)
+    variances, axes = np.linalg.eigh(colors.T @ colors / len(colors))
+    steps = rng.normal(0.0, PCA_STRENGTH, 3) * np.sqrt(variances.clip(0.0))
+    return _look_up(image, _levels() + axes @ steps)
+
+
+def _change_hue_and_saturation(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    limits = np.array([HUE_SHIFT, SATURATION_SHIFT, VALUE_SHIFT])
+    table = _levels() + np.rint(rng.uniform(-limits, limits))
+    table[:, 0] %= 180.0
+    return cv2.cvtColor(_look_up(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table), cv2.COLOR_HSV2RGB)
+
+
+def _through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    # OpenCV's codec takes blue first; in the wrong order red would lose its detail instead of blue.
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+__all__ = ["Augmentation", "AugmentationSettings", "corresponding_mix", "warp"]

@@ -1,0 +1,121 @@
+"""The model card of a checkpoint: what it is, how it was trained, what it scored, and where it must not be trusted."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..dataset_dcl import metadata
+
+if TYPE_CHECKING:
+    from .trainer import DCLTrainer
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+
+#: Arguments that the card lists: those that change what is learned.
+HYPERPARAMETERS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_step_epochs",
+    "weight_decay",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "world_size",
+    "num_train_epochs",
+    "max_steps",
+    "seed",
+    "bf16",
+    "contrastive_weight",
+    "intra_weight",
+    "intra_real_weight",
+    "contrastive_warmup_epochs",
+    "contrastive_warmup_steps",
+)
+ARCHITECTURE = (
+    "backbone",
+    "image_size",
+    "embedding",
+    "queue_size",
+    "hard_samples",
+    "momentum",
+    "temperature",
+    "self_pairs",
+    "mask_threshold",
+)
+VALIDATION_METRICS = {"auc": "Frame AUC", "eer": "Frame EER", "video_auc": "Video AUC", "accuracy": "Frame accuracy"}
+
+
+def write_model_card(trainer: "DCLTrainer", name: str) -> Path:
+    """Write README.md into the trainer's output folder, from what the trainer knows now.
+
+    Args:
+        trainer: a trainer, before, in or after training.
+        name: the title of the card; the id of the repository makes the usage example run.
+
+    Returns:
+        The path of the card.
+    """
+    model, args = trainer.model, trainer.args
+    config, processor = model.config, trainer.processing_class
+    datasets = _names_of(trainer.train_dataset)
+    step = _step_of_weights(trainer)
+    scores = _scores_at(trainer, step)
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="face-forgery",
+            dataset_name=f"{', '.join(datasets) or 'unnamed'} (validation)",
+            metric_type="roc_auc",
+            metric_name=VALIDATION_METRICS["auc"],
+            metric_value=round(value, 6),
+        )
+        for key, value in scores.items()
+        if key == "auc"
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        license="apache-2.0",
+        tags=sorted(model.model_tags),
+        metrics=["roc_auc"],
+        model_name=name,
+        eval_results=results or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=name,
+        config=config,
+        crop=processor.crop,
+        datasets=datasets,
+        scores={VALIDATION_METRICS[key]: f"{value:.4f}" for key, value in scores.items()},
+        step=step,
+        architecture={key: getattr(config, key) for key in ARCHITECTURE},
+        hyperparameters={key: _plain(getattr(args, key)) for key in HYPERPARAMETERS},
+    )
+    path = Path(args.output_dir) / "README.md"
+    card.save(path)
+    return path
+
+
+def _names_of(dataset: Any) -> list[str]:
+    rows = getattr(dataset, "rows", None)
+    return sorted(set(metadata(rows.select_columns(["dataset"]))["dataset"].to_pylist())) if rows is not None else []
+
+
+def _step_of_weights(trainer: "DCLTrainer") -> int:
+    """Return the step of the weights that the model has now: after the training, those of its best checkpoint."""
+    state = trainer.state
+    chosen = trainer.args.load_best_model_at_end and not trainer.is_in_train and state.best_model_checkpoint
+    return state.best_global_step if chosen else state.global_step
+
+
+def _scores_at(trainer: "DCLTrainer", step: int) -> dict[str, float]:
+    """Return the validation metrics of a step; none where it was not validated."""
+    found = [entry for entry in trainer.state.log_history if entry["step"] == step and "eval_auc" in entry]
+    entry = found[-1] if found else {}
+    return {key: entry[f"eval_{key}"] for key in VALIDATION_METRICS if f"eval_{key}" in entry}
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)

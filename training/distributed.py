@@ -1,0 +1,55 @@
+"""Sums, means and gathers over processes; with one process, over that one."""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def mean_over_processes(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean of the valid values of all processes, in a form whose gradient DDP averages rightly.
+
+    DDP averages the gradients of the processes as if each had as many images. A subset (fakes with a mask, say) has
+    other sizes on each, so every process gives its own sum, divided by the count of all and multiplied by their
+    number: the average over processes is then the mean over the whole batch.
+
+    Args:
+        values: float (N,), one for each image of this process.
+        valid: bool (N,), which of them count; all by default.
+
+    Returns:
+        Scalar. Averaged over processes it is the mean; 0 where no process has a valid value.
+    """
+    if valid is None:
+        valid = torch.ones_like(values, dtype=torch.bool)
+    count = valid.sum().float()
+    if world_size() > 1:
+        dist.all_reduce(count)
+    total = torch.where(valid, values, 0).sum()
+    return total * world_size() / count.clamp(min=1)
+
+
+@torch.no_grad()
+def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Concatenate the rows of all processes, in the order of their ranks, however many each has.
+
+    Args:
+        tensor: (N, ...), N may differ between processes.
+
+    Returns:
+        (sum of all N, ...), equal on every process.
+    """
+    if world_size() == 1:
+        return tensor
+    length = torch.tensor([len(tensor)], device=tensor.device)
+    lengths = [torch.zeros_like(length) for _ in range(world_size())]
+    dist.all_gather(lengths, length)
+    longest = max(int(n) for n in lengths)
+    padded = F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, longest - len(tensor))).contiguous()
+    parts = [torch.zeros_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(parts, lengths, strict=True)])

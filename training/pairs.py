@@ -1,0 +1,311 @@
+"""From a prepared data set to batches: which frames meet in a sample, and which samples in a batch.
+
+A sample is a query view and a key view of one face, made of the row it is drawn for and of that row's partners:
+another frame of its clip, the source frame of a forgery, the same clip forged by another method.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import Sampler
+
+from ..dataset_dcl import (
+    CLASS_NAMES,
+    FAKE,
+    FEATURES,
+    REAL,
+    CorruptImageError,
+    decode_image,
+    decode_mask,
+    load_prepared,
+    metadata,
+)
+from ..errors_dcl import InputError
+from .augment import AugmentationSettings
+from .views import ViewSettings, draw_device_views, draw_pair_plan, draw_view, view_augmentation
+
+logger = logging.getLogger(__name__)
+
+NO_ROW = -1
+MAX_CORRUPT_IN_A_ROW = 100
+
+
+def load_rows(
+    names: Sequence[str], split: str, data_root: str | None = None, methods: Sequence[str] | None = None
+) -> Dataset:
+    """Load a split of one or several prepared data sets, with all reals and the fakes of some methods.
+
+    Args:
+        names: data sets, as `load_prepared` takes them.
+        split: the split of each.
+        data_root: where names are looked up first.
+        methods: manipulation methods to keep; all by default.
+
+    Raises:
+        InputError: if a set cannot be used, a method is in none of them, or a class has no row.
+    """
+    rows = concatenate_datasets([_with_common_types(load_prepared(name, split, data_root)) for name in names])
+    where = f"{' and '.join(names)} ({split})"
+    table = metadata(rows.select_columns(["label", "method"])).to_pandas()
+    if methods is not None:
+        there = sorted(table.method[table.label == FAKE].unique())
+        missing = sorted(set(methods) - set(there))
+        if missing:
+            raise InputError(f"{where} has no fakes by {', '.join(missing)}; it has {', '.join(there)}.")
+        kept = (table.label == REAL) | table.method.isin(methods)
+        rows, table = rows.select(np.flatnonzero(kept)), table[kept]
+    for label, name in enumerate(CLASS_NAMES):
+        if not (table.label == label).any():
+            raise InputError(f"{where} has no {name} faces: training and validation need both classes.")
+    return rows
+
+
+class PairDataset(TorchDataset):
+    """Query and key views of a prepared data set, drawn anew for every (epoch, row) and always alike for the same one.
+
+    Args:
+        rows: a prepared data set, images encoded.
+        image_size: side of the views in pixels.
+        views: which views are taken, how often.
+        augmentation: the common augmentation.
+        seed: with epoch and row, all that a sample's randomness depends on.
+        skip_corrupt: replace a row that cannot be decoded by another of its class, with a warning, instead of raising.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        image_size: int,
+        views: ViewSettings | None = None,
+        augmentation: AugmentationSettings | None = None,
+        seed: int = 0,
+        skip_corrupt: bool = False,
+    ):
+        self.rows = rows
+        self.views = views or ViewSettings()
+        self.augment = view_augmentation(self.views, augmentation or AugmentationSettings(), image_size)
+        self.seed = seed
+        self.skip_corrupt = skip_corrupt
+        table = _table_of(rows)
+        self.labels = table.label.to_numpy()
+        self.methods = table.method.to_numpy()
+        self.source = _source_rows(table)
+        self.same_video = _Groups(table.video_id)
+        # A fake's clip is named alike under every method: method/clip.
+        clip = table.video_id.str.partition("/")[2].where(table.label == FAKE, table.video_id)
+        self.same_frame = _Groups(pd.MultiIndex.from_arrays([table.source_id, clip, table.frame, table.label]))
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Any]:
+        """Make the sample of a draw.
+
+        Args:
+            draw: (epoch, row), as `BalancedSampler` gives it.
+
+        Returns:
+            `pixel_values` and `key_pixel_values` uint8 (3, size, size), `mask` uint8 (size, size) of the query,
+            `has_mask` bool, `labels`, and the draws of the views that are done on the device.
+
+        Raises:
+            CorruptImageError: if an image cannot be decoded and corrupt rows are not skipped.
+        """
+        epoch, row = draw
+        rng = np.random.default_rng((self.seed, epoch, row))
+        for _ in range(MAX_CORRUPT_IN_A_ROW):
+            try:
+                return self._sample(row, rng)
+            except CorruptImageError as error:
+                if not self.skip_corrupt:
+                    raise
+                logger.warning("%s: skipped.", error)
+                row = int(rng.choice(np.flatnonzero(self.labels == self.labels[row])))
+        raise InputError(f"{MAX_CORRUPT_IN_A_ROW} rows drawn one after the other are corrupt: prepare the set again.")
+
+    def _sample(self, row: int, rng: np.random.Generator) -> dict[str, Any]:
+        plan = draw_pair_plan(self.views, rng)
+        key_row = row
+        if plan.corresponding_pair and self.labels[row] == FAKE:
+            others = self.same_frame.members(row)
+            key_row = _choose(others[self.methods[others] != self.methods[row]], row, rng)
+        elif plan.frame_shift:
+            others = self.same_video.members(row)
+            key_row = _choose(others[others != row], row, rng)
+        query, mask = self._view(row, plan.query_mix_ratio, rng)
+        key, _ = self._view(key_row, plan.key_mix_ratio, rng)
+        known = mask is not None
+        return {
+            "pixel_values": query.transpose(2, 0, 1),
+            "key_pixel_values": key.transpose(2, 0, 1),
+            "mask": mask if known else np.zeros(query.shape[:2], np.uint8),
+            "has_mask": np.asarray(known),
+            "labels": np.asarray(self.labels[row]),
+            **draw_device_views(self.views, rng),
+        }
+
+    def _view(self, row: int, mix_ratio: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
+        image, mask = self._decode(row)
+        source = None
+        if mix_ratio < 1 and self.source[row] != NO_ROW:
+            source, _ = self._decode(int(self.source[row]))
+        return draw_view(image, mask, self.augment, rng, source, mix_ratio)
+
+    def _decode(self, row: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return decode_row(self.rows[row], row)
+
+
+class FaceDataset(TorchDataset):
+    """The faces of a prepared data set as the image processor gives them, for validation.
+
+    Args:
+        rows: a prepared data set, images encoded.
+        processor: the model's image processor.
+        skip_corrupt: leave out the rows that cannot be decoded, with a warning; they are looked for at once.
+    """
+
+    def __init__(self, rows: Dataset, processor: Any, skip_corrupt: bool = False):
+        if skip_corrupt:
+            rows = rows.select([row for row in range(len(rows)) if _is_readable(rows, row)])
+        self.rows = rows
+        self.processor = processor
+        table = _table_of(rows)
+        self.labels = table.label.to_numpy()
+        self.video_index = pd.factorize(table.video_id)[0]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """Return `pixel_values` float32 (3, size, size), `labels`, and `video_index`, the number of its video."""
+        image, _ = decode_row(self.rows[row], row)
+        return {
+            "pixel_values": self.processor(image, return_tensors="np")["pixel_values"][0],
+            "labels": np.asarray(self.labels[row]),
+            "video_index": np.asarray(self.video_index[row]),
+        }
+
+
+class BalancedSampler(Sampler):
+    """Real and fake rows in turn, so that every batch of an even size holds as many of each.
+
+    An epoch takes all rows of the smaller class once and as many of the larger one; the next epoch goes on where it
+    stopped, so none is drawn a second time before all were drawn.
+
+    Args:
+        labels: the class of each row.
+        seed: with the epoch, all that the order depends on.
+    """
+
+    def __init__(self, labels: np.ndarray, seed: int = 0):
+        self.members = [np.flatnonzero(labels == label) for label in (REAL, FAKE)]
+        self.size = min(len(member) for member in self.members)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that is drawn next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the number of draws in an epoch."""
+        return 2 * self.size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Iterate over (epoch, row)."""
+        for pair in zip(*(self._rows_of_epoch(label) for label in (REAL, FAKE)), strict=True):
+            for row in pair:
+                yield self.epoch, int(row)
+
+    def _rows_of_epoch(self, label: int) -> np.ndarray:
+        """Cut the epoch's part out of an endless row of permutations of the class."""
+        members = self.members[label]
+        start = self.epoch * self.size
+        first, last = start // len(members), (start + self.size - 1) // len(members)
+        permutations = [
+            members[np.random.default_rng((self.seed, label, turn)).permutation(len(members))]
+            for turn in range(first, last + 1)
+        ]
+        offset = start - first * len(members)
+        return np.concatenate(permutations)[offset : offset + self.size]
+
+
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stack the arrays of samples into tensors."""
+    return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+
+
+def decode_row(cells: dict[str, Any], row: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Decode the image and the mask of a row; the mask of a real is zero where the set has none."""
+    name = f"row {row} ({cells['video_id']}, frame {cells['frame']})"
+    image = decode_image(cells["image"], name)
+    mask = decode_mask(cells.get("mask"), name)
+    if mask is None and cells["label"] == REAL:
+        mask = np.zeros(image.shape[:2], np.uint8)
+    return image, mask
+
+
+def _with_common_types(rows: Dataset) -> Dataset:
+    """Give the columns the types of `FEATURES`, so that several sets fit together; the images stay where they are."""
+    rows = rows.select_columns([name for name in FEATURES if name in rows.column_names and name != "landmarks"])
+    for name, feature in rows.features.items():
+        if name not in ("image", "mask") and feature != FEATURES[name]:
+            column = rows.data.column(name).combine_chunks().cast(FEATURES.arrow_schema.field(name).type)
+            rows = rows.remove_columns(name).add_column(name, column, feature=FEATURES[name])
+    return rows
+
+
+def _table_of(rows: Dataset) -> pd.DataFrame:
+    """Return what tells rows apart, videos distinct from their namesakes in other data sets and compressions."""
+    names = ["label", "method", "video_id", "source_id", "frame", "dataset", "compression"]
+    table = metadata(rows.select_columns([name for name in names if name in rows.column_names])).to_pandas()
+    for name in {"dataset", "compression"} & set(table):
+        for column in ("video_id", "source_id"):
+            table[column] = table[column] + "@" + table[name].fillna("").astype(str)
+    return table
+
+
+def _is_readable(rows: Dataset, row: int) -> bool:
+    try:
+        decode_row(rows[row], row)
+    except CorruptImageError as error:
+        logger.warning("%s: skipped.", error)
+        return False
+    return True
+
+
+def _choose(rows: np.ndarray, fallback: int, rng: np.random.Generator) -> int:
+    return int(rng.choice(rows)) if len(rows) else fallback
+
+
+def _source_rows(table: pd.DataFrame) -> np.ndarray:
+    """Return, for each fake, the row of the real frame it was made from, or `NO_ROW`."""
+    reals = table[table.label == REAL].reset_index().drop_duplicates(["video_id", "frame"])
+    found = table.merge(
+        reals[["video_id", "frame", "index"]],
+        left_on=["source_id", "frame"],
+        right_on=["video_id", "frame"],
+        how="left",
+    )["index"]
+    return found.where((table.label == FAKE).to_numpy()).fillna(NO_ROW).to_numpy(int)
+
+
+class _Groups:
+    """Rows that share a value, looked up by one of them."""
+
+    def __init__(self, values: pd.Series | pd.MultiIndex):
+        self.group = pd.factorize(values)[0]
+        self.order = np.argsort(self.group, kind="stable")
+        self.starts = np.searchsorted(self.group[self.order], np.arange(self.group.max() + 2))
+
+    def members(self, row: int) -> np.ndarray:
+        group = self.group[row]
+        return self.order[self.starts[group] : self.starts[group + 1]]

@@ -1,0 +1,370 @@
+"""The `Trainer` of DCL: where the two views of a batch become losses, and where the memory and the momentum move."""
+
+import json
+import logging
+import math
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import trainer as hf_trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.utils import PushInProgress
+
+from ..dataset_dcl import FAKE, REAL
+from ..errors_dcl import InputError
+from ..modeling_dcl import DCLForPreTraining, DCLForPreTrainingOutput
+from .card import write_model_card
+from .distributed import gather_rows, mean_over_processes
+from .losses import inter_instance_loss, intra_instance_loss, uniformity_loss
+from .pairs import BalancedSampler, PairDataset, collate
+from .views import apply_device_views, cell_masks
+
+logger = logging.getLogger(__name__)
+
+#: What makes a repository of the Hub that loads: no pickle, no state of the optimizer.
+PUBLISHED_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "*.py")
+COMPONENTS = ("ce", "inter", "intra_fake", "intra_real")
+
+
+@dataclass
+class DCLTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the weights and the schedule of DCL's losses; defaults as in the paper's code.
+
+    The loss is `a * ce + (1 - a) * (inter + intra_weight * (intra_fake + intra_real_weight * intra_real))` with `a` 1
+    during the warm-up and `1 - contrastive_weight` after it (Eq. 10).
+
+    With gradient accumulation, the memory moves at every micro-batch and the momentum encoder at every optimizer step:
+    this is not the same as one large batch.
+
+    Raises:
+        InputError: if a weight is out of its range, or a setting of the Trainer does not go with DCL.
+    """
+
+    contrastive_weight: float = field(
+        default=0.5,
+        metadata={"help": "Weight of the contrastive losses after the warm-up, 1 - a; 0 is plain cross-entropy."},
+    )
+    intra_weight: float = field(default=0.1, metadata={"help": "Weight of Intra-ICL beside Inter-ICL."})
+    intra_real_weight: float = field(default=0.01, metadata={"help": "Weight of the real term within Intra-ICL."})
+    contrastive_warmup_epochs: float = field(
+        default=2.0, metadata={"help": "Epochs of cross-entropy alone, while momentum encoder and memory fill."}
+    )
+    contrastive_warmup_steps: int = field(
+        default=-1, metadata={"help": "The same in optimizer steps; at least 0, it replaces the epochs."}
+    )
+    lr_step_epochs: float = field(
+        default=0.0,
+        metadata={"help": "Multiply the learning rate by 0.1 every so many epochs, instead of lr_scheduler_type."},
+    )
+    channels_last: bool = field(
+        default=False, metadata={"help": "Memory format of images and weights; often faster on GPUs, measure it."}
+    )
+    learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
+    weight_decay: float = field(default=1e-5, metadata={"help": "Decoupled weight decay."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Faces in a batch of each device."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Faces in an evaluation batch."})
+    num_train_epochs: float = field(default=30.0, metadata={"help": "Epochs, unless max_steps is given."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to validate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, the best one among them."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best validated checkpoint."})
+    metric_for_best_model: str | None = field(default="auc", metadata={"help": "What the best checkpoint is best in."})
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that metric is better."})
+    logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it: samples are made, not columns."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels", "video_index"], metadata={"help": "What metrics are given beside logits."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Leave it: every parameter has a gradient at every step."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is nothing to pin for, and PyTorch warns of it
+        if not 0 <= self.contrastive_weight <= 1:
+            raise InputError(f"contrastive_weight is {self.contrastive_weight}: choose it in [0, 1].")
+        for name in ("intra_weight", "intra_real_weight", "contrastive_warmup_epochs", "lr_step_epochs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name)}: choose 0 or more.")
+        if self.n_gpu > 1:
+            raise InputError(
+                f"one process sees {self.n_gpu} GPUs, and the memory of all but one would be lost: launch with "
+                f"`torchrun --nproc_per_node {self.n_gpu} train.py ...`, or set CUDA_VISIBLE_DEVICES to one of them."
+            )
+        if self.label_smoothing_factor:
+            raise InputError(
+                f"label_smoothing_factor is {self.label_smoothing_factor}, and DCL's losses take none: leave it out."
+            )
+        if self.data_seed is not None:
+            raise InputError(f"data_seed is {self.data_seed}: samples and their order follow `seed`, leave it out.")
+        if self.lr_step_epochs > 0 and self.warmup_steps > 0:
+            raise InputError(
+                f"lr_step_epochs ({self.lr_step_epochs:g}) has no warm-up: leave warmup_steps out, or lr_step_epochs."
+            )
+        if self.fp16 and self.device.type == "cpu":
+            raise InputError("fp16 does nothing on a CPU: use bf16, or neither.")
+        if self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise InputError(
+                f"hub_strategy {self.hub_strategy.value!r} would publish the optimizer's pickles: "
+                "use 'every_save' or 'end'."
+            )
+
+
+class MomentumUpdate(TrainerCallback):
+    """Moves the momentum encoder once per optimizer step, whatever the gradient accumulation."""
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: DCLForPreTraining | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Called by the Trainer with the unwrapped model."""
+        model.momentum_update()
+
+
+class DCLTrainer(Trainer):
+    """Trains a `DCLForPreTraining` on a `PairDataset`, validates it on a `FaceDataset`.
+
+    Logged beside the total, averaged over processes: `loss_ce`, `loss_inter`, `loss_intra_fake`, `loss_intra_real`,
+    unweighted, and `weight_ce`, `weight_inter`, `weight_intra_fake`, `weight_intra_real`, by which each enters the
+    total, as they were in the last step.
+
+    Args:
+        *args: as of `Trainer`.
+        **kwargs: as of `Trainer`; `processing_class` is the `DCLImageProcessor`.
+    """
+
+    loss_is_scaled_for_ga = False  # every loss is a mean over its batch: divide by the accumulation steps
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("data_collator", collate)
+        super().__init__(*args, **kwargs)
+        self.add_callback(MomentumUpdate)
+        self._components: torch.Tensor | None = None
+        self._last_contrastive_weight = 0.0
+        self._memory_format = torch.channels_last if self.args.channels_last else torch.contiguous_format
+        self.model.to(memory_format=self._memory_format)
+
+    # ------------------------------------------------------------------------------------------------ data and losses
+
+    def _get_train_sampler(self, train_dataset: PairDataset | None = None) -> BalancedSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return BalancedSampler(dataset.labels, seed=self.args.seed)
+
+    def contrastive_weight(self) -> float:
+        """Return the weight of the contrastive losses at this step, 1 - a."""
+        if self.args.contrastive_warmup_steps >= 0:
+            warm = self.state.global_step >= self.args.contrastive_warmup_steps
+        else:
+            warm = (self.state.epoch or 0.0) >= self.args.contrastive_warmup_epochs
+        return self.args.contrastive_weight if warm else 0.0
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, DCLForPreTrainingOutput]:
+        """Compute the loss of a batch and, in training, move the memory.
+
+        Args:
+            model: the model, wrapped or not.
+            inputs: in training, a batch of `PairDataset`; in evaluation, of `FaceDataset`, whose loss is the
+                cross-entropy.
+            return_outputs: whether the outputs of the model are returned too.
+            num_items_in_batch: not used, every loss is a mean.
+        """
+        if not model.training:
+            outputs = model(inputs["pixel_values"].contiguous(memory_format=self._memory_format))
+            loss = F.cross_entropy(outputs.logits, inputs["labels"])
+            return (loss, outputs) if return_outputs else loss
+        processor, labels = self.processing_class, inputs["labels"]
+        views = apply_device_views(inputs, processor.image_mean, processor.image_std)
+        query, key = (
+            views[name].contiguous(memory_format=self._memory_format) for name in ("pixel_values", "key_pixel_values")
+        )
+        outputs = model(query, key)
+        memory = self.accelerator.unwrap_model(model).memory
+        memory.update(gather_rows(outputs.key), gather_rows(labels))  # before the loss, as in the released code
+        loss = self._total_loss(outputs, labels, views["mask"], inputs["has_mask"])
+        return (loss, outputs) if return_outputs else loss
+
+    def _total_loss(
+        self, outputs: DCLForPreTrainingOutput, labels: torch.Tensor, mask: torch.Tensor, has_mask: torch.Tensor
+    ) -> torch.Tensor:
+        args, weight = self.args, self.contrastive_weight()
+        everywhere = torch.ones_like(labels, dtype=torch.bool)
+        terms = {"ce": (F.cross_entropy(outputs.logits, labels, reduction="none"), everywhere)}
+        # While their weight is 0 the contrastive terms are computed to be seen in the log, without a graph: a term
+        # that is not finite yet cannot reach the gradient.
+        with torch.set_grad_enabled(weight > 0):
+            terms |= self._contrastive_terms(outputs, labels, mask, has_mask)
+        self._record(terms)
+        self._last_contrastive_weight = weight
+        means = {name: mean_over_processes(values, valid) for name, (values, valid) in terms.items()}
+        if weight > 0:
+            intra = means["intra_fake"] + args.intra_real_weight * means["intra_real"]
+            return (1 - weight) * means["ce"] + weight * (means["inter"] + args.intra_weight * intra)
+        # Every parameter has a gradient at every step, be it 0, or processes would wait for each other.
+        head = self.accelerator.unwrap_model(self.model).embedding_head
+        return means["ce"] + 0.0 * sum(parameter.sum() for parameter in head.parameters())
+
+    def _contrastive_terms(
+        self, outputs: DCLForPreTrainingOutput, labels: torch.Tensor, mask: torch.Tensor, has_mask: torch.Tensor
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        config, features = self.model.config, outputs.feature_map
+        memory = self.accelerator.unwrap_model(self.model).memory
+        forged_share = cell_masks(mask, features.shape[-2:])
+        intra_fake, has_both_parts = intra_instance_loss(
+            features, forged_share, config.temperature, config.mask_threshold, config.self_pairs
+        )
+        inter = inter_instance_loss(
+            outputs.query, outputs.key, labels, memory.queue, memory.filled, config.temperature
+        )
+        return {
+            "inter": (inter, torch.ones_like(has_both_parts)),
+            "intra_fake": (intra_fake, has_both_parts & has_mask & (labels == FAKE)),
+            "intra_real": (uniformity_loss(features, config.temperature), labels == REAL),
+        }
+
+    # ------------------------------------------------------------------------------------------------------- the log
+
+    def _record(self, terms: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Add the (sum, count) of each component; nothing waits for the device here."""
+        sums = torch.stack(
+            [torch.stack([torch.where(valid, v.detach(), 0).sum(), valid.sum()]) for v, valid in terms.values()]
+        )
+        self._components = sums if self._components is None else self._components + sums
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the components of the training loss since the last time."""
+        if "loss" in logs and self._components is not None:
+            # One reduction of fixed size: a process that saw no fake with a mask must not leave the others waiting.
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(self._components)
+            for name, (total, count) in zip(COMPONENTS, self._components.tolist(), strict=True):
+                if count:
+                    logs[f"loss_{name}"] = total / count
+            weight = self._last_contrastive_weight
+            intra = weight * self.args.intra_weight
+            weights = (1 - weight, weight, intra, intra * self.args.intra_real_weight)
+            logs |= {f"weight_{name}": value for name, value in zip(COMPONENTS, weights, strict=True)}
+            self._components = None
+        super().log(logs, start_time)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        """Build the schedule of the learning rate: the Trainer's, or that of `lr_step_epochs`."""
+        args = self.args
+        batches = math.ceil(len(self._get_train_sampler()) / (args.train_batch_size * args.world_size))
+        steps_in_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+        warmup = args.contrastive_warmup_steps
+        warmup = warmup if warmup >= 0 else args.contrastive_warmup_epochs * steps_in_epoch
+        if args.contrastive_weight > 0 and warmup >= num_training_steps:
+            logger.warning(
+                "the contrastive losses never enter: their warm-up takes %g of %d steps. Shorten it by "
+                "contrastive_warmup_steps, or train longer.",
+                warmup,
+                num_training_steps,
+            )
+        if args.lr_step_epochs > 0 and self.lr_scheduler is None:
+            steps = max(1, round(args.lr_step_epochs * steps_in_epoch))
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: 0.1 ** (step // steps))
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _run_epoch(self, *, epoch: int, train_dataloader: DataLoader, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            return  # resumed after the last step, inside an epoch: the Trainer would take one more
+        # The Trainer's own call does not reach the sampler where several processes go on inside an epoch.
+        batches = train_dataloader.batch_sampler
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        batches.sampler.set_epoch(epoch)
+        super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
+
+    # ----------------------------------------------------------------------------------- checkpoints, card and Hub
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
+            (folder / "training_args.json").write_text(self.args.to_json_string())
+
+    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
+        """Write README.md: what the checkpoint is, was trained on, scored, and must not be used for."""
+        if self.is_world_process_zero():
+            name = model_name or self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
+            write_model_card(self, name)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
+        """Publish the model, its code, its processor and its card.
+
+        Args:
+            commit_message: the message of the commit.
+            blocking: wait for the upload.
+            **kwargs: `token` and `private`, for a repository that is not there yet.
+
+        Returns:
+            The commit, or its future; `None` on processes other than the first.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=kwargs.get("token"), private=kwargs.get("private"))
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        return self._upload(commit_message, run_as_future=not blocking, token=kwargs.get("token"))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # The Trainer's own version leaves out the code that `auto_map` points to, and adds a pickle.
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        if not self.args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
+            return
+        for pattern in PUBLISHED_FILES:
+            for source in Path(checkpoint_folder).glob(pattern):
+                shutil.copy(source, self.args.output_dir)
+        job = self._upload(f"Training in progress, step {self.state.global_step}", run_as_future=True)
+        if self.push_in_progress is None or self.push_in_progress.is_done():
+            self.push_in_progress = PushInProgress([])
+        self.push_in_progress.jobs.append(job)
+
+    def _upload(self, commit_message: str | None, run_as_future: bool, token: str | None = None) -> Any:
+        self.create_model_card()
+        return hf_trainer.hf_api().upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=self.args.output_dir,
+            allow_patterns=[*PUBLISHED_FILES, "README.md"],
+            ignore_patterns=["*/*"],  # a `*` takes in slashes: without this the checkpoints would go, too
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            revision=self.args.hub_revision,
+            run_as_future=run_as_future,
+        )
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
+    """Return the latest checkpoint that was written to its end: the trainer's state comes last."""
+    found = {}
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            found[json.loads((folder / "trainer_state.json").read_text())["global_step"]] = folder
+        except (OSError, ValueError, KeyError):
+            continue
+    return found[max(found)] if found else None

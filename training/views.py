@@ -1,0 +1,302 @@
+"""The data views of DCL: what query and key are made of, drawn per sample, and what is done to a batch on the device.
+
+Every random number is drawn in the worker from the generator of one sample and travels with it, so that a sample looks
+the same whatever the batch, the worker or the process it comes in; the device draws nothing. Frame shift and
+corresponding mix choose and blend frames and are done in the worker, then the common augmentation; the frequency view
+(SRM), the patch shuffle and the normalisation are done on the whole batch by `apply_device_views`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..errors_dcl import InputError
+from .augment import (
+    Augmentation,
+    AugmentationSettings,
+    check_interval,
+    check_probabilities,
+    corresponding_mix,
+)
+
+#: High-pass kernels of the steganalysis rich model (Fridrich and Kodovsky, 2012): output channel i is kernel i.
+SRM_KERNELS = np.stack(
+    [
+        np.array([[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, -2, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]) / 2,
+        np.array([[0, 0, 0, 0, 0], [0, -1, 2, -1, 0], [0, 2, -4, 2, 0], [0, -1, 2, -1, 0], [0, 0, 0, 0, 0]]) / 4,
+        np.array([[-1, 2, -2, 2, -1], [2, -6, 8, -6, 2], [-2, 8, -12, 8, -2], [2, -6, 8, -6, 2], [-1, 2, -2, 2, -1]])
+        / 12,
+    ]
+)
+DEVICE_DRAWS = ("query_patch_order", "key_patch_order", "query_srm", "key_srm")
+
+
+@dataclass
+class ViewSettings:
+    """How often each view of DCL is taken; the defaults are the released ones where the released code has the view.
+
+    Raises:
+        InputError: if a value is out of its range.
+    """
+
+    augment: bool = field(
+        default=True, metadata={"help": "Apply the common augmentation; without it images are only resized."}
+    )
+    random_patch_probability: float = field(
+        default=0.75, metadata={"help": "Share of the views whose patches are shuffled (RandomPatch)."}
+    )
+    random_patch_grid: int = field(default=3, metadata={"help": "Patches along each side."})
+    random_patch_on_key: bool = field(
+        default=False, metadata={"help": "Shuffle the patches of the key too, in an order of its own."}
+    )
+    srm_probability: float = field(
+        default=0.5, metadata={"help": "Share of the views with the SRM high-pass residual added."}
+    )
+    srm_shared: bool = field(default=True, metadata={"help": "Query and key both have the residual or both have not."})
+    frame_shift_probability: float = field(
+        default=0.5, metadata={"help": "Share of the keys taken from another frame of the same clip."}
+    )
+    mix_probability: float = field(
+        default=0.5,
+        metadata={"help": "Share of the views of fakes that are blended with their source frame (corresponding mix)."},
+    )
+    mix_ratio: list[float] = field(
+        default_factory=lambda: [0.3, 1.0],
+        metadata={
+            "help": "Smallest and largest share of the fake in the blend; our choice, the paper's is not known."
+        },
+    )
+    corresponding_pair_probability: float = field(
+        default=0.0, metadata={"help": "Share of the keys of fakes taken from the same clip forged by another method."}
+    )
+
+    def __post_init__(self):
+        check_probabilities(self)
+        check_interval("mix_ratio", self.mix_ratio, 0.01, 1)
+        if not isinstance(self.random_patch_grid, int) or self.random_patch_grid < 1:
+            raise InputError(f"random_patch_grid is {self.random_patch_grid!r}: set it to a whole number, 1 or more.")
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """Which frames a query and its key are made of, as far as the data set has them.
+
+    Attributes:
+        frame_shift: the key comes from another frame of the query's clip.
+        corresponding_pair: the key of a fake comes from the same clip forged by another method.
+        query_mix_ratio: share of the fake in the query, in (0, 1]; 1 leaves it as it is.
+        key_mix_ratio: the same of the key, drawn on its own.
+    """
+
+    frame_shift: bool
+    corresponding_pair: bool
+    query_mix_ratio: float
+    key_mix_ratio: float
+
+
+def draw_pair_plan(settings: ViewSettings, rng: np.random.Generator) -> PairPlan:
+    """Draw what a query and its key are made of; takes the same number of draws for every sample."""
+    ratios = [1.0, 1.0]
+    frame_shift, corresponding_pair, *mixed = rng.random(4) < (
+        settings.frame_shift_probability,
+        settings.corresponding_pair_probability,
+        settings.mix_probability,
+        settings.mix_probability,
+    )
+    for view, ratio in enumerate(rng.uniform(*settings.mix_ratio, size=2)):
+        if mixed[view]:
+            ratios[view] = float(ratio)
+    return PairPlan(bool(frame_shift), bool(corresponding_pair), *ratios)
+
+
+def view_augmentation(settings: ViewSettings, augmentation: AugmentationSettings, image_size: int) -> Augmentation:
+    """Return the augmentation of the views: a plain resize to `image_size` where `settings.augment` is off."""
+    return Augmentation(augmentation if settings.augment else AugmentationSettings.none(), image_size)
+
+
+def draw_view(
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    source: np.ndarray | None = None,
+    mix_ratio: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Make one view of a frame: corresponding mix, then the common augmentation.
+
+    Args:
+        image: uint8 RGB array (height, width, 3).
+        mask: uint8 array (height, width); None where unknown.
+        augmentation: what is applied after the mix.
+        rng: the generator of the sample.
+        source: the frame that a fake was made from, in the shape of `image`; None leaves the mix out.
+        mix_ratio: share of the fake in the mix, in (0, 1].
+
+    Returns:
+        uint8 arrays (size, size, 3) and (size, size), or None for the mask.
+
+    Raises:
+        InputError: if the shapes or types of the arrays do not fit.
+    """
+    if source is not None:
+        image, mask = corresponding_mix(image, source, mask, mix_ratio)
+    return augmentation(image, mask, rng)
+
+
+def draw_patch_order(rng: np.random.Generator, grid: int, probability: float) -> np.ndarray:
+    """Draw where each patch comes from: any permutation alike with this probability, else the identity.
+
+    The original draws from a table of 30 permutations and 10 identities, which exists for a 3x3 grid only.
+
+    Returns:
+        int64 array (grid * grid,): entry t is the patch that moves to place t, counted along the rows.
+    """
+    shuffled = rng.random() < probability
+    order = rng.permutation(grid * grid)
+    return order if shuffled else np.arange(grid * grid)
+
+
+def draw_device_views(settings: ViewSettings, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Draw for one sample what `apply_device_views` needs: patch orders int64 (grid * grid,), SRM flags bool ()."""
+    grid, probability = settings.random_patch_grid, settings.random_patch_probability
+    query_srm, key_srm = rng.random(2) < settings.srm_probability
+    return {
+        "query_patch_order": draw_patch_order(rng, grid, probability),
+        "key_patch_order": draw_patch_order(rng, grid, probability if settings.random_patch_on_key else 0.0),
+        "query_srm": np.asarray(query_srm),
+        "key_srm": np.asarray(query_srm if settings.srm_shared else key_srm),
+    }
+
+
+def apply_device_views(
+    batch: Mapping[str, Any], image_mean: Sequence[float], image_std: Sequence[float]
+) -> dict[str, Any]:
+    """Add the SRM residual, shuffle the patches and normalise: a batch of the data loader becomes the model's input.
+
+    Args:
+        batch: tensors on one device, for N samples: `pixel_values` and `key_pixel_values` uint8 (N, 3, H, W), the
+            stacked draws of `draw_device_views`, `mask` uint8 (N, H, W) or None, and anything else.
+        image_mean: mean of each channel for values in [0, 1].
+        image_std: standard deviation of each channel.
+
+    Returns:
+        `pixel_values` and `key_pixel_values` float32, the mask moved with the query, the rest of the batch as it was;
+        the draws are left out.
+    """
+    views = {name: value for name, value in batch.items() if name not in DEVICE_DRAWS}
+    for view, name in (("query", "pixel_values"), ("key", "key_pixel_values")):
+        # The residual before the shuffle: after it, the seams between the patches would be its strongest edges.
+        images = srm_enhance(_to_unit_range(batch[name]), batch[f"{view}_srm"])
+        views[name] = normalize(shuffle_patches(images, batch[f"{view}_patch_order"]), image_mean, image_std)
+    if batch.get("mask") is not None:
+        views["mask"] = shuffle_patches(batch["mask"].unsqueeze(1), batch["query_patch_order"]).squeeze(1)
+    return views
+
+
+def srm_enhance(images: torch.Tensor, apply: torch.Tensor) -> torch.Tensor:
+    """Add to each image its high-pass residual: channel i gains kernel i over the sum of red, green and blue.
+
+    Neither truncated nor clipped. Since the kernels sum to zero, adding here and normalising by 0.5 and 0.5 after it
+    equals adding on the normalised image, as the original does.
+
+    Args:
+        images: float32 (N, 3, H, W) in [0, 1].
+        apply: bool (N,), which images gain it.
+
+    Returns:
+        float32 (N, 3, H, W).
+    """
+    height, width = images.shape[-2:]
+    # Border pixels are repeated: zeros would be an edge that the picture has not, and would break the equality above.
+    total = F.pad(images.sum(dim=1, keepdim=True), (2, 2, 2, 2), mode="replicate").squeeze(1)
+    residual = torch.zeros_like(images)
+    # Shifted additions instead of a convolution, which autocast and TF32 would round coarser than a grey level.
+    for channel, row, column in np.argwhere(SRM_KERNELS):
+        shifted = total[:, row : row + height, column : column + width]
+        residual[:, channel].add_(shifted, alpha=float(SRM_KERNELS[channel, row, column]))
+    return images + residual * apply.view(-1, 1, 1, 1)
+
+
+def shuffle_patches(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Rearrange the patches of each image (RandomPatch).
+
+    Args:
+        images: (N, C, H, W) of any type; masks with C = 1.
+        order: int64 (N, grid * grid): patch `order[n, t]` of image n moves to place t, counted along the rows.
+
+    Returns:
+        A tensor like `images`. Patches have H // grid rows and W // grid columns; what is left over at the bottom and
+        at the right stays in place.
+    """
+    count, channels, height, width = images.shape
+    grid = math.isqrt(order.shape[1])
+    rows, columns = height // grid, width // grid
+    whole = (slice(None), slice(None), slice(grid * rows), slice(grid * columns))
+    patches = images[whole].reshape(count, channels, grid, rows, grid, columns).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    patches = patches[torch.arange(count, device=images.device)[:, None], order].unflatten(1, (grid, grid))
+    shuffled = images.clone()
+    shuffled[whole] = patches.permute(0, 3, 1, 4, 2, 5).reshape(count, channels, grid * rows, grid * columns)
+    return shuffled
+
+
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Return `(images - mean) / std` per channel, float32; uint8 images (N, 3, H, W) are brought to [0, 1] first."""
+    images = _to_unit_range(images)
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device=images.device)[:, None, None] for values in (mean, std)
+    )
+    return (images - mean) / std
+
+
+def cell_masks(masks: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
+    """Return how much of each cell of the feature map is forged: the exact mean of the mask over the cell's area.
+
+    A pixel that lies in two cells counts in each by the part that lies there, so that a cell never takes in a forgery
+    beside it, and the mean over the cells is the mean over the pixels.
+
+    Args:
+        masks: (N, H, W), uint8 in [0, 255] or float in [0, 1].
+        cells: rows and columns of the feature map.
+
+    Returns:
+        float32 (N, rows, columns) in [0, 1].
+    """
+    masks = _to_unit_range(masks)
+    with torch.autocast(masks.device.type, enabled=False):
+        rows, columns = (
+            _overlaps(size, count, masks.device) for size, count in zip(masks.shape[1:], cells, strict=True)
+        )
+        return (rows @ masks @ columns.T).clamp(0.0, 1.0)
+
+
+def _overlaps(size: int, cells: int, device: torch.device) -> torch.Tensor:
+    """Return float32 (cells, size): which share of each of the equal parts of a line each of its pixels makes up."""
+    edges = torch.arange(cells + 1, dtype=torch.float32, device=device) * (size / cells)
+    pixels = torch.arange(size, dtype=torch.float32, device=device)
+    overlaps = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
+    return overlaps.clamp(min=0.0) * (cells / size)
+
+
+def _to_unit_range(values: torch.Tensor) -> torch.Tensor:
+    return values.float() / 255.0 if values.dtype == torch.uint8 else values.float()
+
+
+__all__ = [
+    "PairPlan",
+    "ViewSettings",
+    "apply_device_views",
+    "cell_masks",
+    "draw_device_views",
+    "draw_pair_plan",
+    "draw_patch_order",
+    "draw_view",
+    "normalize",
+    "shuffle_patches",
+    "srm_enhance",
+    "view_augmentation",
+]
