@@ -1,0 +1,155 @@
+"""Find what shall be evaluated, before anything slow is imported: a wrong name is reported at once."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+from datasets import Dataset
+
+from ..dataset_dcl import FAKE, REAL, find_crop, fingerprint, load_prepared, metadata
+from ..errors_dcl import InputError, reason
+from ..hub_dcl import hub_is_reachable
+
+MODEL_TYPE = "dcl"  # that of DCLConfig, whose module takes seconds to import
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint on disk, known to be one of DCL; its weights are not loaded yet."""
+
+    name: str
+    """As the user gave it."""
+    folder: Path
+    """Where its files are."""
+    revision: str | None
+    """The commit, if it came from the Hub."""
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """Find a checkpoint in a folder, else on the Hub, whose files are then fetched into the local cache.
+
+    Args:
+        name: a folder, or a model id on the Hub.
+
+    Raises:
+        InputError: if it is neither, or not a checkpoint of DCL.
+    """
+    if Path(name).is_dir():
+        checkpoint = Checkpoint(name, Path(name), None)
+    elif Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:  # cannot be a Hub id
+        raise InputError(
+            f"there is no checkpoint {name!r}: it is not a folder; train one, or pass a model id of the Hub."
+        )
+    else:
+        folder = _download(name)
+        checkpoint = Checkpoint(name, folder, folder.name)  # snapshots are kept under the name of their commit
+    try:
+        config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+        model_type = config.get("model_type")
+    except FileNotFoundError:
+        raise InputError(f"{name!r} is not a checkpoint: it has no config.json; pass the folder that has.") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"the config.json of {name!r} cannot be read ({error}): save the checkpoint again."
+        ) from error
+    if model_type != MODEL_TYPE:
+        raise InputError(
+            f"{name!r} is not a checkpoint of DCL: the model type in its config.json is {model_type!r}, "
+            f"not {MODEL_TYPE!r}."
+        )
+    return checkpoint
+
+
+def _download(name: str) -> Path:
+    reachable = hub_is_reachable()
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, allow_patterns=["*.json", "*.safetensors", "*.py"], ignore_patterns=["*/*"]
+        )
+    except Exception as error:  # of the Hub, the network, or the disk
+        if not reachable:
+            raise InputError(
+                f"there is no folder {name!r}, the local cache has no model of that name, and the Hub cannot be "
+                "reached: check the path, or the network."
+            ) from error
+        raise InputError(
+            f"there is no folder {name!r}, and no model of that name came from the Hub ({reason(error)}): "
+            "check the name, and log in if it is private."
+        ) from error
+    return Path(folder)
+
+
+@dataclass
+class EvaluationSet:
+    """One split of a prepared data set, under the name that its results get."""
+
+    name: str
+    source: str
+    """The name, path or id that the user gave."""
+    split: str
+    dataset: Dataset
+    fingerprint: str
+    crop: dict[str, Any]
+    """How its faces were cut: where in several ways, the most frequent."""
+    crop_is_mixed: bool
+
+    @property
+    def where(self) -> str:
+        """How errors call it."""
+        return f"{self.source} ({self.split})"
+
+
+def load_evaluation_sets(
+    sources: Sequence[str], split: str, data_root: str | Path | None = None, allow_mixed_crops: bool = False
+) -> list[EvaluationSet]:
+    """Load data sets and check that they can be evaluated.
+
+    Each is called by its name under `data_root`, its id on the Hub, or the last part of its path; where two paths end
+    alike, by the whole path.
+
+    Args:
+        sources: names under `data_root`, paths, or ids of data sets on the Hub.
+        split: which split of each.
+        data_root: where names are looked up first.
+        allow_mixed_crops: accept a data set whose faces were cut in several ways.
+
+    Raises:
+        InputError: if one cannot be loaded, has rows without a label, or mixes crops without leave.
+    """
+    sources = list(dict.fromkeys(sources))
+    if not sources:
+        raise InputError("no data set was named: pass --dataset with a name, a folder, or an id of the Hub.")
+    names = [_short_name(source, data_root) for source in sources]
+    sets = []
+    for source, name in zip(sources, names, strict=True):
+        dataset = load_prepared(source, split, data_root)
+        where = f"{source} ({split})"
+        labels = metadata(dataset.select_columns(["label"])).column("label").to_numpy()
+        unlabelled = np.flatnonzero((labels != REAL) & (labels != FAKE))  # `datasets` writes -1
+        if len(unlabelled):
+            raise InputError(
+                f"{len(unlabelled)} rows of {where} have no label (the first is row {unlabelled[0]}): label them, "
+                "no row of a test set is left out silently."
+            )
+        try:
+            crop, crop_is_mixed = find_crop(dataset, where), False
+        except InputError:
+            if not allow_mixed_crops:
+                raise
+            crop, crop_is_mixed = find_crop(dataset, where, allow_mixed=True), True
+        unique = name if names.count(name) == 1 else source
+        sets.append(EvaluationSet(unique, source, split, dataset, fingerprint(dataset), crop, crop_is_mixed))
+    return sets
+
+
+def _short_name(source: str, data_root: str | Path | None) -> str:
+    if data_root is not None and (Path(data_root) / source).is_dir():
+        return source
+    return Path(source).resolve().name if Path(source).is_dir() else source
+
+
+__all__ = ["Checkpoint", "EvaluationSet", "find_checkpoint", "load_evaluation_sets"]

@@ -1,0 +1,370 @@
+"""Run checkpoints over prepared data sets: a table of predictions, its metrics, and a record of what was run."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+
+from ..dataset_dcl import CROP_FIELDS, FAKE, REAL, CorruptImageError, decode_image, decode_mask
+from ..errors_dcl import InputError, reason
+from ..image_processing_dcl import DCLImageProcessor
+from ..modeling_dcl import DCLForImageClassification
+from .inputs import Checkpoint, EvaluationSet
+from .metrics import frame_and_video_metrics
+
+logger = logging.getLogger(__name__)
+
+#: The columns of `predictions.parquet`, one row a frame in the order of the data set: `logit` is the margin
+#: z_fake - z_real, `p_fake` its logistic function.
+PREDICTIONS_SCHEMA = pa.schema(
+    {
+        "dataset": pa.string(),
+        "split": pa.string(),
+        "method": pa.string(),
+        "video_id": pa.string(),
+        "source_id": pa.string(),
+        "frame": pa.int32(),
+        "label": pa.int8(),
+        "logit": pa.float64(),
+        "p_fake": pa.float64(),
+    }
+)
+RESULT_FILES = ("predictions.parquet", "run.json", "metrics.json")
+ROWS_PER_GROUP = 16384
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Load the classifier of a checkpoint in float32, and its image processor.
+
+    Args:
+        checkpoint: what `find_checkpoint` found.
+        device: where the model shall run.
+        trust_remote_code: run the code that was saved with the checkpoint instead of this package's.
+
+    Returns:
+        The model, in evaluation mode, and the processor.
+
+    Raises:
+        InputError: if a file is missing or unreadable, or does not hold every weight of the model.
+    """
+    model_class = AutoModelForImageClassification if trust_remote_code else DCLForImageClassification
+    processor_class = AutoImageProcessor if trust_remote_code else DCLImageProcessor
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    try:
+        processor = processor_class.from_pretrained(checkpoint.folder, **options)
+        model, loading = model_class.from_pretrained(
+            checkpoint.folder, dtype=torch.float32, output_loading_info=True, **options
+        )
+    except Exception as error:  # of the file formats, of the configuration, of remote code
+        raise InputError(f"the checkpoint {checkpoint.name!r} cannot be loaded: {reason(error)}") from error
+    if loading["missing_keys"]:  # they were drawn at random
+        missing = sorted(loading["missing_keys"])
+        raise InputError(
+            f"the checkpoint {checkpoint.name!r} lacks {len(missing)} weights of the classifier (as {missing[0]}): "
+            "pass one that was saved by DCLForPreTraining or DCLForImageClassification."
+        )
+    return model.to(device).eval(), processor
+
+
+def crop_matches(data: Mapping[str, Any], model: Mapping[str, Any] | None) -> bool | None:
+    """Whether faces were cut as a model learned them; None where the model does not say."""
+    if model is None:
+        return None
+    return all(
+        np.isclose(data[name], model.get(name), atol=1e-5)
+        if name == "margin" and None not in (data[name], model.get(name))
+        else data[name] == model.get(name)
+        for name in CROP_FIELDS
+    )
+
+
+# -------------------------------------------------------------------------------------------------- predictions
+
+
+@dataclass
+class PredictedBatch:
+    """What one batch of rows gives."""
+
+    rows: pa.Table
+    """`PREDICTIONS_SCHEMA`."""
+    evidence: np.ndarray
+    """float32 (c,), every cell of the fakes whose mask is known."""
+    forged: np.ndarray
+    """bool (c,), whether the mask covers more of that cell than `config.mask_threshold`."""
+    corrupt: list[int]
+    """Rows that were left out because they cannot be decoded."""
+
+
+class _DecodedRows(torch.utils.data.Dataset):
+    """Rows with image and mask decoded; of a corrupt row, the error."""
+
+    def __init__(self, data: EvaluationSet):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.data.dataset[index]
+        where = f"row {index} of {self.data.where}"
+        try:
+            row["image"] = decode_image(row["image"], where)
+            row["mask"] = decode_mask(row.get("mask"), where) if row["label"] == FAKE else None
+        except CorruptImageError as error:  # as a value: a worker would bury it in its traceback
+            return {"index": index, "error": str(error)}
+        return row
+
+
+class _Collate:
+    """Rows to pixel values, in the worker that decoded them."""
+
+    def __init__(self, processor: BaseImageProcessor):
+        self.processor = processor
+
+    def __call__(self, rows: list[dict[str, Any]]) -> tuple[list, torch.Tensor | None, list]:
+        corrupt = [row for row in rows if "error" in row]
+        rows = [row for row in rows if "error" not in row]
+        if not rows:
+            return rows, None, corrupt
+        pixel_values = self.processor([row.pop("image") for row in rows], return_tensors="pt")["pixel_values"]
+        return rows, pixel_values, corrupt
+
+
+@torch.inference_mode()
+def predict(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    data: EvaluationSet,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    skip_corrupt: bool = False,
+) -> Iterator[PredictedBatch]:
+    """Score every row of a data set, in its order.
+
+    Args:
+        model: a classifier with `logits` (N, 2) and `evidence` (N, h, w) in its output, on its device.
+        processor: its image processor.
+        data: the rows.
+        batch_size: images at a time; nothing is held longer than that.
+        num_workers: processes that decode and resize.
+        skip_corrupt: leave out rows that cannot be decoded.
+
+    Yields:
+        One result a batch.
+
+    Raises:
+        CorruptImageError: at the first such row, unless `skip_corrupt`.
+    """
+    loader = DataLoader(_DecodedRows(data), batch_size, num_workers=num_workers, collate_fn=_Collate(processor))
+    for rows, pixel_values, corrupt in loader:
+        if corrupt and not skip_corrupt:
+            raise CorruptImageError(corrupt[0]["error"])
+        evidence, forged = [np.empty(0, np.float32)], [np.empty(0, bool)]
+        margins = torch.empty(0, dtype=torch.float64)
+        if rows:
+            outputs = model(pixel_values.to(model.device))
+            logits = outputs.logits.double().cpu()
+            margins = logits[:, FAKE] - logits[:, REAL]
+            for row, cells in zip(rows, outputs.evidence.float().cpu().numpy(), strict=True):
+                if row["mask"] is not None:
+                    evidence.append(cells.ravel())
+                    forged.append((mask_to_cells(row["mask"], cells.shape) > model.config.mask_threshold).ravel())
+        columns = {name: [row[name] for row in rows] for name in ("method", "video_id", "source_id", "frame", "label")}
+        columns |= {"dataset": [data.name] * len(rows), "split": [data.split] * len(rows)}
+        columns |= {"logit": margins.numpy(), "p_fake": margins.sigmoid().numpy()}
+        yield PredictedBatch(
+            pa.table({name: columns[name] for name in PREDICTIONS_SCHEMA.names}, schema=PREDICTIONS_SCHEMA),
+            np.concatenate(evidence),
+            np.concatenate(forged),
+            [row["index"] for row in corrupt],
+        )
+
+
+def mask_to_cells(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Reduce a mask to the forged share of each cell of a feature map.
+
+    Args:
+        mask: uint8 (height, width), 255 where the image is forged.
+        shape: cells in height and width, no more than the mask has pixels.
+
+    Returns:
+        float32 `shape`, in [0, 1]: the mean over the area of each cell, pixels on a border counting by their part.
+    """
+    return cv2.resize(mask.astype(np.float32) / 255, shape[::-1], interpolation=cv2.INTER_AREA)
+
+
+# ------------------------------------------------------------------------------------------------------- results
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    sets: Sequence[EvaluationSet],
+    folder: Path,
+    run: Mapping[str, Any],
+    batch_size: int = 32,
+    num_workers: int = 0,
+    skip_corrupt: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Score data sets with a checkpoint and write `predictions.parquet`, `metrics.json` and `run.json`.
+
+    The predictions are written as they come. The files take their places once all are complete: what a folder held
+    before stays as it was if the run dies.
+
+    Args:
+        checkpoint: where the model came from, for `run.json`.
+        model: what `load_checkpoint` loaded.
+        processor: its image processor.
+        sets: what `load_evaluation_sets` loaded.
+        folder: where the files go; made if it is not there.
+        run: what else `run.json` shall say.
+        batch_size: images at a time.
+        num_workers: processes that decode and resize.
+        skip_corrupt: leave out rows that cannot be decoded, and count them.
+
+    Returns:
+        The content of `metrics.json`, see `frame_and_video_metrics`.
+
+    Raises:
+        InputError: if a row cannot be decoded (all of a data set, with `skip_corrupt`), or `folder` not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = {name: folder / f".{name}.partial" for name in RESULT_FILES}
+        writer = pq.ParquetWriter(partial["predictions.parquet"], PREDICTIONS_SCHEMA)
+    except OSError as error:
+        raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
+    seen_methods, crop = model.config.seen_methods, processor.crop
+    cells, records = {}, {}
+    try:
+        with writer:
+            for data in sets:
+                _warn_of_crop(data, crop, checkpoint)
+                batches = predict(model, processor, data, batch_size, num_workers, skip_corrupt)
+                corrupt, cells[data.name] = _write(batches, writer, data)
+                records[data.name] = {
+                    "source": data.source,
+                    "split": data.split,
+                    "fingerprint": data.fingerprint,
+                    "rows": len(data.dataset),
+                    "skipped_corrupt": {"count": len(corrupt), "rows": corrupt},
+                    "crop": data.crop,
+                    "crop_is_mixed": data.crop_is_mixed,
+                    "crop_matches": not data.crop_is_mixed and crop_matches(data.crop, crop),
+                }
+        predictions = pq.read_table(partial["predictions.parquet"]).to_pandas()
+        metrics = frame_and_video_metrics(predictions, cells)
+        for name, rows in predictions.groupby("dataset"):
+            frames = rows.groupby("video_id").size()
+            methods = list(metrics[name]["by_method"])
+            records[name] |= {
+                "videos": len(frames),
+                "frames_per_video": {
+                    "min": int(frames.min()),
+                    "median": float(frames.median()),
+                    "max": int(frames.max()),
+                },
+                "unseen_methods": None
+                if seen_methods is None
+                else [method for method in methods if method not in seen_methods],
+            }
+        record = {
+            "model": checkpoint.name,
+            "revision": checkpoint.revision,
+            "crop": crop,
+            "seen_methods": seen_methods,
+            "datasets": records,
+            "versions": versions(),
+            **run,
+        }
+        for name, content in (("run.json", record), ("metrics.json", metrics)):
+            partial[name].write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        for name in RESULT_FILES:
+            os.replace(partial[name], folder / name)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+    return metrics
+
+
+def _warn_of_crop(data: EvaluationSet, crop: dict[str, Any] | None, checkpoint: Checkpoint) -> None:
+    if crop is None:
+        logger.warning(
+            "%s does not say how the faces it learned from were cut: whether those of %s match is not known.",
+            checkpoint.name,
+            data.name,
+        )
+    elif data.crop_is_mixed or not crop_matches(data.crop, crop):
+        logger.warning(
+            "the faces of %s were cut otherwise than %s learned them (%s%s, not %s): its scores suffer from that.",
+            data.name,
+            checkpoint.name,
+            "in several ways, mostly " if data.crop_is_mixed else "",
+            data.crop,
+            crop,
+        )
+
+
+def _write(
+    batches: Iterator[PredictedBatch], writer: pq.ParquetWriter, data: EvaluationSet
+) -> tuple[list[int], tuple[np.ndarray, np.ndarray]]:
+    """Write predictions as they come; return the corrupt rows, and evidence and truth of the cells."""
+    corrupt: list[int] = []
+    evidence, forged, pending, written = [], [], [], 0
+    with tqdm(total=len(data.dataset), desc=data.name, unit=" frames") as progress:
+        for batch in batches:
+            pending.append(batch.rows)
+            evidence.append(batch.evidence)
+            forged.append(batch.forged)
+            corrupt += batch.corrupt
+            written += len(batch.rows)
+            if sum(map(len, pending)) >= ROWS_PER_GROUP:
+                writer.write_table(pa.concat_tables(pending))
+                pending.clear()
+            progress.update(len(batch.rows) + len(batch.corrupt))
+    if not written:
+        raise InputError(f"none of the {len(corrupt)} images of {data.where} can be decoded: prepare the set again.")
+    if pending:
+        writer.write_table(pa.concat_tables(pending))
+    return corrupt, (np.concatenate(evidence), np.concatenate(forged))
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python, of the libraries that the scores depend on, and of this package."""
+    packages = {name: name for name in ("torch", "transformers", "timm", "datasets")} | {"dcl": "dcl-face-forgery"}
+    found = {"python": platform.python_version()}
+    for name, package in packages.items():
+        try:
+            found[name] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a path, not installed
+            found[name] = None
+    return found
+
+
+__all__ = [
+    "PREDICTIONS_SCHEMA",
+    "PredictedBatch",
+    "crop_matches",
+    "evaluate_checkpoint",
+    "load_checkpoint",
+    "mask_to_cells",
+    "predict",
+    "versions",
+]

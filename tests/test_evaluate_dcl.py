@@ -1,0 +1,309 @@
+"""The evaluation command, from its arguments to its files, and each bad input with its sentence."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from sklearn.metrics import roc_auc_score
+
+from dcl import evaluate_dcl, hub_dcl
+from dcl.configuration_dcl import DCLConfig
+from dcl.dataset_dcl import FEATURES, encode_image
+from dcl.evaluate_dcl import main, name_folders, summarize
+from dcl.evaluation.metrics import frame_and_video_metrics
+from dcl.image_processing_dcl import DCLImageProcessor
+from dcl.modeling_dcl import DCLForPreTraining
+
+CROP = {"kind": "given", "margin": None, "size": 64, "detector": None}
+METHODS = ("youtube", "swap", "warp")
+
+
+def make_rows(seed=0):
+    """Four clips, each real and by two methods, three frames a video."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:32] = 255
+    return [
+        {
+            "image": encode_image(rng.integers(0, 256, (64, 64, 3), np.uint8)),
+            "mask": encode_image(mask * (method != "youtube")),
+            "label": int(method != "youtube"),
+            "method": method,
+            "compression": None,
+            "video_id": f"{method}/{clip:03}",
+            "source_id": f"youtube/{clip:03}",
+            "frame": frame,
+            "landmarks": None,
+            "crop": CROP,
+            "dataset": "noise",
+        }
+        for clip in range(4)
+        for method in METHODS
+        for frame in range(3)
+    ]
+
+
+def write_set(folder, rows, features=FEATURES):
+    folder.mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows, features=features).to_parquet(folder / "test.parquet")
+
+
+def write_checkpoint(folder, seed):
+    torch.manual_seed(seed)
+    config = DCLConfig(
+        backbone="test_efficientnet", image_size=64, queue_size=16, hard_samples=2, seen_methods=["swap"]
+    )
+    model = DCLForPreTraining(config)
+    torch.nn.init.normal_(model.classifier.linear.weight, std=2)
+    model.save_pretrained(folder)
+    DCLImageProcessor(size={"height": 64, "width": 64}, crop=CROP).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """`data/noise`, `data/more`, and the checkpoints `a/final` and `b/final`."""
+    folder = tmp_path_factory.mktemp("here")
+    write_set(folder / "data/noise", make_rows())
+    write_set(folder / "data/more", make_rows(seed=1))
+    write_checkpoint(folder / "a/final", seed=0)
+    write_checkpoint(folder / "b/final", seed=1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_place(here, monkeypatch):
+    monkeypatch.chdir(here)
+
+
+def sentence_of(capsys, *arguments):
+    """Run the command on input that it must refuse; return what it says."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    said = stop.value.code
+    if said == 2:  # refused by the parser, which prints
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert isinstance(said, str)
+    assert "\n" not in said
+    return said
+
+
+# ------------------------------------------------------------------------------------------------------ end to end
+
+
+def test_one_model_leaves_its_files_in_the_output_folder(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--model", "a/final", "--dataset", "data/noise", "--output_dir", str(out), "--device", "cpu"]
+    main(arguments)
+    predictions = pd.read_parquet(out / "predictions.parquet")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["noise"]["frame"]["auc"] == pytest.approx(
+        roc_auc_score(predictions["label"], predictions["p_fake"])
+    )
+    again = frame_and_video_metrics(predictions)["noise"]
+    assert {**metrics["noise"], "localisation": None} == {**again, "localisation": None}
+    assert metrics["noise"]["frame"]["n"] == 36
+    assert metrics["noise"]["video"]["n"] == 12
+    assert metrics["noise"]["by_method"]["warp"]["frame"]["n"] == 24
+    assert 0 < metrics["noise"]["localisation"]["auc"] < 1
+    run = json.loads((out / "run.json").read_text())
+    assert run["command"].split()[1:] == arguments
+    assert (run["device"], run["seed"], run["batch_size"]) == ("cpu", 0, 4)
+
+    printed = capsys.readouterr().out
+    rows = {line.split()[1]: line.split() for line in printed.splitlines() if line.strip().startswith("noise")}
+    assert list(rows) == ["all", "swap", "warp"]
+    assert (rows["swap"][2], rows["warp"][2]) == ("seen", "unseen")
+    assert rows["all"][3] == f"{metrics['noise']['frame']['auc']:.3f}"
+    assert str(out) in printed
+
+
+def test_two_runs_give_the_same_files(tmp_path):
+    for out in ("one", "two"):
+        main(["--model", "a/final", "--dataset", "data/noise", "--output_dir", str(tmp_path / out), "--device", "cpu"])
+    for name in ("metrics.json", "predictions.parquet"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_models_of_one_name_get_folders_of_their_own(tmp_path):
+    arguments = ["--model", "a/final", "b/final", "--data_root", "data", "--dataset", "noise&more", "--device", "cpu"]
+    main([*arguments, "--output_dir", str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_final", "b_final"]
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("a_final", "b_final"))
+    assert set(first) == set(second) == {"noise", "more"}
+    assert first != second
+    assert json.loads((tmp_path / "b_final/run.json").read_text())["model"] == "b/final"
+
+
+def test_folders_are_named_by_as_many_parts_as_it_takes():
+    out = Path("out")
+    assert name_folders(["a/final"], out) == [out]
+    assert name_folders(["a/x", "a/y"], out) == [out / "x", out / "y"]
+    assert name_folders(["r/1/final", "r/2/final", "else"], out) == [out / "1_final", out / "2_final", out / "else"]
+
+
+def test_the_table_marks_nothing_where_the_model_does_not_say_and_shows_what_is_missing():
+    rows = pd.DataFrame(
+        [("real", "a", 0, 0.1), ("real", "b", 0, 0.2)], columns=["method", "video_id", "label", "p_fake"]
+    )
+    reals = summarize(frame_and_video_metrics(rows.assign(dataset="noise")), None)
+    assert reals.to_dict("records")[0]["trained on"] is None
+    assert np.isnan(reals["frame AUC"]).all()
+
+
+def test_the_script_runs_from_the_checkout_and_helps_quickly():
+    script = Path(evaluate_dcl.__file__)
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=60, check=True)
+    assert time.perf_counter() - start < 3  # an import of torch alone takes about that
+    assert "--skip_corrupt" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+def refused_dataset(capsys, tmp_path, name, *options):
+    out = tmp_path / "out"
+    said = sentence_of(
+        capsys, "--model", "a/final", "--dataset", name, "--output_dir", out, "--device", "cpu", *options
+    )
+    assert not list(tmp_path.glob("out/*"))
+    return said
+
+
+def test_a_missing_data_set(capsys, tmp_path):
+    assert "there is no prepared data set 'nowhere'" in refused_dataset(capsys, tmp_path, "nowhere")
+
+
+def test_no_data_set(capsys, tmp_path):
+    assert "no data set was named" in refused_dataset(capsys, tmp_path, "&")
+
+
+def test_a_missing_split(capsys, tmp_path):
+    said = refused_dataset(capsys, tmp_path, "data/noise", "--split", "validation")
+    assert "has no split 'validation'" in said
+    assert "it has test" in said
+
+
+def test_an_empty_data_set(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES).to_parquet(tmp_path / "empty/test.parquet")
+    assert "is empty" in refused_dataset(capsys, tmp_path, tmp_path / "empty")
+
+
+def test_a_missing_column(capsys, tmp_path):
+    features = FEATURES.copy()
+    del features["video_id"]
+    rows = [{name: value for name, value in row.items() if name != "video_id"} for row in make_rows()]
+    write_set(tmp_path / "set", rows, features)
+    assert "has no column 'video_id'" in refused_dataset(capsys, tmp_path, tmp_path / "set")
+
+
+def test_a_column_of_the_wrong_kind(capsys, tmp_path):
+    features = FEATURES.copy()
+    features["frame"] = features["method"]
+    write_set(tmp_path / "set", [{**row, "frame": "first"} for row in make_rows()], features)
+    assert "the column 'frame'" in refused_dataset(capsys, tmp_path, tmp_path / "set")
+
+
+def test_mixed_crops(capsys, tmp_path):
+    rows = make_rows()
+    rows[3] = {**rows[3], "crop": {**CROP, "kind": "box"}}
+    write_set(tmp_path / "set", rows)
+    assert "--allow_mixed_crops" in refused_dataset(capsys, tmp_path, tmp_path / "set")
+    out = tmp_path / "allowed"
+    arguments = ["--model", "a/final", "--dataset", str(tmp_path / "set"), "--output_dir", str(out)]
+    main([*arguments, "--device", "cpu", "--allow_mixed_crops"])
+    assert json.loads((out / "run.json").read_text())["datasets"]["set"]["crop_is_mixed"] is True
+
+
+def test_a_corrupt_image_is_named_or_skipped(capsys, tmp_path):
+    rows = make_rows()
+    rows[20] = {**rows[20], "image": {"bytes": rows[20]["image"]["bytes"][:30], "path": None}}
+    write_set(tmp_path / "set", rows)
+    said = refused_dataset(capsys, tmp_path, tmp_path / "set")
+    assert "row 20 of" in said
+    assert "--skip_corrupt" in said
+    out = tmp_path / "skipped"
+    arguments = ["--model", "a/final", "--dataset", str(tmp_path / "set"), "--output_dir", str(out)]
+    main([*arguments, "--device", "cpu", "--skip_corrupt"])
+    record = json.loads((out / "run.json").read_text())["datasets"]["set"]
+    assert record["skipped_corrupt"] == {"count": 1, "rows": [20]}
+
+
+def refused_model(capsys, tmp_path, model):
+    return sentence_of(capsys, "--model", model, "--dataset", "data/noise", "--output_dir", tmp_path / "out")
+
+
+def test_a_missing_checkpoint(capsys, tmp_path):
+    assert "there is no checkpoint './nowhere'" in refused_model(capsys, tmp_path, "./nowhere")
+
+
+def test_a_folder_without_a_checkpoint(capsys, tmp_path):
+    assert "has no config.json" in refused_model(capsys, tmp_path, tmp_path)
+
+
+def test_a_checkpoint_of_another_model(capsys, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    assert "the model type in its config.json is 'vit'" in refused_model(capsys, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_broken_configuration(capsys, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    assert "cannot be read" in refused_model(capsys, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "preprocessor_config.json"])
+def test_a_checkpoint_that_lacks_a_file(capsys, tmp_path, missing):
+    shutil.copytree("a/final", tmp_path / "model")
+    (tmp_path / "model" / missing).unlink()
+    assert "cannot be loaded" in refused_model(capsys, tmp_path, tmp_path / "model")
+
+
+def test_cut_off_weights(capsys, tmp_path):
+    shutil.copytree("a/final", tmp_path / "model")
+    weights = tmp_path / "model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert "cannot be loaded" in refused_model(capsys, tmp_path, tmp_path / "model")
+
+
+def test_a_hub_that_cannot_be_reached(capsys, tmp_path, monkeypatch):
+    def swallow(*args, **kwargs):
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(hub_dcl.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.create_connection", swallow)
+    hub_dcl.hub_is_reachable.cache_clear()
+    start = time.perf_counter()
+    said = refused_model(capsys, tmp_path, "nobody/nothing")
+    assert time.perf_counter() - start < 15
+    assert "there is no folder 'nobody/nothing'" in said
+    assert "the Hub cannot be reached" in said
+    hub_dcl.hub_is_reachable.cache_clear()
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "abacus", "meta"])
+def test_a_device_that_is_not_there(capsys, tmp_path, device):
+    said = refused_dataset(capsys, tmp_path, "data/noise", "--device", device)
+    assert f"there is no device {device!r}" in said
+    assert "cpu" in said
+
+
+def test_numbers_out_of_range(capsys, tmp_path):
+    assert "must be at least 1, got 0" in refused_dataset(capsys, tmp_path, "data/noise", "--batch_size", "0")
+    assert "must be at least 0, got -1" in refused_dataset(capsys, tmp_path, "data/noise", "--num_workers", "-1")
+
+
+def test_one_model_twice_under_two_names(capsys, tmp_path):
+    said = sentence_of(
+        capsys, "--model", "a/final", "./a/final", "--dataset", "data/noise", "--output_dir", tmp_path / "out"
+    )
+    assert "the same folder" in said
