@@ -1,0 +1,33 @@
+"""The benchmarks print what they promise."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcl.benchmarks.demo_table import as_markdown
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.mark.slow
+def test_the_training_step_is_timed_against_its_backbone():
+    flags = ["--backbone", "test_efficientnet", "--image_size", "96", "--batch_size", "4", "--steps", "2", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "train_step.py"), *flags]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert result["dcl_s"] > 0 and result["bare_s"] > 0
+    assert result["dcl_over_bare_min"] <= result["dcl_over_bare"] <= result["dcl_over_bare_max"]
+    assert result["dcl_peak_gib"] >= result["bare_peak_gib"] * 0.9 > 0
+
+
+def test_the_table_puts_seen_methods_first_and_averages_over_seeds_and_methods():
+    runs = [{"swap": 0.9, "warp": 0.6, "blend": 0.7}, {"swap": 0.8, "warp": 0.5, "blend": 0.7}]
+    table = as_markdown({"Linear probe": [runs[0]], "DCL": runs}, seen=["swap", "blend"], seeds=2)
+    header, _, probe, dcl = table.splitlines()[:4]
+    assert header.split(" | ")[1:] == [
+        *("blend (seen)", "swap (seen)", "warp (unseen)", "seen, mean", "unseen, mean |"),
+    ]
+    assert probe == "| Linear probe | 0.700 | 0.900 | 0.600 | 0.800 | 0.600 |"
+    assert "0.850 (0.800-0.900)" in dcl and "0.775 (0.750-0.800)" in dcl and "0.550 (0.500-0.600)" in dcl
