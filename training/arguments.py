@@ -180,6 +180,10 @@ def parse_training_run(argv: list[str]) -> TrainingRun:
         )
     except InputError:
         raise
+    except ImportError as error:  # the Trainer looks for what it needs when its arguments are made
+        raise InputError(
+            f"training needs packages that are missing ({reason(error)}): pip install '.[train]'."
+        ) from error
     except ValueError as error:  # settings of the Trainer that do not go together
         raise InputError(" ".join(str(error).split())) from error
     if unknown:
