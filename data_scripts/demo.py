@@ -30,7 +30,7 @@ def prepare_demo(output: str | Path, seed: int = 0, size: int = 112, overwrite: 
         InputError: if the photographs or the face detector cannot be had, or `output` holds another data set.
     """
     settings = {"demo": SPLITS, "methods": list(METHODS), "margin": MARGIN, "seed": seed, "size": size}
-    folder = PreparedFolder(output, settings, overwrite)
+    folder = PreparedFolder(output, SPLITS, settings, overwrite)
     outcome = Outcome({split: folder.done(split) or 0 for split in SPLITS})
     if not all(outcome.rows.values()):
         reals = _cut_by_person(size, outcome.problems)

@@ -1,6 +1,7 @@
 """Make a prepared data set of real faces and their forgeries, out of photographs or of another prepared data set."""
 
 import hashlib
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,10 +12,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, Image
 from tqdm import tqdm
 
-from ..dataset_dcl import FAKE, FEATURES, REAL, decode_image, encode_image, load_prepared, metadata
+from ..dataset_dcl import (
+    FAKE,
+    FEATURES,
+    REAL,
+    SPLIT_NAME,
+    decode_image,
+    encode_image,
+    load_prepared,
+    metadata,
+    split_files,
+)
 from ..errors_dcl import InputError
 from ..faces_dcl import ALIGNED_LANDMARKS, FaceDetector, fit_similarity, map_points
 from .assets import fetch_detector
@@ -162,9 +174,13 @@ def prepare_forgeries(
         overwrite: replace a data set that was prepared otherwise.
 
     Raises:
-        InputError: if a method is unknown, the source holds no usable real, a size or margin is given for faces that
-            are cut already, or `output` holds another data set.
+        InputError: if a method is unknown, the split's name cannot be one, the source holds no usable real, a size or
+            margin is given for faces that are cut already, or `output` holds another data set, or a source video in
+            another split.
     """
+    methods = list(dict.fromkeys(methods))
+    if not re.fullmatch(SPLIT_NAME, split):
+        raise InputError(f"a split cannot be called {split!r}: use letters, digits and _ (train, validation, test).")
     for method in methods:
         if method not in METHODS:
             raise InputError(f"there is no forgery method {method!r}: choose from {', '.join(METHODS)}.")
@@ -177,7 +193,7 @@ def prepare_forgeries(
         raise InputError(
             f"the data set cannot be called {name!r}, as one of the forgery methods is: give it a --name."
         )
-    splits = sorted({path.stem.split("-")[0] for path in files}) or [split]
+    splits = split_files(source) or [split]
     photographs, crop = [], None
     if not files:
         photographs = find_photographs(source)
@@ -188,9 +204,16 @@ def prepare_forgeries(
     state = "".join(f"{path.relative_to(source)} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in files)
     settings = {
         "source": hashlib.sha256(state.encode()).hexdigest(),
-        **{"splits": splits, "methods": list(methods), "variants": variants, "seed": seed, "crop": crop, "name": name},
+        **{"methods": methods, "variants": variants, "seed": seed, "crop": crop, "name": name},
     }
-    folder = PreparedFolder(output, settings, overwrite)
+    own = (
+        "source",
+        "methods",
+        "variants",
+        "seed",
+        "name",
+    )  # a folder can be filled from several sources, split by split
+    folder = PreparedFolder(output, splits, settings, overwrite, own)
     for current in splits:
         outcome.rows[current] = folder.done(current) or 0
         if outcome.rows[current]:
@@ -209,6 +232,7 @@ def prepare_forgeries(
                     + (f" ({first[0]}: {first[1]})" if first else "")
                     + ": give photographs with faces, or a prepared data set with real rows."
                 )
+            _refuse_shared_families(reals, folder.others(current), current)
             families = forge_families(reals, methods, variants, seed, outcome.missing)
             number = len(set(reals["source_id"]))
             outcome.rows[current] = folder.write(current, tqdm(families, current, total=number, unit="family"))
@@ -237,6 +261,17 @@ def _prepared_rows(
                 continue
             row["landmarks"] = faces[0].landmarks.tolist()
         yield row
+
+
+def _refuse_shared_families(reals: Dataset, others: Iterable[Path], split: str) -> None:
+    """Raise an `InputError` if one of the source videos is in another split, too."""
+    for path in others:
+        shared = set(reals["source_id"]) & set(pq.read_table(path, columns=["source_id"])["source_id"].to_pylist())
+        if shared:
+            raise InputError(
+                f"{len(shared)} people or videos of the split {split!r} (as {min(shared)}) are in {path}, too, where "
+                "training must not meet them again: take them out of one, or rename the folders of namesakes."
+            )
 
 
 def _stored(rows: Iterable[dict[str, Any]], path: Path) -> Dataset | None:

@@ -18,7 +18,7 @@ _RECORD = ".prepared.json"  # hidden, so that `load_dataset` on the folder does 
 
 
 def write_split(path: Path, families: Iterable[list[dict[str, Any]]]) -> int:
-    """Write the rows of one split; the file appears under its name when it is whole.
+    """Write the rows of one split into a file.
 
     The file carries the features of `dataset_dcl.FEATURES`, so that `load_dataset` gives images and class labels.
 
@@ -30,21 +30,14 @@ def write_split(path: Path, families: Iterable[list[dict[str, Any]]]) -> int:
         The number of rows.
     """
     schema = FEATURES.arrow_schema
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
     rows, waiting = 0, []
-    try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for family in families:
-                waiting.extend(family)
-                if len(waiting) >= _ROWS_PER_GROUP:
-                    rows += _write_group(writer, waiting, schema)
-                    waiting = []
-            rows += _write_group(writer, waiting, schema)
-        os.chmod(temporary, 0o644)  # mkstemp gives it to its owner alone
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for family in families:
+            waiting.extend(family)
+            if len(waiting) >= _ROWS_PER_GROUP:
+                rows += _write_group(writer, waiting, schema)
+                waiting = []
+        rows += _write_group(writer, waiting, schema)
     return rows
 
 
@@ -60,50 +53,84 @@ class PreparedFolder:
 
     Args:
         path: the folder; made if it is not there.
-        settings: what the content depends on; JSON values.
-        overwrite: replace a data set that was written with other settings.
+        splits: the splits that are going to be written.
+        settings: what their content depends on; JSON values.
+        overwrite: replace what was written with other settings.
+        own: the settings in which the folder's other splits may differ from these.
 
     Raises:
-        InputError: if the folder cannot be made, or holds a data set written with other settings (unless `overwrite`).
+        InputError: if the folder cannot be written, or holds a split that was made otherwise (unless `overwrite`):
+            one of `splits` with other settings, or another one that differs in more than `own`.
     """
 
-    def __init__(self, path: str | Path, settings: dict[str, Any], overwrite: bool = False):
+    def __init__(
+        self,
+        path: str | Path,
+        splits: Iterable[str],
+        settings: dict[str, Any],
+        overwrite: bool = False,
+        own: Iterable[str] = (),
+    ):
         self.path, self._settings = Path(path), json.loads(json.dumps(settings))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise InputError(
-                f"the output folder {path} cannot be made ({error.strerror}): choose another --output."
+                f"the output folder {path} cannot be written ({error.strerror}): choose another --output."
             ) from error
-        record = self._read()
-        self._splits: dict[str, int] = record["splits"] if record and record["settings"] == self._settings else {}
-        others = [] if self._splits else list(self.path.glob("*.parquet"))
-        if others and not overwrite:
-            raise InputError(
-                f"{path} holds a data set that was prepared otherwise: choose another --output, "
-                "or replace it with --overwrite."
-            )
-        for other in others:  # all of them, so that no split of the old set stays beside the new one
-            other.unlink()
+        record, splits, own = self._read(), set(splits), set(own)
+        self._record: dict[str, dict[str, Any]] = {}
+        self._replaced: list[Path] = []
+        for file in sorted(self.path.glob("*.parquet")):
+            entry, ignored = record.get(file.stem), set() if file.stem in splits else own
+            if entry is not None and _without(entry["settings"], ignored) == _without(self._settings, ignored):
+                self._record[file.stem] = entry
+            elif overwrite:
+                self._replaced.append(file)
+            else:
+                raise InputError(
+                    f"{file} was prepared otherwise: choose another --output, or replace it with --overwrite."
+                )
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> dict[str, dict[str, Any]]:
         try:
             record = json.loads((self.path / _RECORD).read_text())
-            return record if {"settings", "splits"} <= record.keys() else None
-        except (OSError, ValueError, AttributeError):
-            return None
+            return {split: entry for split, entry in record.items() if entry["rows"] and entry["settings"]}
+        except (OSError, ValueError, AttributeError, TypeError, KeyError):
+            return {}
 
     def done(self, split: str) -> int | None:
         """Return the number of rows of a split that is there with the same settings, else None."""
-        return self._splits.get(split) if (self.path / f"{split}.parquet").is_file() else None
+        return self._record[split]["rows"] if split in self._record else None
+
+    def others(self, split: str) -> list[Path]:
+        """Return the files of the splits that stay beside this one."""
+        return [self.path / f"{other}.parquet" for other in self._record if other != split]
 
     def write(self, split: str, families: Iterable[list[dict[str, Any]]]) -> int:
-        """Write a split and remember it; returns its number of rows."""
-        self._splits[split] = write_split(self.path / f"{split}.parquet", families)
-        record = self.path / f"{_RECORD}.tmp"
-        record.write_text(json.dumps({"settings": self._settings, "splits": self._splits}, indent=1))
-        os.replace(record, self.path / _RECORD)
-        return self._splits[split]
+        """Write a split and remember it; returns its number of rows.
+
+        What it replaces goes when the new split is complete, all of it, so that no old split stays beside a new one.
+        """
+        target = self.path / f"{split}.parquet"
+        with tempfile.TemporaryDirectory(prefix=".split-", dir=self.path) as temporary:
+            whole = Path(temporary) / target.name
+            rows = write_split(whole, families)
+            for file in (*self._replaced, target):
+                file.unlink(missing_ok=True)
+            self._replaced.clear()
+            # The record first: nobody knows what a file without one is, and a record without its file does no harm.
+            self._record[split] = {"rows": rows, "settings": self._settings}
+            note = Path(temporary) / _RECORD
+            note.write_text(json.dumps(self._record, indent=1))
+            os.replace(note, self.path / _RECORD)
+            os.replace(whole, target)
+        return rows
+
+
+def _without(settings: dict[str, Any], ignored: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in ignored}
 
 
 __all__ = ["PreparedFolder", "write_split"]

@@ -135,9 +135,32 @@ def test_a_second_run_keeps_what_is_there(photographs, tmp_path):
     assert (tmp_path / "out" / "train.parquet").stat().st_mtime_ns == written
     assert "--overwrite" in failure(*command, "--seed", "1")
     (tmp_path / "out" / "test.parquet").write_bytes(b"of the old set")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "1.png").write_bytes(b"")
+    assert "no usable real" in failure("blend", "--source", tmp_path / "empty", *command[3:], "--overwrite")
+    assert (tmp_path / "out" / "train.parquet").stat().st_mtime_ns == written  # nothing new came, nothing old goes
     main([*command, "--seed", "1", "--overwrite"])
     assert not (tmp_path / "out" / "test.parquet").exists()
     assert (tmp_path / "out" / "train.parquet").stat().st_mtime_ns != written
+
+
+def test_train_and_validation_are_filled_from_two_sources(photographs, tmp_path):
+    flags = ["--output", str(tmp_path / "out"), "--size", "96", "--methods", "self_blend"]
+    main(["blend", "--source", str(photographs / "s1"), *flags])
+    validation = ["blend", "--source", str(photographs / "s2"), *flags, "--split", "validation"]
+    main(validation)
+    assert set(table(tmp_path / "out")["source_id"]) == {"s1/1.pgm", "s1/2.pgm"}
+    assert set(table(tmp_path / "out", "validation")["source_id"]) == {"s2/1.pgm", "s2/2.pgm"}
+    assert "train.parquet was prepared otherwise" in failure(*validation[:-3], "self_blend", "--size", "128")
+    twice = failure("blend", "--source", photographs / "s1", *flags, "--split", "test")
+    assert "2 people or videos of the split 'test'" in twice and "train.parquet" in twice
+    assert not (tmp_path / "out" / "test.parquet").exists()
+
+
+def test_a_method_named_twice_is_made_once(photographs, tmp_path):
+    flags = ["--output", str(tmp_path / "out"), "--size", "96", "--methods", "local_warp", "local_warp"]
+    main(["blend", "--source", str(photographs), *flags])
+    assert not table(tmp_path / "out").duplicated(["video_id", "frame"]).any()
 
 
 def test_a_photograph_lying_on_its_side_is_turned_upright(tmp_path):
@@ -162,6 +185,10 @@ def test_bad_input_gets_one_sentence(photographs, tmp_path):
     message = failure("blend", "--source", empty, "--output", out)
     assert "no usable real face" in message and "1.png: cannot be decoded" in message
     assert not list(out.glob("*")) and "\n" not in message
+    for name in ("a/b", "my-split", ""):
+        assert "a split cannot be called" in failure(
+            "blend", "--source", photographs, "--output", out, "--split", name
+        )
     assert "--variants 0" in failure("blend", "--source", photographs, "--output", out, "--variants", "0")
     assert "--margin nan" in failure("blend", "--source", photographs, "--output", out, "--margin", "nan")
     assert "give it a --name" in failure("blend", "--source", photographs, "--output", out, "--name", "self_blend")
