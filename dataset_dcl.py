@@ -6,6 +6,7 @@ or in a data set repository of the Hub. One row is one face crop. Training and e
 
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ FEATURES = Features(
     }
 )
 OPTIONAL_COLUMNS = {"mask", "compression", "landmarks"}
+SPLIT_NAME = r"\w+(?:\.\w+)*"  # as `datasets` takes it
 TAIL = 64  # bytes of an encoded image that a fingerprint looks at
 
 
@@ -54,14 +56,13 @@ class CorruptImageError(InputError):
     """An image of a prepared data set cannot be decoded."""
 
 
-def load_prepared(name: str, split: str, data_root: str | Path | None = None, streaming: bool = False) -> Dataset:
+def load_prepared(name: str, split: str, data_root: str | Path | None = None) -> Dataset:
     """Load one split of a prepared data set, its columns checked, its images still encoded.
 
     Args:
         name: a folder under `data_root`, else a path, else the id of a data set on the Hub.
         split: `"train"`, `"validation"`, `"test"`, or any other file name stem of the folder.
         data_root: where names are looked up first.
-        streaming: read the rows as they are asked for instead of indexing them first.
 
     Returns:
         A data set with the columns of `FEATURES`, in which `image` and `mask` are `{"bytes", "path"}` cells: decode
@@ -73,9 +74,9 @@ def load_prepared(name: str, split: str, data_root: str | Path | None = None, st
     folder = _find_folder(name, data_root)
     try:
         if folder is not None:
-            files = sorted({*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")})
+            splits = split_files(folder)
+            files = splits.get(split)
             if not files:
-                splits = sorted({path.stem.split("-")[0] for path in folder.glob("*.parquet")})
                 raise InputError(
                     f"the data set {folder} has no split {split!r} ({split}.parquet); "
                     + (f"it has {', '.join(splits)}." if splits else "it holds no Parquet file: prepare it first.")
@@ -83,12 +84,10 @@ def load_prepared(name: str, split: str, data_root: str | Path | None = None, st
             if not sum(_count_rows(path) for path in files):  # `datasets` calls it a bad instruction
                 raise InputError(f"the data set {folder} ({split}) is empty: it has no rows.")
             # Never the default split name: the cache key would not tell two splits of one folder apart.
-            dataset = load_dataset(
-                "parquet", data_files={split: [str(path) for path in files]}, split=split, streaming=streaming
-            )
+            dataset = load_dataset("parquet", data_files={split: [str(path) for path in files]}, split=split)
         else:
             hub_is_reachable()
-            dataset = load_dataset(name, split=split, streaming=streaming)
+            dataset = load_dataset(name, split=split)
     except InputError:
         raise
     except Exception as error:  # each builder, codec and transport has its own class of error
@@ -101,6 +100,15 @@ def load_prepared(name: str, split: str, data_root: str | Path | None = None, st
             f"the split {split!r} of the data set {name!r} cannot be loaded: {reason(error)}; {remedy}."
         ) from error
     return _with_checked_columns(dataset, f"{name} ({split})")
+
+
+def split_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the Parquet files of each split of a prepared folder: `<split>.parquet`, or `<split>-*-of-*.parquet`."""
+    splits: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        if match := re.fullmatch(rf"({SPLIT_NAME})(-\d+-of-\d+)?", path.stem):
+            splits.setdefault(match[1], []).append(path)
+    return splits
 
 
 def _find_folder(name: str, data_root: str | Path | None) -> Path | None:
@@ -124,7 +132,7 @@ def _count_rows(path: Path) -> int:
 
 def _with_checked_columns(dataset: Dataset, where: str) -> Dataset:
     features = dataset.features
-    if features is None or (isinstance(dataset, Dataset) and len(dataset) == 0):
+    if len(dataset) == 0:
         raise InputError(f"the data set {where} is empty: it has no rows.")
     for column, expected in FEATURES.items():
         if column not in features:
@@ -142,7 +150,7 @@ def _with_checked_columns(dataset: Dataset, where: str) -> Dataset:
                 f"the column {column!r} of the data set {where} is {actual}, not {expected}; "
                 f"cast it (`dataset.cast_column({column!r}, ...)`) or prepare the set again."
             )
-        if isinstance(dataset, Dataset) and column not in OPTIONAL_COLUMNS and dataset.data.column(column).null_count:
+        if column not in OPTIONAL_COLUMNS and dataset.data.column(column).null_count:
             raise InputError(f"the column {column!r} of the data set {where} has rows without a value: fill them.")
     for column in ("image", "mask"):
         if column in dataset.column_names:
@@ -225,6 +233,8 @@ def fingerprint(dataset: Dataset) -> str:
             if name in ("image", "mask"):
                 encoded = pc.struct_field(column, "bytes")
                 digest.update(f"{name}{pc.binary_length(encoded).to_pylist()}".encode())
+                if encoded.null_count:  # a file beside the set, known by its path
+                    digest.update(f"{pc.struct_field(column, 'path').to_pylist()}".encode())
                 column = pc.binary_slice(encoded, -TAIL, None)
             digest.update(f"{name}{column.to_pylist()}".encode())
     return digest.hexdigest()[:16]
@@ -248,18 +258,33 @@ def decode_image(cell: dict[str, Any], row: str) -> np.ndarray:
 
 def decode_mask(cell: dict[str, Any] | None, row: str) -> np.ndarray | None:
     """Decode a `mask` cell to the forged share of each pixel: uint8 array (height, width), or None where unknown."""
-    return None if cell is None else _decode(cell, "L", f"the mask of {row}")
+    if cell is None:
+        return None
+    mask = _decode(cell, "L", f"the mask of {row}")
+    if mask.max(initial=0) == 1:  # a forgery that weighs 1/255 at most changes no pixel
+        raise CorruptImageError(
+            f"the mask of {row} holds 0 and 1, where 255 is forged: multiply it by 255, or pass --skip_corrupt to "
+            "leave such rows out."
+        )
+    return mask
 
 
 def _decode(cell: dict[str, Any], mode: str, what: str) -> np.ndarray:
     try:
         source = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
         with PILImage.open(source) as image:
+            check_depth(image)
             return np.array(image.convert(mode))  # a copy: Pillow's own buffer is read-only, which PyTorch warns of
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError
         raise CorruptImageError(
             f"{what} cannot be decoded ({error}): mend the row, or pass --skip_corrupt to leave such rows out."
         ) from error
+
+
+def check_depth(image: PILImage.Image) -> None:
+    """Raise a `ValueError` unless an image has 8 bits a channel: Pillow would clip others to white."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels are {image.mode}, not 8 bits a channel")
 
 
 def encode_image(image: np.ndarray) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..dataset_dcl import REAL, encode_image
-from ..errors_dcl import InputError
+from ..dataset_dcl import REAL, check_depth, encode_image
+from ..errors_dcl import InputError, reason
 from ..faces_dcl import FaceDetector, crop_transform, cut, map_points
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -71,9 +71,10 @@ def read_photograph(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
+            check_depth(image)
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError
-        raise InputError(f"{path} cannot be decoded ({error})") from error
+        raise InputError(f"cannot be decoded ({reason(error)})") from error
 
 
 def real_rows(
@@ -98,8 +99,8 @@ def real_rows(
     for path, video, frame in photographs:
         try:
             image = read_photograph(path)
-        except InputError:
-            problems[str(path)] = "cannot be decoded"
+        except InputError as error:
+            problems[str(path)] = str(error)
             continue
         faces = detector.detect(image)
         if not faces:

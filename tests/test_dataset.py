@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from dcl.dataset_dcl import (
@@ -82,17 +82,33 @@ def test_an_unknown_mask_is_none(rows, write):
     assert decode_mask(load_prepared(write(rows), "train")[1]["mask"], "row 1") is None
 
 
-def test_streaming_gives_the_same_rows(rows, write):
-    folder = write(rows)
-    streamed = list(load_prepared(folder, "train", streaming=True))
-    assert streamed == list(load_prepared(folder, "train"))
+def test_images_that_would_be_clipped_or_misread_are_refused():
+    deep, flags = io.BytesIO(), np.eye(8, dtype=np.uint8)
+    PILImage.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(deep, "PNG")
+    for decode in (decode_image, decode_mask):
+        with pytest.raises(CorruptImageError, match=r"row 3 cannot be decoded .*not 8 bits a channel"):
+            decode({"bytes": deep.getvalue(), "path": None}, "row 3")
+    with pytest.raises(CorruptImageError, match=r"mask of row 3 holds 0 and 1.*multiply it by 255"):
+        decode_mask(encode_image(flags), "row 3")
+
+
+def test_a_fingerprint_tells_images_apart_that_are_kept_as_files(rows, write):
+    first, second = ([row | {"image": {"bytes": None, "path": f"{n}/face.png"}} for row in rows] for n in "ab")
+    prints = [
+        fingerprint(Dataset.from_list(some, Features(FEATURES | {"image": Image(decode=False)})))
+        for some in (first, second)
+    ]
+    assert prints[0] != prints[1]
 
 
 def test_shards_are_read_in_order_and_splits_are_kept_apart(rows, write):
     write(rows[8:], "train-00001-of-00002.parquet")
     write(rows[:8], "train-00000-of-00002.parquet")
     folder = write(rows[:3], "test.parquet")
+    write(rows[:2], "train-hard.parquet")  # another set's file, whatever it is: not a shard
+    write(rows[:5], "train_hard.parquet")
     assert load_prepared(folder, "train")["video_id"][:] == [row["video_id"] for row in rows]
+    assert len(load_prepared(folder, "train_hard")) == 5
     assert len(load_prepared(folder, "test")) == 3
 
 
@@ -154,10 +170,9 @@ def test_an_empty_folder_says_so(tmp_path):
     refused(tmp_path, r"no split 'train' .*no Parquet file: prepare it first")
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_set_without_rows(tmp_path, streaming):
+def test_a_set_without_rows(tmp_path):
     Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES).to_parquet(tmp_path / "train.parquet")
-    refused(tmp_path, "is empty: it has no rows", streaming=streaming)
+    refused(tmp_path, "is empty: it has no rows")
 
 
 @pytest.mark.parametrize("column", sorted(set(FEATURES) - OPTIONAL_COLUMNS))
@@ -182,10 +197,9 @@ def test_a_missing_column_is_named(rows, write, tmp_path, column):
         ("method", Value("null"), None),
     ],
 )
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_column_of_another_type_is_named_with_the_remedy(rows, write, column, kind, value, streaming):
+def test_a_column_of_another_type_is_named_with_the_remedy(rows, write, column, kind, value):
     folder = write([row | {column: value} for row in rows[:2]], features=Features(FEATURES | {column: kind}))
-    refused(folder, rf"the column '{column}' of the data set .* is .*, not .*; cast it", streaming=streaming)
+    refused(folder, rf"the column '{column}' of the data set .* is .*, not .*; cast it")
 
 
 def test_labels_with_the_classes_in_the_wrong_order_are_refused(rows, write):
@@ -204,17 +218,14 @@ def test_a_row_without_a_value_is_refused(rows, write, column):
     refused(write(rows), rf"column '{column}' .* has rows without a value")
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("damage", ["cut off", "overwritten", "empty"])
-def test_a_damaged_file_is_named(rows, write, tmp_path, damage, streaming):
+def test_a_damaged_file_is_named(rows, write, tmp_path, damage):
     write(rows[:8], "train-00000-of-00002.parquet")
     folder = write(rows[8:], "train-00001-of-00002.parquet")
     path = tmp_path / "train-00001-of-00002.parquet"
     content = path.read_bytes()
     path.write_bytes({"cut off": content[: len(content) // 2], "overwritten": b"x" * 999, "empty": b""}[damage])
-    refused(
-        folder, r"train-00001-of-00002\.parquet is no whole Parquet file .*: prepare or download", streaming=streaming
-    )
+    refused(folder, r"train-00001-of-00002\.parquet is no whole Parquet file .*: prepare or download")
 
 
 def test_shards_that_do_not_fit_together_are_refused(rows, write, tmp_path):
