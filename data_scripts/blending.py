@@ -2,10 +2,12 @@
 
 A method gets a portrait (a face crop with its five landmarks) and, if it needs one, a partner: another photograph of
 the same person or of another. It returns the forged image and the mask: the weight with which the forgery replaced
-each pixel, times 255. Where the mask is 0 the image is the original, byte for byte.
+each pixel, times 255; where pixels were moved instead, how far, relative to the farthest. Where the mask is 0 the
+image is the original, byte for byte.
 
 All lengths are in units of the face (the distance between the eyes, or the canonical face below), so that a method
-does the same to a crop of 100 pixels and to one of 1000; only the finest detail is that of single pixels.
+does the same to a crop of 100 pixels and to one of 1000; only the finest detail, and what self-blending takes of it,
+is that of single pixels.
 """
 
 import hashlib
@@ -60,7 +62,7 @@ class Forgery(NamedTuple):
 
     Attributes:
         image: RGB, uint8 (height, width, 3).
-        mask: blending weight times 255, uint8 (height, width).
+        mask: weight of the forgery times 255, uint8 (height, width).
     """
 
     image: np.ndarray
@@ -122,7 +124,8 @@ def lowres_swap(target: Portrait, partner: Portrait, rng: np.random.Generator) -
     donor = _align(partner, target)
     weight = _weight(_random_outline(rng), target.frame, target, rng)
     matched = _match(donor, target, weight, rng)
-    return _blend(target.image, _through_small_image(matched, rng.uniform(0.3, 0.6)), weight)
+    eye_distance = rng.uniform(9, 18)  # in pixels of the small image
+    return _blend(target.image, _through_small_image(matched, min(1, eye_distance / target.eye_distance)), weight)
 
 
 def local_warp(target: Portrait, partner: Portrait | None, rng: np.random.Generator) -> Forgery:

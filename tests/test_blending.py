@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dcl.data_scripts.assets import fetch
-from dcl.data_scripts.blending import METHODS, Portrait, random_generator
+from dcl.data_scripts.blending import METHODS, Portrait, _blend, random_generator
 from dcl.faces_dcl import YuNet, crop_transform, cut, map_points
 
 SIZE = 128
@@ -55,6 +55,13 @@ def test_outside_the_mask_every_byte_is_the_original(people, name, seed, person)
     assert np.array_equal(forgery.image[untouched], target.image[untouched])
     assert untouched.any() and not untouched.all()
     assert (forgery.image != target.image).any()
+
+
+def test_the_mask_is_the_share_of_the_forgery_in_each_pixel():
+    weight = np.random.default_rng(0).random((9, 7)).astype(np.float32)
+    forgery = _blend(np.zeros((9, 7, 3), np.uint8), np.full((9, 7, 3), 255, np.float32), weight)
+    assert np.array_equal(forgery.mask, np.round(weight * 255).astype(np.uint8))
+    assert all(np.array_equal(forgery.image[..., channel], forgery.mask) for channel in range(3))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -119,16 +126,20 @@ def test_a_low_resolution_swap_has_less_detail_than_a_swap(people):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_larger_crop_gets_the_same_forgery(detector, name):
-    """Lengths are in units of the face: the masks of one face in two sizes agree."""
-    masks = []
+    """Lengths are in units of the face: the forgeries of one face in two sizes agree."""
+    images, masks = [], []
     for size in (96, 288):
         portraits = [
             cut_portrait(detector, fetch("orl") / path, size) for path in ("s5/1.pgm", "s5/2.pgm", "s9/1.pgm")
         ]
         partner = {None: None, "same": portraits[1], "other": portraits[2]}[METHODS[name].partner]
-        masks.append(METHODS[name].forge(portraits[0], partner, random_generator(2, name)).mask)
-    small = np.asarray(Image.fromarray(masks[1]).resize((96, 96), Image.Resampling.BOX)).astype(float)
-    assert np.abs(small - masks[0]).mean() < 0.03 * max(masks[0].max(), 1)
+        forgery = METHODS[name].forge(portraits[0], partner, random_generator(2, name))
+        small = [Image.fromarray(array).resize((96, 96), Image.Resampling.BOX) for array in forgery]
+        images.append(np.asarray(small[0], float))
+        masks.append(np.asarray(small[1], float))
+    assert np.abs(masks[1] - masks[0]).mean() < 0.03 * max(masks[0].max(), 1)
+    if name == "lowres_swap":
+        assert np.abs(images[1] - images[0])[masks[0] > 200].mean() < 2
 
 
 @pytest.mark.parametrize("name", METHODS)
