@@ -1,5 +1,6 @@
 """Find what shall be evaluated, before anything slow is imported: a wrong name is reported at once."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ class Checkpoint:
     """As the user gave it."""
     folder: Path
     """Where its files are."""
-    revision: str | None
-    """The commit, if it came from the Hub."""
+    revision: str
+    """The commit, if it came from the Hub; of a folder, a hash of configuration and weights."""
 
 
 def find_checkpoint(name: str) -> Checkpoint:
@@ -39,7 +40,7 @@ def find_checkpoint(name: str) -> Checkpoint:
         InputError: if it is neither, or not a checkpoint of DCL.
     """
     if Path(name).is_dir():
-        checkpoint = Checkpoint(name, Path(name), None)
+        checkpoint = Checkpoint(name, Path(name), _hash_of(Path(name)))
     elif Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:  # cannot be a Hub id
         raise InputError(
             f"there is no checkpoint {name!r}: it is not a folder; train one, or pass a model id of the Hub."
@@ -62,6 +63,15 @@ def find_checkpoint(name: str) -> Checkpoint:
             f"not {MODEL_TYPE!r}."
         )
     return checkpoint
+
+
+def _hash_of(folder: Path) -> str:
+    """Hash what decides a checkpoint's answers, so that scores tell of which weights they are."""
+    digest = hashlib.sha256()
+    for path in sorted((*folder.glob("*config.json"), *folder.glob("*.safetensors"))):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _download(name: str) -> Path:
@@ -118,7 +128,8 @@ def load_evaluation_sets(
         allow_mixed_crops: accept a data set whose faces were cut in several ways.
 
     Raises:
-        InputError: if one cannot be loaded, has rows without a label, or mixes crops without leave.
+        InputError: if one cannot be loaded, has rows without a label or frames that are there twice, or mixes crops
+            without leave.
     """
     sources = list(dict.fromkeys(sources))
     if not sources:
@@ -128,12 +139,20 @@ def load_evaluation_sets(
     for source, name in zip(sources, names, strict=True):
         dataset = load_prepared(source, split, data_root)
         where = f"{source} ({split})"
-        labels = metadata(dataset.select_columns(["label"])).column("label").to_numpy()
+        table = metadata(dataset.select_columns(["label", "video_id", "frame"])).to_pandas()
+        labels = table.label.to_numpy()
         unlabelled = np.flatnonzero((labels != REAL) & (labels != FAKE))  # `datasets` writes -1
         if len(unlabelled):
             raise InputError(
                 f"{len(unlabelled)} rows of {where} have no label (the first is row {unlabelled[0]}): label them, "
                 "no row of a test set is left out silently."
+            )
+        repeated = table[table.duplicated(["video_id", "frame"])]
+        if len(repeated):
+            video, frame = repeated.iloc[0][["video_id", "frame"]]
+            raise InputError(
+                f"{len(repeated)} rows of {where} have the video and frame of another row (as {video!r}, frame "
+                f"{frame}): give every clip a video_id of its own, and every compression a data set."
             )
         try:
             crop, crop_is_mixed = find_crop(dataset, where), False

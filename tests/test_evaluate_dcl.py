@@ -18,6 +18,7 @@ from dcl import evaluate_dcl, hub_dcl
 from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import FEATURES, encode_image
 from dcl.evaluate_dcl import main, name_folders, summarize
+from dcl.evaluation.inputs import find_checkpoint
 from dcl.evaluation.metrics import frame_and_video_metrics
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining
@@ -130,6 +131,11 @@ def test_two_runs_give_the_same_files(tmp_path):
         main(["--model", "a/final", "--dataset", "data/noise", "--output_dir", str(tmp_path / out), "--device", "cpu"])
     for name in ("metrics.json", "predictions.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_record_tells_a_retrained_checkpoint_from_the_first(here):
+    first, again, other = (find_checkpoint(str(here / name)).revision for name in ("a/final", "a/final", "b/final"))
+    assert first.startswith("sha256:") and first == again != other
 
 
 def test_models_of_one_name_get_folders_of_their_own(tmp_path):

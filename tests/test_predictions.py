@@ -390,6 +390,13 @@ def test_rows_without_a_label_are_refused(tmp_path):
         load_evaluation_sets([str(tmp_path / "noise")], "test")
 
 
+def test_rows_of_two_compressions_are_not_taken_for_one_video(tmp_path):
+    rows = [{**row, "compression": compression} for compression in ("c23", "c40") for row in make_rows()]
+    write_set(tmp_path / "noise", rows)
+    with pytest.raises(InputError, match=r"18 rows of .*noise \(test\) have the video and frame of another row"):
+        load_evaluation_sets([str(tmp_path / "noise")], "test")
+
+
 def test_rows_without_a_video_are_refused(tmp_path):
     rows = make_rows()
     rows[4] = {**rows[4], "video_id": None}
