@@ -21,10 +21,16 @@ help:  ## Show what there is to make.
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
+# The stamp names the checkout that is installed: an environment that another one used is made to follow this one.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
 $(STAMP): pyproject.toml requirements.txt | $(BIN)/python
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch, torchvision' 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
 	$(BIN)/python -m pip install --editable '.[train,trackers,dev]'
-	touch $@
+	@echo '$(CURDIR)' > $@
 
 demo: $(STAMP)  ## Prepare the demo data, train, evaluate on unseen people, and print the table.
 	$(BIN)/dcl-prepare demo --output data/demo

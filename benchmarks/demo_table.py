@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each network for each")
     options = parser.parse_args()
     settings = yaml.safe_load(CONFIG.read_text())
-    rows = {"Linear probe": [probe(settings, options)]}
+    rows = {"Linear probe": [probe(settings)]}
     for name, flags in TRAINED.items():
         rows[name] = [train_and_evaluate(name, flags, seed, settings, options) for seed in options.seeds]
     options.output_dir.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def main() -> None:
     print(table)
 
 
-def probe(settings: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
+def probe(settings: dict[str, Any]) -> dict[str, float]:
     """Fit a linear classifier on frozen features and return its frame AUC for each method."""
     model = DCLForPreTraining(
         ModelArguments(backbone=settings["backbone"], image_size=settings["image_size"]).config()

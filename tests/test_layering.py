@@ -46,6 +46,8 @@ def imports(name, skip_try=False):
         elif isinstance(node, ast.ImportFrom) and node.level:
             folder = name.split(".")[: -node.level]
             found.append((".".join([*folder, *([node.module] if node.module else [])]), True))
+        elif isinstance(node, ast.ImportFrom) and node.module == "dcl":
+            found.extend((alias.name, True) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             found.append((node.module.removeprefix("dcl."), node.module.startswith("dcl.")))
         for child in ast.iter_child_nodes(node):
