@@ -5,7 +5,8 @@ another frame of its clip, the source frame of a forgery, the same clip forged b
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from .augment import AugmentationSettings
 from .views import ViewSettings, draw_device_views, draw_pair_plan, draw_view, view_augmentation
 
 logger = logging.getLogger(__name__)
+
+Decoded = tuple[np.ndarray, np.ndarray | None]  # an image and its mask, None where it is not known
 
 NO_ROW = -1
 MAX_CORRUPT_IN_A_ROW = 100
@@ -139,8 +142,9 @@ class PairDataset(TorchDataset):
         elif plan.frame_shift:
             others = self.same_video.members(row)
             key_row = _choose(others[others != row], row, rng)
-        query, mask = self._view(row, plan.query_mix_ratio, rng)
-        key, _ = self._view(key_row, plan.key_mix_ratio, rng)
+        decode = cache(self._decode)  # query and key are often made of one frame
+        query, mask = self._view(row, plan.query_mix_ratio, rng, decode)
+        key, _ = self._view(key_row, plan.key_mix_ratio, rng, decode)
         known = mask is not None
         return {
             "pixel_values": query.transpose(2, 0, 1),
@@ -151,14 +155,14 @@ class PairDataset(TorchDataset):
             **draw_device_views(self.views, rng),
         }
 
-    def _view(self, row: int, mix_ratio: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
-        image, mask = self._decode(row)
+    def _view(self, row: int, mix_ratio: float, rng: np.random.Generator, decode: Callable[[int], Decoded]) -> Decoded:
+        image, mask = decode(row)
         source = None
         if mix_ratio < 1 and self.source[row] != NO_ROW:
-            source, _ = self._decode(int(self.source[row]))
+            source, _ = decode(int(self.source[row]))
         return draw_view(image, mask, self.augment, rng, source, mix_ratio)
 
-    def _decode(self, row: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def _decode(self, row: int) -> Decoded:
         return decode_row(self.rows[row], row)
 
 
@@ -243,7 +247,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
 
 
-def decode_row(cells: dict[str, Any], row: int) -> tuple[np.ndarray, np.ndarray | None]:
+def decode_row(cells: dict[str, Any], row: int) -> Decoded:
     """Decode the image and the mask of a row; the mask of a real is zero where the set has none."""
     name = f"row {row} ({cells['video_id']}, frame {cells['frame']})"
     image = decode_image(cells["image"], name)
