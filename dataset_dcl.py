@@ -191,6 +191,16 @@ def metadata(dataset: Dataset) -> pa.Table:
     return dataset.select_columns(columns).with_format("arrow")[:]
 
 
+def check_labels(labels: np.ndarray, where: str) -> None:
+    """Raise an `InputError` unless every row of a data set has a label: none is left out silently."""
+    unlabelled = np.flatnonzero((labels != REAL) & (labels != FAKE))  # `datasets` writes -1
+    if len(unlabelled):
+        raise InputError(
+            f"{len(unlabelled)} rows of {where} have no label (the first is row {unlabelled[0]}): label them, or take "
+            "them out."
+        )
+
+
 def find_crop(dataset: Dataset, where: str, allow_mixed: bool = False) -> dict[str, Any]:
     """Return how the faces of a data set were cut: `{"kind", "margin", "size", "detector"}`.
 
@@ -277,7 +287,8 @@ def _decode(cell: dict[str, Any], mode: str, what: str) -> np.ndarray:
             return np.array(image.convert(mode))  # a copy: Pillow's own buffer is read-only, which PyTorch warns of
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError
         raise CorruptImageError(
-            f"{what} cannot be decoded ({error}): mend the row, or pass --skip_corrupt to leave such rows out."
+            f"{what} cannot be decoded ({' '.join(str(error).split())}): mend the row, or pass --skip_corrupt to "
+            "leave such rows out."
         ) from error
 
 

@@ -28,8 +28,9 @@ def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return main(*args, **kwargs)
         except InputError as error:
-            # A worker of a data loader hands its error on inside a traceback, which ends with the sentence.
-            sentence = str(error).strip().splitlines()[-1]
+            sentence = str(error).strip()
+            if sentence.startswith("Caught "):  # a data loader's worker hands it on at the end of a traceback
+                sentence = sentence.splitlines()[-1]
             sys.exit(f"error: {sentence.removeprefix(f'{type(error).__module__}.{type(error).__name__}: ')}")
 
     return wrapped

@@ -25,10 +25,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .configuration_dcl import DCLConfig
 from .errors_dcl import InputError
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -133,7 +135,8 @@ def _measure(name: str, arguments: str, image_size: int) -> BackboneGeometry:
         raise
     except Exception as error:  # whatever a timm model asserts about its arguments and its input
         raise InputError(
-            f"the backbone {name!r} cannot take images of {image_size} px with {arguments} ({error}): "
+            f"the backbone {name!r} cannot take images of {image_size} px with {arguments} "
+            f"({' '.join(str(error).split())}): "
             "choose another image_size or other backbone_kwargs."
         ) from error
     if features.shape[2:].numel() < 2:
@@ -278,6 +281,11 @@ class DCLPreTrainedModel(PreTrainedModel):
     model_tags = ("face-forgery-detection", "deepfake-detection", "dual-contrastive-learning")
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
+        if enable and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()):
+            logger.warning(
+                "activation checkpointing runs parts of the query encoder twice a step, and its batch normalisation "
+                "moves the running statistics twice: leave it off, or use a backbone without batch normalisation."
+            )
         for module in self.modules():
             if isinstance(module, DCLModel):
                 module.backbone.set_grad_checkpointing(enable)

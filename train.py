@@ -7,13 +7,16 @@ ended says so and does nothing.
 import json
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.distributed as dist
 from datasets import Dataset, concatenate_datasets
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from transformers import EvalPrediction, set_seed
 from transformers.utils import logging
 
@@ -26,7 +29,7 @@ from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining
 from dcl.training.arguments import ModelArguments, TrainingRun, parse_training_run
 from dcl.training.backbone import load_backbone_weights
-from dcl.training.pairs import FaceDataset, PairDataset, load_rows
+from dcl.training.pairs import FaceDataset, PairDataset, keys_of, load_rows
 from dcl.training.trainer import DCLTrainer, last_complete_checkpoint
 
 logger = logging.get_logger(__name__)
@@ -42,16 +45,24 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = Path(run.training.output_dir)
     if output_dir.resolve() == Path(__file__).resolve().parent:
         raise InputError("output_dir is the folder of the code, which would be overwritten: choose another.")
-    train_rows, validation_rows = load_data(run)
-    record = run.record() | {"data": [fingerprint(train_rows), fingerprint(validation_rows)]}
-    if not run.data.overwrite:
-        refuse_other_run(output_dir, record)
-        if (output_dir / RESULTS).exists():
-            print(f"{output_dir} holds this run, finished; pass --overwrite to train again.")
-            return
-    trainer = build_trainer(run)
-    checkpoint = claim_output_dir(run, output_dir, record)
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if run.data.overwrite and run.training.resume_from_checkpoint:
+        raise InputError("overwrite starts again, and resume_from_checkpoint goes on: pass one of them.")
+    rows = load_data(run)
+    record = run.record() | {"data": [fingerprint(split) for split in rows]}
+    finished, checkpoint = find_start(run, output_dir, record)
+    if finished:
+        print(f"{output_dir} holds this run, finished; pass --overwrite to train again.")
+        return
+    trainer = build_trainer(run, rows)
+    claim_output_dir(run, output_dir, record)
+    try:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb"):
+            raise
+        raise InputError(
+            f"--report_to wandb cannot be followed ({reason(error)}): run `wandb login`, or set WANDB_MODE=offline."
+        ) from error
     trainer.save_model()
     trainer.save_state()
     trainer.create_model_card()
@@ -86,35 +97,61 @@ def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
         )
 
 
-def claim_output_dir(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> Path | None:
-    """Record the settings of the run in its folder, and find the checkpoint to go on from."""
+def find_start(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> tuple[bool, Path | None]:
+    """Decide where the run begins, the same for every process: the first one looks, and tells the others.
+
+    Returns:
+        Whether the folder holds this run, finished; and the checkpoint to go on from, if there is one.
+
+    Raises:
+        InputError: if the folder holds another run, or a process does not find the checkpoint.
+    """
+    answer: list[Any] = [None, False, None]
+    if run.training.process_index == 0:
+        try:
+            if not run.data.overwrite:
+                refuse_other_run(output_dir, record)
+                checkpoint = run.training.resume_from_checkpoint or last_complete_checkpoint(output_dir)
+                answer[1:] = (output_dir / RESULTS).exists(), checkpoint and str(checkpoint)
+        except InputError as error:
+            answer[0] = str(error)
+    if run.training.world_size > 1:
+        dist.broadcast_object_list(answer, device=run.training.device)
+    refusal, finished, checkpoint = answer
+    if refusal is not None:
+        raise InputError(refusal)
+    if checkpoint is not None and not finished and not (Path(checkpoint) / "trainer_state.json").is_file():
+        raise InputError(
+            f"{checkpoint} is no complete checkpoint to resume from, it has no trainer_state.json here: "
+            "name another, and let all processes share the folder."
+        )
+    return finished, None if checkpoint is None else Path(checkpoint)
+
+
+def claim_output_dir(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> None:
+    """Record the settings of the run in its folder, and remove the run that it overwrites."""
     with run.training.main_process_first(local=False, desc="output folder"):
-        if run.training.process_index == 0:
-            if run.data.overwrite:
-                for leftover in (*output_dir.glob("checkpoint-*"), output_dir / RESULTS):
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-            try:
-                output_dir.mkdir(parents=True, exist_ok=True)
-                (output_dir / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True))
-            except OSError as error:
-                raise InputError(
-                    f"the output folder {output_dir} cannot be written ({error.strerror}): choose another."
-                ) from error
-    if run.training.resume_from_checkpoint is None:
-        return last_complete_checkpoint(output_dir)
-    checkpoint = Path(run.training.resume_from_checkpoint)
-    if not (checkpoint / "trainer_state.json").is_file():
-        raise InputError(f"{checkpoint} is no complete checkpoint to resume from: it has no trainer_state.json.")
-    return checkpoint
+        if run.training.process_index != 0:
+            return
+        if run.data.overwrite:
+            for leftover in (*output_dir.glob("checkpoint-*"), output_dir / RESULTS):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            (output_dir / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True))
+        except OSError as error:
+            raise InputError(
+                f"the output folder {output_dir} cannot be written ({error.strerror}): choose another."
+            ) from error
 
 
-def build_trainer(run: TrainingRun) -> DCLTrainer:
-    """Build model, processor, data sets and trainer of a run."""
+def build_trainer(run: TrainingRun, rows: tuple[Dataset, Dataset] | None = None) -> DCLTrainer:
+    """Build model, processor, data sets and trainer of a run; its rows are loaded if they are not given."""
     data, args = run.data, run.training
-    train_rows, validation_rows = load_data(run)
+    train_rows, validation_rows = rows or load_data(run)
     if args.push_to_hub and not hub_is_reachable():
         raise InputError("push_to_hub was asked for, and the Hub cannot be reached: train without it, and push later.")
-    shared = set(train_rows["source_id"]) & set(validation_rows["source_id"])
+    shared = set(keys_of(train_rows).source_id) & set(keys_of(validation_rows).source_id)
     if shared:
         logger.warning(
             "%d source videos (as %s) are in both %s and %s: the validation scores will be too good to be true.",
@@ -123,7 +160,7 @@ def build_trainer(run: TrainingRun) -> DCLTrainer:
     crops = concatenate_datasets([rows.select_columns(["crop"]) for rows in (train_rows, validation_rows)])
     crop = find_crop(crops, " and ".join(data.dataset), data.allow_mixed_crops)
     set_seed(args.seed)
-    model, processor = build_model(run.model)
+    model, processor = build_model(run.model, run.given)
     if processor.crop not in (None, crop):
         logger.warning("The checkpoint learned faces cut as %s; it goes on with %s.", processor.crop, crop)
     processor.crop = crop
@@ -141,13 +178,19 @@ def build_trainer(run: TrainingRun) -> DCLTrainer:
             processing_class=processor,
             compute_metrics=validation_metrics,
         )
+    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
+        name = args.hub_model_id or Path(args.output_dir).name
+        raise InputError(
+            f"the repository {name!r} cannot be made on the Hub ({reason(error)}): log in by `hf auth login`, or "
+            "leave push_to_hub out."
+        ) from error
     except RuntimeError as error:
         if "requires" not in str(error):  # what the callback of a tracker that is not installed says
             raise
         raise InputError(f"--report_to {' '.join(args.report_to)} cannot be followed: {error}") from error
 
 
-def build_model(arguments: ModelArguments) -> tuple[DCLForPreTraining, DCLImageProcessor]:
+def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple[DCLForPreTraining, DCLImageProcessor]:
     """Load the checkpoint a run starts from, or build a new model on pretrained weights, and its processor."""
     if arguments.model is None:
         model = DCLForPreTraining(arguments.config())
@@ -161,7 +204,7 @@ def build_model(arguments: ModelArguments) -> tuple[DCLForPreTraining, DCLImageP
         model, loading = DCLForPreTraining.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # of the file formats, or of the configuration
         raise InputError(f"the checkpoint {arguments.model!r} cannot be loaded: {reason(error)}") from error
-    arguments.refuse_conflicts(model.config)
+    arguments.refuse_conflicts(model.config, given)
     missing = sorted(name for name in loading["missing_keys"] if name.startswith(("dcl.", "classifier.")))
     if missing:
         raise InputError(

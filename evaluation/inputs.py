@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import numpy as np
 from datasets import Dataset
 
-from ..dataset_dcl import FAKE, REAL, find_crop, fingerprint, load_prepared, metadata
+from ..dataset_dcl import check_labels, find_crop, fingerprint, load_prepared, metadata
 from ..errors_dcl import InputError, reason
 from ..hub_dcl import hub_is_reachable
 
@@ -140,13 +139,7 @@ def load_evaluation_sets(
         dataset = load_prepared(source, split, data_root)
         where = f"{source} ({split})"
         table = metadata(dataset.select_columns(["label", "video_id", "frame"])).to_pandas()
-        labels = table.label.to_numpy()
-        unlabelled = np.flatnonzero((labels != REAL) & (labels != FAKE))  # `datasets` writes -1
-        if len(unlabelled):
-            raise InputError(
-                f"{len(unlabelled)} rows of {where} have no label (the first is row {unlabelled[0]}): label them, "
-                "no row of a test set is left out silently."
-            )
+        check_labels(table.label.to_numpy(), where)
         repeated = table[table.duplicated(["video_id", "frame"])]
         if len(repeated):
             video, frame = repeated.iloc[0][["video_id", "frame"]]

@@ -164,6 +164,26 @@ def test_half_precision_that_a_cpu_does_not_have_is_refused(parse):
         parse("", "--fp16", "--use_cpu")
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *((f"--{name}", "0") for name in ("per_device_train_batch_size", "per_device_eval_batch_size")),
+        *(("--gradient_accumulation_steps", "0"), ("--learning_rate", "-1"), ("--learning_rate", "nan")),
+        *(("--seed", "-1"), ("--metric_for_best_model", "foo")),
+    ],
+)
+def test_numbers_and_metrics_that_cannot_work_are_refused(parse, flag, value):
+    with pytest.raises(InputError, match=rf"^{flag[2:]} is '?{value}.*: choose"):
+        parse("", flag, value)
+
+
+def test_the_direction_of_a_metric_follows_from_it(parse):
+    for metric, more in (("auc", True), ("eer", False), ("loss", False)):
+        assert parse("", "--metric_for_best_model", metric).training.greater_is_better is more
+    with pytest.raises(InputError, match="of eer the best is the smallest"):
+        parse("", "--metric_for_best_model", "eer", "--greater_is_better", "true")
+
+
 def test_several_gpus_in_one_process_are_refused(parse, monkeypatch):
     monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", property(lambda self: 2))
     with pytest.raises(InputError, match=r"2 GPUs.*torchrun --nproc_per_node 2"):
@@ -184,7 +204,16 @@ def test_the_record_holds_what_decides_the_result_and_nothing_else(parse):
         changed = parse("", flag, value).record()
         assert [key for key in record if record[key] != changed[key]] == [flag[2:]]
     free = ["--disable_tqdm", "true", "--dataloader_num_workers", "2", "--report_to", "tensorboard"]
-    free += ["--logging_steps", "3", "--save_total_limit", "9", "--overwrite", "--data_root", "elsewhere"]
+    free += [
+        "--logging_steps",
+        "3",
+        "--save_total_limit",
+        "9",
+        "--overwrite",
+        "--skip_corrupt",
+        "--data_root",
+        "elsewhere",
+    ]
     assert parse("", *free).record() == record
     assert record["world_size"] == 1
 

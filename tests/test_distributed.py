@@ -26,7 +26,7 @@ from dcl.training.distributed import gather_rows, mean_over_processes, world_siz
 
 folder, stop, *flags = sys.argv[1:]
 built, build = [], train.build_trainer
-train.build_trainer = lambda run: built.append(build(run)) or built[-1]
+train.build_trainer = lambda *given: built.append(build(*given)) or built[-1]
 if int(stop):
     step = train.DCLTrainer.training_step
     def training_step(self, *args, **kwargs):

@@ -289,6 +289,45 @@ def test_a_checkpoint_to_start_from_keeps_its_settings(finished, prepared, tmp_p
         train.build_trainer(run)
 
 
+def test_a_setting_that_is_the_default_is_no_less_given(finished, prepared, tmp_path):
+    flags = ["--dataset", str(prepared), "--output_dir", str(tmp_path / "run"), "--model", str(finished)]
+    for flag, named in (("--image_size=299", "image_size is 299"), ("--no_self_pairs", "self_pairs is False")):
+        with pytest.raises(InputError, match=named):
+            train.build_trainer(train.parse_training_run([*flags, flag]))
+    run = train.parse_training_run(flags)
+    assert "image_size" not in run.record()  # the checkpoint's own counts
+
+
+def test_starting_again_and_going_on_exclude_each_other(finished, prepared, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    checkpoint = next((tmp_path / "run").glob("checkpoint-*"))
+    flags = training_flags(prepared, tmp_path / "run", **RUN, resume_from_checkpoint=checkpoint)
+    with pytest.raises(SystemExit, match="pass one of them"):
+        train.main([*flags, "--overwrite"])
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", ["trackio", "wandb"])
+def test_trackers_are_followed_without_a_network(prepared, tmp_path, monkeypatch, tracker):
+    pytest.importorskip(tracker)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    train.main(training_flags(prepared, tmp_path / "run", max_steps=2, image_size=64, report_to=tracker))
+    assert (tmp_path / "run" / "all_results.json").exists()
+
+
+def test_rows_without_a_label_are_refused_before_training(tmp_path):
+    rows = make_rows(range(4))
+    rows[3]["label"] = -1
+    for split in ("train", "validation"):
+        write_split(tmp_path / "data", split, rows)
+    with pytest.raises(SystemExit, match=r"1 rows of .* have no label \(the first is row 3\)"):
+        train.main(training_flags(tmp_path / "data", tmp_path / "run"))
+
+
 def test_tensorboard_files_are_written_without_a_network(prepared, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

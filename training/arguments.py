@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_type_hints
@@ -22,6 +22,7 @@ from .views import ViewSettings
 FREE_ON_RESUME = (
     "output_dir",
     "overwrite",
+    "skip_corrupt",
     "config",
     "data_root",
     "resume_from_checkpoint",
@@ -95,16 +96,20 @@ class ModelArguments:
         except StrictDataclassError as error:
             raise InputError(reason(error)) from error
 
-    def refuse_conflicts(self, config: DCLConfig) -> None:
+    def refuse_conflicts(self, config: DCLConfig, given: Collection[str]) -> None:
         """Check the settings against the configuration of the checkpoint to start from, which is what counts.
 
+        Args:
+            config: that of the checkpoint.
+            given: the settings that the command line or the configuration file names.
+
         Raises:
-            InputError: if a setting was given that is not the checkpoint's own.
+            InputError: if one of them is not the checkpoint's own.
         """
         wanted = self.config()
         for item in fields(self):
-            given = item.name not in ("model", "backbone_weights") and getattr(self, item.name) != item.default
-            if given and getattr(wanted, item.name) != getattr(config, item.name):
+            compared = item.name in given and item.name not in ("model", "backbone_weights")
+            if compared and getattr(wanted, item.name) != getattr(config, item.name):
                 raise InputError(
                     f"{item.name} is {getattr(wanted, item.name)!r}, and {getattr(config, item.name)!r} in the "
                     f"checkpoint {self.model!r}, which keeps its own settings: leave {item.name} out, or --model."
@@ -139,10 +144,15 @@ class TrainingRun(NamedTuple):
     views: ViewSettings
     augmentation: AugmentationSettings
     training: DCLTrainingArguments
+    given: frozenset[str]
+    """The settings that were named, whatever their values."""
 
     def record(self) -> dict[str, Any]:
         """Return the settings that decide what is learned, as plain values."""
-        named = asdict(self.model) | asdict(self.data) | asdict(self.views) | asdict(self.augmentation)
+        model = asdict(self.model)
+        if self.model.model is not None:  # the checkpoint has settings of its own
+            model = {"model": self.model.model}
+        named = model | asdict(self.data) | asdict(self.views) | asdict(self.augmentation)
         named |= self.training.to_dict() | {"world_size": self.training.world_size}
         return {
             key: value
@@ -189,7 +199,9 @@ def parse_training_run(argv: list[str]) -> TrainingRun:
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
         raise InputError(f"there is no argument {unknown[0]!r}: {_hint(name, hints)}")
-    run = TrainingRun(*parsed[: len(groups)])  # what is left is `config`
+    named = (flag[2:].partition("=")[0].replace("-", "_") for flag in [*flags, *rest] if flag.startswith("--"))
+    given = frozenset(name if name in hints else name.removeprefix("no_") for name in named)
+    run = TrainingRun(*parsed[: len(groups)], given)  # what is left of `parsed` is `config`
     if not run.data.dataset:
         raise InputError("no data set was named: pass --dataset with a name, a folder, or a Hub id.")
     return run

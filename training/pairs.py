@@ -22,6 +22,7 @@ from ..dataset_dcl import (
     FEATURES,
     REAL,
     CorruptImageError,
+    check_labels,
     decode_image,
     decode_mask,
     load_prepared,
@@ -56,6 +57,7 @@ def load_rows(
     rows = concatenate_datasets([_with_common_types(load_prepared(name, split, data_root)) for name in names])
     where = f"{' and '.join(names)} ({split})"
     table = metadata(rows.select_columns(["label", "method"])).to_pandas()
+    check_labels(table.label.to_numpy(), where)
     if methods is not None:
         there = sorted(table.method[table.label == FAKE].unique())
         missing = sorted(set(methods) - set(there))
@@ -95,7 +97,7 @@ class PairDataset(TorchDataset):
         self.augment = view_augmentation(self.views, augmentation or AugmentationSettings(), image_size)
         self.seed = seed
         self.skip_corrupt = skip_corrupt
-        table = _table_of(rows)
+        table = keys_of(rows)
         self.labels = table.label.to_numpy()
         self.methods = table.method.to_numpy()
         self.source = _source_rows(table)
@@ -180,7 +182,7 @@ class FaceDataset(TorchDataset):
             rows = rows.select([row for row in range(len(rows)) if _is_readable(rows, row)])
         self.rows = rows
         self.processor = processor
-        table = _table_of(rows)
+        table = keys_of(rows)
         self.labels = table.label.to_numpy()
         self.video_index = pd.factorize(table.video_id)[0]
 
@@ -267,9 +269,9 @@ def _with_common_types(rows: Dataset) -> Dataset:
     return rows
 
 
-def _table_of(rows: Dataset) -> pd.DataFrame:
+def keys_of(rows: Dataset) -> pd.DataFrame:
     """Return what tells rows apart, videos distinct from their namesakes in other data sets and compressions."""
-    names = ["label", "method", "video_id", "source_id", "frame", "dataset", "compression"]
+    names = ["label", "method", "video_id", "source_id", "frame", "crop", "dataset", "compression"]
     table = metadata(rows.select_columns([name for name in names if name in rows.column_names])).to_pandas()
     for name in {"dataset", "compression"} & set(table):
         for column in ("video_id", "source_id"):
@@ -291,12 +293,13 @@ def _choose(rows: np.ndarray, fallback: int, rng: np.random.Generator) -> int:
 
 
 def _source_rows(table: pd.DataFrame) -> np.ndarray:
-    """Return, for each fake, the row of the real frame it was made from, or `NO_ROW`."""
+    """Return, for each fake, the row of the real frame it was made from, cut in the same way, or `NO_ROW`."""
+    table = table.assign(crop=table.crop.astype(str))
     reals = table[table.label == REAL].reset_index().drop_duplicates(["video_id", "frame"])
     found = table.merge(
-        reals[["video_id", "frame", "index"]],
-        left_on=["source_id", "frame"],
-        right_on=["video_id", "frame"],
+        reals[["video_id", "frame", "crop", "index"]],
+        left_on=["source_id", "frame", "crop"],
+        right_on=["video_id", "frame", "crop"],
         how="left",
     )["index"]
     return found.where((table.label == FAKE).to_numpy()).fillna(NO_ROW).to_numpy(int)

@@ -31,7 +31,12 @@ from .views import apply_device_views, cell_masks
 logger = logging.getLogger(__name__)
 
 #: What makes a repository of the Hub that loads: no pickle, no state of the optimizer.
-PUBLISHED_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json", "*.py")
+PUBLISHED_FILES = (
+    *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"),
+    *("configuration_dcl.py", "modeling_dcl.py", "image_processing_dcl.py", "errors_dcl.py"),
+)
+#: The validation metrics that can choose a checkpoint, and whether more is better.
+VALIDATION_METRICS = {"auc": True, "eer": False, "accuracy": True, "video_auc": True, "loss": False}
 COMPONENTS = ("ce", "inter", "intra_fake", "intra_real")
 
 
@@ -78,7 +83,9 @@ class DCLTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, the best one among them."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best validated checkpoint."})
     metric_for_best_model: str | None = field(default="auc", metadata={"help": "What the best checkpoint is best in."})
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that metric is better."})
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "Leave it: whether more is better follows from the metric."}
+    )
     logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it: samples are made, not columns."})
     label_names: list[str] | None = field(
@@ -89,6 +96,7 @@ class DCLTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        greater_is_better = self.greater_is_better
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is nothing to pin for, and PyTorch warns of it
@@ -97,6 +105,22 @@ class DCLTrainingArguments(TrainingArguments):
         for name in ("intra_weight", "intra_real_weight", "contrastive_warmup_epochs", "lr_step_epochs"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 0 or more.")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: choose 1 or more.")
+        if not 0 <= self.learning_rate < math.inf:
+            raise InputError(f"learning_rate is {self.learning_rate}: choose a number of 0 or more.")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}: choose a whole number from 0 to {2**32 - 1}.")
+        metric = (self.metric_for_best_model or "auc").removeprefix("eval_")
+        if metric not in VALIDATION_METRICS:
+            raise InputError(f"metric_for_best_model is {metric!r}: choose from {', '.join(VALIDATION_METRICS)}.")
+        if greater_is_better not in (None, VALIDATION_METRICS[metric]):
+            raise InputError(
+                f"greater_is_better is {greater_is_better}, and of {metric} the best is the "
+                f"{'largest' if VALIDATION_METRICS[metric] else 'smallest'}: leave it out."
+            )
+        self.greater_is_better = VALIDATION_METRICS[metric]
         if self.n_gpu > 1:
             raise InputError(
                 f"one process sees {self.n_gpu} GPUs, and the memory of all but one would be lost: launch with "
