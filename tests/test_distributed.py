@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from dcl import train
 from dcl.dataset_dcl import FAKE, REAL
+from dcl.errors_dcl import InputError
 from dcl.tests.prepared_data import make_rows, training_flags, write_split
 from dcl.training.distributed import gather_rows, mean_over_processes, world_size
 from dcl.training.pairs import BalancedSampler
@@ -141,6 +142,23 @@ def test_two_processes_of_one_class_each_learn_what_one_process_learns(half_mask
     assert gradients["all"].tolist() == pytest.approx([1 / 4] * 4)
     assert gradients["uneven"].tolist() == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
     assert gradients["one"].tolist() == [0, 0, 1, 0] and gradients["none"].tolist() == [0] * 4
+
+
+def test_the_first_process_decides_where_all_begin(monkeypatch, prepared, tmp_path):
+    """What another process sees in its folder, on a disk of its own perhaps, does not count."""
+    run = train.parse_training_run(training_flags(prepared, tmp_path / "run"))
+    monkeypatch.setattr(type(run.training), "world_size", 2)
+    monkeypatch.setattr(type(run.training), "process_index", 1)
+    answers = [[None, True, None], ["another run", False, None], [None, False, str(tmp_path / "run" / "checkpoint-2")]]
+    monkeypatch.setattr(train.dist, "broadcast_object_list", lambda answer, device: answer.__setitem__(slice(3), told))
+    told = answers[0]
+    assert train.find_start(run, tmp_path / "run", {}) == (True, None)
+    told = answers[1]
+    with pytest.raises(InputError, match="another run"):
+        train.find_start(run, tmp_path / "run", {})
+    told = answers[2]
+    with pytest.raises(InputError, match="let all processes share the folder"):
+        train.find_start(run, tmp_path / "run", {})
 
 
 @pytest.mark.slow

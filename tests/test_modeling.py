@@ -282,6 +282,12 @@ def test_activation_checkpointing_changes_memory_and_nothing_else():
     assert not model.dcl.backbone.grad_checkpointing
 
 
+def test_activation_checkpointing_warns_where_it_changes_running_statistics(model, caplog):
+    with caplog.at_level(logging.WARNING):
+        model.activation_checkpointing_enable()
+    assert "moves the running statistics twice" in caplog.text
+
+
 # ------------------------------------------------------------------------------------------------- momentum encoder
 
 

@@ -171,6 +171,15 @@ def test_the_source_of_a_fake_is_the_real_frame_it_was_made_from(tmp_path):
         assert dataset.source[row] == expected
 
 
+def test_a_source_frame_that_was_cut_otherwise_is_not_mixed_in(tmp_path):
+    rows = make_rows(range(2), frames=1)
+    wider = {**CROP, "margin": 1.6}
+    rows[0]["crop"] = wider  # the real of the first video: another geometry than its fakes
+    dataset = plain(load(tmp_path, rows), with_views(mix_probability=1.0))
+    fakes = dataset.labels == FAKE
+    assert (dataset.source[fakes] == [-1, -1, -1, 4, 4, 4]).all()
+
+
 def test_a_mixed_fake_lies_between_itself_and_its_source(tmp_path):
     views = with_views(mix_probability=1, mix_ratio=[0.5, 0.5])
     dataset = plain(load(tmp_path, make_rows(range(2))), views)

@@ -484,6 +484,8 @@ def test_what_is_pushed_in_and_after_training_loads_and_has_no_pickle(hub, prepa
     flags = training_flags(
         prepared, tmp_path / "a run", max_steps=4, push_to_hub=True, hub_model_id="lab/dcl", hub_revision="trial"
     )
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / "secret.py").write_text("a file of the user's, nothing of the checkpoint")
     train.main(flags)
     assert [commit.message for commit in hub.commits] == [
         "Training in progress, step 2",
