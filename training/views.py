@@ -211,15 +211,16 @@ def srm_enhance(images: torch.Tensor, apply: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 (N, 3, H, W).
     """
+    chosen = apply.nonzero().squeeze(1)  # the residual costs most of all views: not for those that go without
     height, width = images.shape[-2:]
     # Border pixels are repeated: zeros would be an edge that the picture has not, and would break the equality above.
-    total = F.pad(images.sum(dim=1, keepdim=True), (2, 2, 2, 2), mode="replicate").squeeze(1)
-    residual = torch.zeros_like(images)
+    total = F.pad(images[chosen].sum(dim=1, keepdim=True), (2, 2, 2, 2), mode="replicate").squeeze(1)
+    enhanced = images[chosen]
     # Shifted additions instead of a convolution, which autocast and TF32 would round coarser than a grey level.
     for channel, row, column in np.argwhere(SRM_KERNELS):
         shifted = total[:, row : row + height, column : column + width]
-        residual[:, channel].add_(shifted, alpha=float(SRM_KERNELS[channel, row, column]))
-    return images + residual * apply.view(-1, 1, 1, 1)
+        enhanced[:, channel].add_(shifted, alpha=float(SRM_KERNELS[channel, row, column]))
+    return images.index_copy(0, chosen, enhanced)
 
 
 def shuffle_patches(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
