@@ -4,11 +4,12 @@ import gc
 import os
 import tempfile
 
+_caches = tempfile.TemporaryDirectory(prefix="dcl-tests-")  # removed at exit
 os.environ.update(
     OMP_NUM_THREADS="1",
     HF_HUB_OFFLINE="1",
-    HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="dcl-datasets-"),
-    HF_MODULES_CACHE=tempfile.mkdtemp(prefix="dcl-modules-"),  # remote code of one test must not serve another run
+    HF_DATASETS_CACHE=f"{_caches.name}/datasets",
+    HF_MODULES_CACHE=f"{_caches.name}/modules",  # remote code of one test must not serve another run
     HF_HUB_DISABLE_PROGRESS_BARS="1",
 )
 
