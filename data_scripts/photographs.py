@@ -36,17 +36,22 @@ def find_photographs(folder: str | Path) -> list[Photograph]:
     Raises:
         InputError: if the folder is missing or holds no photograph.
     """
-    root = Path(folder)
-    if not root.is_dir():
+    if not Path(folder).is_dir():
         raise InputError(f"there is no folder of photographs {folder}: give one, or a prepared data set.")
+    photographs = list_photographs(Path(folder))
+    if not photographs:
+        raise InputError(f"{folder} holds no photograph ({', '.join(sorted(SUFFIXES))}): give a folder that does.")
+    return photographs
+
+
+def list_photographs(root: Path) -> list[Photograph]:
+    """List the photographs of a folder as `find_photographs` does; there may be none."""
     videos: dict[str, list[Path]] = {}
     for path in sorted(root.rglob("*"), key=lambda path: _natural(path.relative_to(root).as_posix())):
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
             relative = path.relative_to(root)
             video = relative.as_posix() if path.parent == root else relative.parent.as_posix()
             videos.setdefault(video, []).append(path)
-    if not videos:
-        raise InputError(f"{folder} holds no photograph ({', '.join(sorted(SUFFIXES))}): give a folder that does.")
     return [
         Photograph(path, video, frame)
         for video, paths in videos.items()
@@ -122,4 +127,4 @@ def real_rows(
         }
 
 
-__all__ = ["Photograph", "find_photographs", "read_photograph", "real_rows"]
+__all__ = ["Photograph", "find_photographs", "list_photographs", "read_photograph", "real_rows"]

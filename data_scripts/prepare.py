@@ -1,16 +1,22 @@
-"""Prepare data sets: `dcl-prepare demo`, `dcl-prepare blend`, `dcl-prepare assets` (each with --help)."""
+"""Prepare data sets: `dcl-prepare demo`, `blend`, `folder` or `assets` (each with --help)."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dcl.data_scripts.assets import ASSETS, copy_to, fetch
 from dcl.data_scripts.blending import METHODS
 from dcl.data_scripts.demo import prepare_demo
-from dcl.data_scripts.forging import Outcome, prepare_forgeries
+from dcl.data_scripts.extract import prepare_clips
+from dcl.data_scripts.forging import MARGIN, SIZE, prepare_forgeries
+from dcl.data_scripts.layouts.folder import find_families
+from dcl.data_scripts.shards import Outcome
 from dcl.errors_dcl import InputError, report_input_errors
+from dcl.faces_dcl import CROP_KINDS
 
-_SHOWN = 20  # so many of the photographs that were left out are named
+_SHOWN = 20  # so many of those that were left out are named
+_SOME_LEFT_OUT = 3  # exit status of a raw data set of which not all could be prepared
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,8 +47,19 @@ def _parser() -> argparse.ArgumentParser:
     blend.add_argument("--size", type=int, help="side of the crops cut from photographs, in pixels (else 380)")
     blend.add_argument("--margin", type=float, help="side of these crops over the longer side of the face (else 1.3)")
 
+    raw = commands.add_parser("folder", help="your own videos or images, in real/ and fake/", **formatter)
+    raw.add_argument("--root", required=True, help="folder that holds real/ and fake/, or train/, validation/, test/")
+    raw.add_argument("--output", required=True, help="folder of the prepared data set")
+    raw.add_argument("--split", default="train", help="which split it is, if it has no folders of splits")
+    raw.add_argument("--name", help="name of the data set (else that of the folder)")
+    raw.add_argument("--frames", type=int, default=32, help="frames of each video at most, evenly spaced")
+    raw.add_argument("--size", type=int, default=SIZE, help="side of the face crops in pixels")
+    raw.add_argument("--margin", type=float, default=MARGIN, help="side of the crops over the longer side of the face")
+    raw.add_argument("--crop", choices=CROP_KINDS, default="box", help="upright square, or aligned on five landmarks")
+
     for command in (demo, blend):
         command.add_argument("--seed", type=int, default=0, help="of everything random")
+    for command in (demo, blend, raw):
         command.add_argument("--overwrite", action="store_true", help="replace a data set that was prepared otherwise")
 
     assets = commands.add_parser("assets", help="fetch photographs, face detector or weights, and print their paths")
@@ -60,12 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             path = fetch(name)
             print(path if options.output is None else copy_to(options.output, path))
         return
-    for option, least in (("size", 32), ("margin", 0.5), ("variants", 1)):
+    for option, least in (("size", 32), ("margin", 0.5), ("variants", 1), ("frames", 1)):
         value = getattr(options, option, None)
         if value is not None and not least <= value <= 10_000:
             raise InputError(f"--{option} {value} cannot be used: give a value from {least} to 10000.")
     if options.command == "demo":
         outcome = prepare_demo(options.output, options.seed, options.size, options.overwrite)
+    elif options.command == "folder":
+        outcome = prepare_clips(
+            find_families(options.root, options.split),
+            options.root,
+            options.output,
+            {"kind": options.crop, "margin": options.margin, "size": options.size},
+            options.frames,
+            options.name or Path(options.root).resolve().name,
+            options.overwrite,
+        )
     else:
         outcome = prepare_forgeries(
             options.source,
@@ -80,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.overwrite,
         )
     _report(outcome, options.output)
+    if options.command == "folder" and outcome.problems:
+        sys.exit(_SOME_LEFT_OUT)
 
 
 def _report(outcome: Outcome, output: str) -> None:

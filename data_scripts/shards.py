@@ -1,20 +1,45 @@
 """Write a prepared data set: one Parquet file per split, whole families in a row group, done once and never half."""
 
+import hashlib
 import json
 import os
+import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..dataset_dcl import FEATURES
+from ..dataset_dcl import FEATURES, SPLIT_NAME
 from ..errors_dcl import InputError
 
 _ROWS_PER_GROUP = 256  # a row group is closed by the first family that reaches it
 _RECORD = ".prepared.json"  # hidden, so that `load_dataset` on the folder does not take it for data
+
+
+@dataclass
+class Outcome:
+    """What a preparation did.
+
+    Attributes:
+        rows: number of rows of each split.
+        problems: what was left out, each with the reason.
+        missing: the forgeries that were not made, counted by method and reason.
+    """
+
+    rows: dict[str, int] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    missing: Counter[str] = field(default_factory=Counter)
+
+
+def state_of(root: Path, files: Iterable[Path]) -> str:
+    """Return a hash of the paths, sizes and times of files below a folder: another one when any of them changed."""
+    state = "".join(f"{path.relative_to(root)} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in files)
+    return hashlib.sha256(state.encode()).hexdigest()
 
 
 def write_split(path: Path, families: Iterable[list[dict[str, Any]]]) -> int:
@@ -59,8 +84,9 @@ class PreparedFolder:
         own: the settings in which the folder's other splits may differ from these.
 
     Raises:
-        InputError: if the folder cannot be written, or holds a split that was made otherwise (unless `overwrite`):
-            one of `splits` with other settings, or another one that differs in more than `own`.
+        InputError: if a split's name cannot be one, the folder cannot be written, or it holds a split that was made
+            otherwise (unless `overwrite`): one of `splits` with other settings, or another one that differs in more
+            than `own`.
     """
 
     def __init__(
@@ -72,6 +98,11 @@ class PreparedFolder:
         own: Iterable[str] = (),
     ):
         self.path, self._settings = Path(path), json.loads(json.dumps(settings))
+        for split in splits:
+            if not re.fullmatch(SPLIT_NAME, split):
+                raise InputError(
+                    f"a split cannot be called {split!r}: use letters, digits and _ (train, validation, test)."
+                )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()
@@ -133,4 +164,4 @@ def _without(settings: dict[str, Any], ignored: set[str]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in ignored}
 
 
-__all__ = ["PreparedFolder", "write_split"]
+__all__ = ["Outcome", "PreparedFolder", "state_of", "write_split"]

@@ -1,0 +1,186 @@
+"""A folder of videos and images becomes a prepared data set: rows, families, masks, and what is wrong named."""
+
+import shutil
+
+import av
+import numpy as np
+import pytest
+
+from dcl.data_scripts.assets import fetch, fetch_detector
+from dcl.data_scripts.blending import Portrait, random_generator, self_blend
+from dcl.data_scripts.extract import choose_face
+from dcl.data_scripts.layouts.folder import find_families
+from dcl.data_scripts.prepare import main
+from dcl.dataset_dcl import decode_image, decode_mask, find_crop, load_prepared, metadata
+from dcl.faces_dcl import Face, crop_transform, cut
+from dcl.video_dcl import Video
+
+CROP = {"kind": "box", "margin": 1.3, "size": 96}
+
+
+def encode(path, frames):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "12", "preset": "veryfast"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def talking():
+    """Twelve frames of a talking face, forgeries of them, and what was forged in each."""
+    with Video(fetch("talking_face")) as video:
+        frames = [image for _, image in video.read(range(0, 120, 10))]
+    detector, forged, masks = fetch_detector(), [], []
+    for number, image in enumerate(frames):
+        face = detector.detect(image)[0]
+        forgery = self_blend(Portrait(image, face.landmarks), None, random_generator(3, number))
+        forged.append(forgery.image)
+        masks.append(np.repeat(np.where(forgery.mask[..., None] > 40, 255, 0).astype(np.uint8), 3, axis=2))
+    return frames, forged, masks
+
+
+@pytest.fixture
+def root(tmp_path, talking):
+    """A clip and its forgery, with mixed-case folders, a mask video, and a real without a fake."""
+    frames, forged, masks = talking
+    folder = tmp_path / "mine"
+    encode(folder / "Real" / "001.mp4", frames)
+    encode(folder / "FAKE" / "Blend" / "001.MP4", forged)
+    encode(folder / "masks" / "Blend" / "001.mp4", masks)
+    shutil.copytree(fetch("orl") / "s1", folder / "Real" / "002")
+    return folder
+
+
+def prepare(root, output, *flags):
+    """Run the command; returns its exit status."""
+    try:
+        main(["folder", "--root", str(root), "--output", str(output), "--size", "96", *flags])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def test_videos_and_images_become_rows_in_families(root, tmp_path):
+    assert prepare(root, tmp_path / "out", "--frames", "4") == 0
+    dataset = load_prepared(str(tmp_path / "out"), "train")
+    table = metadata(dataset).to_pandas()
+    assert list(table.groupby("video_id", sort=False).frame.apply(list).items()) == [
+        ("real/001", [0, 3, 7, 11]),
+        ("Blend/001", [0, 3, 7, 11]),
+        ("real/002", [1, 4, 7, 10]),
+    ]
+    assert table.groupby("video_id").source_id.first().to_dict() == {
+        "real/001": "real/001",
+        "Blend/001": "real/001",
+        "real/002": "real/002",
+    }
+    assert table.groupby("video_id").label.first().to_dict() == {"real/001": 0, "Blend/001": 1, "real/002": 0}
+    assert set(table.dataset) == {"mine"}
+    assert find_crop(dataset, "out") == {**CROP, "detector": "yunet_2023mar"}
+    assert all(decode_image(cell, "").shape == (96, 96, 3) for cell in dataset["image"])
+
+
+def test_the_mask_marks_what_was_forged_in_the_crop(root, tmp_path, talking):
+    prepare(root, tmp_path / "out")
+    dataset = load_prepared(str(tmp_path / "out"), "train")
+    fakes = [row for row in dataset if row["label"] == 1]
+    assert len(fakes) == 12
+    detector = fetch_detector()
+    with Video(root / "FAKE" / "Blend" / "001.MP4") as video:
+        images = dict(video.read(video.numbers))
+    for row in fakes:
+        transform = crop_transform(detector.detect(images[row["frame"]])[0], CROP)
+        found, wanted = decode_mask(row["mask"], "") > 127, cut(talking[2][row["frame"]][..., 0], transform, 96) > 127
+        assert wanted.any()
+        assert (found & wanted).sum() / (found | wanted).sum() > 0.9
+    assert not any(decode_mask(row["mask"], "").any() for row in dataset if row["label"] == 0)
+
+
+def test_a_fake_without_a_mask_has_none(root, tmp_path):
+    shutil.rmtree(root / "masks")
+    assert prepare(root, tmp_path / "out") == 0
+    dataset = load_prepared(str(tmp_path / "out"), "train")
+    assert [row["mask"] is None for row in dataset if row["label"] == 1] == [True] * 12
+
+
+def test_folders_of_splits_become_splits(root, tmp_path):
+    for split in ("train", "val"):
+        shutil.copytree(root, tmp_path / "all" / split)
+    assert prepare(tmp_path / "all", tmp_path / "out", "--frames", "2") == 0
+    assert len(load_prepared(str(tmp_path / "out"), "train")) == len(
+        load_prepared(str(tmp_path / "out"), "validation")
+    )
+
+
+def test_what_is_there_is_kept_and_other_settings_are_refused(root, tmp_path):
+    prepare(root, tmp_path / "out", "--frames", "2")
+    before = (tmp_path / "out" / "train.parquet").stat().st_mtime_ns
+    assert prepare(root, tmp_path / "out", "--frames", "2") == 0
+    assert (tmp_path / "out" / "train.parquet").stat().st_mtime_ns == before
+    assert "prepared otherwise" in prepare(root, tmp_path / "out", "--frames", "3")
+
+
+def test_bad_clips_are_named_and_the_rest_goes_on(root, tmp_path, talking, capsys):
+    _, forged, masks = talking
+    (root / "Real" / "empty.mp4").touch()
+    encode(root / "Real" / "003.mp4", [np.full((96, 128, 3), 90, np.uint8)] * 3)
+    encode(root / "FAKE" / "Blend" / "002.mp4", forged[:3])
+    encode(root / "masks" / "Blend" / "001.mp4", masks[:6])
+    assert prepare(root, tmp_path / "out", "--frames", "12") == 3
+    printed = capsys.readouterr().out
+    assert "real/empty: the video" in printed and "cannot be opened" in printed
+    assert "real/003, frame 1: no face was found" in printed
+    assert "Blend/002 (length): it has 2 of the 10 wanted frames" in printed
+    assert "Blend/001 (mask): the mask has 6 of the 12 wanted frames" in printed
+    dataset = load_prepared(str(tmp_path / "out"), "train")
+    table = metadata(dataset).to_pandas()
+    assert (table.video_id == "Blend/001").sum() == 12
+    assert sum(row["mask"] is not None for row in dataset if row["video_id"] == "Blend/001") == 6
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda root: shutil.rmtree(root), "there is no folder"),
+        (lambda root: shutil.rmtree(root / "FAKE"), "has no folder fake/"),
+        (lambda root: (root / "Real" / "001.avi").touch(), "two videos called '001'"),
+        (lambda root: (shutil.rmtree(root / "Real"), (root / "Real").mkdir()), "holds no video and no image"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused(root, tmp_path, damage, sentence):
+    damage(root)
+    assert sentence in prepare(root, tmp_path / "out")
+
+
+def test_a_set_without_a_face_is_refused_and_leaves_nothing(tmp_path):
+    grey = [np.full((96, 128, 3), 90, np.uint8)] * 3
+    for side in ("real", "fake"):
+        encode(tmp_path / "mine" / side / "001.mp4", grey)
+    assert "no face was found in" in prepare(tmp_path / "mine", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+def test_clips_of_one_name_are_refused(root):
+    (root / "FAKE" / "fake").mkdir()
+    for place in ("x.mp4", "fake/x.mp4"):
+        (root / "FAKE" / place).touch()
+    with pytest.raises(ValueError, match=r"two clips of .* would be called 'fake/x'"):
+        find_families(root, "train")
+
+
+def face(left, top, side):
+    return Face(np.array([left, top, left + side, top + side], np.float32), 0.9, np.zeros((5, 2), np.float32))
+
+
+def test_the_face_is_that_of_the_mask_then_that_of_the_frame_before_then_the_largest():
+    large, small = face(0, 0, 50), face(60, 0, 30)
+    mask = np.zeros((100, 100), np.uint8)
+    assert choose_face([large, small], mask) is large
+    mask[5:25, 65:85] = 255
+    assert choose_face([large, small], mask, last=large) is small
+    assert choose_face([large, small], None, last=face(62, 2, 30)) is small
+    assert choose_face([large, small], None, last=face(200, 200, 30)) is large

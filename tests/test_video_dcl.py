@@ -1,0 +1,156 @@
+"""Frames of a video come by their number, whatever codec, order, rotation or damage."""
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dcl.errors_dcl import InputError
+from dcl.video_dcl import Video, evenly_spaced
+
+WIDTH, HEIGHT, BITS = 128, 64, 8
+
+
+def numbered(number):
+    """A frame that shows its number: eight bright or dark bars over the upper half, the lower half grey."""
+    image = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+    for bit in range(BITS):
+        image[: HEIGHT // 2, bit * 16 : (bit + 1) * 16] = 230 if number >> bit & 1 else 25
+    return image
+
+
+def number_of(image):
+    return sum(1 << bit for bit in range(BITS) if image[8:24, bit * 16 + 4 : bit * 16 + 12].mean() > 128)
+
+
+def write_video(path, frames=60, codec="libx264", options=None, rotation=None, container_options=None):
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(number), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """60 frames of H.264 with frames that lean on later ones, a start for the decoder every 12."""
+    options = {"g": "12", "bf": "2", "crf": "10", "preset": "veryfast"}
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4", options=options)
+
+
+@given(st.sets(st.integers(0, 59), min_size=1, max_size=8))
+@settings(max_examples=40, deadline=None)
+def test_every_wanted_frame_comes_once_in_order_whatever_is_wanted(clip, wanted):
+    with Video(clip) as video:
+        assert len(video.numbers) == 60
+        read = [(index, number_of(image)) for index, image in video.read(wanted)]
+    assert read == [(index, index) for index in sorted(wanted)]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "mpeg4", {"g": "10", "qscale": "2"}),
+        ("a.avi", "mjpeg", {}),
+        ("a.webm", "libvpx-vp9", {"g": "15", "deadline": "realtime", "crf": "10"}),
+        ("a.mkv", "libx264", {"g": "250", "bf": "3", "crf": "10"}),
+        ("a.mp4", "libx264", {"x264-params": "open-gop=1:keyint=12:bframes=3:crf=10"}),
+    ],
+)
+def test_numbers_hold_for_the_usual_codecs(tmp_path, name, codec, options):
+    path = write_video(tmp_path / name, 40, codec, options)
+    with Video(path) as video:
+        assert len(video.numbers) == 40
+        wanted = [0, 13, 14, 27, 39]
+        assert [number_of(image) for _, image in video.read(wanted)] == wanted
+
+
+def test_one_video_can_be_read_twice(clip):
+    with Video(clip) as video:
+        first, second = ([number_of(image) for _, image in video.read([3, 50])] for _ in range(2))
+    assert first == second == [3, 50]
+
+
+def test_a_seek_skips_what_need_not_be_decoded(clip, monkeypatch):
+    decoded = []
+    original = Video._decode
+
+    def counted(self, start):
+        for index, frame in original(self, start):
+            decoded.append(index)
+            yield index, frame
+
+    monkeypatch.setattr(Video, "_decode", counted)
+    with Video(clip) as video:
+        assert [index for index, _ in video.read([0, 49])] == [0, 49]
+    assert decoded == [0, 48, 49]
+
+
+def test_a_turned_video_is_read_upright(tmp_path):
+    upright = numbered(37)
+    path = write_video(tmp_path / "a.mp4", 38, rotation=90, options={"crf": "10"})
+    with Video(path) as video:
+        ((_, image),) = video.read([37])
+    assert image.shape == (WIDTH, HEIGHT, 3)
+    assert np.abs(np.rot90(upright, 1).astype(int) - image).mean() < 8
+
+
+def test_a_video_that_breaks_off_has_the_frames_before_the_break(tmp_path):
+    options = {"crf": "10", "g": "12"}
+    whole = write_video(tmp_path / "a.mp4", 60, options=options, container_options={"movflags": "faststart"})
+    data = whole.read_bytes()
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(data[: len(data) * 2 // 3])
+    with Video(broken) as video:
+        assert 10 <= len(video.numbers) < 60
+        wanted = evenly_spaced(len(video.numbers) - 4, 4)
+        assert [number_of(image) for _, image in video.read(wanted)] == wanted
+
+
+def test_damage_in_the_middle_is_named_and_what_came_before_is_given(tmp_path):
+    path = write_video(tmp_path / "a.avi", 30, "mjpeg")
+    data = bytearray(path.read_bytes())
+    half = len(data) // 2
+    data[half : half + len(data) // 6] = bytes(len(data) // 6)
+    path.write_bytes(data)
+    read = []
+    with pytest.raises(InputError, match=r"a\.avi.*copy or download it again"), Video(path) as video:
+        for index, image in video.read(range(30)):
+            read.append((index, number_of(image)))
+    assert len(read) >= 10
+    assert all(index == number for index, number in read)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
+def test_what_is_no_video_is_refused(tmp_path, content):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"the video .*a\.mp4 cannot be opened .*copy or download it again"):
+        Video(path)
+
+
+def test_sound_alone_is_refused(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        sound.rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(InputError, match="holds no video"):
+        Video(path)
+
+
+@given(st.integers(1, 5000), st.integers(1, 64))
+def test_evenly_spaced_frames_reach_from_the_first_to_the_last(length, number):
+    frames = evenly_spaced(length, number)
+    assert len(frames) == min(length, number)
+    assert frames[0] == 0
+    assert frames == sorted(set(frames))
+    assert frames[-1] == (length - 1 if len(frames) > 1 else 0)
+    assert max(np.diff(frames), default=0) - min(np.diff(frames), default=0) <= 1

@@ -1,0 +1,147 @@
+"""Read the wanted frames of a video: by their number, in one pass, with one frame in memory at a time."""
+
+import bisect
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .errors_dcl import InputError, reason
+
+try:  # a checkpoint that is given images works without PyAV
+    import av
+except ImportError:
+    av = None
+
+#: Suffixes of what is taken for a video.
+VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+
+
+class Video:
+    """A video file whose frames are numbered from 0 in the order in which they are shown.
+
+    Opening it reads the packets once, without decoding: their times say how many frames there really are, whatever the
+    header claims, and which of them a decoder can start from. Use it as a context manager.
+
+    Args:
+        path: the file.
+        threads: of the decoder; 0 lets it choose.
+
+    Raises:
+        InputError: if PyAV is missing, or the file cannot be read or holds no video.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0):
+        if av is None:
+            raise InputError("reading videos needs PyAV: pip install av.")
+        self.path = Path(path)
+        try:
+            self._container = av.open(str(path), metadata_errors="ignore")
+        except (OSError, ValueError) as error:  # PyAV's errors are of both kinds
+            raise InputError(
+                f"the video {path} cannot be opened ({reason(error)}): copy or download it again."
+            ) from error
+        try:
+            if not self._container.streams.video:
+                raise InputError(f"{path} holds no video: give a file that does.")
+            self._stream = self._container.streams.video[0]
+            self._stream.codec_context.thread_count = threads
+            self._stream.codec_context.thread_type = "AUTO"
+            self._read_packets()
+            if not self._times:
+                raise InputError(f"the video {path} holds no frame: copy or download it again.")
+        except InputError:
+            self.close()
+            raise
+
+    def _read_packets(self) -> None:
+        times, starts = [], []
+        try:
+            for packet in self._container.demux(self._stream):
+                time = packet.dts if packet.pts is None else packet.pts
+                if packet.size and time is not None and not packet.is_discard:
+                    times.append(time)
+                    if packet.is_keyframe:
+                        starts.append(time)
+        except (OSError, ValueError):
+            pass  # a file that breaks off has the frames before the break
+        self._times = sorted(set(times))
+        self._starts = [bisect.bisect_left(self._times, time) for time in sorted(set(starts))]
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the frames that are there."""
+        return range(len(self._times))
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode frames, in order.
+
+        What lies between two wanted frames is decoded too, unless the decoder can start anew after it.
+
+        Args:
+            numbers: of the wanted frames, of `self.numbers`, in any order.
+
+        Yields:
+            The number, and the frame turned upright: RGB, uint8 (height, width, 3).
+
+        Raises:
+            InputError: at the first wanted frame that cannot be decoded; those before it were given.
+        """
+        at, decoded = -1, iter(())
+        for wanted in sorted(set(numbers)):
+            start = self._starts[max(0, bisect.bisect_right(self._starts, wanted) - 1)] if self._starts else 0
+            if at < start:
+                decoded = self._decode(start)
+            frame = None
+            try:
+                while at < wanted or frame is None:
+                    at, frame = next(decoded)
+            except StopIteration:
+                raise InputError(
+                    f"{self.path} gives no frame {wanted}: it breaks off after frame {at}, copy or download it again."
+                ) from None
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"frame {wanted} of {self.path} cannot be decoded ({reason(error)}): copy or download it again."
+                ) from error
+            if at == wanted:
+                yield at, _upright(frame)
+            else:
+                raise InputError(f"{self.path} gives no frame {wanted}: copy or download it again.")
+
+    def _decode(self, start: int) -> Iterator[tuple[int, "av.VideoFrame"]]:
+        """Yield frames and their numbers, from a frame that a decoder can start from."""
+        self._container.seek(self._times[start], stream=self._stream)
+        for frame in self._container.decode(self._stream):
+            time = frame.dts if frame.pts is None else frame.pts
+            index = bisect.bisect_left(self._times, time)
+            if index >= start:  # frames before it lean on others that were skipped
+                yield index, frame
+
+
+def _upright(frame: "av.VideoFrame") -> np.ndarray:
+    image = frame.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90))) if frame.rotation else image
+
+
+def evenly_spaced(length: int, number: int) -> list[int]:
+    """Return so many frame numbers of a video, the first and the last among them; all of them if it has fewer.
+
+    Args:
+        length: frames of the video.
+        number: frames wanted, at least 1.
+    """
+    return sorted(set(np.linspace(0, length - 1, min(number, length), dtype=int).tolist()))
+
+
+__all__ = ["VIDEO_SUFFIXES", "Video", "evenly_spaced"]
