@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 
 from .errors_dcl import InputError, reason
 from .hub_dcl import hub_is_reachable
@@ -79,7 +80,7 @@ def load_prepared(name: str, split: str, data_root: str | Path | None = None) ->
             if not files:
                 raise InputError(
                     f"the data set {folder} has no split {split!r} ({split}.parquet); "
-                    + (f"it has {', '.join(splits)}." if splits else "it holds no Parquet file: prepare it first.")
+                    + (f"it has {', '.join(splits)}." if splits else "it holds no file of a split: prepare it first.")
                 )
             if not sum(_count_rows(path) for path in files):  # `datasets` calls it a bad instruction
                 raise InputError(f"the data set {folder} ({split}) is empty: it has no rows.")
@@ -215,6 +216,9 @@ def find_crop(dataset: Dataset, where: str, allow_mixed: bool = False) -> dict[s
     crops = metadata(dataset.select_columns(["crop"])).column("crop").combine_chunks()
     counts = pa.table({name: pc.struct_field(crops, name) for name in CROP_FIELDS}).group_by(list(CROP_FIELDS))
     kinds = counts.aggregate([([], "count_all")]).sort_by([("count_all", "descending")]).to_pylist()
+    for kind in kinds:
+        if kind["margin"] is not None:
+            kind["margin"] = round(kind["margin"], 6)  # stored as float32
     if len(kinds) > 1 and not allow_mixed:
         shown = "; ".join(
             f"{ {name: kind[name] for name in CROP_FIELDS} } in {kind['count_all']} rows" for kind in kinds
@@ -223,10 +227,7 @@ def find_crop(dataset: Dataset, where: str, allow_mixed: bool = False) -> dict[s
             f"the faces of {where} were cut in {len(kinds)} ways ({shown}): prepare them in one way, "
             "or pass --allow_mixed_crops."
         )
-    crop = {name: kinds[0][name] for name in CROP_FIELDS}
-    if crop["margin"] is not None:
-        crop["margin"] = round(crop["margin"], 6)  # stored as float32
-    return crop
+    return {name: kinds[0][name] for name in CROP_FIELDS}
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -287,9 +288,13 @@ def _decode(cell: dict[str, Any], mode: str, what: str) -> np.ndarray:
             return np.array(image.convert(mode))  # a copy: Pillow's own buffer is read-only, which PyTorch warns of
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError
         raise CorruptImageError(
-            f"{what} cannot be decoded ({' '.join(str(error).split())}): mend the row, or pass --skip_corrupt to "
-            "leave such rows out."
+            f"{what} cannot be decoded ({_why(error)}): mend the row, or pass --skip_corrupt to leave such rows out."
         ) from error
+
+
+def _why(error: Exception) -> str:
+    # Pillow names the buffer by its address there.
+    return "it is no image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
 
 
 def check_depth(image: PILImage.Image) -> None:

@@ -116,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         print(f"\n{checkpoint.name}")
         print(summarize(metrics, model.config.seen_methods).to_string(index=False, na_rep="-", float_format="%.3f"))
+        for dataset, levels in metrics.items():
+            if why := levels["frame"].get("reason"):
+                print(f"{dataset} gives no AUC: {why}")
         print(f"metrics, predictions and the record of the run are in {folder}")
 
 
@@ -175,7 +178,7 @@ def summarize(metrics: dict[str, dict[str, Any]], seen_methods: Sequence[str] | 
     rows = []
     for dataset, levels in metrics.items():
         for method, scores in [("all", levels), *levels["by_method"].items()]:
-            seen = None
+            seen = "-"
             if method != "all" and seen_methods is not None:
                 seen = "seen" if method in seen_methods else "unseen"
             rows.append(

@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     output_dir = Path(run.training.output_dir)
     if output_dir.resolve() == Path(__file__).resolve().parent:
         raise InputError("output_dir is the folder of the code, which would be overwritten: choose another.")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"the output folder {output_dir} is a file: choose another --output_dir.")
     if run.data.overwrite and run.training.resume_from_checkpoint:
         raise InputError("overwrite starts again, and resume_from_checkpoint goes on: pass one of them.")
     rows = load_data(run)
@@ -82,7 +84,11 @@ def load_data(run: TrainingRun) -> tuple[Dataset, Dataset]:
 
 
 def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
-    """Raise an `InputError` if the folder holds checkpoints of a run with other settings or data."""
+    """Raise an `InputError` if the folder holds a model, or checkpoints of a run with other settings or data."""
+    if not (output_dir / RECORD).exists() and any(output_dir.glob("*.safetensors")):
+        raise InputError(
+            f"{output_dir} holds a model that no run here wrote: choose another --output_dir, or pass --overwrite."
+        )
     if not (output_dir / RESULTS).exists() and last_complete_checkpoint(output_dir) is None:
         return  # a run that saved nothing, stopped by a misspelt setting perhaps, has nothing to be mixed with
     try:
@@ -120,11 +126,19 @@ def find_start(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> tu
     refusal, finished, checkpoint = answer
     if refusal is not None:
         raise InputError(refusal)
-    if checkpoint is not None and not finished and not (Path(checkpoint) / "trainer_state.json").is_file():
-        raise InputError(
-            f"{checkpoint} is no complete checkpoint to resume from, it has no trainer_state.json here: "
-            "name another, and let all processes share the folder."
-        )
+    if checkpoint is not None and not finished:
+        state = Path(checkpoint) / "trainer_state.json"
+        if not state.is_file():
+            raise InputError(
+                f"{checkpoint} is no complete checkpoint to resume from, it has no trainer_state.json here: "
+                "name another, and let all processes share the folder."
+            )
+        done, last = json.loads(state.read_text())["global_step"], run.training.max_steps
+        if run.training.resume_from_checkpoint and 0 < last <= done:
+            raise InputError(
+                f"{checkpoint} was trained for {done} steps, and max_steps is {last}: nothing is left to train; start "
+                "from its weights by --model, or raise max_steps."
+            )
     return finished, None if checkpoint is None else Path(checkpoint)
 
 
@@ -184,8 +198,9 @@ def build_trainer(run: TrainingRun, rows: tuple[Dataset, Dataset] | None = None)
             f"the repository {name!r} cannot be made on the Hub ({reason(error)}): log in by `hf auth login`, or "
             "leave push_to_hub out."
         ) from error
-    except RuntimeError as error:
-        if "requires" not in str(error):  # what the callback of a tracker that is not installed says
+    except (RuntimeError, ValueError) as error:
+        # What is said of a tracker that is not installed, and of one that is not known.
+        if "requires" not in str(error) and "is not supported, only" not in str(error):
             raise
         raise InputError(f"--report_to {' '.join(args.report_to)} cannot be followed: {error}") from error
 
@@ -203,7 +218,9 @@ def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple
         processor = DCLImageProcessor.from_pretrained(folder)
         model, loading = DCLForPreTraining.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # of the file formats, or of the configuration
-        raise InputError(f"the checkpoint {arguments.model!r} cannot be loaded: {reason(error)}") from error
+        raise InputError(
+            f"the checkpoint {arguments.model!r} cannot be loaded ({reason(error)}): copy or download it again."
+        ) from error
     arguments.refuse_conflicts(model.config, given)
     missing = sorted(name for name in loading["missing_keys"] if name.startswith(("dcl.", "classifier.")))
     if missing:

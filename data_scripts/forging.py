@@ -27,7 +27,7 @@ from ..errors_dcl import InputError
 from ..faces_dcl import ALIGNED_LANDMARKS, FaceDetector, fit_similarity, map_points
 from .assets import fetch_detector
 from .blending import METHODS, Portrait, random_generator
-from .photographs import find_photographs, real_rows
+from .photographs import SUFFIXES, find_photographs, real_rows
 from .shards import Outcome, PreparedFolder, state_of
 
 SIZE, MARGIN = 380, 1.3  # of crops, where nothing else is asked for
@@ -205,7 +205,7 @@ def prepare_forgeries(
                     + (f" ({first[0]}: {first[1]})" if first else "")
                     + ": give photographs with faces, or a prepared data set with real rows."
                 )
-            _refuse_shared_families(reals, folder.others(current), current)
+            _refuse_shared_families(reals, folder.others(current), current, by_clip=bool(photographs))
             families = forge_families(reals, methods, variants, seed, outcome.missing)
             number = len(set(reals["source_id"]))
             outcome.rows[current] = folder.write(current, tqdm(families, current, total=number, unit="family"))
@@ -236,10 +236,19 @@ def _prepared_rows(
         yield row
 
 
-def _refuse_shared_families(reals: Dataset, others: Iterable[Path], split: str) -> None:
-    """Raise an `InputError` if one of the source videos is in another split, too."""
+def _refuse_shared_families(reals: Dataset, others: Iterable[Path], split: str, by_clip: bool) -> None:
+    """Raise an `InputError` if one of the source videos is in another split, too.
+
+    Photographs carry the name of the folder they were taken from before that of the person: people of two folders are
+    compared by their own names (`by_clip`). Loose files are not, whose names are often mere numbers.
+    """
+
+    def name(source: str) -> str:
+        return _clip(source) if by_clip and Path(source).suffix.lower() not in SUFFIXES else source
+
     for path in others:
-        shared = set(reals["source_id"]) & set(pq.read_table(path, columns=["source_id"])["source_id"].to_pylist())
+        there = pq.read_table(path, columns=["source_id"])["source_id"].to_pylist()
+        shared = {name(source) for source in reals["source_id"]} & {name(source) for source in there}
         if shared:
             raise InputError(
                 f"{len(shared)} people or videos of the split {split!r} (as {min(shared)}) are in {path}, too, where "

@@ -19,20 +19,29 @@ _SHOWN = 20  # so many of those that were left out are named
 _SOME_LEFT_OUT = 3  # exit status of a raw data set of which not all could be prepared
 
 
+def _path(text: str) -> str:
+    if not text:  # an unset variable of the shell, which would mean the current folder
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
     parser = argparse.ArgumentParser("dcl-prepare", description="Prepare data sets for training and evaluation.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser("demo", help="the demo data set: forgeries made from the ORL photographs", **formatter)
-    demo.add_argument("--output", required=True, help="folder of the prepared data set")
+    demo.add_argument("--output", type=_path, required=True, help="folder of the prepared data set")
     demo.add_argument("--size", type=int, default=112, help="side of the face crops in pixels")
 
     blend = commands.add_parser("blend", help="forgeries made from your own real photographs", **formatter)
     blend.add_argument(
-        "--source", required=True, help="folder of photographs (a sub-folder = one person), or a prepared data set"
+        "--source",
+        type=_path,
+        required=True,
+        help="folder of photographs (a sub-folder = one person), or a prepared data set",
     )
-    blend.add_argument("--output", required=True, help="folder of the prepared data set")
+    blend.add_argument("--output", type=_path, required=True, help="folder of the prepared data set")
     blend.add_argument(
         "--methods",
         nargs="+",
@@ -48,8 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     blend.add_argument("--margin", type=float, help="side of these crops over the longer side of the face (else 1.3)")
 
     raw = commands.add_parser("folder", help="your own videos or images, in real/ and fake/", **formatter)
-    raw.add_argument("--root", required=True, help="folder that holds real/ and fake/, or train/, validation/, test/")
-    raw.add_argument("--output", required=True, help="folder of the prepared data set")
+    raw.add_argument(
+        "--root", type=_path, required=True, help="folder that holds real/ and fake/, or train/, validation/, test/"
+    )
+    raw.add_argument("--output", type=_path, required=True, help="folder of the prepared data set")
     raw.add_argument("--split", default="train", help="which split it is, if it has no folders of splits")
     raw.add_argument("--name", help="name of the data set (else that of the folder)")
     raw.add_argument("--frames", type=int, default=32, help="frames of each video at most, evenly spaced")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
@@ -16,6 +17,8 @@ import pyarrow.parquet as pq
 
 from ..dataset_dcl import FEATURES, SPLIT_NAME
 from ..errors_dcl import InputError
+
+logger = logging.getLogger(__name__)
 
 _ROWS_PER_GROUP = 256  # a row group is closed by the first family that reaches it
 _RECORD = ".prepared.json"  # hidden, so that `load_dataset` on the folder does not take it for data
@@ -148,8 +151,11 @@ class PreparedFolder:
         with tempfile.TemporaryDirectory(prefix=".split-", dir=self.path) as temporary:
             whole = Path(temporary) / target.name
             rows = write_split(whole, families)
-            for file in (*self._replaced, target):
+            for file in self._replaced:
+                if file != target:
+                    logger.warning("%s was prepared otherwise, and is removed.", file)
                 file.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
             self._replaced.clear()
             # The record first: nobody knows what a file without one is, and a record without its file does no harm.
             self._record[split] = {"rows": rows, "settings": self._settings}

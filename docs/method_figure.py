@@ -16,7 +16,7 @@ INK, REAL, FAKE, PLAIN = "#22303c", "#2b7bba", "#c8452f", "#eef2f5"
 def main() -> None:
     """Draw and save."""
     figure, axes = plt.subplots(figsize=(15.5, 7.6), dpi=100)
-    axes.set(xlim=(0, 120), ylim=(0, 59))
+    axes.set(xlim=(0, 120), ylim=(-1, 59))
     axes.axis("off")
 
     box(axes, 1, 24, 16, 11, "face crop\nand forgery mask", "label: real 0, fake 1")
@@ -49,11 +49,14 @@ def main() -> None:
 
     queue(axes, 71, 5.5, REAL, "queue of hard reals")
     queue(axes, 71, 0.6, FAKE, "queue of hard fakes")
-    box(axes, 71, 12, 16, 9, "prototypes", "keys nearest to the other\nclass's prototype are hard")
-    arrow(axes, (65, 14.5), (71, 15.5), "$k$")
-    arrow(axes, (87, 19), (92, 24.5), "key $k$")
-    arrow(axes, (79, 12), (79, 9.6))
-    arrow(axes, (97, 5.5), (104, 22), "negatives")
+    frame = Rectangle((70.2, -0.2), 27.6, 8.9, facecolor="none", edgecolor=INK, linewidth=0.8)
+    axes.add_patch(frame)
+    box(axes, 71, 11.2, 16, 8, "prototypes", "keys nearest to the other\nclass's prototype are hard")
+    arrow(axes, (65, 13.5), (71, 15.2))
+    arrow(axes, (65, 18.3), (92, 27), "key $k$")
+    arrow(axes, (79, 11.2), (79, 8.7))
+    axes.text(80, 9.9, "hard keys", ha="left", va="center", fontsize=8.5, color=INK)
+    arrow(axes, (97.8, 4.3), (104, 22), "negatives, of the other class")
 
     figure.savefig(Path(__file__).with_name("method.png"), bbox_inches="tight", facecolor="white")
 

@@ -72,7 +72,9 @@ def load_checkpoint(
             checkpoint.folder, dtype=torch.float32, output_loading_info=True, **options
         )
     except Exception as error:  # of the file formats, of the configuration, of remote code
-        raise InputError(f"the checkpoint {checkpoint.name!r} cannot be loaded: {reason(error)}") from error
+        raise InputError(
+            f"the checkpoint {checkpoint.name!r} cannot be loaded ({reason(error)}): copy or download it again."
+        ) from error
     if loading["missing_keys"]:  # they were drawn at random
         missing = sorted(loading["missing_keys"])
         raise InputError(
@@ -259,6 +261,10 @@ def evaluate_checkpoint(
                 _warn_of_crop(data, crop, checkpoint)
                 batches = predict(model, processor, data, batch_size, num_workers, skip_corrupt)
                 corrupt, cells[data.name] = _write(batches, writer, data)
+                if corrupt:
+                    logger.warning(
+                        "%d of the %d images of %s were skipped.", len(corrupt), len(data.dataset), data.where
+                    )
                 records[data.name] = {
                     "source": data.source,
                     "split": data.split,

@@ -220,7 +220,7 @@ def test_a_tensor_of_another_shape(model, weights, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not weights at all"])
 def test_a_file_that_holds_no_weights(model, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    assert_refused(model, tmp_path / name, "cannot be read: .")
+    assert_refused(model, tmp_path / name, "cannot be read as tensors: give a .safetensors file")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"state_dict": {"a": "text"}}, torch.zeros(3)])

@@ -80,11 +80,11 @@ def test_the_scores_are_those_of_the_checkpoint_that_is_kept(trained, text):
 
 def test_the_example_runs(trained, text, tmp_path, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
-    assert code.count('"my detector"') == 2
+    assert code.count(f'"{trained.args.output_dir}"') == 2
     Image.fromarray(make_face(0, 0)).save(tmp_path / "face.png")
     monkeypatch.chdir(tmp_path)
     names = {}
-    exec(code.replace('"my detector"', repr(trained.args.output_dir)), names)
+    exec(code, names)
     assert 0 <= names["p_fake"] <= 1 and names["evidence"].shape == (2, 2)
     model = AutoModelForImageClassification.from_pretrained(trained.args.output_dir, trust_remote_code=True).eval()
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_the_example_runs(trained, text, tmp_path, monkeypatch):
 
 def test_a_card_before_any_validation_says_that_nothing_was_measured(prepared, tmp_path):
     trainer = train.build_trainer(parse_training_run(training_flags(prepared, tmp_path, image_size=64)))
-    card = ModelCard.load(write_model_card(trainer, "someone/early"))
+    card = ModelCard.load(write_model_card(trainer, "early", "someone/early"))
     assert "Not measured." in card.text and "Optimizer steps: 0." in card.text
     assert card.data.eval_results is None
 
@@ -112,8 +112,15 @@ def test_the_last_weights_get_the_scores_of_the_last_weights(prepared, tmp_path)
 def test_a_crop_of_which_little_is_known_is_described_without_gaps(prepared, tmp_path):
     trainer = train.build_trainer(parse_training_run(training_flags(prepared, tmp_path, image_size=64)))
     trainer.processing_class.crop = {"kind": "given", "margin": None, "size": 256, "detector": None}
-    text = " ".join(write_model_card(trainer, "a").read_text().split())
+    text = " ".join(write_model_card(trainer, "a", "a").read_text().split())
     assert "cut as the training data was: given, 256 px. A picture" in text
     trainer.processing_class.crop = None
-    text = " ".join(write_model_card(trainer, "a").read_text().split())
+    text = " ".join(write_model_card(trainer, "a", "a").read_text().split())
     assert "cut as the training data was. A picture" in text
+
+
+def test_a_card_says_so_where_the_contrastive_losses_never_entered(prepared, tmp_path):
+    flags = training_flags(prepared, tmp_path, max_steps=2, image_size=64, contrastive_weight=0)
+    train.main(flags)
+    text = (tmp_path / "README.md").read_text()
+    assert "Trained by cross-entropy alone" in text and "Trained by **Dual" not in text

@@ -167,7 +167,7 @@ def test_a_missing_split_lists_those_there(rows, write):
 
 
 def test_an_empty_folder_says_so(tmp_path):
-    refused(tmp_path, r"no split 'train' .*no Parquet file: prepare it first")
+    refused(tmp_path, r"no split 'train' .*no file of a split: prepare it first")
 
 
 def test_a_set_without_rows(tmp_path):

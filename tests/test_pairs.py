@@ -322,7 +322,7 @@ def corrupt(tmp_path):
 
 
 def test_a_corrupt_image_is_named_with_its_row(corrupt):
-    name = re.escape(f"row 9 ({corrupt[9]['video_id']}, frame {corrupt[9]['frame']})")
+    name = re.escape(f"row 9 (textures, {corrupt[9]['video_id']}, frame {corrupt[9]['frame']})")
     with pytest.raises(CorruptImageError, match=name):
         plain(corrupt)[0, 9]
     with pytest.raises(CorruptImageError, match=name):
@@ -333,7 +333,7 @@ def test_a_corrupt_row_is_replaced_by_one_of_its_class(corrupt, caplog):
     dataset = plain(corrupt, skip_corrupt=True)
     with caplog.at_level(logging.WARNING):
         samples = [dataset[epoch, 9] for epoch in range(12)]
-    assert "row 9" in caplog.text and "skipped" in caplog.text
+    assert "Skipped: the image of row 9" in caplog.text and "--skip_corrupt" not in caplog.text
     assert {int(sample["labels"]) for sample in samples} == {FAKE}
     assert len({sample["pixel_values"].tobytes() for sample in samples}) > 3
     np.testing.assert_array_equal(dataset[4, 9]["pixel_values"], samples[4]["pixel_values"])

@@ -127,7 +127,7 @@ def test_clips_of_one_name_keep_their_forgeries_apart(photographs, tmp_path):
     assert set(table(tmp_path / "out", "test")["video_id"]) == {"a/s1", "b/s1", "local_warp/a/s1", "local_warp/b/s1"}
 
 
-def test_a_second_run_keeps_what_is_there(photographs, tmp_path):
+def test_a_second_run_keeps_what_is_there(photographs, tmp_path, caplog):
     command = ["blend", "--source", str(photographs), "--output", str(tmp_path / "out"), "--size", "96"]
     main(command)
     written = (tmp_path / "out" / "train.parquet").stat().st_mtime_ns
@@ -140,6 +140,7 @@ def test_a_second_run_keeps_what_is_there(photographs, tmp_path):
     assert "no usable real" in failure("blend", "--source", tmp_path / "empty", *command[3:], "--overwrite")
     assert (tmp_path / "out" / "train.parquet").stat().st_mtime_ns == written  # nothing new came, nothing old goes
     main([*command, "--seed", "1", "--overwrite"])
+    assert "test.parquet was prepared otherwise, and is removed" in caplog.text
     assert not (tmp_path / "out" / "test.parquet").exists()
     assert (tmp_path / "out" / "train.parquet").stat().st_mtime_ns != written
 
@@ -155,6 +156,14 @@ def test_train_and_validation_are_filled_from_two_sources(photographs, tmp_path)
     twice = failure("blend", "--source", photographs / "s1", *flags, "--split", "test")
     assert "2 people or videos of the split 'test'" in twice and "train.parquet" in twice
     assert not (tmp_path / "out" / "test.parquet").exists()
+
+
+def test_a_person_in_two_folders_of_photographs_does_not_get_into_two_splits(photographs, tmp_path):
+    flags = ["--output", str(tmp_path / "out"), "--size", "96", "--methods", "self_blend"]
+    main(["blend", "--source", str(photographs), *flags])
+    shutil.copytree(photographs / "s2", tmp_path / "few" / "s2")
+    twice = failure("blend", "--source", tmp_path / "few", *flags, "--split", "validation")
+    assert "1 people or videos of the split 'validation' (as s2)" in twice and "namesakes" in twice
 
 
 def test_a_method_named_twice_is_made_once(photographs, tmp_path):
@@ -176,7 +185,7 @@ def test_a_photograph_lying_on_its_side_is_turned_upright(tmp_path):
     assert mouth[1] > left[1] + 50 and right[0] > left[0] + 50
 
 
-def test_bad_input_gets_one_sentence(photographs, tmp_path):
+def test_bad_input_gets_one_sentence(photographs, tmp_path, capsys):
     out, empty = tmp_path / "out", tmp_path / "empty"
     empty.mkdir()
     assert "no folder of photographs" in failure("blend", "--source", tmp_path / "nowhere", "--output", out)
@@ -195,6 +204,9 @@ def test_bad_input_gets_one_sentence(photographs, tmp_path):
     assert "choose another --output" in failure("blend", "--source", photographs, "--output", empty / "1.png")
     assert "both source and output" in failure("blend", "--source", out, "--output", out, "--overwrite")
     assert "choose from orl" in failure("assets", "nothing")
+    with pytest.raises(SystemExit):
+        main(["blend", "--source", "", "--output", str(out)])  # an unset variable of the shell
+    assert "the path is empty" in capsys.readouterr().err
 
 
 def test_assets_prints_paths(capsys):

@@ -392,6 +392,8 @@ def cut_wider(row, number):
         (a_set, {"image_size": 8}, ["8 px", "image_size"]),
         (a_set, {"backbone": "test_vit", "image_size": 100}, ["test_vit", "100"]),
         (a_set, {"output_dir": REPOSITORY}, ["output_dir"]),
+        (a_set, {"output_dir": REPOSITORY / "README.md"}, ["README.md is a file"]),
+        (a_set, {"report_to": "bogus"}, ["--report_to bogus", "trackio"]),
         (a_set, {"colour": 3}, ["colour"]),
     ],
 )
@@ -443,6 +445,37 @@ def test_resuming_from_what_is_no_checkpoint_is_refused(prepared, tmp_path, caps
     with pytest.raises(SystemExit) as stop:
         train.main([*training_flags(prepared, tmp_path / "run", **RUN), "--resume_from_checkpoint", str(tmp_path)])
     assert "no complete checkpoint to resume from" in str(stop.value)
+
+
+def test_resuming_past_the_last_step_is_refused(finished, prepared, tmp_path):
+    flags = training_flags(prepared, tmp_path / "run", **(RUN | {"max_steps": 2}))
+    with pytest.raises(SystemExit) as stop:
+        train.main([*flags, "--resume_from_checkpoint", str(finished / "checkpoint-6")])
+    assert "trained for 6 steps, and max_steps is 2" in str(stop.value)
+
+
+def test_a_model_that_no_run_wrote_is_not_overwritten(finished, prepared, tmp_path):
+    (tmp_path / "model").mkdir()
+    shutil.copy(finished / "model.safetensors", tmp_path / "model")
+    with pytest.raises(SystemExit) as stop:
+        train.main(training_flags(prepared, tmp_path / "model", **RUN))
+    assert "holds a model that no run here wrote" in str(stop.value)
+
+
+def test_what_was_trained_is_saved_before_a_corrupt_validation_image_ends_the_run(tmp_path):
+    for split, videos in (("train", range(4)), ("validation", range(4, 6))):
+        rows = make_rows(videos)
+        if split == "validation":
+            rows[5]["image"] = {"bytes": b"no image", "path": None}
+        write_split(tmp_path / "data", split, rows)
+    settings = {"max_steps": 3, "image_size": 64, "eval_strategy": "steps", "save_strategy": "steps"}
+    flags = training_flags(tmp_path / "data", tmp_path / "run", **settings, eval_steps=2, save_steps=2)
+    with pytest.raises(SystemExit) as stop:
+        train.main(flags)
+    assert "it is no image" in str(stop.value) and "row 4" in str(stop.value)  # of those by the chosen methods
+    assert train.last_complete_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    train.main([*flags, "--skip_corrupt"])
+    assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 3
 
 
 def test_a_tracker_that_is_not_installed_is_named(prepared, tmp_path, monkeypatch):

@@ -224,7 +224,7 @@ def _as_flags(key: str, value: Any) -> list[str]:
 
 def _read_yaml(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"there is no configuration file {path}.")
+        raise InputError(f"there is no configuration file {path}: name one, such as configs/demo.yaml.")
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:

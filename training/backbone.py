@@ -72,12 +72,13 @@ def load_backbone_weights(model: DCLForPreTraining, source: str) -> None:
 
 
 def _fetch_from_timm(config: DCLConfig) -> dict[str, torch.Tensor]:
-    hub_is_reachable()
+    online = hub_is_reachable()
     try:  # with the arguments of the backbone: timm resizes position embeddings to its image size
         return timm.create_model(config.backbone, pretrained=True, **backbone_arguments(config)).state_dict()
     except Exception as error:  # no such weights, no network, no cache: each layer below has its own class
         raise InputError(
-            f"the pretrained weights of {config.backbone!r} cannot be fetched ({reason(error)}): "
+            f"the pretrained weights of {config.backbone!r} cannot be fetched "
+            f"({reason(error) if online else 'the Hub cannot be reached, and they are not in the local cache'}): "
             "pass --backbone_weights PATH, or --backbone_weights none to start from random weights."
         ) from error
 
@@ -85,19 +86,23 @@ def _fetch_from_timm(config: DCLConfig) -> dict[str, torch.Tensor]:
 def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise InputError(
-            f"there is no weights file {path}: pass --backbone_weights timm, none, or a file that exists."
+            f"there is no weights file {path}: pass --backbone_weights timm, none, or a file that exists "
+            "(`dcl-prepare assets efficientnet_lite0 --output data/assets` fetches those of the demo)."
         )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)  # tensors only: a pickle may hold any code
     except Exception as error:
-        raise InputError(f"the weights file {path} cannot be read: {reason(error)}") from error
+        raise InputError(
+            f"the weights file {path} cannot be read as tensors: give a .safetensors file, or a PyTorch file of "
+            "tensors alone."
+        ) from error
     for name in NESTED_UNDER:
         if isinstance(weights, dict) and isinstance(weights.get(name), dict):
             weights = weights[name]
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise InputError(f"the weights file {path} holds no table of tensors by name.")
+        raise InputError(f"the weights file {path} holds no table of tensors by name: give a state dict.")
     return weights
 
 

@@ -45,12 +45,13 @@ ARCHITECTURE = (
 VALIDATION_METRICS = {"auc": "Frame AUC", "eer": "Frame EER", "video_auc": "Video AUC", "accuracy": "Frame accuracy"}
 
 
-def write_model_card(trainer: "DCLTrainer", name: str) -> Path:
+def write_model_card(trainer: "DCLTrainer", name: str, source: str) -> Path:
     """Write README.md into the trainer's output folder, from what the trainer knows now.
 
     Args:
         trainer: a trainer, before, in or after training.
-        name: the title of the card; the id of the repository makes the usage example run.
+        name: the title of the card.
+        source: what its example loads: the id of the repository, or the folder.
 
     Returns:
         The path of the card.
@@ -85,8 +86,10 @@ def write_model_card(trainer: "DCLTrainer", name: str) -> Path:
         data,
         template_path=str(TEMPLATE),
         name=name,
+        source=source,
         config=config,
         crop=processor.crop,
+        contrastive=_was_contrastive(trainer),
         datasets=datasets,
         scores={VALIDATION_METRICS[key]: f"{value:.4f}" for key, value in scores.items()},
         step=step,
@@ -96,6 +99,11 @@ def write_model_card(trainer: "DCLTrainer", name: str) -> Path:
     path = Path(args.output_dir) / "README.md"
     card.save(path)
     return path
+
+
+def _was_contrastive(trainer: "DCLTrainer") -> bool:
+    """Whether the contrastive losses have a weight, now or, before the end of the warm-up, later on."""
+    return trainer.args.contrastive_weight > 0 and (trainer.is_in_train or trainer.contrastive_weight() > 0)
 
 
 def _names_of(dataset: Any) -> list[str]:

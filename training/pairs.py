@@ -62,7 +62,9 @@ def load_rows(
         there = sorted(table.method[table.label == FAKE].unique())
         missing = sorted(set(methods) - set(there))
         if missing:
-            raise InputError(f"{where} has no fakes by {', '.join(missing)}; it has {', '.join(there)}.")
+            raise InputError(
+                f"{where} has no fakes by {', '.join(missing)}; it has {', '.join(there) or 'no fakes at all'}."
+            )
         kept = (table.label == REAL) | table.method.isin(methods)
         rows, table = rows.select(np.flatnonzero(kept)), table[kept]
     for label, name in enumerate(CLASS_NAMES):
@@ -131,7 +133,7 @@ class PairDataset(TorchDataset):
             except CorruptImageError as error:
                 if not self.skip_corrupt:
                     raise
-                logger.warning("%s: skipped.", error)
+                logger.warning("Skipped: %s.", _cause(error))
                 row = int(rng.choice(np.flatnonzero(self.labels == self.labels[row])))
         raise InputError(f"{MAX_CORRUPT_IN_A_ROW} rows drawn one after the other are corrupt: prepare the set again.")
 
@@ -251,7 +253,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def decode_row(cells: dict[str, Any], row: int) -> Decoded:
     """Decode the image and the mask of a row; the mask of a real is zero where the set has none."""
-    name = f"row {row} ({cells['video_id']}, frame {cells['frame']})"
+    name = f"row {row} ({cells['dataset']}, {cells['video_id']}, frame {cells['frame']})"
     image = decode_image(cells["image"], name)
     mask = decode_mask(cells.get("mask"), name)
     if mask is None and cells["label"] == REAL:
@@ -283,9 +285,13 @@ def _is_readable(rows: Dataset, row: int) -> bool:
     try:
         decode_row(rows[row], row)
     except CorruptImageError as error:
-        logger.warning("%s: skipped.", error)
+        logger.warning("Skipped: %s.", _cause(error))
         return False
     return True
+
+
+def _cause(error: CorruptImageError) -> str:
+    return str(error).rpartition(": ")[0]  # without the remedy, which was taken
 
 
 def _choose(rows: np.ndarray, fallback: int, rng: np.random.Generator) -> int:

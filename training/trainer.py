@@ -19,7 +19,7 @@ from transformers import trainer as hf_trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
-from ..dataset_dcl import FAKE, REAL
+from ..dataset_dcl import FAKE, REAL, CorruptImageError
 from ..errors_dcl import InputError
 from ..modeling_dcl import DCLForPreTraining, DCLForPreTrainingOutput
 from .card import write_model_card
@@ -183,6 +183,14 @@ class DCLTrainer(Trainer):
         self._memory_format = torch.channels_last if self.args.channels_last else torch.contiguous_format
         self.model.to(memory_format=self._memory_format)
 
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except CorruptImageError:  # validation comes before saving: what was trained would be lost
+            if self.args.world_size == 1:
+                self._save_checkpoint(self.model, trial=None)
+            raise
+
     # ------------------------------------------------------------------------------------------------ data and losses
 
     def _get_train_sampler(self, train_dataset: PairDataset | None = None) -> BalancedSampler:
@@ -333,8 +341,9 @@ class DCLTrainer(Trainer):
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
         """Write README.md: what the checkpoint is, was trained on, scored, and must not be used for."""
         if self.is_world_process_zero():
-            name = model_name or self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).name
-            write_model_card(self, name)
+            repository = model_name or self.hub_model_id or self.args.hub_model_id
+            folder = self.args.output_dir
+            write_model_card(self, repository or Path(folder).name, repository or folder)
 
     def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
         """Publish the model, its code, its processor and its card.
