@@ -95,7 +95,7 @@ def prepare_clips(
     clips = [clip for families in splits.values() for family in families for clip in family]
     files = sorted(path for clip in clips for path in clip.files())
     settings = {"source": state_of(Path(root), files), "crop": crop, "frames": number, "name": dataset}
-    folder, outcome = PreparedFolder(output, splits, settings, overwrite, own=("source", "frames")), Outcome()
+    folder, outcome = PreparedFolder(output, splits, settings, overwrite, own=("source", "frames", "name")), Outcome()
     for split, families in splits.items():
         outcome.rows[split] = folder.done(split) or 0
         if outcome.rows[split]:
