@@ -7,8 +7,8 @@ from tqdm import tqdm
 
 from .assets import fetch, fetch_detector
 from .blending import METHODS, random_generator
-from .forging import MARGIN, forge_families
-from .photographs import find_photographs, real_rows
+from .forging import forge_families
+from .photographs import MARGIN, find_photographs, real_rows
 from .shards import Outcome, PreparedFolder
 
 #: People of each split, and how many forgeries of each method are made from each of their photographs.

@@ -1,7 +1,7 @@
 """From clips to rows: the wanted frames are decoded, one face is followed through them, and cut out with its mask."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from ..dataset_dcl import FAKE, REAL, encode_image
 from ..errors_dcl import InputError
-from ..faces_dcl import Face, FaceDetector, crop_transform, cut, map_points
+from ..faces_dcl import Face, FaceDetector, crop_transform, cut
 from ..video_dcl import Video, evenly_spaced
 from .assets import fetch_detector
-from .photographs import read_photograph
+from .photographs import face_row, read_photograph
 from .shards import Outcome, PreparedFolder, state_of
 
 _FORGED_ABOVE = 40  # of 255: a mask that went through a video codec is grey around what it marks
@@ -53,12 +53,6 @@ class Images:
     def __init__(self, paths: dict[int, Path]):
         self._paths = paths
         self.numbers = sorted(paths)
-
-    def __enter__(self) -> "Images":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
 
     def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield number and image, RGB, uint8 (height, width, 3); raises `InputError` at the first that is corrupt."""
@@ -100,32 +94,27 @@ def prepare_clips(
         outcome.rows[split] = folder.done(split) or 0
         if outcome.rows[split]:
             continue
-        rows = _some(_cut(families, split, crop, number, dataset, outcome.problems), f"{root} ({split})", outcome)
+        rows = _rows_of_split(families, f"{root} ({split})", crop, number, dataset, outcome.problems)
         outcome.rows[split] = folder.write(split, rows)
     return outcome
 
 
-def _cut(
+def _rows_of_split(
     families: Sequence[Sequence[Clip]],
-    split: str,
+    where: str,
     crop: dict[str, Any],
     number: int,
     dataset: str,
     problems: dict[str, str],
 ) -> Iterator[list[dict[str, Any]]]:
-    detector = fetch_detector()
-    for family in tqdm(families, split, unit="family"):
-        yield list(family_rows(family, detector, crop, number, dataset, problems))
-
-
-def _some(families: Iterable[list[dict[str, Any]]], where: str, outcome: Outcome) -> Iterator[list[dict[str, Any]]]:
-    """Pass families on, and raise an `InputError` at the end if all of them are empty."""
-    found = False
-    for family in families:
-        found = found or bool(family)
-        yield family
+    """Yield the rows of each family, and raise an `InputError` at the end if there were none."""
+    detector, found = fetch_detector(), False
+    for family in tqdm(families, where, unit="family"):
+        rows = list(family_rows(family, detector, crop, number, dataset, problems))
+        found = found or bool(rows)
+        yield rows
     if not found:
-        place, why = next(iter(outcome.problems.items()))
+        place, why = next(iter(problems.items()))
         raise InputError(f"no face was found in {where} ({place}: {why}): give videos or images that show faces.")
 
 
@@ -191,24 +180,23 @@ def _clip_rows(
                 problems[f"{clip.name}, frame {frame}"] = "no face was found"
                 continue
             last = choose_face(faces, mask, last)
-            transform = crop_transform(last, crop)
             if clip.label == REAL:
                 forged = np.zeros((crop["size"],) * 2, np.uint8)
             else:
-                forged = None if mask is None else cut(mask, transform, crop["size"])
-            yield {
-                "image": encode_image(cut(image, transform, crop["size"])),
-                "mask": None if forged is None else encode_image(forged),
-                "label": clip.label,
-                "method": clip.method,
-                "compression": None,
-                "video_id": clip.name,
-                "source_id": clip.source,
-                "frame": frame,
-                "landmarks": map_points(last.landmarks, transform).tolist(),
-                "crop": {**crop, "detector": detector.name},
-                "dataset": dataset,
-            }
+                forged = None if mask is None else cut(mask, crop_transform(last, crop), crop["size"])
+            yield face_row(
+                image,
+                last,
+                crop,
+                mask=None if forged is None else encode_image(forged),
+                label=clip.label,
+                method=clip.method,
+                video_id=clip.name,
+                source_id=clip.source,
+                frame=frame,
+                crop={**crop, "detector": detector.name},
+                dataset=dataset,
+            )
 
 
 def _masks(
@@ -234,8 +222,8 @@ def _masks(
         problems[f"{clip.name} (mask)"] = str(error)
 
 
-def _open(frames: Path | dict[int, Path]) -> Video | Images:
-    return Images(frames) if isinstance(frames, dict) else Video(frames, threads=1)
+def _open(frames: Path | dict[int, Path]) -> AbstractContextManager[Video | Images]:
+    return nullcontext(Images(frames)) if isinstance(frames, dict) else Video(frames, threads=1)
 
 
 def choose_face(faces: Sequence[Face], mask: np.ndarray | None = None, last: Face | None = None) -> Face:

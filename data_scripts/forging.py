@@ -27,10 +27,9 @@ from ..errors_dcl import InputError
 from ..faces_dcl import ALIGNED_LANDMARKS, FaceDetector, fit_similarity, map_points
 from .assets import fetch_detector
 from .blending import METHODS, Portrait, random_generator
-from .photographs import SUFFIXES, find_photographs, real_rows
+from .photographs import MARGIN, SIZE, SUFFIXES, find_photographs, real_rows
 from .shards import Outcome, PreparedFolder, state_of
 
-SIZE, MARGIN = 380, 1.3  # of crops, where nothing else is asked for
 _CANDIDATES, _NEAREST = 40, 4  # of so many photographs of other people, one of the so many most alike in pose is taken
 
 

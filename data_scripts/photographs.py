@@ -10,8 +10,9 @@ from PIL import Image, ImageOps
 
 from ..dataset_dcl import REAL, check_depth, encode_image
 from ..errors_dcl import InputError, reason
-from ..faces_dcl import FaceDetector, crop_transform, cut, map_points
+from ..faces_dcl import Face, FaceDetector, crop_transform, cut, map_points
 
+SIZE, MARGIN = 380, 1.3  # of crops, where nothing else is asked for
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -111,20 +112,47 @@ def real_rows(
         if not faces:
             problems[str(path)] = "no face was found"
             continue
-        transform = crop_transform(faces[0], crop)
-        yield {
-            "image": encode_image(cut(image, transform, crop["size"])),
-            "mask": None,
-            "label": REAL,
-            "method": name,
-            "compression": None,
-            "video_id": f"{name}/{video}",
-            "source_id": f"{name}/{video}",
-            "frame": frame,
-            "landmarks": map_points(faces[0].landmarks, transform).tolist(),
-            "crop": {**crop, "detector": detector.name},
-            "dataset": name,
-        }
+        yield face_row(
+            image,
+            faces[0],
+            crop,
+            mask=None,
+            label=REAL,
+            method=name,
+            video_id=f"{name}/{video}",
+            source_id=f"{name}/{video}",
+            frame=frame,
+            crop={**crop, "detector": detector.name},
+            dataset=name,
+        )
 
 
-__all__ = ["Photograph", "find_photographs", "list_photographs", "read_photograph", "real_rows"]
+def face_row(image: np.ndarray, face: Face, how: dict[str, Any], /, **columns: Any) -> dict[str, Any]:
+    """Cut a face out and make it a row of a prepared data set.
+
+    Args:
+        image: the photograph, RGB, uint8 (height, width, 3).
+        face: the face in it.
+        how: `kind`, `margin` and `size` of the crop, as `faces_dcl.crop_transform` takes them.
+        **columns: the row's other columns (`dataset_dcl.FEATURES`); the compression is not known unless given.
+    """
+    transform = crop_transform(face, how)
+    return {
+        "image": encode_image(cut(image, transform, how["size"])),
+        "landmarks": map_points(face.landmarks, transform).tolist(),
+        "compression": None,
+        **columns,
+    }
+
+
+__all__ = [
+    "MARGIN",
+    "SIZE",
+    "SUFFIXES",
+    "Photograph",
+    "face_row",
+    "find_photographs",
+    "list_photographs",
+    "read_photograph",
+    "real_rows",
+]

@@ -9,8 +9,9 @@ from dcl.data_scripts.assets import ASSETS, copy_to, fetch
 from dcl.data_scripts.blending import METHODS
 from dcl.data_scripts.demo import prepare_demo
 from dcl.data_scripts.extract import prepare_clips
-from dcl.data_scripts.forging import MARGIN, SIZE, prepare_forgeries
+from dcl.data_scripts.forging import prepare_forgeries
 from dcl.data_scripts.layouts.folder import find_families
+from dcl.data_scripts.photographs import MARGIN, SIZE
 from dcl.data_scripts.shards import Outcome
 from dcl.errors_dcl import InputError, report_input_errors
 from dcl.faces_dcl import CROP_KINDS

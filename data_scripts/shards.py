@@ -101,6 +101,7 @@ class PreparedFolder:
         own: Iterable[str] = (),
     ):
         self.path, self._settings = Path(path), json.loads(json.dumps(settings))
+        splits, own = set(splits), set(own)
         for split in splits:
             if not re.fullmatch(SPLIT_NAME, split):
                 raise InputError(
@@ -113,7 +114,7 @@ class PreparedFolder:
             raise InputError(
                 f"the output folder {path} cannot be written ({error.strerror}): choose another --output."
             ) from error
-        record, splits, own = self._read(), set(splits), set(own)
+        record = self._read()
         self._record: dict[str, dict[str, Any]] = {}
         self._replaced: list[Path] = []
         for file in sorted(self.path.glob("*.parquet")):

@@ -60,14 +60,14 @@ def _families(root: Path) -> list[list[Clip]]:
     masks_folder = _child(root, "mask", "masks")
     masks = {key.lower(): frames for key, frames in (_media(masks_folder) if masks_folder else {}).items()}
     families: dict[str, list[Clip]] = {}
-    names: set[str] = set()
     for key, frames in reals.items():
         name = f"real/{key}"
         families[name] = [Clip(name, name, "real", REAL, frames)]
+    names = set(families)
     for key, frames in fakes.items():
         method, _, clip = key.rpartition("/")
         name = f"{method or _UNNAMED}/{clip}"
-        if name in families or name in names:
+        if name in names:
             raise InputError(f"two clips of {root} would be called {name!r}: rename one, or the folder it lies in.")
         names.add(name)
         source = f"real/{clip}" if f"real/{clip}" in families else name
