@@ -14,13 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 from huggingface_hub import hf_hub_download
 
-from .errors_dcl import InputError
+from .errors_dcl import InputError, reason
 from .hub_dcl import hub_is_reachable
 
 try:  # a checkpoint that is given ready-made crops works without OpenCV
     import cv2
 except ImportError:
     cv2 = None
+try:
+    import face_detection
+except ImportError:
+    face_detection = None
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +48,12 @@ class Face:
         box: left, top, right, bottom in pixels; float32 array (4,); it may reach past the photograph.
         score: the detector's confidence in [0, 1].
         landmarks: the eye at the image's left, the other eye, nose tip, the mouth corner at the image's left, the
-            other corner, as x, y in pixels; float32 array (5, 2).
+            other corner, as x, y in pixels; float32 array (5, 2), or None from a detector that gives none.
     """
 
     box: np.ndarray
     score: float
-    landmarks: np.ndarray
+    landmarks: np.ndarray | None
 
 
 class FaceDetector(Protocol):
@@ -153,7 +157,59 @@ class YuNet:
             corner, extent = row[:2] * ratio, row[2:4] * ratio
             box = np.concatenate([corner, corner + extent])
             faces.append(Face(box, float(row[14]), row[4:14].reshape(5, 2) * ratio))
-        return sorted(faces, key=lambda face: -float(np.prod(face.box[2:] - face.box[:2])))
+        return _largest_first(faces)
+
+
+class DSFD:
+    """The DSFD face detector (Li et al., "DSFD: Dual Shot Face Detector", 2019), with which the paper cut its faces.
+
+    It gives boxes and no landmarks, and runs on a GPU if there is one. Its weights are downloaded by the package
+    `face-detection` at first use, as a pickle from the address that it holds.
+
+    Args:
+        detector: what `face_detection.build_detector` returns; built if not given.
+
+    Raises:
+        InputError: if the package is missing, or the weights cannot be had.
+    """
+
+    name = "dsfd"
+    score_threshold = 0.5
+    nms_threshold = 0.3
+
+    def __init__(self, detector: Any = None):
+        if detector is None:
+            if face_detection is None:
+                raise InputError("the detector DSFD needs the package face-detection: pip install face-detection.")
+            try:
+                detector = face_detection.build_detector(
+                    "DSFDDetector",
+                    confidence_threshold=self.score_threshold,
+                    nms_iou_threshold=self.nms_threshold,
+                    max_resolution=YuNet.long_side[1],
+                )
+            except Exception as error:  # of the network, the file or the device
+                raise InputError(
+                    f"the weights of the face detector DSFD cannot be had ({reason(error)}): check the network, or "
+                    "use YuNet."
+                ) from error
+        self._detector = detector
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """Find the faces of a photograph.
+
+        Args:
+            image: RGB, uint8 (height, width, 3).
+
+        Returns:
+            The faces, the one with the largest box first.
+        """
+        found = np.asarray(self._detector.detect(image), np.float32).reshape(-1, 5)
+        return _largest_first([Face(row[:4], float(row[4]), None) for row in found])
+
+
+def _largest_first(faces: list[Face]) -> list[Face]:
+    return sorted(faces, key=lambda face: -float(np.prod(face.box[2:] - face.box[:2])))
 
 
 def crop_box(box: np.ndarray, margin: float) -> np.ndarray:
@@ -183,7 +239,7 @@ def crop_transform(face: Face, crop: dict[str, Any]) -> np.ndarray:
         float64 array (2, 3).
 
     Raises:
-        InputError: if the kind of crop is unknown.
+        InputError: if the kind of crop is unknown, or needs landmarks that the detector does not give.
     """
     size, margin = crop["size"], crop["margin"]
     if crop["kind"] == "box":
@@ -191,6 +247,8 @@ def crop_transform(face: Face, crop: dict[str, Any]) -> np.ndarray:
         scale = size / (right - left)
         return np.array([[scale, 0, -left * scale], [0, scale, -top * scale]])
     if crop["kind"] == "aligned5":
+        if face.landmarks is None:
+            raise InputError("the crop 'aligned5' needs landmarks, and the detector gives none: use YuNet, or 'box'.")
         return fit_similarity(face.landmarks, ((ALIGNED_LANDMARKS - 0.5) / margin + 0.5) * size)
     raise InputError(f"faces cannot be cut by the crop kind {crop['kind']!r}: use one of {', '.join(CROP_KINDS)}.")
 
@@ -251,6 +309,8 @@ def _require_opencv() -> None:
 
 
 __all__ = [
+    "CROP_KINDS",
+    "DSFD",
     "Face",
     "FaceDetector",
     "YuNet",

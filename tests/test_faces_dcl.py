@@ -1,6 +1,7 @@
 """Faces: found in every photograph, and cut out by one geometry for images, masks and landmarks."""
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dcl import faces_dcl
-from dcl.data_scripts.assets import fetch
+from dcl.data_scripts.assets import fetch, fetch_detector
 from dcl.errors_dcl import InputError
 from dcl.faces_dcl import (
     ALIGNED_LANDMARKS,
+    DSFD,
     Face,
     YuNet,
     crop_box,
@@ -189,3 +191,41 @@ def test_without_opencv_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(faces_dcl, "cv2", None)
     with pytest.raises(InputError, match="pip install opencv-python-headless"):
         YuNet()
+
+
+class StandIn:
+    """What the package `face-detection` builds, without its weights: rows of left, top, right, bottom, score."""
+
+    def __init__(self, rows=((10, 10, 30, 40, 0.6), (20, 30, 80, 95, 0.9))):
+        self.rows, self.seen = np.array(rows, np.float32), []
+
+    def detect(self, image):
+        self.seen.append(image)
+        return self.rows
+
+
+def test_dsfd_gives_boxes_and_no_landmarks():
+    stand_in = StandIn()
+    image = np.zeros((100, 100, 3), np.uint8)
+    faces = DSFD(stand_in).detect(image)
+    assert stand_in.seen[0] is image  # RGB, as it wants it
+    assert [face.box.tolist() for face in faces] == [[20, 30, 80, 95], [10, 10, 30, 40]]
+    assert faces[0].score == pytest.approx(0.9) and faces[0].landmarks is None
+    assert DSFD(StandIn(np.zeros((0, 5)))).detect(image) == []
+    with pytest.raises(InputError, match="needs landmarks"):
+        crop_transform(faces[0], {"kind": "aligned5", "margin": 1.3, "size": 64})
+
+
+def test_dsfd_is_built_by_its_package_which_may_be_missing_or_without_weights(monkeypatch):
+    built = []
+    package = SimpleNamespace(build_detector=lambda name, **options: built.append((name, options)) or StandIn())
+    monkeypatch.setattr(faces_dcl, "face_detection", package)
+    assert len(fetch_detector("dsfd").detect(np.zeros((9, 9, 3), np.uint8))) == 2
+    ((name, options),) = built
+    assert name == "DSFDDetector" and options["max_resolution"] == 1024
+    monkeypatch.setattr(package, "build_detector", lambda name, **options: 1 / 0)
+    with pytest.raises(InputError, match=r"weights of the face detector DSFD cannot be had \(division by zero\)"):
+        fetch_detector("dsfd")
+    monkeypatch.setattr(faces_dcl, "face_detection", None)
+    with pytest.raises(InputError, match="pip install face-detection"):
+        fetch_detector("dsfd")
