@@ -4,10 +4,11 @@ Prepared sets are Parquet files named after their split (`train.parquet`, `test-
 or in a data set repository of the Hub. One row is one face crop. Training and evaluation both read them through here.
 """
 
+import contextlib
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset, load_dataset_builder
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
 
@@ -50,20 +51,42 @@ FEATURES = Features(
 )
 OPTIONAL_COLUMNS = {"mask", "compression", "landmarks"}
 SPLIT_NAME = r"\w+(?:\.\w+)*"  # as `datasets` takes it
+#: How images can be encoded, as Pillow takes it. WebP with the least effort: 14 times faster than its default at 380
+#: px, for files a seventh larger. JPEG erases some of the traces that a detector looks for.
+ENCODINGS: dict[str, dict[str, Any]] = {
+    "webp-lossless": {"format": "WEBP", "lossless": True, "quality": 0, "method": 0},
+    "png": {"format": "PNG"},
+    "jpeg95": {"format": "JPEG", "quality": 95},
+}
+DEFAULT_ENCODING = "webp-lossless"
 TAIL = 64  # bytes of an encoded image that a fingerprint looks at
 
 
 class CorruptImageError(InputError):
-    """An image of a prepared data set cannot be decoded."""
+    """An image of a prepared data set cannot be decoded.
+
+    Args:
+        cause: what is wrong with which image.
+        remedy: what to do about it; a data loader's worker hands the error on as one text, without it.
+
+    Attributes:
+        cause: as given, for where the remedy was taken already.
+    """
+
+    def __init__(self, cause: str, remedy: str | None = None):
+        super().__init__(cause if remedy is None else f"{cause}: {remedy}.")
+        self.cause = cause
 
 
-def load_prepared(name: str, split: str, data_root: str | Path | None = None) -> Dataset:
+def load_prepared(name: str, split: str, data_root: str | Path | None = None, split_alone: bool = False) -> Dataset:
     """Load one split of a prepared data set, its columns checked, its images still encoded.
 
     Args:
         name: a folder under `data_root`, else a path, else the id of a data set on the Hub.
         split: `"train"`, `"validation"`, `"test"`, or any other file name stem of the folder.
         data_root: where names are looked up first.
+        split_alone: of a data set on the Hub, download no other split; it must be reachable then, since `datasets`
+            finds the copy of an earlier time under the name of the whole set only.
 
     Returns:
         A data set with the columns of `FEATURES`, in which `image` and `mask` are `{"bytes", "path"}` cells: decode
@@ -72,35 +95,91 @@ def load_prepared(name: str, split: str, data_root: str | Path | None = None) ->
     Raises:
         InputError: if the set or the split is missing, empty or unreadable, or a column is missing or of another type.
     """
-    folder = _find_folder(name, data_root)
-    try:
-        if folder is not None:
-            splits = split_files(folder)
-            files = splits.get(split)
-            if not files:
-                raise InputError(
-                    f"the data set {folder} has no split {split!r} ({split}.parquet); "
-                    + (f"it has {', '.join(splits)}." if splits else "it holds no file of a split: prepare it first.")
-                )
-            if not sum(_count_rows(path) for path in files):  # `datasets` calls it a bad instruction
-                raise InputError(f"the data set {folder} ({split}) is empty: it has no rows.")
+    with explained_failure(name, split, data_root):
+        if split_alone or _find_folder(name, data_root) is not None:
             # Never the default split name: the cache key would not tell two splits of one folder apart.
-            dataset = load_dataset("parquet", data_files={split: [str(path) for path in files]}, split=split)
+            files = {split: find_files(name, split, data_root)}
+            dataset = load_dataset("parquet", data_files=files, split=split)
         else:
             hub_is_reachable()
             dataset = load_dataset(name, split=split)
+    return _with_checked_columns(dataset, f"{name} ({split})")
+
+
+@contextlib.contextmanager
+def explained_failure(name: str, split: str, data_root: str | Path | None) -> Iterator[None]:
+    """Raise whatever goes wrong while a split is loaded as an `InputError` that names it."""
+    try:
+        yield
     except InputError:
         raise
     except Exception as error:  # each builder, codec and transport has its own class of error
         remedy = (
             "there is no folder of that name, either: check the path, or the id and the network"
-            if folder is None
+            if _find_folder(name, data_root) is None
             else "prepare or download it again"
         )
         raise InputError(
             f"the split {split!r} of the data set {name!r} cannot be loaded: {reason(error)}; {remedy}."
         ) from error
-    return _with_checked_columns(dataset, f"{name} ({split})")
+
+
+def find_files(name: str, split: str, data_root: str | Path | None = None) -> list[str]:
+    """Return the Parquet files of a split, in order: paths, or addresses (`hf://...`) of files on the Hub.
+
+    Args:
+        name: as of `load_prepared`.
+        split: as of `load_prepared`.
+        data_root: as of `load_prepared`.
+
+    Raises:
+        InputError: if there is no such set or split, a shard of it is missing, or a local file is no Parquet file.
+    """
+    folder = _find_folder(name, data_root)
+    if folder is not None:
+        splits = {key: [str(path) for path in paths] for key, paths in split_files(folder).items()}
+    else:
+        splits = _hub_files(name)
+    where, files = folder or name, splits.get(split)
+    if not files:
+        raise InputError(
+            f"the data set {where} has no split {split!r} ({split}.parquet); "
+            + (f"it has {', '.join(splits)}." if splits else "it holds no file of a split: prepare it first.")
+        )
+    _refuse_missing_shards(files, split, where)
+    if folder is not None:  # one without rows has columns of no type, perhaps
+        files = [path for path in files if _count_rows(path)]
+        if not files:  # `datasets` calls it a bad instruction
+            raise InputError(f"the data set {where} ({split}) is empty: it has no rows.")
+    return files
+
+
+def _hub_files(name: str) -> dict[str, list[str]]:
+    """Return what `datasets` would load of a data set on the Hub, at its commit of now."""
+    hub_is_reachable()
+    files = load_dataset_builder(name).config.data_files
+    if files is None:
+        raise InputError(
+            f"the files of the data set {name!r} cannot be listed while the Hub is out of reach: "
+            "train without --streaming."
+        )
+    other = [path for paths in files.values() for path in paths if not path.endswith(".parquet")]
+    if other:
+        raise InputError(f"the data set {name!r} is no prepared one, it holds {other[0]}: name one of Parquet files.")
+    return {str(split): list(paths) for split, paths in files.items()}
+
+
+def _refuse_missing_shards(files: Iterable[str], split: str, where: str | Path) -> None:
+    shards: dict[int, set[int]] = {}
+    for path in files:
+        if match := re.search(r"-(\d+)-of-(\d+)\.parquet$", path):
+            shards.setdefault(int(match[2]), set()).add(int(match[1]))
+    for total, there in shards.items():
+        if len(there) < total:
+            raise InputError(
+                f"the split {split!r} of the data set {where} is incomplete: {len(there)} of {total} shards are "
+                "there; prepare it to its end."
+            )
 
 
 def split_files(folder: Path) -> dict[str, list[Path]]:
@@ -124,7 +203,7 @@ def _find_folder(name: str, data_root: str | Path | None) -> Path | None:
     return None
 
 
-def _count_rows(path: Path) -> int:
+def _count_rows(path: str) -> int:
     try:
         return pq.read_metadata(path).num_rows
     except pa.ArrowInvalid as error:
@@ -132,9 +211,31 @@ def _count_rows(path: Path) -> int:
 
 
 def _with_checked_columns(dataset: Dataset, where: str) -> Dataset:
-    features = dataset.features
     if len(dataset) == 0:
         raise InputError(f"the data set {where} is empty: it has no rows.")
+    kept = check_columns(dataset.features, lambda column: dataset.data.column(column).null_count, where)
+    dataset = dataset.remove_columns([name for name in OPTIONAL_COLUMNS - set(kept) if name in dataset.column_names])
+    for column in ("image", "mask"):
+        if column in dataset.column_names:
+            dataset = dataset.cast_column(column, Image(decode=False))
+    return dataset
+
+
+def check_columns(features: Features, null_count: Callable[[str], int], where: str) -> list[str]:
+    """Check that a data set has the columns of a prepared one.
+
+    Args:
+        features: its columns.
+        null_count: how many rows of a column have no value.
+        where: its name, for the error.
+
+    Returns:
+        The columns of `FEATURES` that it has, less the optional ones that hold nothing at all.
+
+    Raises:
+        InputError: if a column is missing, of another type, or has rows without a value.
+    """
+    kept = []
     for column, expected in FEATURES.items():
         if column not in features:
             if column not in OPTIONAL_COLUMNS:
@@ -144,19 +245,16 @@ def _with_checked_columns(dataset: Dataset, where: str) -> Dataset:
             continue
         actual = features[column]
         if column in OPTIONAL_COLUMNS and _is_null(actual):  # the same as no such column
-            dataset = dataset.remove_columns(column)
             continue
         if not _same_kind(actual, expected):
             raise InputError(
                 f"the column {column!r} of the data set {where} is {actual}, not {expected}; "
                 f"cast it (`dataset.cast_column({column!r}, ...)`) or prepare the set again."
             )
-        if column not in OPTIONAL_COLUMNS and dataset.data.column(column).null_count:
+        if column not in OPTIONAL_COLUMNS and null_count(column):
             raise InputError(f"the column {column!r} of the data set {where} has rows without a value: fill them.")
-    for column in ("image", "mask"):
-        if column in dataset.column_names:
-            dataset = dataset.cast_column(column, Image(decode=False))
-    return dataset
+        kept.append(column)
+    return kept
 
 
 def _same_kind(actual: Any, expected: Any) -> bool:
@@ -274,8 +372,8 @@ def decode_mask(cell: dict[str, Any] | None, row: str) -> np.ndarray | None:
     mask = _decode(cell, "L", f"the mask of {row}")
     if mask.max(initial=0) == 1:  # a forgery that weighs 1/255 at most changes no pixel
         raise CorruptImageError(
-            f"the mask of {row} holds 0 and 1, where 255 is forged: multiply it by 255, or pass --skip_corrupt to "
-            "leave such rows out."
+            f"the mask of {row} holds 0 and 1, where 255 is forged",
+            "multiply it by 255, or pass --skip_corrupt to leave such rows out",
         )
     return mask
 
@@ -288,7 +386,7 @@ def _decode(cell: dict[str, Any], mode: str, what: str) -> np.ndarray:
             return np.array(image.convert(mode))  # a copy: Pillow's own buffer is read-only, which PyTorch warns of
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError
         raise CorruptImageError(
-            f"{what} cannot be decoded ({_why(error)}): mend the row, or pass --skip_corrupt to leave such rows out."
+            f"{what} cannot be decoded ({_why(error)})", "mend the row, or pass --skip_corrupt to leave such rows out"
         ) from error
 
 
@@ -303,14 +401,16 @@ def check_depth(image: PILImage.Image) -> None:
         raise ValueError(f"its pixels are {image.mode}, not 8 bits a channel")
 
 
-def encode_image(image: np.ndarray) -> dict[str, Any]:
-    """Encode an RGB array (height, width, 3) or a mask (height, width), uint8, as a lossless cell."""
+def encode_image(image: np.ndarray, encoding: str = DEFAULT_ENCODING) -> dict[str, Any]:
+    """Encode an image or a mask as a cell.
+
+    Args:
+        image: RGB (height, width, 3), or a mask (height, width), which is always encoded without loss; uint8.
+        encoding: of images, a key of `ENCODINGS`.
+    """
     buffer = io.BytesIO()
-    if image.ndim == 3:
-        # The least effort: 14 times faster than the default at 380 px, for files a seventh larger.
-        PILImage.fromarray(image).save(buffer, "WEBP", lossless=True, quality=0, method=0)
-    else:
-        PILImage.fromarray(image).save(buffer, "PNG")
+    how = ENCODINGS[encoding] if image.ndim == 3 else ENCODINGS["png"]
+    PILImage.fromarray(image).save(buffer, **how)
     return {"bytes": buffer.getvalue(), "path": None}
 
 

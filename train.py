@@ -30,6 +30,7 @@ from dcl.modeling_dcl import DCLForPreTraining
 from dcl.training.arguments import ModelArguments, TrainingRun, parse_training_run
 from dcl.training.backbone import load_backbone_weights
 from dcl.training.pairs import FaceDataset, PairDataset, keys_of, load_rows
+from dcl.training.streaming import StreamedRows
 from dcl.training.trainer import DCLTrainer, last_complete_checkpoint
 
 logger = logging.get_logger(__name__)
@@ -50,7 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     if run.data.overwrite and run.training.resume_from_checkpoint:
         raise InputError("overwrite starts again, and resume_from_checkpoint goes on: pass one of them.")
     rows = load_data(run)
-    record = run.record() | {"data": [fingerprint(split) for split in rows]}
+    train_rows, validation_rows = rows
+    learned = train_rows.fingerprint() if isinstance(train_rows, StreamedRows) else fingerprint(train_rows)
+    record = run.record() | {"data": [learned, fingerprint(validation_rows)]}
     finished, checkpoint = find_start(run, output_dir, record)
     if finished:
         print(f"{output_dir} holds this run, finished; pass --overwrite to train again.")
@@ -75,11 +78,13 @@ def main(argv: list[str] | None = None) -> None:
     print(f"The checkpoint is in {output_dir}.")
 
 
-def load_data(run: TrainingRun) -> tuple[Dataset, Dataset]:
+def load_data(run: TrainingRun) -> tuple[Dataset | StreamedRows, Dataset]:
     """Load the rows to learn from and those that choose the checkpoint."""
     data = run.data
-    names, splits = split_names(data.dataset), (data.train_split, data.validation_split)
-    train_rows, validation_rows = (load_rows(names, split, data.data_root, data.methods) for split in splits)
+    names, chosen = split_names(data.dataset), (data.data_root, data.methods)
+    train_rows = load_rows(names, data.train_split, *chosen, streaming=data.streaming)
+    # Validation sees every row every time, and with the whole set what is streamed would be downloaded.
+    validation_rows = load_rows(names, data.validation_split, *chosen, split_alone=data.streaming)
     return train_rows, validation_rows
 
 
@@ -159,7 +164,7 @@ def claim_output_dir(run: TrainingRun, output_dir: Path, record: dict[str, Any])
             ) from error
 
 
-def build_trainer(run: TrainingRun, rows: tuple[Dataset, Dataset] | None = None) -> DCLTrainer:
+def build_trainer(run: TrainingRun, rows: tuple[Dataset | StreamedRows, Dataset] | None = None) -> DCLTrainer:
     """Build model, processor, data sets and trainer of a run; its rows are loaded if they are not given."""
     data, args = run.data, run.training
     train_rows, validation_rows = rows or load_data(run)

@@ -129,7 +129,7 @@ class _DecodedRows(torch.utils.data.Dataset):
             row["image"] = decode_image(row["image"], where)
             row["mask"] = decode_mask(row.get("mask"), where) if row["label"] == FAKE else None
         except CorruptImageError as error:  # as a value: a worker would bury it in its traceback
-            return {"index": index, "error": str(error)}
+            return {"index": index, "error": error}
         return row
 
 
@@ -176,7 +176,7 @@ def predict(
     loader = DataLoader(_DecodedRows(data), batch_size, num_workers=num_workers, collate_fn=_Collate(processor))
     for rows, pixel_values, corrupt in loader:
         if corrupt and not skip_corrupt:
-            raise CorruptImageError(corrupt[0]["error"])
+            raise corrupt[0]["error"]
         evidence, forged = [np.empty(0, np.float32)], [np.empty(0, bool)]
         margins = torch.empty(0, dtype=torch.float64)
         if rows:

@@ -11,6 +11,7 @@ from dcl.training.arguments import parse_training_run
 from dcl.training.trainer import DCLTrainingArguments
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+MANIPULATIONS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
 
 
 @pytest.fixture
@@ -149,6 +150,60 @@ def test_what_cannot_be_used_is_named_in_one_sentence(parse, yaml, flags, names)
         assert name in sentence
 
 
+@pytest.fixture
+def files(tmp_path):
+    """Write configuration files of these contents, and return a function that parses one of them."""
+
+    def write(**contents):
+        for name, text in contents.items():
+            path = tmp_path / f"{name.replace('__', '/')}.yaml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        return lambda name, *flags: parse_training_run(
+            ["-c", str(tmp_path / f"{name}.yaml"), "--output_dir", str(tmp_path / "out"), *flags]
+        )
+
+    return write
+
+
+def test_a_file_sets_its_values_over_those_that_it_is_based_on(files):
+    parse = files(
+        top="base: middle.yaml\nseed: 3\nmethods: [swap]\nsave_total_limit:",
+        middle="base: below/bottom.yaml\nseed: 2\ntemperature: 0.2",
+        below__bottom="dataset: faces\nmethods: [a, b]\nseed: 1\ntemperature: 0.1\nmomentum: 0.5\nsave_total_limit: 7",
+    )
+    run = parse("top", "--momentum", "0.75")
+    assert (run.training.seed, run.model.temperature, run.model.momentum) == (3, 0.2, 0.75)
+    assert run.data.dataset == ["faces"] and run.data.methods == ["swap"]
+    assert run.training.save_total_limit is None
+    assert {"seed", "momentum", "dataset"} <= run.given and "base" not in run.given
+    assert parse("below/bottom").model.temperature == 0.1
+
+
+@pytest.mark.parametrize(
+    ("contents", "names"),
+    [
+        ({"top": "base: top.yaml"}, ["top.yaml is based on", "take `base` out"]),
+        (
+            {"top": "base: other.yaml", "other": "base: third.yaml", "third": "base: top.yaml"},
+            ["third.yaml is based on", "top.yaml", "take `base` out"],
+        ),
+        ({"top": "base: nowhere.yaml"}, ["nowhere.yaml", "no configuration file"]),
+        ({"top": "base: other.yaml", "other": "temprature: 1"}, ["other.yaml", "'temperature'"]),
+        ({"top": "base: other.yaml", "other": "- a"}, ["other.yaml", "list"]),
+        ({"top": "base:"}, ["top.yaml", "None"]),
+        ({"top": "base: [a.yaml, b.yaml]"}, ["top.yaml", "name one file"]),
+        ({"top": "bass: other.yaml"}, ["'bass'", "'base'"]),
+    ],
+)
+def test_a_file_that_cannot_be_based_on_another_is_named(files, contents, names):
+    with pytest.raises(InputError) as error:
+        files(**contents)("top", "--dataset", "faces")
+    assert "\n" not in str(error.value)
+    for name in names:
+        assert name in str(error.value)
+
+
 def test_a_missing_configuration_file_is_named():
     with pytest.raises(InputError, match="nowhere"):
         parse_training_run(["-c", "nowhere.yaml", "--dataset", "a"])
@@ -222,6 +277,35 @@ def test_every_argument_has_a_help_text():
     for item in DCLTrainingArguments.__dataclass_fields__.values():
         if item.name in DCLTrainingArguments.__annotations__:
             assert item.metadata["help"].endswith("."), item.name
+
+
+def test_workers_decide_what_is_learned_where_rows_are_streamed(parse):
+    one, other = (parse("", "--streaming", "--dataloader_num_workers", workers).record() for workers in "12")
+    assert [key for key in one if one[key] != other[key]] == ["dataloader_num_workers"]
+    assert parse("", "--dataloader_num_workers", "1").record()["streaming"] is False
+
+
+@pytest.mark.parametrize(
+    "name", ["gid_df", "gid_f2f"] + [f"cross_manipulation_{name.lower()}" for name in MANIPULATIONS]
+)
+def test_the_paper_s_protocols_differ_in_the_methods_only(name):
+    paper, run = (parse_training_run(["-c", str(CONFIGS[0].with_name(f"{stem}.yaml"))]) for stem in ("ffpp_c23", name))
+    assert {key: value for key, value in run.record().items() if paper.record()[key] != value} == {
+        "methods": run.data.methods
+    }
+    tested = {"df": "Deepfakes", "f2f": "Face2Face"}.get(name.removeprefix("gid_"))
+    learned = (
+        set(MANIPULATIONS) - {tested} if tested else {MANIPULATIONS[[*map(str.lower, MANIPULATIONS)].index(name[19:])]}
+    )
+    assert set(run.data.methods) == learned and set(paper.data.methods) == set(MANIPULATIONS)
+    text = CONFIGS[0].with_name(f"{name}.yaml").read_text()
+    assert run.training.output_dir == f"runs/{name}" and f"--model runs/{name} " in text
+    assert tested is None or f'"{tested}", "frame"' in text
+
+
+def test_configurations_do_not_share_an_output_folder():
+    folders = [parse_training_run(["-c", str(path)]).training.output_dir for path in CONFIGS]
+    assert len(set(folders)) == len(folders) >= 8
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -1,6 +1,7 @@
 """Prepared data sets: what is read, what is refused and in which words, and what changes a fingerprint."""
 
 import io
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -252,6 +253,17 @@ def test_a_corrupt_image_is_named_with_its_row(rows, write, damage):
 def test_an_image_that_is_a_path_to_nowhere_is_corrupt():
     with pytest.raises(CorruptImageError, match=r"the image of row 2 .*/no/such/file\.png"):
         decode_image({"bytes": None, "path": "/no/such/file.png"}, "row 2")
+
+
+def test_a_corrupt_image_says_what_is_wrong_apart_from_what_to_do():
+    """The cause may hold colons of its own, and a worker's queue keeps both."""
+    error = CorruptImageError("the image of row 3 cannot be decoded (a: b)", "mend the row: here, or there")
+    for received in (error, pickle.loads(pickle.dumps(error))):
+        assert str(received) == "the image of row 3 cannot be decoded (a: b): mend the row: here, or there."
+        assert received.cause == "the image of row 3 cannot be decoded (a: b)"
+    with pytest.raises(CorruptImageError) as raised:
+        decode_mask(encode_image(np.eye(8, dtype=np.uint8)), "row 3")
+    assert raised.value.cause == "the mask of row 3 holds 0 and 1, where 255 is forged"
 
 
 def test_a_corrupt_mask_is_called_a_mask():

@@ -129,6 +129,10 @@ class DataArguments:
     methods: list[str] | None = field(
         default=None, metadata={"help": "Manipulation methods to learn and validate on; all by default."}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read training images where they lie, in the folder or on the Hub, as they are drawn."},
+    )
     skip_corrupt: bool = field(default=False, metadata={"help": "Skip images that cannot be decoded, with a warning."})
     allow_mixed_crops: bool = field(default=False, metadata={"help": "Accept faces that were cut in several ways."})
     overwrite: bool = field(
@@ -154,15 +158,20 @@ class TrainingRun(NamedTuple):
             model = {"model": self.model.model}
         named = model | asdict(self.data) | asdict(self.views) | asdict(self.augmentation)
         named |= self.training.to_dict() | {"world_size": self.training.world_size}
+        free = set(FREE_ON_RESUME)
+        if self.data.streaming:  # each worker draws from row groups of its own
+            free.remove("dataloader_num_workers")
         return {
             key: value
             for key, value in json.loads(json.dumps(named, default=str)).items()
-            if key not in FREE_ON_RESUME and not key.startswith(FREE_PREFIXES)
+            if key not in free and not key.startswith(FREE_PREFIXES)
         }
 
 
 def parse_training_run(argv: list[str]) -> TrainingRun:
     """Read a command line in which `-c FILE` gives defaults that the other flags override.
+
+    A file may name another one, relative to itself, whose values are the defaults under its own: `base: FILE`.
 
     Raises:
         InputError: if the file is missing or no YAML, a key or flag is unknown, or a value is of the wrong type.
@@ -222,7 +231,12 @@ def _as_flags(key: str, value: Any) -> list[str]:
     return [f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
-def _read_yaml(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
+def _read_yaml(path: Path, hints: dict[str, Any], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a file over the one that it is based on; `above` are those that are based on it."""
+    if path.resolve() in above:
+        raise InputError(
+            f"the configuration file {above[-1]} is based on {path}, which is based on it: take `base` out."
+        )
     if not path.is_file():
         raise InputError(f"there is no configuration file {path}: name one, such as configs/demo.yaml.")
     try:
@@ -231,9 +245,13 @@ def _read_yaml(path: Path, hints: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"the configuration file {path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"the configuration file {path} holds a {type(values).__name__}, not `key: value` lines.")
+    based, base = "base" in values, values.pop("base", None)
+    if based and not isinstance(base, str):
+        raise InputError(f"the configuration file {path} is based on {base!r}: name one file, or leave `base` out.")
     for key in values:
         if key not in hints:
-            raise InputError(f"the configuration file {path} has an unknown key {key!r}: {_hint(str(key), hints)}")
+            known = [*hints, "base"]
+            raise InputError(f"the configuration file {path} has an unknown key {key!r}: {_hint(str(key), known)}")
         if values[key] is None and type(None) not in get_args(hints[key]):
             raise InputError(f"the configuration file {path} gives no value for {key!r}: give one, or leave it out.")
-    return values
+    return (_read_yaml(path.parent / base, hints, (*above, path.resolve())) if based else {}) | values

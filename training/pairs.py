@@ -30,6 +30,7 @@ from ..dataset_dcl import (
 )
 from ..errors_dcl import InputError
 from .augment import AugmentationSettings
+from .streaming import StreamedRows, concatenate_rows, stream_prepared
 from .views import ViewSettings, draw_device_views, draw_pair_plan, draw_view, view_augmentation
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,13 @@ MAX_CORRUPT_IN_A_ROW = 100
 
 
 def load_rows(
-    names: Sequence[str], split: str, data_root: str | None = None, methods: Sequence[str] | None = None
-) -> Dataset:
+    names: Sequence[str],
+    split: str,
+    data_root: str | None = None,
+    methods: Sequence[str] | None = None,
+    streaming: bool = False,
+    split_alone: bool = False,
+) -> Dataset | StreamedRows:
     """Load a split of one or several prepared data sets, with all reals and the fakes of some methods.
 
     Args:
@@ -50,11 +56,17 @@ def load_rows(
         split: the split of each.
         data_root: where names are looked up first.
         methods: manipulation methods to keep; all by default.
+        streaming: leave the images where they are, to be read when they are drawn.
+        split_alone: as of `load_prepared`.
 
     Raises:
         InputError: if a set cannot be used, a method is in none of them, or a class has no row.
     """
-    rows = concatenate_datasets([_with_common_types(load_prepared(name, split, data_root)) for name in names])
+    if streaming:
+        rows = concatenate_rows([stream_prepared(name, split, data_root) for name in names])
+    else:
+        loaded = (load_prepared(name, split, data_root, split_alone) for name in names)
+        rows = concatenate_datasets([_with_common_types(part) for part in loaded])
     where = f"{' and '.join(names)} ({split})"
     table = metadata(rows.select_columns(["label", "method"])).to_pandas()
     check_labels(table.label.to_numpy(), where)
@@ -87,7 +99,7 @@ class PairDataset(TorchDataset):
 
     def __init__(
         self,
-        rows: Dataset,
+        rows: Dataset | StreamedRows,
         image_size: int,
         views: ViewSettings | None = None,
         augmentation: AugmentationSettings | None = None,
@@ -116,7 +128,7 @@ class PairDataset(TorchDataset):
         """Make the sample of a draw.
 
         Args:
-            draw: (epoch, row), as `BalancedSampler` gives it.
+            draw: (epoch, row), as a sampler gives it.
 
         Returns:
             `pixel_values` and `key_pixel_values` uint8 (3, size, size), `mask` uint8 (size, size) of the query,
@@ -133,7 +145,7 @@ class PairDataset(TorchDataset):
             except CorruptImageError as error:
                 if not self.skip_corrupt:
                     raise
-                logger.warning("Skipped: %s.", _cause(error))
+                logger.warning("Skipped: %s.", error.cause)
                 row = int(rng.choice(np.flatnonzero(self.labels == self.labels[row])))
         raise InputError(f"{MAX_CORRUPT_IN_A_ROW} rows drawn one after the other are corrupt: prepare the set again.")
 
@@ -271,7 +283,7 @@ def _with_common_types(rows: Dataset) -> Dataset:
     return rows
 
 
-def keys_of(rows: Dataset) -> pd.DataFrame:
+def keys_of(rows: Dataset | StreamedRows) -> pd.DataFrame:
     """Return what tells rows apart, videos distinct from their namesakes in other data sets and compressions."""
     names = ["label", "method", "video_id", "source_id", "frame", "crop", "dataset", "compression"]
     table = metadata(rows.select_columns([name for name in names if name in rows.column_names])).to_pandas()
@@ -285,13 +297,9 @@ def _is_readable(rows: Dataset, row: int) -> bool:
     try:
         decode_row(rows[row], row)
     except CorruptImageError as error:
-        logger.warning("Skipped: %s.", _cause(error))
+        logger.warning("Skipped: %s.", error.cause)
         return False
     return True
-
-
-def _cause(error: CorruptImageError) -> str:
-    return str(error).rpartition(": ")[0]  # without the remedy, which was taken
 
 
 def _choose(rows: np.ndarray, fallback: int, rng: np.random.Generator) -> int:

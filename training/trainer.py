@@ -26,6 +26,7 @@ from .card import write_model_card
 from .distributed import gather_rows, mean_over_processes
 from .losses import inter_instance_loss, intra_instance_loss, uniformity_loss
 from .pairs import BalancedSampler, PairDataset, collate
+from .streaming import RowGroupSampler, StreamedRows
 from .views import apply_device_views, cell_masks
 
 logger = logging.getLogger(__name__)
@@ -193,9 +194,15 @@ class DCLTrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------ data and losses
 
-    def _get_train_sampler(self, train_dataset: PairDataset | None = None) -> BalancedSampler:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        return BalancedSampler(dataset.labels, seed=self.args.seed)
+    def _get_train_sampler(self, train_dataset: PairDataset | None = None) -> BalancedSampler | RowGroupSampler:
+        dataset, args = self.train_dataset if train_dataset is None else train_dataset, self.args
+        if not isinstance(dataset.rows, StreamedRows):
+            return BalancedSampler(dataset.labels, seed=args.seed)
+        sharing = args.accelerator_config
+        readers = 1 if sharing.dispatch_batches else args.world_size  # else the first process reads for all
+        batch_size = self._train_batch_size // (readers if sharing.split_batches else 1)
+        workers = max(1, args.dataloader_num_workers)
+        return RowGroupSampler(dataset.labels, dataset.rows.group, batch_size, readers, workers, args.seed)
 
     def contrastive_weight(self) -> float:
         """Return the weight of the contrastive losses at this step, 1 - a."""
