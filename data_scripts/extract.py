@@ -1,229 +1,192 @@
 """From clips to rows: the wanted frames are decoded, one face is followed through them, and cut out with its mask."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from ..dataset_dcl import FAKE, REAL, encode_image
-from ..errors_dcl import InputError
+from ..dataset_dcl import DEFAULT_ENCODING, FAKE, REAL, encode_image
+from ..errors_dcl import InputError, reason
 from ..faces_dcl import Face, FaceDetector, crop_transform, cut
-from ..video_dcl import Video, evenly_spaced
-from .assets import fetch_detector
-from .photographs import face_row, read_photograph
-from .shards import Outcome, PreparedFolder, state_of
+from ..video_dcl import evenly_spaced
+from .clips import Clip
+from .failures import Failures
+from .frames import Frame, FrameReader, Frames
+from .photographs import NO_FACE, face_row
+from .shards import Report
 
 _FORGED_ABOVE = 40  # of 255: a mask that went through a video codec is grey around what it marks
 _SAME_FACE = 0.1  # intersection over union above which a face goes on where it was
+_COMPARABLE = 0.5  # of the longest clip of a family: a shorter one has broken off, and the others do not wait for it
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A video of a data set, or the images of one.
+class Extraction:
+    """How faces are taken out of clips: what their rows depend on, beside the clips.
 
     Attributes:
-        name: unique in the data set, `<method>/<clip>`: the `video_id` of its rows.
-        source: the name of the real clip it was made from; its own for a real, and where that is not known.
-        method: of the forgery, or the origin of a real.
-        label: `REAL` or `FAKE`.
-        frames: a video file, or image files by frame number.
-        mask: the same of what was forged, by the same numbers; None where it is not known.
+        dataset: the `dataset` column.
+        frames: of each clip, at most.
+        crop: `kind`, `margin` and `size`, as `faces_dcl.crop_transform` takes them; None where the frames are crops.
+        detector: name of the face detector; None where the frames are crops.
+        encoding: of the crops, a key of `dataset_dcl.ENCODINGS`.
     """
 
-    name: str
-    source: str
-    method: str
-    label: int
-    frames: Path | dict[int, Path]
-    mask: Path | dict[int, Path] | None = None
-
-    def files(self) -> list[Path]:
-        """Return all files of frames and masks."""
-        parts = [part for part in (self.frames, self.mask) if part is not None]
-        return [path for part in parts for path in (part.values() if isinstance(part, dict) else [part])]
-
-
-class Images:
-    """Image files by frame number, read as `video_dcl.Video` is read."""
-
-    def __init__(self, paths: dict[int, Path]):
-        self._paths = paths
-        self.numbers = sorted(paths)
-
-    def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield number and image, RGB, uint8 (height, width, 3); raises `InputError` at the first that is corrupt."""
-        for number in sorted(set(numbers)):
-            try:
-                yield number, read_photograph(self._paths[number])
-            except InputError as error:
-                raise InputError(f"{self._paths[number]} {error}") from error
-
-
-def prepare_clips(
-    splits: Mapping[str, Sequence[Sequence[Clip]]],
-    root: str | Path,
-    output: str | Path,
-    crop: dict[str, Any],
-    number: int,
-    dataset: str,
-    overwrite: bool = False,
-) -> Outcome:
-    """Prepare the clips of a raw data set: a file for each split, kept where it is there with the same settings.
-
-    Args:
-        splits: the families of each split, as a layout finds them.
-        root: the folder in which all their files lie.
-        output: folder of the prepared data set.
-        crop: `kind`, `margin` and `size`, as `faces_dcl.crop_transform` takes them.
-        number: frames of each clip, at most.
-        dataset: name of the data set.
-        overwrite: replace a data set that was prepared otherwise.
-
-    Raises:
-        InputError: if `output` cannot be written or holds another data set, or no face was found in a whole split.
-    """
-    clips = [clip for families in splits.values() for family in families for clip in family]
-    files = sorted(path for clip in clips for path in clip.files())
-    settings = {"source": state_of(Path(root), files), "crop": crop, "frames": number, "name": dataset}
-    folder, outcome = PreparedFolder(output, splits, settings, overwrite, own=("source", "frames", "name")), Outcome()
-    for split, families in splits.items():
-        outcome.rows[split] = folder.done(split) or 0
-        if outcome.rows[split]:
-            continue
-        rows = _rows_of_split(families, f"{root} ({split})", crop, number, dataset, outcome.problems)
-        outcome.rows[split] = folder.write(split, rows)
-    return outcome
-
-
-def _rows_of_split(
-    families: Sequence[Sequence[Clip]],
-    where: str,
-    crop: dict[str, Any],
-    number: int,
-    dataset: str,
-    problems: dict[str, str],
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of each family, and raise an `InputError` at the end if there were none."""
-    detector, found = fetch_detector(), False
-    for family in tqdm(families, where, unit="family"):
-        rows = list(family_rows(family, detector, crop, number, dataset, problems))
-        found = found or bool(rows)
-        yield rows
-    if not found:
-        place, why = next(iter(problems.items()))
-        raise InputError(f"no face was found in {where} ({place}: {why}): give videos or images that show faces.")
+    dataset: str
+    frames: int = 32
+    crop: dict[str, Any] | None = None
+    detector: str | None = None
+    encoding: str = DEFAULT_ENCODING
 
 
 def family_rows(
-    family: Sequence[Clip],
-    detector: FaceDetector,
-    crop: dict[str, Any],
-    number: int,
-    dataset: str,
-    problems: dict[str, str],
+    clips: Sequence[Clip], how: Extraction, detector: FaceDetector | None, report: Report
 ) -> Iterator[dict[str, Any]]:
     """Cut one face out of the wanted frames of the clips of a family.
 
-    All clips give the frames of the same numbers, evenly spaced over the first clip that can be read. In a frame with
-    several faces it is the one that the mask marks, else the one where the face of the frame before was, else the
-    largest.
+    All clips give the frames of the same numbers, evenly spaced over what they all have; where the frames are crops,
+    each clip gives its own. In a frame with several faces it is the one that the mask marks, else the one where the
+    face of the frame before was, else the largest.
 
     Args:
-        family: a real clip and the clips made from it, the real first.
-        detector: finds the faces.
-        crop: `kind`, `margin` and `size`, as `faces_dcl.crop_transform` takes them.
-        number: frames of each clip, at most.
-        dataset: the `dataset` column.
-        problems: gets what was left out, by place, with the reason.
+        clips: a real clip and the clips made from it, the real first.
+        how: what is taken.
+        detector: finds the faces; None where the frames are crops.
+        report: gets the clips and frames that were read, and what was left out.
 
     Yields:
         Rows of a prepared data set.
     """
-    wanted: list[int] = []
-    for clip in family:
-        try:
-            with _open(clip.frames) as frames:
-                wanted = wanted or [frames.numbers[place] for place in evenly_spaced(len(frames.numbers), number)]
-                there = sorted(set(wanted) & set(frames.numbers))
-                if len(there) < len(wanted):
-                    problems[f"{clip.name} (length)"] = f"it has {len(there)} of the {len(wanted)} wanted frames"
-                yield from _clip_rows(clip, frames, there, detector, crop, dataset, problems)
-        except InputError as error:
-            problems[clip.name] = str(error)
+    failures = report.failures
+    with ExitStack() as stack:
+        opened: list[tuple[Clip, FrameReader]] = []
+        for clip in clips:
+            try:
+                opened.append((clip, stack.enter_context(clip.frames.open())))
+                report.clips += 1
+            except InputError as error:
+                failures.add(clip.frames.where, "it cannot be opened", reason(error))
+        wanted = _common_frames([reader.numbers for _, reader in opened], how.frames)
+        for clip, reader in opened:
+            numbers = sorted(set(wanted) & set(reader.numbers))
+            given = how.crop is None  # whoever cut the faces chose the frames, of each clip by itself
+            if len(numbers) < len(wanted) and not given:
+                failures.add(
+                    clip.frames.where, "it has not all wanted frames", f"{len(numbers)} of {len(wanted)} are there"
+                )
+            if given or len(numbers) < len(wanted) * _COMPARABLE:  # sampled otherwise, or broken off
+                numbers = _evenly(reader.numbers, how.frames)
+            yield from _clip_rows(clip, reader, numbers, how, detector, report)
+
+
+def _common_frames(lengths: Sequence[Sequence[int]], number: int) -> list[int]:
+    """Choose frame numbers over the shortest clip that is comparable with the longest."""
+    longest = max(map(len, lengths), default=0)
+    comparable = (there for there in lengths if len(there) >= longest * _COMPARABLE)
+    return _evenly(min(comparable, key=len, default=()), number)
+
+
+def _evenly(numbers: Sequence[int], number: int) -> list[int]:
+    return [numbers[place] for place in evenly_spaced(len(numbers), number)]
 
 
 def _clip_rows(
     clip: Clip,
-    frames: Video | Images,
-    wanted: Sequence[int],
-    detector: FaceDetector,
-    crop: dict[str, Any],
-    dataset: str,
-    problems: dict[str, str],
+    reader: FrameReader,
+    numbers: Sequence[int],
+    how: Extraction,
+    detector: FaceDetector | None,
+    report: Report,
 ) -> Iterator[dict[str, Any]]:
     last: Face | None = None
+    failures, where = report.failures, clip.frames.where
     with ExitStack() as stack:
-        masks = _masks(clip, wanted, stack, problems)
-        for frame, image in frames.read(wanted):
-            mask = next(masks, None)
-            if mask is not None and mask.shape != image.shape[:2]:
-                problems[f"{clip.name}, mask of frame {frame}"] = (
-                    f"it is {mask.shape[1]}x{mask.shape[0]}, and the frame {image.shape[1]}x{image.shape[0]}"
-                )
-                mask = None
+        masks = _companions(clip.mask if clip.label == FAKE else None, "mask", numbers, stack, failures)
+        points = _companions(clip.landmarks, "landmarks", numbers, stack, failures)
+        for (number, image), mask, landmarks in zip(reader.read(numbers), masks, points, strict=True):
+            report.frames += 1
+            if isinstance(image, InputError):
+                failures.add(where, "frames cannot be decoded", reason(image), number)
+                continue
+            mask = _checked_mask(clip, mask, image, number, failures)
+            columns = {
+                "label": clip.label,
+                "method": clip.method,
+                "compression": clip.compression,
+                "video_id": clip.name,
+                "source_id": clip.source,
+                "frame": number,
+                "dataset": how.dataset,
+            }
+            if how.crop is None:
+                if image.shape[0] != image.shape[1]:
+                    failures.add(where, "the crop is not square", f"{image.shape[1]}x{image.shape[0]}", number)
+                    continue
+                yield {
+                    "image": encode_image(image, how.encoding),
+                    "mask": _encoded_mask(clip, mask, len(image)),
+                    "landmarks": None if landmarks is None else landmarks.tolist(),
+                    "crop": {"kind": "given", "margin": None, "size": len(image), "detector": None},
+                    **columns,
+                }
+                continue
             faces = detector.detect(image)
             if not faces:
-                problems[f"{clip.name}, frame {frame}"] = "no face was found"
+                failures.add(where, NO_FACE, frame=number)
                 continue
             last = choose_face(faces, mask, last)
-            if clip.label == REAL:
-                forged = np.zeros((crop["size"],) * 2, np.uint8)
-            else:
-                forged = None if mask is None else cut(mask, crop_transform(last, crop), crop["size"])
-            yield face_row(
-                image,
-                last,
-                crop,
-                mask=None if forged is None else encode_image(forged),
-                label=clip.label,
-                method=clip.method,
-                video_id=clip.name,
-                source_id=clip.source,
-                frame=frame,
-                crop={**crop, "detector": detector.name},
-                dataset=dataset,
-            )
+            if mask is not None:
+                mask = cut(mask, crop_transform(last, how.crop), how.crop["size"])
+            crop = {**how.crop, "detector": detector.name}
+            forged = _encoded_mask(clip, mask, how.crop["size"])
+            yield face_row(image, last, how.crop, how.encoding, mask=forged, crop=crop, **columns)
 
 
-def _masks(
-    clip: Clip, wanted: Sequence[int], stack: ExitStack, problems: dict[str, str]
+def _companions(
+    frames: Frames | None, what: str, numbers: Sequence[int], stack: ExitStack, failures: Failures
 ) -> Iterator[np.ndarray | None]:
-    """Yield the mask of each wanted frame, None where there is none; what is wrong with a mask costs no frame."""
-    if clip.mask is None or clip.label != FAKE:
-        return
-    try:
-        masks = stack.enter_context(_open(clip.mask))
-        there = sorted(set(wanted) & set(masks.numbers))
-        if len(there) < len(wanted):
-            problems[f"{clip.name} (mask)"] = f"the mask has {len(there)} of the {len(wanted)} wanted frames"
-        pending = masks.read(there)
-        for number in wanted:
-            if number not in there:
-                yield None
-                continue
-            _, image = next(pending)
-            mask = image.max(axis=2)
-            yield np.where(mask > _FORGED_ABOVE, 255, 0).astype(np.uint8) if isinstance(masks, Video) else mask
-    except InputError as error:
-        problems[f"{clip.name} (mask)"] = str(error)
+    """Yield what goes with each frame, None where it is not known; what is wrong with it costs no frame."""
+    there: list[int] = []
+    found: Iterator[tuple[int, Frame]] = iter(())
+    if frames is not None:
+        try:
+            reader = stack.enter_context(frames.open())
+            there = sorted(set(numbers) & set(reader.numbers))
+            found = reader.read(there)
+            if len(there) < len(numbers):
+                detail = f"{len(there)} of {len(numbers)} are there"
+                failures.add(frames.where, f"the {what} of some frames is missing", detail)
+        except InputError as error:
+            failures.add(frames.where, f"the {what} cannot be opened", reason(error))
+    known = set(there)
+    for number in numbers:
+        value = next(found)[1] if number in known else None
+        if isinstance(value, InputError):
+            failures.add(frames.where, f"the {what} cannot be decoded", reason(value), number)
+            value = None
+        if value is not None and what == "mask":
+            value = value.max(axis=2)
+            value = np.where(value > _FORGED_ABOVE, 255, 0).astype(np.uint8) if frames.lossy else value
+        yield value
 
 
-def _open(frames: Path | dict[int, Path]) -> AbstractContextManager[Video | Images]:
-    return nullcontext(Images(frames)) if isinstance(frames, dict) else Video(frames, threads=1)
+def _checked_mask(
+    clip: Clip, mask: np.ndarray | None, image: np.ndarray, number: int, failures: Failures
+) -> np.ndarray | None:
+    if mask is None or mask.shape == image.shape[:2]:
+        return mask
+    sizes = f"{mask.shape[1]}x{mask.shape[0]}, and the frame {image.shape[1]}x{image.shape[0]}"
+    failures.add(clip.mask.where, "the mask has another size than its frame", sizes, number)
+    return None
+
+
+def _encoded_mask(clip: Clip, mask: np.ndarray | None, size: int) -> dict[str, Any] | None:
+    """Encode the mask of a crop: of a real, zero everywhere; null where it is not known."""
+    if clip.label == REAL:
+        mask = np.zeros((size, size), np.uint8)
+    return None if mask is None else encode_image(mask)
 
 
 def choose_face(faces: Sequence[Face], mask: np.ndarray | None = None, last: Face | None = None) -> Face:
@@ -255,4 +218,4 @@ def _overlap(box: np.ndarray, other: np.ndarray) -> float:
     return shared / float(np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared)
 
 
-__all__ = ["Clip", "Images", "choose_face", "family_rows", "prepare_clips"]
+__all__ = ["Extraction", "choose_face", "family_rows"]

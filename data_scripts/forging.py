@@ -14,6 +14,7 @@ from datasets import Dataset, Image
 from tqdm import tqdm
 
 from ..dataset_dcl import (
+    DEFAULT_ENCODING,
     FAKE,
     FEATURES,
     REAL,
@@ -27,14 +28,20 @@ from ..errors_dcl import InputError
 from ..faces_dcl import ALIGNED_LANDMARKS, FaceDetector, fit_similarity, map_points
 from .assets import fetch_detector
 from .blending import METHODS, Portrait, random_generator
-from .photographs import MARGIN, SIZE, SUFFIXES, find_photographs, real_rows
-from .shards import Outcome, PreparedFolder, state_of
+from .failures import Failures
+from .photographs import CORRUPT, MARGIN, NO_FACE, SIZE, SUFFIXES, find_photographs, real_rows
+from .shards import PreparedFolder, Report, state_of
 
 _CANDIDATES, _NEAREST = 40, 4  # of so many photographs of other people, one of the so many most alike in pose is taken
 
 
 def forge_families(
-    rows: Sequence[dict[str, Any]], methods: Sequence[str], variants: int, seed: int, missing: Counter[str]
+    rows: Sequence[dict[str, Any]],
+    methods: Sequence[str],
+    variants: int,
+    seed: int,
+    missing: Counter[str],
+    encoding: str = DEFAULT_ENCODING,
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield each family of a split: its real rows, then the forgeries made from them.
 
@@ -47,6 +54,7 @@ def forge_families(
         variants: forgeries of each method per real.
         seed: chooses among the forgeries that could be made.
         missing: counts those that need a partner where there is none, or that change nothing: they are left out.
+        encoding: of the forgeries, a key of `dataset_dcl.ENCODINGS`.
 
     Returns:
         Lists of rows.
@@ -72,7 +80,8 @@ def forge_families(
                         missing[f"{name}: no pixel changed"] += 1
                         continue
                     clip = reals.clip(row["video_id"]) + (f"-v{variant}" if variant > 1 else "")
-                    made = {"image": encode_image(forgery.image), "mask": encode_image(forgery.mask), "label": FAKE}
+                    image = encode_image(forgery.image, encoding)
+                    made = {"image": image, "mask": encode_image(forgery.mask), "label": FAKE}
                     family.append({**row, **made, "method": name, "video_id": f"{name}/{clip}"})
         yield family
 
@@ -137,7 +146,8 @@ def prepare_forgeries(
     split: str = "train",
     name: str | None = None,
     overwrite: bool = False,
-) -> Outcome:
+    encoding: str = DEFAULT_ENCODING,
+) -> dict[str, Report]:
     """Prepare a data set of the reals of a source and of forgeries made from them.
 
     Args:
@@ -152,6 +162,10 @@ def prepare_forgeries(
         split: which split photographs become.
         name: of the data set that photographs become; the folder's name if not given.
         overwrite: replace a data set that was prepared otherwise.
+        encoding: of the crops and forgeries, a key of `dataset_dcl.ENCODINGS`.
+
+    Returns:
+        What was done for each split.
 
     Raises:
         InputError: if a method is unknown, the split's name cannot be one, the source holds no usable real, a size or
@@ -162,7 +176,7 @@ def prepare_forgeries(
     for method in methods:
         if method not in METHODS:
             raise InputError(f"there is no forgery method {method!r}: choose from {', '.join(METHODS)}.")
-    source, outcome = Path(source), Outcome()
+    source, reports = Path(source), {}
     if source.resolve() == Path(output).resolve():
         raise InputError(f"{output} is both source and output: choose another --output.")
     files = sorted(source.glob("*.parquet"))
@@ -182,38 +196,40 @@ def prepare_forgeries(
     settings = {
         "source": state_of(source, files),
         **{"methods": methods, "variants": variants, "seed": seed, "crop": crop, "name": name},
+        "encoding": encoding,
     }
     # A folder can be filled from several sources, split by split.
     own = ("source", "methods", "variants", "seed", "name")
-    folder = PreparedFolder(output, splits, settings, overwrite, own)
+    folder = PreparedFolder(output, dict.fromkeys(splits, settings), overwrite=overwrite, own=own)
     for current in splits:
-        outcome.rows[current] = folder.done(current) or 0
-        if outcome.rows[current]:
+        report = folder.done(current)
+        if report is not None:
+            reports[current] = report
             continue
-        detector = fetch_detector()
+        detector, report = fetch_detector(), Report()
         if photographs:
-            found = real_rows(tqdm(photographs, "faces", unit="photo"), detector, crop, name, outcome.problems)
+            progress = tqdm(photographs, "faces", unit="photo")
+            found = real_rows(progress, detector, crop, name, report.failures, encoding)
         else:
-            found = _prepared_rows(source, current, detector, outcome.problems)
+            found = _prepared_rows(source, current, detector, report.failures)
         with tempfile.TemporaryDirectory(prefix=".reals-", dir=folder.path) as temporary:
             reals = _stored(found, Path(temporary) / "reals.arrow")
             if reals is None:
-                first = next(iter(outcome.problems.items()), None)
+                first = next(iter(report.failures), None)
                 raise InputError(
                     f"{source} holds no usable real face for the split {current!r}"
-                    + (f" ({first[0]}: {first[1]})" if first else "")
+                    + (f" ({first})" if first else "")
                     + ": give photographs with faces, or a prepared data set with real rows."
                 )
             _refuse_shared_families(reals, folder.others(current), current, by_clip=bool(photographs))
-            families = forge_families(reals, methods, variants, seed, outcome.missing)
+            families = forge_families(reals, methods, variants, seed, report.missing, encoding)
             number = len(set(reals["source_id"]))
-            outcome.rows[current] = folder.write(current, tqdm(families, current, total=number, unit="family"))
-    return outcome
+            progress = tqdm(families, current, total=number, unit="family")
+            reports[current] = folder.write(current, progress, report)
+    return reports
 
 
-def _prepared_rows(
-    source: Path, split: str, detector: FaceDetector, problems: dict[str, str]
-) -> Iterator[dict[str, Any]]:
+def _prepared_rows(source: Path, split: str, detector: FaceDetector, failures: Failures) -> Iterator[dict[str, Any]]:
     """Yield the real rows of a prepared split; where the five landmarks are missing they are found on the crop."""
     dataset = load_prepared(str(source), split)
     optional = {column: None for column in FEATURES if column not in dataset.column_names}
@@ -224,12 +240,12 @@ def _prepared_rows(
         try:
             image = decode_image(row["image"], where)
         except InputError:
-            problems[where] = "cannot be decoded"
+            failures.add(where, CORRUPT)
             continue
         if np.shape(row["landmarks"]) != (5, 2):
             faces = detector.detect(image)
             if not faces:
-                problems[where] = "no face was found"
+                failures.add(where, NO_FACE)
                 continue
             row["landmarks"] = faces[0].landmarks.tolist()
         yield row

@@ -3,17 +3,20 @@
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..dataset_dcl import REAL, check_depth, encode_image
+from ..dataset_dcl import DEFAULT_ENCODING, REAL, check_depth, encode_image
 from ..errors_dcl import InputError, reason
 from ..faces_dcl import Face, FaceDetector, crop_transform, cut, map_points
+from .failures import Failures
 
 SIZE, MARGIN = 380, 1.3  # of crops, where nothing else is asked for
+NO_FACE, CORRUPT = "no face was found", "it cannot be decoded"  # reasons of failures
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others start programs, whatever the file's name
 
 
 class Photograph(NamedTuple):
@@ -69,18 +72,24 @@ def _frames(paths: list[Path]) -> list[int]:
     return numbers if len(set(numbers)) == len(paths) else list(range(len(paths)))
 
 
-def read_photograph(path: Path) -> np.ndarray:
+def read_photograph(file: Path | BinaryIO, most_pixels: int | None = None) -> np.ndarray:
     """Read an image file, turned upright, as RGB, uint8 (height, width, 3).
 
+    Args:
+        file: its path, or the open file.
+        most_pixels: a larger image is refused before it is decoded; Pillow's own limit where it is not given.
+
     Raises:
-        InputError: if it cannot be decoded.
+        InputError: if it cannot be decoded; the message is the reason.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(file, formats=_FORMATS) as image:
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise ValueError(f"it has {image.width}x{image.height} pixels")
             check_depth(image)
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError
-        raise InputError(f"cannot be decoded ({reason(error)})") from error
+        raise InputError(reason(error)) from error
 
 
 def real_rows(
@@ -88,7 +97,8 @@ def real_rows(
     detector: FaceDetector,
     crop: dict[str, Any],
     name: str,
-    problems: dict[str, str],
+    failures: Failures,
+    encoding: str = DEFAULT_ENCODING,
 ) -> Iterator[dict[str, Any]]:
     """Cut the largest face out of each photograph.
 
@@ -97,7 +107,8 @@ def real_rows(
         detector: finds the faces.
         crop: `kind`, `margin` and `size`, as `faces_dcl.crop_transform` takes them.
         name: of the data set, its `method` column for reals, and the first part of the video names.
-        problems: gets the photographs that were left out, each with the reason.
+        failures: gets the photographs that were left out.
+        encoding: of the crops, a key of `dataset_dcl.ENCODINGS`.
 
     Returns:
         Rows of a prepared data set, without mask.
@@ -106,16 +117,17 @@ def real_rows(
         try:
             image = read_photograph(path)
         except InputError as error:
-            problems[str(path)] = str(error)
+            failures.add(path, CORRUPT, str(error))
             continue
         faces = detector.detect(image)
         if not faces:
-            problems[str(path)] = "no face was found"
+            failures.add(path, NO_FACE)
             continue
         yield face_row(
             image,
             faces[0],
             crop,
+            encoding,
             mask=None,
             label=REAL,
             method=name,
@@ -127,26 +139,29 @@ def real_rows(
         )
 
 
-def face_row(image: np.ndarray, face: Face, how: dict[str, Any], /, **columns: Any) -> dict[str, Any]:
+def face_row(image: np.ndarray, face: Face, how: dict[str, Any], encoding: str, /, **columns: Any) -> dict[str, Any]:
     """Cut a face out and make it a row of a prepared data set.
 
     Args:
         image: the photograph, RGB, uint8 (height, width, 3).
         face: the face in it.
         how: `kind`, `margin` and `size` of the crop, as `faces_dcl.crop_transform` takes them.
+        encoding: of the crop, a key of `dataset_dcl.ENCODINGS`.
         **columns: the row's other columns (`dataset_dcl.FEATURES`); the compression is not known unless given.
     """
     transform = crop_transform(face, how)
     return {
-        "image": encode_image(cut(image, transform, how["size"])),
-        "landmarks": map_points(face.landmarks, transform).tolist(),
+        "image": encode_image(cut(image, transform, how["size"]), encoding),
+        "landmarks": None if face.landmarks is None else map_points(face.landmarks, transform).tolist(),
         "compression": None,
         **columns,
     }
 
 
 __all__ = [
+    "CORRUPT",
     "MARGIN",
+    "NO_FACE",
     "SIZE",
     "SUFFIXES",
     "Photograph",

@@ -1,0 +1,113 @@
+"""What a layout finds in a raw data set: clips, the families they belong to, and what should be there and is not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from .failures import Failures
+from .frames import Frames
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video of a data set, or the images of one.
+
+    Attributes:
+        name: unique in the data set, `<method>/<clip>`: the `video_id` of its rows.
+        source: the name of the real clip it was made from; its own for a real, and where that is not known.
+        method: of the forgery, or the origin of a real.
+        label: `dataset_dcl.REAL` or `FAKE`.
+        frames: where they lie.
+        mask: of what was forged, by the same frame numbers; None where it is not known.
+        landmarks: of crops: five points (5, 2) in pixels by the same frame numbers; None where they are not known.
+        compression: as the data set calls it; None where it has but one.
+    """
+
+    name: str
+    source: str
+    method: str
+    label: int
+    frames: Frames
+    mask: Frames | None = None
+    landmarks: Frames | None = None
+    compression: str | None = None
+
+    def files(self) -> list[Path]:
+        """Return all files that its rows depend on."""
+        parts = (self.frames, self.mask, self.landmarks)
+        return [path for part in parts if part is not None for path in part.files()]
+
+
+class Family(Protocol):
+    """Clips that belong together, prepared as one: they stay in one row group."""
+
+    def load(self, failures: Failures) -> Sequence[Clip]:
+        """Return the clips, a real before those made from it; what cannot be had is added to the failures."""
+        ...
+
+    def files(self) -> list[Path]:
+        """Return all files that the rows depend on."""
+        ...
+
+
+@dataclass(frozen=True)
+class ClipFamily:
+    """A family whose clips are known: a real clip, if it is there, and those made from it."""
+
+    clips: tuple[Clip, ...]
+
+    def load(self, failures: Failures) -> Sequence[Clip]:
+        """Return the clips."""
+        return self.clips
+
+    def files(self) -> list[Path]:
+        """Return all files that the rows depend on."""
+        return [path for clip in self.clips for path in clip.files()]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a data set, counted.
+
+    Attributes:
+        name: as people know it.
+        found: how many clips are there.
+        published: how many the authors say there are; None where they do not.
+    """
+
+    name: str
+    found: int
+    published: int | None = None
+
+
+@dataclass
+class RawDataSet:
+    """A raw data set, as a layout finds it on disk.
+
+    Attributes:
+        name: what its rows have as `dataset`, unless told otherwise.
+        splits: the families of each split.
+        parts: what is there, against what was published.
+        failures: what its lists name and is not there, or contradicts them.
+        cropped: whether its frames are crops of faces already, in which no face is looked for.
+    """
+
+    name: str
+    splits: dict[str, list[Family]]
+    parts: list[Part] = field(default_factory=list)
+    failures: Failures = field(default_factory=Failures)
+    cropped: bool = False
+
+
+def group_families(clips: Sequence[Clip]) -> list[Family]:
+    """Put the clips of one split that share a source together, the real first, in the order of the first of each."""
+    families: dict[str, list[Clip]] = {}
+    for clip in clips:
+        families.setdefault(clip.source, []).append(clip)
+    return [
+        ClipFamily(tuple(sorted(family, key=lambda clip: clip.name != clip.source))) for family in families.values()
+    ]
+
+
+__all__ = ["Clip", "ClipFamily", "Family", "Part", "RawDataSet", "group_families"]

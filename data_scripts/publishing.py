@@ -1,0 +1,137 @@
+"""Put a prepared data set on the Hub, with a card that says what is in it."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub import DatasetCard, DatasetCardData, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+from ..dataset_dcl import CLASS_NAMES, FAKE, split_files
+from ..errors_dcl import InputError, reason
+from ..hub_dcl import hub_is_reachable
+from .failures import Failures
+from .shards import read_record
+
+TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+def check_hub(repo_id: str) -> None:
+    """Raise an `InputError` if a data set cannot be pushed: it is asked before the hours that preparing takes."""
+    if not hub_is_reachable():
+        raise InputError(f"the Hub cannot be reached to push {repo_id!r}: leave --push_to_hub away, and push later.")
+
+
+def push_prepared(folder: str | Path, repo_id: str, private: bool = True) -> str:
+    """Push the shards of a prepared data set and its card, all of them in one commit; older shards there go.
+
+    Args:
+        folder: of the prepared data set.
+        repo_id: of the data set repository; made if it is not there.
+        private: whether it is made as a private one.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        InputError: if the Hub refuses it.
+    """
+    write_dataset_card(folder, repo_id)
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            repo_type="dataset",
+            commit_message="Prepared faces",
+            allow_patterns=["*.parquet", "README.md"],
+            delete_patterns="*.parquet",
+        )
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise InputError(
+            f"the data set {repo_id!r} cannot be pushed ({reason(error)}): log in by `hf auth login`, check the name, "
+            "and give the same command again; what is prepared is kept."
+        ) from error
+    return str(url)
+
+
+def write_dataset_card(folder: str | Path, repo_id: str) -> Path:
+    """Write README.md into the folder of a prepared data set, from its shards, and return its path.
+
+    Args:
+        folder: of the prepared data set.
+        repo_id: what its example loads.
+    """
+    folder, splits, failures = Path(folder), [], Failures()
+    files = split_files(folder)
+    tables: dict[str, pa.Table] = {}
+    encoding = None
+    for split, paths in files.items():
+        columns = ["label", "method", "video_id", "dataset", "crop"]
+        tables[split] = pa.concat_tables(pq.read_table(path, columns=columns) for path in paths)
+        for path in paths:
+            settings, report = read_record(path)
+            encoding = settings["encoding"]
+            failures.extend(report.failures)
+        groups = tables[split].group_by(["method", "label"], use_threads=False)
+        parts = groups.aggregate([("video_id", "count_distinct"), ([], "count_all")]).to_pylist()
+        splits.append(
+            {
+                "name": split,
+                "parts": [
+                    {
+                        "method": part["method"],
+                        "label": CLASS_NAMES[part["label"]],
+                        "clips": f"{part['video_id_count_distinct']:,}",
+                        "faces": f"{part['count_all']:,}",
+                    }
+                    for part in parts
+                ],
+            }
+        )
+    rows = pa.concat_tables(tables.values())
+    forged = rows.filter(pa.compute.equal(rows["label"], FAKE))
+    # Reals have a mask always; how many rows have none, the files know without their masks being read.
+    masks = len(forged) - sum(_nulls(path, "mask.bytes") for paths in files.values() for path in paths)
+    data = DatasetCardData(
+        license="other",
+        task_categories=["image-classification"],
+        tags=["face-forgery-detection", "deepfake-detection"],
+        size_categories=next((name for limit, name in _SIZES if len(rows) < limit), "n>1M"),
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [
+                    {"split": split, "path": [path.name for path in paths]} for split, paths in files.items()
+                ],
+            }
+        ],
+    )
+    card = DatasetCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=repo_id.rpartition("/")[2],
+        repo_id=repo_id,
+        datasets=sorted(set(rows["dataset"].to_pylist())),
+        splits=splits,
+        masks=f"{masks:,}",
+        fakes=f"{len(forged):,}",
+        crop=rows["crop"][0].as_py(),
+        encoding=encoding,
+        failures=failures.by_reason(),
+    )
+    path = folder / "README.md"
+    card.save(path)
+    return path
+
+
+def _nulls(path: Path, column: str) -> int:
+    footer = pq.read_metadata(path)
+    groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
+    chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+    return sum(chunk.statistics.null_count for chunk in chunks if chunk.path_in_schema == column)
+
+
+__all__ = ["check_hub", "push_prepared", "write_dataset_card"]

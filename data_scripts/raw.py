@@ -1,0 +1,248 @@
+"""Prepare a raw data set: its families are dealt into shards, which are made here, in several processes or on Ray."""
+
+import functools
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from ..errors_dcl import InputError
+from ..faces_dcl import FaceDetector
+from .assets import fetch_detector
+from .clips import ClipFamily, Family, RawDataSet
+from .executors import run_here, run_in_processes, run_on_ray
+from .extract import Extraction, family_rows
+from .failures import Failures
+from .shards import PreparedFolder, Report, state_of, write_shard
+
+FAMILIES_PER_SHARD = 16
+SUMMARY = ".preparation.json"  # hidden, so that `load_dataset` on the folder does not take it for data
+_SAMPLED = 8  # families of which a face is cut, to learn what a face takes on disk
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how the work is done; the rows do not depend on it.
+
+    Attributes:
+        processes: on this machine.
+        job: this job of `jobs`, counted from 0; it makes every `jobs`-th shard.
+        jobs: that share the work, each started by itself.
+        ray: whether Ray does the work.
+        ray_address: of its cluster; None for a local one.
+        strict: stop at the first thing that cannot be prepared.
+        overwrite: replace a data set that was prepared otherwise.
+    """
+
+    processes: int = 1
+    job: int = 0
+    jobs: int = 1
+    ray: bool = False
+    ray_address: str | None = None
+    strict: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard to be made: a task of `executors`."""
+
+    split: str
+    path: Path
+    families: tuple[Family, ...]
+    how: Extraction
+    settings: dict[str, Any]
+    strict: bool
+
+    def run(self, step: Callable[[], None]) -> tuple[str, Report]:
+        """Make it, on one thread, calling `step` after each family; returns its split and report."""
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            report = Report(failures=Failures(self.strict))
+            return self.split, write_shard(self.path, self._rows(report, step), self.settings, report)
+        finally:
+            cv2.setNumThreads(threads)
+
+    def _rows(self, report: Report, step: Callable[[], None]) -> Iterator[list[dict[str, Any]]]:
+        detector = None if self.how.detector is None else _detector(self.how.detector)
+        for family in self.families:
+            yield list(family_rows(family.load(report.failures), self.how, detector, report))
+            step()
+
+
+@functools.cache
+def _detector(name: str) -> FaceDetector:
+    return fetch_detector(name)
+
+
+@dataclass
+class Preparation:
+    """What `prepare_raw` did, and what earlier runs did of the same work.
+
+    Attributes:
+        reports: of each split.
+        shards: how many of them there are.
+        waiting: how many of these are left to other jobs.
+        total: all reports, and what the layout found wrong, in one.
+        summary: the file that says it as JSON.
+    """
+
+    reports: dict[str, Report]
+    shards: int
+    waiting: int
+    total: Report
+    summary: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a summary as plain values."""
+        return {
+            "splits": {split: {**_counts(report)} for split, report in self.reports.items()},
+            "shards": {"done": self.shards - self.waiting, "of": self.shards},
+            **_counts(self.total),
+            "failures_by_reason": self.total.failures.by_reason(),
+            "failures": self.total.failures.to_json(),
+        }
+
+
+def _counts(report: Report) -> dict[str, int]:
+    return {"clips": report.clips, "frames": report.frames, "faces": report.faces}
+
+
+def prepare_raw(
+    found: RawDataSet,
+    root: str | Path,
+    output: str | Path,
+    how: Extraction,
+    execution: Execution | None = None,
+    families_per_shard: int = FAMILIES_PER_SHARD,
+    say: Callable[[str], None] = print,
+) -> Preparation:
+    """Prepare what a layout found; shards that are there with the same settings are kept.
+
+    The families of a split are dealt to its shards in an order that is random, and always the same, so that every
+    shard is like the whole.
+
+    Args:
+        found: the raw data set.
+        root: the folder in which its files lie.
+        output: folder of the prepared data set; gets a summary beside the shards.
+        how: what is taken of each clip.
+        execution: where the work is done.
+        families_per_shard: at most.
+        say: gets the bytes that the output will need, before the work begins.
+
+    Raises:
+        InputError: if there is nothing to prepare, `output` cannot be written or holds another data set, no face was
+            found in a whole split, or at the first failure where `execution` is strict.
+    """
+    execution = execution or Execution()
+    if execution.strict:
+        for failure in found.failures:
+            raise InputError(f"{failure}: mend it, or leave --strict away, and it is reported at the end.")
+    splits = {split: families for split, families in found.splits.items() if families}
+    if not splits:
+        raise InputError(f"{root} holds no clip to prepare: `dcl-prepare check` says what is there.")
+    common = asdict(how) | {"families_per_shard": families_per_shard}
+    settings = {
+        split: common | {"source": state_of(Path(root), (path for family in families for path in family.files()))}
+        for split, families in splits.items()
+    }
+    shards = {split: -(-len(families) // families_per_shard) for split, families in splits.items()}
+    own = ("source", "frames", "dataset", "families_per_shard")
+    folder = PreparedFolder(output, settings, shards, execution.overwrite, own)
+    reports: dict[str, Report] = {split: Report() for split in splits}
+    here: list[Shard] = []
+    others: list[Path] = []
+    turns = itertools.cycle(range(execution.jobs))
+    for split, families in splits.items():
+        dealt = np.random.default_rng(0).permutation(len(families))
+        for index in range(shards[split]):
+            mine, done, path = next(turns) == execution.job, folder.done(split, index), folder.file(split, index)
+            if done is not None:
+                reports[split].add(done)
+            elif mine:
+                part = dealt[index * families_per_shard : (index + 1) * families_per_shard]
+                members = tuple(families[place] for place in sorted(part))
+                here.append(Shard(split, path.resolve(), members, how, folder.settings[split], execution.strict))
+            else:
+                others.append(path)
+    if here:
+        say(_announce(here, how, folder.path))
+        folder.discard_replaced()
+        for split, report in _run(here, execution):
+            reports[split].add(report)
+    waiting = sum(not path.exists() for path in others)
+    for split, report in reports.items():
+        if not report.faces and not waiting:
+            _refuse_empty(split, report, root, [folder.file(split, index) for index in range(shards[split])])
+    total = Report()
+    total.failures.extend(found.failures)
+    for report in reports.values():
+        total.add(report)
+    preparation = Preparation(reports, sum(shards.values()), waiting, total, folder.path / SUMMARY)
+    _write_summary(preparation)
+    return preparation
+
+
+def _run(shards: Sequence[Shard], execution: Execution) -> Iterator[tuple[str, Report]]:
+    number = sum(len(shard.families) for shard in shards)
+    with tqdm(total=number, unit="family") as bar:
+        if execution.ray:
+            yield from run_on_ray(shards, bar.update, execution.ray_address, execution.processes)
+        elif execution.processes > 1 and len(shards) > 1:
+            yield from run_in_processes(shards, bar.update, min(execution.processes, len(shards)))
+        else:
+            yield from run_here(shards, bar.update)
+
+
+def _announce(shards: Sequence[Shard], how: Extraction, output: Path) -> str:
+    """Return a sentence on what the shards will need on disk, from faces that are cut here and now."""
+    families = [family for shard in shards for family in shard.families]
+    known = [family for family in families if isinstance(family, ClipFamily)]
+    free = shutil.disk_usage(output).free
+    if len(known) < len(families):  # archives of crops, whose content is not known before they are read
+        need = sum(path.stat().st_size for family in families for path in family.files() if path.exists())
+        faces = "as the archives that are read"
+    else:
+        number = how.frames * sum(len(family.clips) for family in known)
+        need, faces = number * _bytes_of_a_face(known, how), f"for {number:,} faces"
+    short = "" if need < free else "; that will not do: free some, and give the same command again"
+    return f"{output}: at most {_gigabytes(need)} {faces}, and {_gigabytes(free)} are free{short}."
+
+
+def _bytes_of_a_face(families: Sequence[ClipFamily], how: Extraction) -> float:
+    detector = None if how.detector is None else _detector(how.detector)
+    sizes = []
+    for place in np.linspace(0, len(families) - 1, min(_SAMPLED, len(families)), dtype=int):
+        for row in family_rows(families[place].clips[:1], replace(how, frames=1), detector, Report()):
+            sizes.append(sum(len(row[name]["bytes"]) for name in ("image", "mask") if row[name] is not None))
+    return float(np.mean(sizes)) if sizes else 0.0
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+
+
+def _refuse_empty(split: str, report: Report, root: str | Path, files: Sequence[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+    first = next(iter(report.failures), "its clips hold no frame")
+    raise InputError(f"no face was found in {root} ({split}; {first}): give videos or images that show faces.")
+
+
+def _write_summary(preparation: Preparation) -> None:
+    partial = preparation.summary.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(preparation.to_json(), indent=1))
+    os.replace(partial, preparation.summary)
+
+
+__all__ = ["FAMILIES_PER_SHARD", "SUMMARY", "Execution", "Preparation", "Shard", "prepare_raw"]
