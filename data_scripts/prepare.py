@@ -1,21 +1,54 @@
-"""Prepare data sets: `dcl-prepare demo`, `blend`, `folder` or `assets` (each with --help)."""
+"""Prepare data sets: `dcl-prepare demo`, `blend`, a layout of `LAYOUTS`, `check` or `assets` (each with --help)."""
 
 import argparse
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
-from dcl.data_scripts.assets import ASSETS, copy_to, fetch
+from dcl.data_scripts.assets import ASSETS, DETECTORS, copy_to, fetch
 from dcl.data_scripts.blending import METHODS
+from dcl.data_scripts.clips import RawDataSet
 from dcl.data_scripts.demo import prepare_demo
-from dcl.data_scripts.extract import prepare_clips
+from dcl.data_scripts.extract import Extraction
+from dcl.data_scripts.failures import Failures
 from dcl.data_scripts.forging import prepare_forgeries
-from dcl.data_scripts.layouts.folder import find_families
+from dcl.data_scripts.layouts import (
+    celeb_df,
+    deeperforensics,
+    deepfakebench,
+    dfdc,
+    dfdcp,
+    ffpp,
+    folder,
+    uadfv,
+    wild_deepfake,
+)
 from dcl.data_scripts.photographs import MARGIN, SIZE
-from dcl.data_scripts.shards import Outcome
+from dcl.data_scripts.publishing import check_hub, push_prepared
+from dcl.data_scripts.raw import FAMILIES_PER_SHARD, Execution, prepare_raw
+from dcl.data_scripts.shards import Report
+from dcl.dataset_dcl import DEFAULT_ENCODING, ENCODINGS
 from dcl.errors_dcl import InputError, report_input_errors
 from dcl.faces_dcl import CROP_KINDS
 
+#: What `dcl-prepare` reads, by the name of the command.
+LAYOUTS = {
+    "folder": folder,
+    "ffpp": ffpp,
+    "celeb_df": celeb_df,
+    "dfdc": dfdc,
+    "dfdcp": dfdcp,
+    "deeperforensics": deeperforensics,
+    "uadfv": uadfv,
+    "wild_deepfake": wild_deepfake,
+    "deepfakebench": deepfakebench,
+}
+_LEAST = {  # of the options that are numbers
+    **{"size": 32, "margin": 0.5, "variants": 1, "frames": 1},
+    **{"num_proc": 1, "num_shards": 1, "families_per_shard": 1},
+}
 _SHOWN = 20  # so many of those that were left out are named
 _SOME_LEFT_OUT = 3  # exit status of a raw data set of which not all could be prepared
 
@@ -57,27 +90,62 @@ def _parser() -> argparse.ArgumentParser:
     blend.add_argument("--size", type=int, help="side of the crops cut from photographs, in pixels (else 380)")
     blend.add_argument("--margin", type=float, help="side of these crops over the longer side of the face (else 1.3)")
 
-    raw = commands.add_parser("folder", help="your own videos or images, in real/ and fake/", **formatter)
-    raw.add_argument(
-        "--root", type=_path, required=True, help="folder that holds real/ and fake/, or train/, validation/, test/"
-    )
-    raw.add_argument("--output", type=_path, required=True, help="folder of the prepared data set")
-    raw.add_argument("--split", default="train", help="which split it is, if it has no folders of splits")
-    raw.add_argument("--name", help="name of the data set (else that of the folder)")
-    raw.add_argument("--frames", type=int, default=32, help="frames of each video at most, evenly spaced")
-    raw.add_argument("--size", type=int, default=SIZE, help="side of the face crops in pixels")
-    raw.add_argument("--margin", type=float, default=MARGIN, help="side of the crops over the longer side of the face")
-    raw.add_argument("--crop", choices=CROP_KINDS, default="box", help="upright square, or aligned on five landmarks")
+    check = commands.add_parser("check", help="say what is there of a raw data set, and what is missing")
+    checked = check.add_subparsers(dest="layout", required=True, metavar="LAYOUT")
+    for name, layout in LAYOUTS.items():
+        _add_layout(checked.add_parser(name, help=layout.HELP, **formatter), layout)
+        raw = commands.add_parser(name, help=layout.HELP, **formatter)
+        _add_layout(raw, layout)
+        _add_preparation(raw)
 
     for command in (demo, blend):
         command.add_argument("--seed", type=int, default=0, help="of everything random")
-    for command in (demo, blend, raw):
-        command.add_argument("--overwrite", action="store_true", help="replace a data set that was prepared otherwise")
+        _add_output(command)
 
     assets = commands.add_parser("assets", help="fetch photographs, face detector or weights, and print their paths")
     assets.add_argument("--output", type=Path, help="folder that gets a copy of each")
     assets.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ASSETS)} (else all)")
     return parser
+
+
+def _add_layout(parser: argparse.ArgumentParser, layout: ModuleType) -> None:
+    parser.add_argument("--root", type=_path, required=True, help="folder of the raw data set")
+    layout.add_arguments(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--encoding", choices=ENCODINGS, default=DEFAULT_ENCODING, help="of the face crops")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set that was prepared otherwise")
+
+
+def _add_preparation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=_path, required=True, help="folder of the prepared data set")
+    parser.add_argument("--name", help="name of the data set (else that of the layout, or of the folder)")
+    parser.add_argument("--frames", type=int, default=32, help="frames of each clip at most, evenly spaced")
+    faces = parser.add_argument_group("faces", "not for data sets whose frames are crops of faces already")
+    faces.add_argument("--size", type=int, help=f"side of the face crops in pixels (else {SIZE})")
+    faces.add_argument(
+        "--margin", type=float, help=f"side of the crop over the longer side of the face (else {MARGIN})"
+    )
+    faces.add_argument("--crop", choices=CROP_KINDS, help="upright square, or aligned on five landmarks (else box)")
+    faces.add_argument("--detector", choices=DETECTORS, help=f"finds the faces (else {DETECTORS[0]})")
+    work = parser.add_argument_group("work", "the rows do not depend on it")
+    work.add_argument("--num_proc", type=int, default=1, help="processes on this machine, of one thread each")
+    work.add_argument("--shard_index", type=int, default=0, help="which job this is, from 0, of --num_shards")
+    work.add_argument("--num_shards", type=int, default=1, help="jobs, each started by itself, that share the work")
+    work.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="let a Ray cluster do it, or without address a local one",
+    )
+    work.add_argument("--families_per_shard", type=int, default=FAMILIES_PER_SHARD, help="families of clips in a file")
+    work.add_argument("--strict", action="store_true", help="stop at the first thing that cannot be prepared")
+    hub = parser.add_argument_group("Hub")
+    hub.add_argument("--push_to_hub", metavar="ID", help="push the data set there, with a card, when it is done")
+    hub.add_argument("--public", action="store_true", help="let everybody see it (ask the owners of the data first)")
+    _add_output(parser)
 
 
 @report_input_errors
@@ -89,24 +157,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             path = fetch(name)
             print(path if options.output is None else copy_to(options.output, path))
         return
-    for option, least in (("size", 32), ("margin", 0.5), ("variants", 1), ("frames", 1)):
+    for option, least in _LEAST.items():
         value = getattr(options, option, None)
-        if value is not None and not least <= value <= 10_000:
+        if isinstance(value, int | float) and not least <= value <= 10_000:
             raise InputError(f"--{option} {value} cannot be used: give a value from {least} to 10000.")
-    if options.command == "demo":
-        outcome = prepare_demo(options.output, options.seed, options.size, options.overwrite)
-    elif options.command == "folder":
-        outcome = prepare_clips(
-            find_families(options.root, options.split),
-            options.root,
+    if options.command == "check":
+        sys.exit(_check(options))
+    elif options.command == "demo":
+        _report(
             options.output,
-            {"kind": options.crop, "margin": options.margin, "size": options.size},
-            options.frames,
-            options.name or Path(options.root).resolve().name,
-            options.overwrite,
+            prepare_demo(options.output, options.seed, options.size, options.overwrite, options.encoding),
         )
-    else:
-        outcome = prepare_forgeries(
+    elif options.command == "blend":
+        reports = prepare_forgeries(
             options.source,
             options.output,
             options.methods,
@@ -117,23 +180,100 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.split,
             options.name,
             options.overwrite,
+            options.encoding,
         )
-    _report(outcome, options.output)
-    if options.command == "folder" and outcome.problems:
-        sys.exit(_SOME_LEFT_OUT)
+        _report(options.output, reports)
+    else:
+        sys.exit(_prepare(options))
 
 
-def _report(outcome: Outcome, output: str) -> None:
-    for split, rows in outcome.rows.items():
-        print(f"{output}: {split}, {rows} faces")
-    if outcome.problems:
-        print(f"left out: {len(outcome.problems)}")
-        for place, reason in list(outcome.problems.items())[:_SHOWN]:
-            print(f"  {place}: {reason}")
-        if len(outcome.problems) > _SHOWN:
-            print(f"  and {len(outcome.problems) - _SHOWN} more")
-    for reason, number in outcome.missing.items():
+def _find(options: argparse.Namespace, name: str) -> RawDataSet:
+    layout = LAYOUTS[name]
+    return layout.find(options.root, **{option: getattr(options, option) for option in layout.OPTIONS})
+
+
+def _check(options: argparse.Namespace) -> int:
+    """Print what is there of a raw data set; return the exit status."""
+    found = _find(options, options.layout)
+    rows = [
+        (part.name, f"{part.found:,}", "" if part.published is None else f"{part.published:,}") for part in found.parts
+    ]
+    rows += [(f"split {split}", f"{len(families):,} families", "") for split, families in found.splits.items()]
+    header = ("part", "found", "published")
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
+    for row in [header, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    _print_failures(found.failures)
+    incomplete = any(part.published is not None and part.found < part.published for part in found.parts)
+    return _SOME_LEFT_OUT if incomplete or found.failures else 0
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    """Prepare a raw data set; return the exit status."""
+    if not 0 <= options.shard_index < options.num_shards:
+        raise InputError(
+            f"--shard_index {options.shard_index} cannot be used: give a value from 0 to {options.num_shards - 1}, as "
+            "--num_shards says."
+        )
+    if options.overwrite and options.num_shards > 1:
+        raise InputError("--overwrite of one job would remove what the others wrote: remove the old shards by hand.")
+    if options.push_to_hub:
+        check_hub(options.push_to_hub)
+    found = _find(options, options.command)
+    crop = detector = None
+    given = {name: getattr(options, name) for name in ("size", "margin", "crop", "detector")}
+    if not found.cropped:
+        crop = {"kind": options.crop or "box", "margin": options.margin or MARGIN, "size": options.size or SIZE}
+        detector = options.detector or DETECTORS[0]
+    elif named := [name for name, value in given.items() if value is not None]:
+        raise InputError(f"the faces of {options.root} are cut already: leave --{named[0]} away.")
+    preparation = prepare_raw(
+        found,
+        options.root,
+        options.output,
+        Extraction(options.name or found.name, options.frames, crop, detector, options.encoding),
+        Execution(
+            processes=options.num_proc,
+            job=options.shard_index,
+            jobs=options.num_shards,
+            ray=options.ray is not None,
+            ray_address=options.ray or None,
+            strict=options.strict,
+            overwrite=options.overwrite,
+        ),
+        options.families_per_shard,
+    )
+    total = preparation.total
+    _report(options.output, preparation.reports, total)
+    print(f"{total.clips:,} clips, {total.frames:,} frames, {total.faces:,} faces; all in {preparation.summary}")
+    if preparation.waiting:
+        print(f"{preparation.waiting} of {preparation.shards} shards are left to the other jobs")
+    elif options.push_to_hub:
+        print(push_prepared(options.output, options.push_to_hub, private=not options.public))
+    return _SOME_LEFT_OUT if total.failures else 0
+
+
+def _report(output: str, reports: Mapping[str, Report], total: Report | None = None) -> None:
+    if total is None:
+        total = Report()
+        for report in reports.values():
+            total.add(report)
+    for split, report in reports.items():
+        print(f"{output}: {split}, {report.faces} faces")
+    _print_failures(total.failures)
+    for reason, number in total.missing.items():
         print(f"not made: {number} of {reason}")
+
+
+def _print_failures(failures: Failures) -> None:
+    if failures:
+        print(f"left out: {len(failures)}")
+        for reason, number in failures.by_reason().items():
+            print(f"  {reason}: {number}")
+        for failure in itertools.islice(failures, _SHOWN):
+            print(f"  {failure}")
+        if len(failures) > _SHOWN:
+            print(f"  and {len(failures) - _SHOWN} more")
 
 
 if __name__ == "__main__":

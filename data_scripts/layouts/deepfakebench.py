@@ -1,0 +1,559 @@
+"""DeepfakeBench: face crops with masks and landmarks, as its preprocessing leaves them, and the JSON that names them.
+
+```
+R/FaceForensics++/manipulated_sequences/Deepfakes/c23/frames/071_054/000.png      R is its datasets/rgb
+R/FaceForensics++/manipulated_sequences/Deepfakes/c23/masks/071_054/000.png       where there are masks
+R/FaceForensics++/manipulated_sequences/Deepfakes/c23/landmarks/071_054/000.npy
+R/Celeb-DF-v2/Celeb-real/frames/id1_0007/000.png
+R/../../preprocessing/dataset_json/Celeb-DF-v2.json     or R/*.json, R/dataset_json/*.json
+L/Celeb-DF-v2_lmdb/data.mdb                             the same files by name, in place of R
+```
+
+One JSON is one data set. A label whose name holds "real" is real. The paths of the JSON, written on any system, lead
+to R by the name of the data set in them. A clip that several splits name is taken for the last of train, validation
+and test. Frames are crops already.
+"""
+
+import argparse
+import io
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ...dataset_dcl import FAKE, REAL
+from ...errors_dcl import InputError
+from ..clips import Clip, Part, RawDataSet, group_families
+from ..failures import Failures
+from ..frames import FrameReader, Frames, ImageFrames, SingleReader, decode_crop
+from .listing import CONTRADICTED, MISSING, NO_NAME, names_in, read_json, root_folder, shorten
+
+try:
+    import lmdb
+except ImportError:
+    lmdb = None
+
+logger = logging.getLogger(__name__)
+
+HELP = "DeepfakeBench: face crops named by its dataset_json, in folders or LMDB"
+OPTIONS = ("json", "compression", "lmdb", "split")
+
+#: The splits of a JSON, by the names they get here; a clip of several is taken for the last.
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
+COMPRESSIONS = ("raw", "c23", "c40")
+#: The method of each label of the published JSONs, called as the data sets call it; any other label is its own.
+METHODS = {
+    "FF-real": "youtube",
+    "FF-DF": "Deepfakes",
+    "FF-F2F": "Face2Face",
+    "FF-FS": "FaceSwap",
+    "FF-NT": "NeuralTextures",
+    "FF-FH": "FaceShifter",
+    "FF-SH": "FaceShifter",
+    "DFD_real": "actors",
+    "DFD_fake": "DeepFakeDetection",
+    "CelebDFv1_real": "Celeb-real",
+    "CelebDFv2_real": "Celeb-real",
+    "CelebDFv1_fake": "Celeb-synthesis",
+    "CelebDFv2_fake": "Celeb-synthesis",
+    "DFDCP_Real": "original_videos",
+    "DFDCP_FakeA": "method_A",
+    "DFDCP_FakeB": "method_B",
+    "DFDC_Real": "original",
+    "DFDC_Fake": "DFDC",
+    "DF_real": "source_videos",
+    "DF_fake": "manipulated_videos",
+    "UADFV_Real": "real",
+    "UADFV_Fake": "fake",
+}
+_FACEFORENSICS = (r"(\d+)_\d+", r"youtube/\1")
+#: What the name of a forged clip says about the real one: by label, the pattern of the one and the name of the other.
+_SOURCES = {
+    **dict.fromkeys(("FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FF-FH", "FF-SH"), _FACEFORENSICS),
+    "DFD_fake": (r"(\d+)_\d+__(.+)__[^_]+", r"actors/\1__\2"),
+    **dict.fromkeys(("CelebDFv1_fake", "CelebDFv2_fake"), (r"(id\d+)_id\d+_(\d+)", r"Celeb-real/\1_\2")),
+    "DF_fake": (r"(\d+)_\w+", r"youtube/\1"),
+    "UADFV_Fake": (r"(.+)_fake", r"real/\1"),
+}
+_CELEB_REAL = r"id\d+_\d+"  # the other reals of Celeb-DF are of its folder YouTube-real
+#: Below R, each data set lies in a folder of one of these names, or of the name its JSON gives it.
+_DATA_SETS = {
+    *("FaceForensics++", "Celeb-DF-v1", "Celeb-DF-v2", "DFDCP", "DFDC", "DeeperForensics-1.0", "UADFV", "DF40"),
+}
+_RGB = ("datasets", "rgb")
+#: Clips of a label and split, as the authors of the data sets count them.
+_PUBLISHED = {
+    **{
+        (label, split): clips
+        for label in ("FF-real", "FF-DF", "FF-F2F", "FF-FS", "FF-NT", "FF-FH", "FF-SH")
+        for split, clips in (("train", 720), ("validation", 140), ("test", 140))
+    },
+    ("CelebDFv2_real", "test"): 178,
+    ("CelebDFv2_fake", "test"): 340,
+    ("DFD_real", "test"): 363,
+    ("DFD_fake", "test"): 3068,
+}
+_LANDMARKS = 81  # of dlib's model; from them: the middles of the eyes' upper lids, nose tip, corners of the mouth
+_FIVE = (37, 44, 30, 49, 55)
+_LARGEST_VALUE = 8 << 20  # bytes of a file that is a crop, or landmarks
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this layout."""
+    parser.add_argument(
+        "--json",
+        help="the JSON of the data set, its name (Celeb-DF-v2), or a folder with one; else looked for in ROOT, "
+        "ROOT/dataset_json and ROOT/../../preprocessing/dataset_json",
+    )
+    parser.add_argument("--compression", default="c23", help="of data sets that have several", choices=COMPRESSIONS)
+    parser.add_argument("--lmdb", help="folder of LMDB environments (Celeb-DF-v2_lmdb, ...), read in place of files")
+    parser.add_argument("--split", choices=SPLITS.values(), help="only this split (else all)")
+
+
+def find(
+    root: str | Path,
+    json: str | Path | None = None,
+    compression: str = "c23",
+    lmdb: str | Path | None = None,
+    split: str | None = None,
+) -> RawDataSet:
+    """Find the clips that a JSON names.
+
+    Args:
+        root: the folder in which the data sets lie, DeepfakeBench's `datasets/rgb`, or the folder of this one.
+        json: the file, its name, or a folder that holds one; looked for where it is not given.
+        compression: the level that is taken, of data sets that have several.
+        lmdb: the folder of environments, in place of the files in `root`.
+        split: the only one wanted, or None.
+
+    Raises:
+        InputError: if there is no JSON, or more than one; if it is none of DeepfakeBench, or lacks the compression; if
+            nothing that it names is there; or if an environment cannot be opened.
+    """
+    root = root_folder(root, "the data sets that the JSON names")
+    path = _choose_json(root, json)
+    content = read_json(path, dict)
+    if len(content) != 1 or not all(isinstance(value, dict) for value in content.values()):
+        raise InputError(
+            f"{path} is no JSON of DeepfakeBench, which holds one data set by its name: give another by --json."
+        )
+    ((name, labels),) = content.items()
+    found = RawDataSet(name, {}, cropped=True)
+    listed = _read_labels(path, labels, compression, found.failures)
+    levels = {entry.compression for entry in listed}
+    if levels - {None}:
+        found.name = f"{name}_{compression}"
+    wanted = [entry for entry in _one_split(path, listed) if split in (None, entry.split)]
+    if not wanted:
+        raise InputError(f"{path} names no clip of the split {split}: give another --split.")
+    store: _Store = _FileStore(root, name) if lmdb is None else _LmdbStore(Path(lmdb), compression)
+    clips = [(entry, clip) for entry in wanted if (clip := _clip(entry, name, store, found.failures))]
+    if not clips:
+        raise InputError(f"of the {len(wanted)} clips that {path} names, {store.where} holds none: {store.remedy}.")
+    for part in SPLITS.values():
+        if of_split := [clip for entry, clip in clips if entry.split == part]:
+            found.splits[part] = group_families(of_split)
+            for label in labels:
+                number = sum(entry.split == part and entry.label == label for entry, _ in clips)
+                found.parts.append(Part(f"{part}, {label}", number, _PUBLISHED.get((label, part))))
+    return found
+
+
+def _choose_json(root: Path, given: str | Path | None) -> Path:
+    places = [root, root / "dataset_json", root.absolute().parent.parent / "preprocessing" / "dataset_json"]
+    if given is not None and Path(given).is_file():
+        return Path(given)
+    if given is not None and Path(given).is_dir():
+        places = [Path(given)]
+    elif given is not None:
+        for place in places:
+            if (path := place / f"{str(given).removesuffix('.json')}.json").is_file():
+                return path
+        raise InputError(f"there is no JSON {given}, neither of that path nor in {_listed(places)}: check the path.")
+    for place in places:
+        files = sorted(place.glob("*.json")) if place.is_dir() else []
+        if len(files) > 1:
+            raise InputError(
+                f"{place} holds {len(files)} JSONs ({_listed([file.stem for file in files])}), and each is a data set "
+                "of its own: choose one by --json."
+            )
+        if files:
+            return files[0]
+    raise InputError(
+        f"there is no JSON in {_listed(places)}: give the one that DeepfakeBench's rearrange.py made by --json."
+    )
+
+
+def _listed(things: list[Any]) -> str:
+    return ", ".join(map(str, things))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A clip as the JSON names it."""
+
+    name: str
+    label: str
+    split: str
+    compression: str | None
+    frames: list[str] = field(repr=False)
+
+    @property
+    def is_real(self) -> bool:
+        return "real" in self.label.lower()
+
+    @property
+    def method(self) -> str:
+        method = METHODS.get(self.label, self.label)
+        return "YouTube-real" if method == "Celeb-real" and not re.fullmatch(_CELEB_REAL, self.name) else method
+
+    @property
+    def video(self) -> str:
+        return f"{self.method}/{self.name}"
+
+    @property
+    def source(self) -> str:
+        pattern, real = _SOURCES.get(self.label, ("", ""))
+        match = re.fullmatch(pattern, self.name)
+        return match.expand(real) if match and real else self.video
+
+
+def _read_labels(path: Path, labels: dict[str, Any], compression: str, failures: Failures) -> list[_Entry]:
+    entries, levels = [], set()
+    for label, splits in labels.items():
+        for split, clips in (splits if isinstance(splits, dict) else {}).items():
+            where = f"{path}: {label}, {split}"
+            if split not in SPLITS:
+                failures.add(where, "it is no split", f"one is called {', '.join(SPLITS)}")
+            elif not isinstance(clips, dict) or "frames" in clips:
+                failures.add(where, "in place of clips by their names, the split holds something else")
+            elif clips and set(clips) <= set(COMPRESSIONS):
+                levels.update(level for level in clips if clips[level])
+                entries += _read_clips(where, clips.get(compression), label, split, compression, failures)
+            else:
+                entries += _read_clips(where, clips, label, split, None, failures)
+    if not entries:
+        remedy = f"it has {', '.join(sorted(levels))}: choose by --compression" if levels else "give another by --json"
+        of_level = f" of the compression {compression}" if levels else ""
+        raise InputError(f"{path} names no clip{of_level}; {remedy}.")
+    return entries
+
+
+def _read_clips(
+    where: str, clips: Any, label: str, split: str, compression: str | None, failures: Failures
+) -> Iterator[_Entry]:
+    for name, clip in (clips if isinstance(clips, dict) else {}).items():
+        frames = clip.get("frames") if isinstance(clip, dict) else None
+        if not f"{label}{name}".isprintable() or not name:  # it would be a value of rows
+            failures.add(f"{where}, {shorten(name)}", NO_NAME)
+            continue
+        if not isinstance(frames, list) or not all(isinstance(frame, str) for frame in frames):
+            failures.add(f"{where}, {name}", "the JSON has no list of its frames")
+            continue
+        entry = _Entry(name, label, SPLITS[split], compression, frames)
+        other = str(clip.get("label", label))
+        if ("real" in other.lower()) != entry.is_real:
+            failures.add(f"{where}, {name}", CONTRADICTED, f"it is {shorten(other)} among those of {label}")
+        elif not frames:
+            failures.add(f"{where}, {name}", "it has no frames")
+        else:
+            yield entry
+
+
+def _one_split(path: Path, entries: list[_Entry]) -> list[_Entry]:
+    """Return the entries of different clips, each in one split: the last of several, which is the test of most."""
+    order = list(SPLITS.values())
+    chosen: dict[str, _Entry] = {}
+    several = set()
+    for entry in sorted(entries, key=lambda entry: order.index(entry.split)):
+        if entry.video in chosen:
+            several.add(entry.video)
+        chosen[entry.video] = entry
+    if several:
+        logger.warning(
+            "%s: %d of %d clips are in several splits (%s, ...): each is taken for the last of %s.",
+            *(path, len(several), len(chosen), min(several), ", ".join(order)),
+        )
+    return [chosen[entry.video] for entry in entries if chosen[entry.video] is entry]
+
+
+def _clip(entry: _Entry, data_set: str, store: "_Store", failures: Failures) -> Clip | None:
+    """Look for the frames of a clip and for what lies beside them, or name what is missing and return None."""
+    paths: dict[int, PurePosixPath] = {}
+    where = f"{entry.label}, {entry.split}, {entry.name}"
+    for frame in entry.frames:
+        path = _below_root(frame, data_set)
+        number = re.search(r"\d{1,9}$", path.stem) if path else None
+        if number is None:
+            failures.add(where, NO_NAME, shorten(frame))
+        else:
+            paths[int(number[0])] = path
+    there = store.look_up(dict(sorted(paths.items())))
+    missing = sorted(set(paths) - set(there))
+    for number in missing:
+        failures.add(where, MISSING, f"{store.where}: {paths[missing[0]].parent}", number)
+    if not there:
+        return None
+    masks, points = (_beside(paths, there, kind, store) for kind in ("masks", "landmarks"))
+    return Clip(
+        name=entry.video,
+        source=entry.source,
+        method=entry.method,
+        label=REAL if entry.is_real else FAKE,
+        frames=store.images(there),
+        mask=store.images(masks) if masks else None,
+        landmarks=store.points(points) if points else None,
+        compression=entry.compression,
+    )
+
+
+def _below_root(path: str, data_set: str) -> PurePosixPath | None:
+    """Return where a path of the JSON lies below the root, whatever wrote it; None if it leads elsewhere."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
+    if ".." in parts or not parts or not path.isprintable():
+        return None
+    starts = [place for place, part in enumerate(parts[:-1]) if part in _DATA_SETS]
+    if not starts:  # a data set that the benchmark does not know
+        starts = [place + 2 for place in range(len(parts)) if tuple(parts[place : place + 2]) == _RGB]
+    if not starts:  # the name of a JSON may be that of a folder further down, so it comes last
+        starts = [place for place, part in enumerate(parts[:-1]) if part == data_set]
+    if not starts and (path[0] in "/\\" or ":" in parts[0]):
+        return None
+    return PurePosixPath(*parts[starts[-1] if starts else 0 :])
+
+
+def _beside(
+    paths: Mapping[int, PurePosixPath], there: Mapping[int, Any], kind: str, store: "_Store"
+) -> dict[int, Any]:
+    """Look for the masks or landmarks of the frames that are there."""
+    beside = {number: _replace_folder(paths[number], kind) for number in there}
+    return store.look_up({number: path for number, path in beside.items() if path is not None})
+
+
+def _replace_folder(path: PurePosixPath, kind: str) -> PurePosixPath | None:
+    """Return the path with the last folder called `frames` replaced; None if there is none."""
+    folders = list(path.parts[:-1])
+    if "frames" not in folders:
+        return None
+    folders[len(folders) - 1 - folders[::-1].index("frames")] = kind
+    return PurePosixPath(*folders, path.stem + (".npy" if kind == "landmarks" else path.suffix))
+
+
+class _Store(Protocol):
+    """Where the files lie: `look_up` returns those that are there, for `images` and `points` to read.
+
+    Attributes:
+        where: how reports call it.
+        remedy: what to do when nothing is there.
+    """
+
+    where: str
+    remedy: str
+
+    def look_up(self, paths: Mapping[int, PurePosixPath]) -> dict[int, Any]: ...
+
+    def images(self, found: dict[int, Any]) -> Frames: ...
+
+    def points(self, found: dict[int, Any]) -> Frames: ...
+
+
+class _FileStore:
+    remedy = "give the folder in which the data sets lie (DeepfakeBench's datasets/rgb), or --lmdb"
+
+    def __init__(self, root: Path, data_set: str):
+        inside = root.absolute().name in _DATA_SETS | {data_set}
+        self._root, self.where = (root.absolute().parent if inside else root), str(root)
+        self._folder, self._names = PurePosixPath(), frozenset()
+
+    def look_up(self, paths: Mapping[int, PurePosixPath]) -> dict[int, Path]:
+        found = {}
+        for number, path in paths.items():
+            if path.parent != self._folder:  # listed once: a file's own question takes long over a network
+                folder = self._root / path.parent
+                self._folder, self._names = path.parent, names_in(folder)
+            if path.name in self._names:
+                found[number] = self._root / path
+        return found
+
+    def images(self, found: dict[int, Path]) -> Frames:
+        return ImageFrames(found)
+
+    def points(self, found: dict[int, Path]) -> Frames:
+        return PointFiles(found)
+
+
+@dataclass(frozen=True)
+class PointFiles:
+    """Landmarks in files of NumPy, by frame number; as frames they are five points, float32 (5, 2)."""
+
+    paths: Mapping[int, Path]
+    lossy = False
+
+    @property
+    def where(self) -> str:
+        """The path of the folder."""
+        return str(next(iter(self.paths.values())).parent)
+
+    def files(self) -> list[Path]:
+        """Return all of them."""
+        return list(self.paths.values())
+
+    def open(self) -> AbstractContextManager[FrameReader]:
+        """Return the reader; each file is opened when it is wanted."""
+        return nullcontext(SingleReader(self.paths, lambda number: _read_points(self.paths[number])))
+
+
+def _read_points(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_VALUE)
+        return _five(np.load(io.BytesIO(content), allow_pickle=False))
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise InputError(str(error)) from error
+
+
+def _five(points: np.ndarray) -> np.ndarray:
+    """Return the eyes, the nose tip and the corners of the mouth, float32 (5, 2), of 81 landmarks (81, 2)."""
+    if not isinstance(points, np.ndarray) or points.shape != (_LANDMARKS, 2) or points.dtype.kind not in "iuf":
+        raise InputError(f"it holds no {_LANDMARKS} landmarks")
+    five = points[list(_FIVE)].astype(np.float32)
+    if not np.isfinite(five).all():
+        raise InputError("a landmark is no number")
+    return five
+
+
+class _LmdbStore:
+    remedy = "give the environment that DeepfakeBench's dataset2lmdb made of them, or leave --lmdb away to read files"
+
+    def __init__(self, folder: Path, compression: str):
+        if lmdb is None:
+            raise InputError("LMDB environments are read by the package lmdb: pip install 'dcl-face-forgery[lmdb]'.")
+        self._folder, self.where = root_folder(folder, "LMDB environments (Celeb-DF-v2_lmdb, ...)"), str(folder)
+        self._compression = compression
+
+    def look_up(self, paths: Mapping[int, PurePosixPath]) -> dict[int, "_Entered"]:
+        found = {}
+        if paths:
+            environment = self._environment(next(iter(paths.values())).parts[0])
+            with _transaction(environment) as transaction:
+                for number, path in paths.items():
+                    for key in _keys(path):
+                        if transaction.get(key.encode()) is not None:
+                            found[number] = _Entered(environment, key)
+                            break
+        return found
+
+    def _environment(self, data_set: str) -> Path:
+        if (self._folder / "data.mdb").is_file():
+            return self._folder
+        names = [f"{data_set}_{self._compression}_lmdb", f"{data_set}_lmdb"]
+        for name in names:
+            if (self._folder / name / "data.mdb").is_file():
+                return self._folder / name
+        raise InputError(f"there is no LMDB environment {self._folder / names[-1]}: {self.remedy}.")
+
+    def images(self, found: dict[int, "_Entered"]) -> Frames:
+        return LmdbFrames(*_environment_and_keys(found), decode_crop)
+
+    def points(self, found: dict[int, "_Entered"]) -> Frames:
+        return LmdbFrames(*_environment_and_keys(found), _points_of_length)
+
+
+class _Entered(NamedTuple):
+    environment: Path
+    key: str
+
+
+def _environment_and_keys(found: dict[int, _Entered]) -> tuple[Path, dict[int, str]]:
+    return next(iter(found.values())).environment, {number: entered.key for number, entered in found.items()}
+
+
+def _keys(path: PurePosixPath) -> tuple[str, str]:
+    """Return the keys of a file, as Windows and as other systems write them."""
+    return "\\".join(path.parts), path.parts[0] + "\\" + "/".join(path.parts[1:])
+
+
+@dataclass(frozen=True)
+class LmdbFrames:
+    """Values of an LMDB environment, by frame number.
+
+    Attributes:
+        environment: its folder.
+        keys: of the values.
+        decode: makes an image, or points, of a value.
+    """
+
+    environment: Path
+    keys: Mapping[int, str]
+    decode: Callable[[memoryview], np.ndarray]
+    lossy = False
+
+    @property
+    def where(self) -> str:
+        """The path of the environment, and the folder in it."""
+        return f"{self.environment}: {_split(next(iter(self.keys.values())))[0]}"
+
+    def files(self) -> list[Path]:
+        """Return the file of the environment."""
+        return [self.environment / "data.mdb"]
+
+    @contextmanager
+    def open(self) -> Iterator[FrameReader]:
+        """Open the environment."""
+        with _transaction(self.environment) as transaction:
+            names = {number: _split(key)[1] for number, key in self.keys.items()}
+            yield SingleReader(names, lambda number: self._read(transaction, self.keys[number]))
+
+    def _read(self, transaction: Any, key: str) -> np.ndarray:
+        value = transaction.get(key.encode())
+        if value is None:
+            raise InputError("it is not there any more")
+        if len(value) > _LARGEST_VALUE:
+            raise InputError(f"it takes {len(value):,} bytes, more than the crop of a face")
+        return self.decode(value)
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Return the folder and the file that a key names."""
+    folder, _, name = key.replace("\\", "/").rpartition("/")
+    return folder, name
+
+
+def _points_of_length(value: memoryview) -> np.ndarray:
+    """Decode landmarks without a header, in which only their length tells the integers of 8 bytes from those of 4."""
+    widths = {np.dtype(kind).itemsize * _LANDMARKS * 2: kind for kind in ("<i8", "<i4")}
+    if len(value) not in widths:
+        raise InputError(f"it holds {len(value)} bytes, which are no {_LANDMARKS} landmarks")
+    return _five(np.frombuffer(value, widths[len(value)]).reshape(_LANDMARKS, 2))
+
+
+_open: dict[Path, tuple[Any, int]] = {}  # environments that are open, and how often: a process may open one but once
+
+
+@contextmanager
+def _transaction(folder: Path) -> Iterator[Any]:
+    """Open an environment for reading, and close it after the last that uses it, before a process is forked."""
+    try:
+        environment, users = _open.get(folder) or (lmdb.open(str(folder), readonly=True, lock=False, create=False), 0)
+    except lmdb.Error as error:
+        raise InputError(f"the LMDB environment {folder} cannot be opened ({error}): copy it again.") from error
+    _open[folder] = environment, users + 1
+    try:
+        with environment.begin(buffers=True) as transaction:
+            yield transaction
+    except lmdb.Error as error:
+        raise InputError(f"the LMDB environment {folder} is damaged ({error}): copy it again.") from error
+    finally:
+        users = _open.pop(folder)[1] - 1
+        if users:
+            _open[folder] = environment, users
+        else:
+            environment.close()
+
+
+__all__ = ["HELP", "METHODS", "OPTIONS", "SPLITS", "LmdbFrames", "PointFiles", "add_arguments", "find"]

@@ -1,0 +1,223 @@
+"""What layouts look for in a folder: sub-folders whatever their case, videos by name, lists that can be read."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ...errors_dcl import InputError, reason
+from ...video_dcl import VIDEO_SUFFIXES
+from ..failures import Failures
+from ..frames import Frames, ImageFrames, VideoFrames
+from ..photographs import list_photographs
+
+#: Reasons that layouts have in common.
+MISSING = "a list names it, and it is not there"
+NOT_LISTED = "no list names it"
+CONTRADICTED = "its folder and the list contradict each other"
+NO_NAME = "it is no name of a file below the root"
+NO_LABEL = "it is not said whether it is real or fake"
+
+
+def root_folder(root: str | Path, holds: str) -> Path:
+    """Return the root of a data set as a path.
+
+    Args:
+        root: as the user gave it.
+        holds: what it should hold, for the error.
+
+    Raises:
+        InputError: if it is not a folder.
+    """
+    if not Path(root).is_dir():
+        raise InputError(f"there is no folder {root}: give one that holds {holds}.")
+    return Path(root)
+
+
+def child(folder: Path | None, *names: str) -> Path | None:
+    """Return the file or folder of one of these names, whatever its case; None if there is none, or no folder."""
+    if folder is None or not folder.is_dir():
+        return None
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    wanted = {name.lower() for name in names}
+    return next((path for path in sorted(folder.iterdir()) if path.name.lower() in wanted), None)
+
+
+def descend(folder: Path | None, *names: str) -> Path | None:
+    """Return what is reached through these names, one below the other, whatever their case; None if one is missing."""
+    for name in names:
+        folder = child(folder, name)
+    return folder
+
+
+def list_files(folder: Path | None) -> Iterator[Path]:
+    """Yield all files below a folder, in the order of their paths, but hidden ones."""
+    if folder is not None:
+        for path in sorted(folder.rglob("*")):
+            if not path.name.startswith(".") and path.is_file():
+                yield path
+
+
+def names_in(folder: Path) -> frozenset[str]:
+    """Return the names in a folder, none where it cannot be listed: asked once, not for each of its files."""
+    try:
+        return frozenset(os.listdir(folder))
+    except OSError:
+        return frozenset()
+
+
+def list_videos(folder: Path | None) -> dict[str, Path]:
+    """Return the videos below a folder by their path there, less the suffix.
+
+    Raises:
+        InputError: if two have one name.
+    """
+    videos: dict[str, Path] = {}
+    for path in list_files(folder):
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            key = path.relative_to(folder).with_suffix("").as_posix()
+            if key in videos:
+                raise InputError(f"{folder} holds two videos called {key!r}: rename one of them.")
+            videos[key] = path
+    return videos
+
+
+def list_clips(folder: Path | None) -> dict[str, Frames]:
+    """Return the videos below a folder, or below its folder `videos` if it has one, as `list_videos` does."""
+    return {key: VideoFrames(path) for key, path in list_videos(child(folder, "videos") or folder).items()}
+
+
+def list_media(folder: Path | None) -> dict[str, Frames]:
+    """Return videos, and the images of a folder as one video, by their path below the folder, less the suffix.
+
+    Raises:
+        InputError: if two videos have one name.
+    """
+    if folder is None:
+        return {}
+    media: dict[str, Frames] = {key: VideoFrames(path) for key, path in list_videos(folder).items()}
+    images: dict[str, dict[int, Path]] = {}
+    for image in list_photographs(folder):
+        loose = image.path.parent == folder
+        key = image.path.relative_to(folder).with_suffix("").as_posix() if loose else image.video
+        images.setdefault(key, {})[image.frame] = image.path
+    for key, paths in images.items():
+        media.setdefault(key, ImageFrames(paths))  # a video of the same name says more
+    return dict(sorted(media.items()))
+
+
+def plain_name(value: object) -> str | None:
+    """Return a name out of a list as a path with slashes, less the suffix of a video; None if it is not below a root.
+
+    Args:
+        value: what the list says; lists that were made on Windows have backslashes.
+    """
+    if not isinstance(value, str) or not value.isprintable():
+        return None
+    path = PurePosixPath(value.strip().replace("\\", "/"))
+    if not path.name or path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":"):
+        return None
+    return str(path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path)
+
+
+class Shelf:
+    """The clips that are there, by the names that lists give them, whatever their case.
+
+    A list is never followed to a file: what it names is looked up among the files that were found.
+
+    Args:
+        folder: where they lie, for reports.
+        clips: by name.
+        failures: gets what a list names and is not there, and the other way round.
+    """
+
+    def __init__(self, folder: Path, clips: Mapping[str, Frames], failures: Failures):
+        self._folder, self._failures = folder, failures
+        self._clips = {name.lower(): (name, frames) for name, frames in clips.items()}
+        self._taken: set[str] = set()
+
+    def take(self, value: object, source: Path) -> tuple[str, Frames] | None:
+        """Return a clip that a list names, with its name as it is on disk, or add a failure.
+
+        Args:
+            value: the name, as the list has it.
+            source: the list.
+        """
+        name = plain_name(value)
+        if name is None:
+            self._failures.add(f"{source}, {shorten(value)}", NO_NAME)
+            return None
+        self._taken.add(name.lower())
+        found = self._clips.get(name.lower())
+        if found is None:
+            self._failures.add(self._folder / name, MISSING, source.name)
+        return found
+
+    def report_rest(self, detail: str = "") -> None:
+        """Add the clips that no list named to the failures."""
+        for key, (_, frames) in self._clips.items():
+            if key not in self._taken:
+                self._failures.add(frames.where, NOT_LISTED, detail)
+
+
+def shorten(value: object) -> str:
+    """Return a value out of a list as a report shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty, without white space around them.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): copy or download it again.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        kind: of the value it should hold: `dict` or `list`.
+
+    Raises:
+        InputError: if it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): copy or download it again.") from error
+    if not isinstance(value, kind):
+        raise InputError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}: copy or download it again.")
+    return value
+
+
+__all__ = [
+    "CONTRADICTED",
+    "MISSING",
+    "NOT_LISTED",
+    "NO_LABEL",
+    "NO_NAME",
+    "Shelf",
+    "child",
+    "descend",
+    "list_clips",
+    "list_files",
+    "list_media",
+    "list_videos",
+    "names_in",
+    "plain_name",
+    "read_json",
+    "read_lines",
+    "root_folder",
+    "shorten",
+]

@@ -1,0 +1,53 @@
+"""UADFV: 49 videos, and a forgery of each.
+
+```
+R/real/0000.mp4         real
+R/fake/0000_fake.mp4    fake
+```
+
+There is no split: all of it is the test split.
+"""
+
+import argparse
+from pathlib import Path
+
+from ...dataset_dcl import FAKE, REAL
+from ...errors_dcl import InputError
+from ..clips import Clip, Part, RawDataSet, group_families
+from .listing import child, list_clips, root_folder
+
+HELP = "UADFV"
+OPTIONS = ()
+
+_PUBLISHED = 49
+_SUFFIX = "_fake"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this layout: there are none."""
+
+
+def find(root: str | Path) -> RawDataSet:
+    """Find the clips.
+
+    Args:
+        root: the folder that holds `real` and `fake`.
+
+    Raises:
+        InputError: if one of them is missing or holds no video.
+    """
+    root = root_folder(root, "real/ and fake/")
+    found = RawDataSet("uadfv", {})
+    clips: list[Clip] = []
+    for label, side in ((REAL, "real"), (FAKE, "fake")):
+        videos = list_clips(child(root, side))
+        if not videos:
+            raise InputError(f"{root / side} holds no video: download it, or give another --root.")
+        found.parts.append(Part(side, len(videos), _PUBLISHED))
+        for clip, frames in videos.items():
+            clips.append(Clip(f"{side}/{clip}", f"real/{clip.removesuffix(_SUFFIX)}", side, label, frames))
+    found.splits["test"] = group_families(clips)
+    return found
+
+
+__all__ = ["HELP", "OPTIONS", "add_arguments", "find"]
