@@ -23,8 +23,8 @@ def small_demo(tmp_path_factory):
         patch.setattr(demo, "SPLITS", SMALL)
         patch.setattr(demo, "find_photographs", first_people)
         folder = tmp_path_factory.mktemp("demo")
-        outcome = prepare_demo(folder, seed=0, size=96)
-    return folder, outcome
+        reports = prepare_demo(folder, seed=0, size=96)
+    return folder, reports
 
 
 find_all = demo.find_photographs
@@ -49,9 +49,10 @@ def test_the_splits_of_the_whole_set_hold_all_forty_people():
 
 
 def test_every_split_has_ten_photographs_a_person_and_every_forgery_of_each(small_demo):
-    folder, outcome = small_demo
-    assert outcome.rows == {"train": 2 * 10 * 11, "validation": 2 * 10 * 6, "test": 2 * 10 * 6}
-    assert not outcome.problems and not outcome.missing
+    folder, reports = small_demo
+    faces = {split: report.faces for split, report in reports.items()}
+    assert faces == {"train": 2 * 10 * 11, "validation": 2 * 10 * 6, "test": 2 * 10 * 6}
+    assert not any(report.failures or report.missing for report in reports.values())
     for split, table in tables(folder).items():
         per_real = {"orl": 1, **dict.fromkeys(METHODS, SMALL[split][1])}
         assert table.groupby("method").size().to_dict() == {name: 20 * number for name, number in per_real.items()}
@@ -128,22 +129,23 @@ def test_two_runs_give_the_same_bytes_and_another_seed_others(small_demo, tmp_pa
 
 
 def test_what_is_done_is_kept_and_what_is_missing_is_made_again(small_demo, tmp_path, few_people, monkeypatch):
-    folder, outcome = small_demo
+    folder, reports = small_demo
+    faces = {split: report.faces for split, report in reports.items()}
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
     test_bytes = (folder / "test.parquet").read_bytes()
     (folder / "test.parquet").unlink()
-    assert prepare_demo(folder, seed=0, size=96).rows == outcome.rows
+    assert {split: report.faces for split, report in prepare_demo(folder, seed=0, size=96).items()} == faces
     assert (folder / "test.parquet").read_bytes() == test_bytes
     monkeypatch.setattr(demo, "fetch", lambda name: pytest.fail("nothing was to be done"))
-    assert prepare_demo(folder, seed=0, size=96).rows == outcome.rows
+    assert {split: report.faces for split, report in prepare_demo(folder, seed=0, size=96).items()} == faces
     assert all(before[name] == (folder / name).stat().st_mtime_ns for name in ("train.parquet", "validation.parquet"))
 
 
 def test_an_interrupted_split_leaves_no_file_and_the_finished_ones_stay(tmp_path, few_people, monkeypatch):
     made = demo.forge_families
 
-    def broken(rows, methods, variants, seed, missing):
-        families = made(rows, methods, variants, seed, missing)
+    def broken(rows, methods, variants, *others):
+        families = made(rows, methods, variants, *others)
         yield next(families)
         if variants == 1:
             raise KeyboardInterrupt
@@ -152,7 +154,7 @@ def test_an_interrupted_split_leaves_no_file_and_the_finished_ones_stay(tmp_path
     monkeypatch.setattr(demo, "forge_families", broken)
     with pytest.raises(KeyboardInterrupt):
         prepare_demo(tmp_path, size=96)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".prepared.json", "train.parquet"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.parquet"]
     assert len(load_prepared(str(tmp_path), "train")) == 220
 
 

@@ -2,45 +2,26 @@
 
 import shutil
 
-import av
 import numpy as np
 import pytest
 
 from dcl.data_scripts.assets import fetch, fetch_detector
-from dcl.data_scripts.blending import Portrait, random_generator, self_blend
 from dcl.data_scripts.extract import choose_face
-from dcl.data_scripts.layouts.folder import find_families
+from dcl.data_scripts.layouts.folder import find
 from dcl.data_scripts.prepare import main
 from dcl.dataset_dcl import decode_image, decode_mask, find_crop, load_prepared, metadata
 from dcl.faces_dcl import Face, crop_transform, cut
+from dcl.tests.raw_data_sets import TALKING, encode, forge_frames, person_frames
 from dcl.video_dcl import Video
 
 CROP = {"kind": "box", "margin": 1.3, "size": 96}
 
 
-def encode(path, frames):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "12", "preset": "veryfast"})
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for image in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-
-
 @pytest.fixture(scope="module")
 def talking():
     """Twelve frames of a talking face, forgeries of them, and what was forged in each."""
-    with Video(fetch("talking_face")) as video:
-        frames = [image for _, image in video.read(range(0, 120, 10))]
-    detector, forged, masks = fetch_detector(), [], []
-    for number, image in enumerate(frames):
-        face = detector.detect(image)[0]
-        forgery = self_blend(Portrait(image, face.landmarks), None, random_generator(3, number))
-        forged.append(forgery.image)
-        masks.append(np.repeat(np.where(forgery.mask[..., None] > 40, 255, 0).astype(np.uint8), 3, axis=2))
-    return frames, forged, masks
+    frames = person_frames(TALKING)
+    return frames, *forge_frames(frames, 3)
 
 
 @pytest.fixture
@@ -94,7 +75,7 @@ def test_the_mask_marks_what_was_forged_in_the_crop(root, tmp_path, talking):
         images = dict(video.read(video.numbers))
     for row in fakes:
         transform = crop_transform(detector.detect(images[row["frame"]])[0], CROP)
-        found, wanted = decode_mask(row["mask"], "") > 127, cut(talking[2][row["frame"]][..., 0], transform, 96) > 127
+        found, wanted = decode_mask(row["mask"], "") > 127, cut(talking[2][row["frame"]], transform, 96) > 127
         assert wanted.any()
         assert (found & wanted).sum() / (found | wanted).sum() > 0.9
     assert not any(decode_mask(row["mask"], "").any() for row in dataset if row["label"] == 0)
@@ -132,10 +113,11 @@ def test_bad_clips_are_named_and_the_rest_goes_on(root, tmp_path, talking, capsy
     encode(root / "masks" / "Blend" / "001.mp4", masks[:6])
     assert prepare(root, tmp_path / "out", "--frames", "12") == 3
     printed = capsys.readouterr().out
-    assert "real/empty: the video" in printed and "cannot be opened" in printed
-    assert "real/003, frame 1: no face was found" in printed
-    assert "Blend/002 (length): it has 2 of the 10 wanted frames" in printed
-    assert "Blend/001 (mask): the mask has 6 of the 12 wanted frames" in printed
+    assert f"{root / 'Real/empty.mp4'}: it cannot be opened (" in printed
+    assert f"{root / 'Real/003.mp4'}: no face was found (frames 0, 1, 2)" in printed
+    assert f"{root / 'FAKE/Blend/002.mp4'}: it has not all wanted frames (2 of 10 are there)" in printed
+    assert f"{root / 'masks/Blend/001.mp4'}: the mask of some frames is missing (6 of 12 are there)" in printed
+    assert "no face was found: 3" in printed
     dataset = load_prepared(str(tmp_path / "out"), "train")
     table = metadata(dataset).to_pandas()
     assert (table.video_id == "Blend/001").sum() == 12
@@ -169,7 +151,7 @@ def test_clips_of_one_name_are_refused(root):
     for place in ("x.mp4", "fake/x.mp4"):
         (root / "FAKE" / place).touch()
     with pytest.raises(ValueError, match=r"two clips of .* would be called 'fake/x'"):
-        find_families(root, "train")
+        find(root)
 
 
 def face(left, top, side):

@@ -46,10 +46,12 @@ def imports(name, skip_try=False):
         elif isinstance(node, ast.ImportFrom) and node.level:
             folder = name.split(".")[: -node.level]
             found.append((".".join([*folder, *([node.module] if node.module else [])]), True))
-        elif isinstance(node, ast.ImportFrom) and node.module == "dcl":
-            found.extend((alias.name, True) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "dcl":
+            module = node.module.removeprefix("dcl").removeprefix(".")
+            submodules = [".".join(filter(None, (module, alias.name))) for alias in node.names]
+            found.extend((submodule if submodule in FILES else module, True) for submodule in submodules)
         elif isinstance(node, ast.ImportFrom):
-            found.append((node.module.removeprefix("dcl."), node.module.startswith("dcl.")))
+            found.append((node.module, False))
         for child in ast.iter_child_nodes(node):
             visit(child)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from dcl.data_scripts.assets import fetch
 from dcl.data_scripts.blending import METHODS
 from dcl.data_scripts.prepare import main
-from dcl.data_scripts.shards import write_split
+from dcl.data_scripts.shards import Report, write_shard
 from dcl.dataset_dcl import FEATURES, decode_image, decode_mask, encode_image, find_crop, load_prepared, metadata
 
 
@@ -54,12 +54,12 @@ def test_photographs_become_reals_and_forgeries(photographs, tmp_path, capsys):
     assert rows["source_id"].isin(reals["video_id"]).all()
     printed = capsys.readouterr().out
     assert f"{photographs / 's1/3.png'}: no face was found" in printed
-    assert f"{photographs / 's2/7.jpg'}: cannot be decoded" in printed
+    assert f"{photographs / 's2/7.jpg'}: it cannot be decoded" in printed
     assert "left out: 2" in printed
     assert "not made: 2 of mouth_swap: no photograph of the same person" in printed
     dataset = load_prepared(str(tmp_path / "out"), "train")
     assert find_crop(dataset, "it") == {"kind": "box", "margin": 1.3, "size": 160, "detector": "yunet_2023mar"}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".prepared.json", "train.parquet"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train.parquet"]
 
 
 def test_a_swap_shows_no_one_of_the_same_family(photographs, tmp_path):
@@ -103,7 +103,7 @@ def test_prepared_reals_without_landmarks_get_them_and_unusable_rows_are_named(t
     images = [encode_image(face), encode_image(np.zeros((256, 256, 3), np.uint8)), {"bytes": b"no", "path": None}]
     rows = [{**row, "image": image, "video_id": "mine/1", "frame": frame} for frame, image in enumerate(images)]
     (tmp_path / "reals").mkdir()
-    write_split(tmp_path / "reals" / "test.parquet", [rows])
+    write_shard(tmp_path / "reals" / "test.parquet", [rows], {}, Report())
     main(["blend", "--source", str(tmp_path / "reals"), "--output", str(tmp_path / "out"), "--methods", "local_warp"])
     dataset = load_prepared(str(tmp_path / "out"), "test")
     assert dataset["video_id"] == ["mine/1", "local_warp/1"]
@@ -113,7 +113,7 @@ def test_prepared_reals_without_landmarks_get_them_and_unusable_rows_are_named(t
     assert np.shape(dataset[0]["landmarks"]) == (5, 2)
     printed = capsys.readouterr().out
     assert "row 1 (mine/1, frame 1): no face was found" in printed
-    assert "row 2 (mine/1, frame 2): cannot be decoded" in printed
+    assert "row 2 (mine/1, frame 2): it cannot be decoded" in printed
 
 
 def test_clips_of_one_name_keep_their_forgeries_apart(photographs, tmp_path):
@@ -122,7 +122,7 @@ def test_clips_of_one_name_keep_their_forgeries_apart(photographs, tmp_path):
     rows = [row for row in load_prepared(str(first), "train") if row["label"] == 0]
     rows = [{**row, **dict.fromkeys(("video_id", "source_id"), f"{where}/s1")} for where in "ab" for row in rows]
     (tmp_path / "merged").mkdir()
-    write_split(tmp_path / "merged" / "test.parquet", [rows[:5], rows[5:]])
+    write_shard(tmp_path / "merged" / "test.parquet", [rows[:5], rows[5:]], {}, Report())
     main(["blend", "--source", str(tmp_path / "merged"), "--output", str(tmp_path / "out"), "--methods", "local_warp"])
     assert set(table(tmp_path / "out", "test")["video_id"]) == {"a/s1", "b/s1", "local_warp/a/s1", "local_warp/b/s1"}
 
@@ -192,7 +192,7 @@ def test_bad_input_gets_one_sentence(photographs, tmp_path, capsys):
     assert "holds no photograph" in failure("blend", "--source", empty, "--output", out)
     (empty / "1.png").write_bytes(b"")
     message = failure("blend", "--source", empty, "--output", out)
-    assert "no usable real face" in message and "1.png: cannot be decoded" in message
+    assert "no usable real face" in message and "1.png: it cannot be decoded" in message
     assert not list(out.glob("*")) and "\n" not in message
     for name in ("a/b", "my-split", ""):
         assert "a split cannot be called" in failure(
