@@ -1,0 +1,62 @@
+"""Measure what each encoding of face crops costs: `python benchmarks/encodings.py --data data/demo --split test`.
+
+The images of a prepared split are decoded, encoded in each way that `dcl-prepare --encoding` knows, and decoded again
+as training does; the ways take turns, image by image. What an encoding costs in AUC is seen by preparing, training and
+evaluating the demo with it.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+from tqdm import tqdm
+
+from dcl.dataset_dcl import ENCODINGS, decode_image, encode_image, load_prepared
+
+
+def main() -> None:
+    """Parse the command line, measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True, help="folder of a prepared data set without loss")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--images", type=int, default=200, help="so many, evenly spaced over the split")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args()
+    result = measure(options)
+    if options.json:
+        print(json.dumps(result))
+        return
+    print("| Encoding | KB a face | encode, ms | decode, ms |\n|---|---|---|---|")
+    for name, costs in result.items():
+        print(f"| {name} | {costs['kilobytes']:.1f} | {costs['encode_ms']:.2f} | {costs['decode_ms']:.2f} |")
+
+
+def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Return, for each encoding, the mean size and the median times of a face."""
+    dataset = load_prepared(options.data, options.split)
+    step = max(1, len(dataset) // options.images)
+    cells = dataset.select(range(0, len(dataset), step))["image"]
+    seconds: dict[str, dict[str, list[float]]] = {name: {"encode": [], "decode": []} for name in ENCODINGS}
+    sizes: dict[str, list[int]] = {name: [] for name in ENCODINGS}
+    for cell in tqdm(cells, unit="image", disable=options.json):
+        image = decode_image(cell, "an image")
+        for name in ENCODINGS:
+            start = time.perf_counter()
+            encoded = encode_image(image, name)
+            middle = time.perf_counter()
+            decode_image(encoded, "an image")
+            seconds[name]["decode"].append(time.perf_counter() - middle)
+            seconds[name]["encode"].append(middle - start)
+            sizes[name].append(len(encoded["bytes"]))
+    return {
+        name: {
+            "kilobytes": round(statistics.mean(sizes[name]) / 1e3, 2),
+            **{f"{what}_ms": round(1e3 * statistics.median(times), 3) for what, times in seconds[name].items()},
+        }
+        for name in ENCODINGS
+    }
+
+
+if __name__ == "__main__":
+    main()

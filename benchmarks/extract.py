@@ -1,0 +1,132 @@
+"""Time the preparation of videos against bare decoding and detection: `python benchmarks/extract.py --json`.
+
+The whole path is that of `dcl-prepare`: frames are decoded, a face is found in each, followed, cut out, encoded, and
+written into shards. The floor is what no such path can do without: PyAV decodes the same frames, and YuNet
+looks at each, on one thread, without anything around it. Both take turns in one process, over the same clips; then one
+process and two take turns over as many clips as keep two busy for a while.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from dcl.data_scripts.assets import fetch, fetch_detector
+from dcl.data_scripts.clips import Clip, ClipFamily, RawDataSet
+from dcl.data_scripts.extract import Extraction
+from dcl.data_scripts.frames import VideoFrames
+from dcl.data_scripts.photographs import MARGIN, SIZE
+from dcl.data_scripts.raw import Execution, prepare_raw
+from dcl.video_dcl import Video, evenly_spaced
+
+WIDTH, HEIGHT, SECONDS, RATE = 640, 360, 10, 25
+
+
+def main() -> None:
+    """Parse the command line, measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clips", type=int, default=8, help="clips of ten seconds, timed against the floor")
+    parser.add_argument("--copies", type=int, default=4, help="times these clips, to time two processes against one")
+    parser.add_argument("--frames", type=int, default=32, help="of each clip")
+    parser.add_argument("--turns", type=int, default=3, help="timed turns of each, after one to warm up")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(options, Path(folder))
+    print(json.dumps(result) if options.json else "\n".join(f"{key:24} {value}" for key, value in result.items()))
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, float | int]:
+    """Time all in turns, and take the median of the ratios within a turn."""
+    clips = [write_clip(folder / f"{index:03}.mp4", index) for index in range(options.clips)]
+    seconds: dict[str, list[float]] = {"whole": [], "floor": [], "one": [], "two": []}
+    for turn in range(options.turns + 1):
+        times = {"whole": prepare(clips, options.frames), "floor": floor(clips, options.frames)}
+        if turn:
+            for name, value in times.items():
+                seconds[name].append(value)
+    for _ in range(options.turns):
+        seconds["one"].append(prepare(clips * options.copies, options.frames))
+        seconds["two"].append(prepare(clips * options.copies, options.frames, processes=2))
+    frames = len(clips) * options.frames
+    over_floor = [whole / bare for whole, bare in zip(seconds["whole"], seconds["floor"], strict=True)]
+    speedup = [one / two for one, two in zip(seconds["one"], seconds["two"], strict=True)]
+    return {
+        "clips": len(clips),
+        "frames": frames,
+        "frames_per_s": round(frames / statistics.median(seconds["whole"]), 1),
+        "floor_frames_per_s": round(frames / statistics.median(seconds["floor"]), 1),
+        "over_floor": round(statistics.median(over_floor), 3),
+        "over_floor_min": round(min(over_floor), 3),
+        "over_floor_max": round(max(over_floor), 3),
+        "one_process_s": round(statistics.median(seconds["one"]), 2),
+        "two_process_s": round(statistics.median(seconds["two"]), 2),
+        "two_process_speedup": round(statistics.median(speedup), 3),
+    }
+
+
+def write_clip(path: Path, index: int) -> Path:
+    """Encode ten seconds of a talking face, H.264: the photographed frame to and fro, its edges blurred outwards."""
+    with Video(fetch("talking_face")) as video:
+        frames = [image for _, image in video.read(video.numbers)]
+    frames = [*frames, *reversed(frames)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"crf": "23", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for number in range(SECONDS * RATE):
+            image = frames[(number + 11 * index) % len(frames)]
+            picture = cv2.resize(image, (HEIGHT * image.shape[1] // image.shape[0], HEIGHT))
+            around = cv2.GaussianBlur(cv2.resize(image, (WIDTH, HEIGHT)), (0, 0), 12)
+            left = (WIDTH - picture.shape[1]) // 2
+            around[:, left : left + picture.shape[1]] = picture
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(around, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def prepare(paths: Sequence[Path], frames: int, processes: int = 1) -> float:
+    """Prepare clips as `dcl-prepare` does, each a family of its own, and return the seconds."""
+    clips = [Clip(f"real/{i}", f"real/{i}", "real", 0, VideoFrames(path)) for i, path in enumerate(paths)]
+    found = RawDataSet("benchmark", {"test": [ClipFamily((clip,)) for clip in clips]})
+    how = Extraction("benchmark", frames, {"kind": "box", "margin": MARGIN, "size": SIZE}, "yunet")
+    with tempfile.TemporaryDirectory() as output, contextlib.redirect_stderr(io.StringIO()):
+        start = time.perf_counter()
+        done = prepare_raw(
+            found, paths[0].parent, output, how, Execution(processes), families_per_shard=4, say=lambda sentence: None
+        )
+        seconds = time.perf_counter() - start
+    if done.total.faces != len(paths) * frames:
+        sys.exit(f"error: {done.total.faces} faces were found in {len(paths) * frames} frames.")
+    return seconds
+
+
+def floor(paths: Sequence[Path], frames: int) -> float:
+    """Decode the same frames and look for faces in them, and return the seconds."""
+    detector, threads = fetch_detector(), cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    start = time.perf_counter()
+    for path in paths:
+        wanted = set(evenly_spaced(SECONDS * RATE, frames))
+        with av.open(str(path)) as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            for number, frame in enumerate(container.decode(video=0)):
+                if number in wanted:
+                    image: np.ndarray = frame.to_ndarray(format="rgb24")
+                    detector.detect(image)
+    seconds = time.perf_counter() - start
+    cv2.setNumThreads(threads)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
