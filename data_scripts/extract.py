@@ -47,8 +47,9 @@ def family_rows(
     """Cut one face out of the wanted frames of the clips of a family.
 
     All clips give the frames of the same numbers, evenly spaced over what they all have; where the frames are crops,
-    each clip gives its own. In a frame with several faces it is the one that the mask marks, else the one where the
-    face of the frame before was, else the largest.
+    each clip gives its own. In a frame with several faces it is the one that the mask marks, of the clip or of another
+    one of the family, so that all show one person; else the one where the face of the frame before was, else the
+    largest.
 
     Args:
         clips: a real clip and the clips made from it, the real first.
@@ -68,6 +69,7 @@ def family_rows(
                 report.clips += 1
             except InputError as error:
                 failures.add(clip.frames.where, "it cannot be opened", reason(error))
+        guide = next((clip.mask for clip in clips if clip.mask is not None), None)
         wanted = _common_frames([reader.numbers for _, reader in opened], how.frames)
         for clip, reader in opened:
             numbers = sorted(set(wanted) & set(reader.numbers))
@@ -78,7 +80,7 @@ def family_rows(
                 )
             if given or len(numbers) < len(wanted) * _COMPARABLE:  # sampled otherwise, or broken off
                 numbers = _evenly(reader.numbers, how.frames)
-            yield from _clip_rows(clip, reader, numbers, how, detector, report)
+            yield from _clip_rows(clip, reader, numbers, guide, how, detector, report)
 
 
 def _common_frames(lengths: Sequence[Sequence[int]], number: int) -> list[int]:
@@ -96,6 +98,7 @@ def _clip_rows(
     clip: Clip,
     reader: FrameReader,
     numbers: Sequence[int],
+    guide: Frames | None,
     how: Extraction,
     detector: FaceDetector | None,
     report: Report,
@@ -103,9 +106,13 @@ def _clip_rows(
     last: Face | None = None
     failures, where = report.failures, clip.frames.where
     with ExitStack() as stack:
-        masks = _companions(clip.mask if clip.label == FAKE else None, "mask", numbers, stack, failures)
+        own = clip.mask if clip.label == FAKE else None
+        masks = _companions(own, "mask", numbers, stack, failures)
+        # What is wrong with it is said where it belongs.
+        guides = _companions(guide if own is None and how.crop else None, "mask", numbers, stack, Failures())
         points = _companions(clip.landmarks, "landmarks", numbers, stack, failures)
-        for (number, image), mask, landmarks in zip(reader.read(numbers), masks, points, strict=True):
+        frames = zip(reader.read(numbers), masks, guides, points, strict=True)
+        for (number, image), mask, marked, landmarks in frames:
             report.frames += 1
             if isinstance(image, InputError):
                 failures.add(where, "frames cannot be decoded", reason(image), number)
@@ -136,7 +143,9 @@ def _clip_rows(
             if not faces:
                 failures.add(where, NO_FACE, frame=number)
                 continue
-            last = choose_face(faces, mask, last)
+            if mask is not None or (marked is not None and marked.shape != image.shape[:2]):
+                marked = mask
+            last = choose_face(faces, marked, last)
             if mask is not None:
                 mask = cut(mask, crop_transform(last, how.crop), how.crop["size"])
             crop = {**how.crop, "detector": detector.name}

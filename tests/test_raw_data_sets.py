@@ -175,18 +175,39 @@ def test_damaged_videos_are_named_and_the_rest_goes_on(damaged, tmp_path, capsys
     }
 
 
+def beside(image, other):
+    """Put an image, made smaller, beside another one."""
+    small = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    return np.hstack([other, cv2.copyMakeBorder(small, 54, 54, 0, 0, cv2.BORDER_REPLICATE)])
+
+
+def test_a_real_with_several_faces_shows_the_person_who_is_forged_elsewhere(tmp_path):
+    """Training blends a fake with its source frame: these must show the same face."""
+    real, others = person_frames(24), person_frames(3)
+    forged, masks = forge_frames(real, 1, "lowres_swap", person_frames(23))
+    for path, frames, besides in (
+        ("real/001.mp4", real, others),
+        ("fake/swap/001.mp4", forged, others),
+        ("fake/unmarked/001.mp4", forged, others),
+        ("masks/swap/001.mp4", masks, [np.zeros_like(mask) for mask in masks]),
+    ):
+        encode(tmp_path / "raw" / path, [beside(*pair) for pair in zip(frames, besides, strict=True)])
+    assert prepare("folder", tmp_path / "raw", tmp_path / "out") == 0
+    dataset = load_prepared(str(tmp_path / "out"), "train")
+    crops = {row["video_id"]: decode_image(row["image"], "").astype(int) for row in dataset if row["frame"] == 0}
+    for name in ("swap/001", "unmarked/001"):
+        assert np.abs(crops[name] - crops["real/001"]).mean() < 25
+    detector = fetch_detector()
+    alone = cut(real[0], crop_transform(detector.detect(real[0])[0], CROP), 96).astype(int)
+    assert np.abs(crops["real/001"] - alone).mean() < 25
+
+
 def test_of_several_faces_the_one_that_was_forged_is_cut(tmp_path):
     """Many frames of DeepFakeDetection show several people."""
     root = write_dfd(tmp_path / "raw").root
     place = root / "manipulated_sequences" / "DeepFakeDetection"
     name = "24_23__outside_talking_still_laughing__YR5OVD4S.mp4"
     forged, masks = forge_frames(person_frames(24), 1, "lowres_swap", person_frames(23))
-
-    def beside(image, other):
-        """Put an image, made smaller, beside another one."""
-        small = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-        return np.hstack([other, cv2.copyMakeBorder(small, 54, 54, 0, 0, cv2.BORDER_REPLICATE)])
-
     encode(place / "c23" / "videos" / name, [beside(*pair) for pair in zip(forged, person_frames(3), strict=True)])
     encode(place / "masks" / "videos" / name, [beside(mask, np.zeros_like(mask)) for mask in masks])
     for masks_option, marked in (("video", True), ("none", False)):
