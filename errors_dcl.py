@@ -14,6 +14,8 @@ def reason(error: BaseException) -> str:
     """Return in one line why something failed: what the first exception of the chain says."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:  # else with a number, and a path that is named already
+        return error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -13,6 +13,8 @@ try:  # a checkpoint that is given images works without PyAV
 except ImportError:
     av = None
 
+_ERRORS = (OSError, ValueError, *([] if av is None else [av.FFmpegError]))  # PyAV's own are of several kinds
+
 #: Suffixes of what is taken for a video.
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
@@ -37,7 +39,7 @@ class Video:
         self.path = Path(path)
         try:
             self._container = av.open(str(path), metadata_errors="ignore")
-        except (OSError, ValueError) as error:  # PyAV's errors are of both kinds
+        except _ERRORS as error:
             raise InputError(
                 f"the video {path} cannot be opened ({reason(error)}): copy or download it again."
             ) from error
@@ -45,6 +47,8 @@ class Video:
             if not self._container.streams.video:
                 raise InputError(f"{path} holds no video: give a file that does.")
             self._stream = self._container.streams.video[0]
+            if self._stream.codec_context is None:
+                raise InputError(f"the video {path} is of a kind that cannot be decoded here: convert it to H.264.")
             self._stream.codec_context.thread_count = threads
             self._stream.codec_context.thread_type = "AUTO"
             self._read_packets()
@@ -63,7 +67,7 @@ class Video:
                     times.append(time)
                     if packet.is_keyframe:
                         starts.append(time)
-        except (OSError, ValueError):
+        except _ERRORS:
             pass  # a file that breaks off has the frames before the break
         self._times = sorted(set(times))
         self._starts = [bisect.bisect_left(self._times, time) for time in sorted(set(starts))]
@@ -110,7 +114,7 @@ class Video:
                 raise InputError(
                     f"{self.path} gives no frame {wanted}: it breaks off after frame {at}, copy or download it again."
                 ) from None
-            except (OSError, ValueError) as error:
+            except _ERRORS as error:
                 raise InputError(
                     f"frame {wanted} of {self.path} cannot be decoded ({reason(error)}): copy or download it again."
                 ) from error

@@ -1,9 +1,10 @@
 """From clips to rows: the wanted frames are decoded, one face is followed through them, and cut out with its mask."""
 
+import errno
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +18,14 @@ from .frames import Frame, FrameReader, Frames
 from .photographs import NO_FACE, face_row
 from .shards import Report
 
+#: Errors that are none of the file: a server that is away, or too many files open.
+_PASSING = {
+    *(errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN),
+    *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET),
+}
 _FORGED_ABOVE = 40  # of 255: a mask that went through a video codec is grey around what it marks
 _SAME_FACE = 0.1  # intersection over union above which a face goes on where it was
+_SAME_PLACE = 0.5  # the same, above which a face of a forgery is cut as that of its source frame
 _COMPARABLE = 0.5  # of the longest clip of a family: a shorter one has broken off, and the others do not wait for it
 
 
@@ -46,8 +53,9 @@ def family_rows(
 ) -> Iterator[dict[str, Any]]:
     """Cut one face out of the wanted frames of the clips of a family.
 
-    All clips give the frames of the same numbers, evenly spaced over what they all have; where the frames are crops,
-    each clip gives its own. In a frame with several faces it is the one that the mask marks, of the clip or of another
+    All clips give the frames of the same numbers, evenly spaced over what they all have, and of each frame the same
+    place, that of the real face: training blends a forgery with its source frame. Where the frames are crops, each
+    clip gives its own. In a frame with several faces it is the one that the mask marks, of the clip or of another
     one of the family, so that all show one person; else the one where the face of the frame before was, else the
     largest.
 
@@ -61,26 +69,52 @@ def family_rows(
         Rows of a prepared data set.
     """
     failures = report.failures
-    with ExitStack() as stack:
-        opened: list[tuple[Clip, FrameReader]] = []
-        for clip in clips:
-            try:
-                opened.append((clip, stack.enter_context(clip.frames.open())))
-                report.clips += 1
-            except InputError as error:
-                failures.add(clip.frames.where, "it cannot be opened", reason(error))
-        guide = next((clip.mask for clip in clips if clip.mask is not None), None)
-        wanted = _common_frames([reader.numbers for _, reader in opened], how.frames)
-        for clip, reader in opened:
-            numbers = sorted(set(wanted) & set(reader.numbers))
-            given = how.crop is None  # whoever cut the faces chose the frames, of each clip by itself
-            if len(numbers) < len(wanted) and not given:
-                failures.add(
-                    clip.frames.where, "it has not all wanted frames", f"{len(numbers)} of {len(wanted)} are there"
-                )
-            if given or len(numbers) < len(wanted) * _COMPARABLE:  # sampled otherwise, or broken off
-                numbers = _evenly(reader.numbers, how.frames)
-            yield from _clip_rows(clip, reader, numbers, guide, how, detector, report)
+    there: dict[str, Sequence[int]] = {}
+    for clip in clips:  # one is open at a time: a decoder of 1080p takes 10 MB and more
+        with _noting(clip, failures), clip.frames.open() as reader:
+            there[clip.name] = reader.numbers
+    report.clips += len(there)
+    guide = next((clip.mask for clip in clips if clip.mask is not None), None)
+    wanted = _common_frames(list(there.values()), how.frames)
+    places: dict[int, _Place] = {}
+    for clip in (clip for clip in clips if clip.name in there):
+        numbers = sorted(set(wanted) & set(there[clip.name]))
+        given = how.crop is None  # whoever cut the faces chose the frames, of each clip by itself
+        if len(numbers) < len(wanted) and not given:
+            detail = f"{len(numbers)} of {len(wanted)} are there"
+            failures.add(clip.frames.where, "it has not all wanted frames", detail)
+        if given or len(numbers) < len(wanted) * _COMPARABLE:  # sampled otherwise, or broken off
+            numbers = _evenly(there[clip.name], how.frames)
+        with ExitStack() as stack:
+            again = None
+            with _noting(clip, failures):
+                again = stack.enter_context(clip.frames.open())
+            if again is not None:
+                yield from _clip_rows(clip, again, numbers, guide, places, how, detector, report)
+
+
+class _Place(NamedTuple):
+    """Where the face of a real frame is, in an image of which height and width."""
+
+    face: Face
+    size: tuple[int, int]
+
+
+@contextmanager
+def _noting(clip: Clip, failures: Failures) -> Iterator[None]:
+    """Note that a clip cannot be opened; raises an `InputError` if this has to do with the machine, and may pass."""
+    try:
+        yield
+    except InputError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.errno in _PASSING:
+                raise InputError(
+                    f"{clip.frames.where} cannot be read now ({cause.strerror}): see to the machine and its file "
+                    "systems, and give the same command again; what is done is kept."
+                ) from error
+            cause = cause.__cause__
+        failures.add(clip.frames.where, "it cannot be opened", reason(error))
 
 
 def _common_frames(lengths: Sequence[Sequence[int]], number: int) -> list[int]:
@@ -99,6 +133,7 @@ def _clip_rows(
     reader: FrameReader,
     numbers: Sequence[int],
     guide: Frames | None,
+    places: dict[int, _Place],
     how: Extraction,
     detector: FaceDetector | None,
     report: Report,
@@ -145,12 +180,16 @@ def _clip_rows(
                 continue
             if mask is not None or (marked is not None and marked.shape != image.shape[:2]):
                 marked = mask
-            last = choose_face(faces, marked, last)
-            if mask is not None:
-                mask = cut(mask, crop_transform(last, how.crop), how.crop["size"])
+            last, size = choose_face(faces, marked, last), how.crop["size"]
+            place = places.get(number)
+            if clip.label == REAL and clip.name == clip.source:
+                places[number] = place = _Place(last, image.shape[:2])
+            same = place is not None and place.size == image.shape[:2]
+            same = same and _overlap(place.face.box, last.box) > _SAME_PLACE
+            transform = crop_transform(place.face if same else last, how.crop)
+            forged = _encoded_mask(clip, None if mask is None else cut(mask, transform, size), size)
             crop = {**how.crop, "detector": detector.name}
-            forged = _encoded_mask(clip, mask, how.crop["size"])
-            yield face_row(image, last, how.crop, how.encoding, mask=forged, crop=crop, **columns)
+            yield face_row(image, last, transform, size, how.encoding, mask=forged, crop=crop, **columns)
 
 
 def _companions(
@@ -175,9 +214,13 @@ def _companions(
         if isinstance(value, InputError):
             failures.add(frames.where, f"the {what} cannot be decoded", reason(value), number)
             value = None
-        if value is not None and what == "mask":
+        elif value is not None and what == "mask":
             value = value.max(axis=2)
-            value = np.where(value > _FORGED_ABOVE, 255, 0).astype(np.uint8) if frames.lossy else value
+            if frames.lossy:
+                value = np.where(value > _FORGED_ABOVE, 255, 0).astype(np.uint8)
+            elif value.max() == 1:
+                failures.add(frames.where, "the mask holds 0 and 1, where 255 is forged", frame=number)
+                value = None
         yield value
 
 

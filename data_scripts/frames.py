@@ -85,15 +85,14 @@ class _VideoReader:
         self.numbers = video.numbers
 
     def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, Frame]]:
-        wanted = sorted(set(numbers))
-        done = 0
-        try:
-            for number, image in self._video.read(wanted):
-                yield number, image
-                done += 1
-        except InputError as error:  # what comes after the break cannot be had, either
-            for number in wanted[done:]:
-                yield number, error
+        waiting = sorted(set(numbers))
+        while waiting:
+            try:
+                for number, image in self._video.read(waiting):
+                    waiting = waiting[1:]
+                    yield number, image
+            except InputError as error:  # the decoder may start anew after the damage
+                yield waiting.pop(0), error
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..dataset_dcl import DEFAULT_ENCODING, REAL, check_depth, encode_image
 from ..errors_dcl import InputError, reason
@@ -51,8 +51,8 @@ def find_photographs(folder: str | Path) -> list[Photograph]:
 def list_photographs(root: Path) -> list[Photograph]:
     """List the photographs of a folder as `find_photographs` does; there may be none."""
     videos: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob("*"), key=lambda path: _natural(path.relative_to(root).as_posix())):
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+    for path in sorted(list_files(root), key=lambda path: _natural(path.relative_to(root).as_posix())):
+        if path.suffix.lower() in SUFFIXES:
             relative = path.relative_to(root)
             video = relative.as_posix() if path.parent == root else relative.parent.as_posix()
             videos.setdefault(video, []).append(path)
@@ -61,6 +61,33 @@ def list_photographs(root: Path) -> list[Photograph]:
         for video, paths in videos.items()
         for path, frame in zip(paths, _frames(paths), strict=True)
     ]
+
+
+def list_files(folder: Path | None) -> Iterator[Path]:
+    """Yield all files below a folder, in the order of their paths, but hidden ones; linked folders are followed.
+
+    Raises:
+        InputError: if a name is not UTF-8, which no row can hold.
+    """
+    yield from _files_below(folder, ()) if folder is not None and folder.is_dir() else ()
+
+
+def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    here = folder.resolve()
+    if here in above:  # a link that leads back
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if not path.name.isascii():
+            try:
+                path.name.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"{str(path)!r} has a name that is not UTF-8: rename it.") from error
+        if path.is_dir():
+            yield from _files_below(path, (*above, here))
+        elif path.is_file():
+            yield path
 
 
 def _natural(name: str) -> list[Any]:
@@ -89,7 +116,7 @@ def read_photograph(file: Path | BinaryIO, most_pixels: int | None = None) -> np
             check_depth(image)
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError
-        raise InputError(reason(error)) from error
+        raise InputError("it is no image" if isinstance(error, UnidentifiedImageError) else reason(error)) from error
 
 
 def real_rows(
@@ -126,7 +153,8 @@ def real_rows(
         yield face_row(
             image,
             faces[0],
-            crop,
+            crop_transform(faces[0], crop),
+            crop["size"],
             encoding,
             mask=None,
             label=REAL,
@@ -139,19 +167,21 @@ def real_rows(
         )
 
 
-def face_row(image: np.ndarray, face: Face, how: dict[str, Any], encoding: str, /, **columns: Any) -> dict[str, Any]:
+def face_row(
+    image: np.ndarray, face: Face, transform: np.ndarray, size: int, encoding: str, /, **columns: Any
+) -> dict[str, Any]:
     """Cut a face out and make it a row of a prepared data set.
 
     Args:
         image: the photograph, RGB, uint8 (height, width, 3).
         face: the face in it.
-        how: `kind`, `margin` and `size` of the crop, as `faces_dcl.crop_transform` takes them.
+        transform: from the photograph to the crop, (2, 3).
+        size: side of the crop in pixels.
         encoding: of the crop, a key of `dataset_dcl.ENCODINGS`.
         **columns: the row's other columns (`dataset_dcl.FEATURES`); the compression is not known unless given.
     """
-    transform = crop_transform(face, how)
     return {
-        "image": encode_image(cut(image, transform, how["size"]), encoding),
+        "image": encode_image(cut(image, transform, size), encoding),
         "landmarks": None if face.landmarks is None else map_points(face.landmarks, transform).tolist(),
         "compression": None,
         **columns,
@@ -167,6 +197,7 @@ __all__ = [
     "Photograph",
     "face_row",
     "find_photographs",
+    "list_files",
     "list_photographs",
     "read_photograph",
     "real_rows",

@@ -2,14 +2,18 @@
 
 import shutil
 
+import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from dcl.data_scripts.assets import fetch, fetch_detector
 from dcl.data_scripts.extract import choose_face
+from dcl.data_scripts.frames import VideoFrames
 from dcl.data_scripts.layouts.folder import find
 from dcl.data_scripts.prepare import main
 from dcl.dataset_dcl import decode_image, decode_mask, find_crop, load_prepared, metadata
+from dcl.errors_dcl import InputError
 from dcl.faces_dcl import Face, crop_transform, cut
 from dcl.tests.raw_data_sets import TALKING, encode, forge_frames, person_frames
 from dcl.video_dcl import Video
@@ -71,7 +75,7 @@ def test_the_mask_marks_what_was_forged_in_the_crop(root, tmp_path, talking):
     fakes = [row for row in dataset if row["label"] == 1]
     assert len(fakes) == 12
     detector = fetch_detector()
-    with Video(root / "FAKE" / "Blend" / "001.MP4") as video:
+    with Video(root / "Real" / "001.mp4") as video:  # every clip of the family is cut where the real face is
         images = dict(video.read(video.numbers))
     for row in fakes:
         transform = crop_transform(detector.detect(images[row["frame"]])[0], CROP)
@@ -117,7 +121,7 @@ def test_bad_clips_are_named_and_the_rest_goes_on(root, tmp_path, talking, capsy
     assert f"{root / 'Real/003.mp4'}: no face was found (frames 0, 1, 2)" in printed
     assert f"{root / 'FAKE/Blend/002.mp4'}: it has not all wanted frames (2 of 10 are there)" in printed
     assert f"{root / 'masks/Blend/001.mp4'}: the mask of some frames is missing (6 of 12 are there)" in printed
-    assert "no face was found: 3" in printed
+    assert "no face was found: 1 files, 3 frames" in printed
     dataset = load_prepared(str(tmp_path / "out"), "train")
     table = metadata(dataset).to_pandas()
     assert (table.video_id == "Blend/001").sum() == 12
@@ -166,3 +170,81 @@ def test_the_face_is_that_of_the_mask_then_that_of_the_frame_before_then_the_lar
     assert choose_face([large, small], mask, last=large) is small
     assert choose_face([large, small], None, last=face(62, 2, 30)) is small
     assert choose_face([large, small], None, last=face(200, 200, 30)) is large
+
+
+def test_images_in_the_folder_of_a_method_are_a_clip_each(tmp_path):
+    for place in ("real/a.png", "fake/gan/a.png", "fake/gan/b.png", "fake/c.png", "masks/gan/a.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(fetch("astronaut"), tmp_path / place)
+    (clips,) = ([clip for family in families for clip in family.clips] for families in find(tmp_path).splits.values())
+    assert {clip.name: (clip.method, clip.source) for clip in clips} == {
+        "real/a": ("real", "real/a"),
+        "gan/a": ("gan", "real/a"),
+        "gan/b": ("gan", "gan/b"),
+        "fake/c": ("fake", "fake/c"),
+    }
+    assert [clip.name for clip in clips if clip.mask is not None] == ["gan/a"]
+
+
+def test_linked_folders_are_followed_and_hidden_ones_are_not(root, tmp_path):
+    (root / "FAKE" / "Blend").rename(tmp_path / "elsewhere")
+    (root / "FAKE" / "Blend").symlink_to(tmp_path / "elsewhere")
+    (root / "Real" / "again").symlink_to(root / "Real")  # leads back
+    shutil.copytree(root / "Real" / "002", root / "Real" / ".ipynb_checkpoints")
+    names = {clip.name for family in find(root).splits["train"] for clip in family.clips}
+    assert names == {"real/001", "real/002", "Blend/001"}
+
+
+def test_two_images_of_one_name_are_refused(root):
+    for suffix in ("png", "jpg"):
+        shutil.copy(fetch("astronaut"), root / "Real" / f"x.{suffix}")
+    with pytest.raises(ValueError, match="have one name"):
+        find(root)
+
+
+def test_frames_after_a_damaged_stretch_are_read(tmp_path):
+    with Video(fetch("talking_face")) as video:
+        images = [image for _, image in video.read(range(48))]
+    path = tmp_path / "damaged.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "12", "bf": "0", "crf": "12"})
+        stream.height, stream.width, stream.pix_fmt = *images[0].shape[:2], "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    with path.open("r+b") as file:
+        for start, size in places[12:16]:
+            file.seek(start)
+            file.write(bytes([255]) * size)
+    with VideoFrames(path).open() as reader:
+        assert len(reader.numbers) == 48
+        read = dict(reader.read([0, 14, 30, 47]))
+    assert isinstance(read[14], InputError)
+    for number in (0, 30, 47):
+        distances = [np.abs(read[number].astype(int) - image).mean() for image in images]
+        assert np.argmin(distances) == number
+
+
+def test_a_mask_of_zeros_and_ones_is_named_at_once(root, tmp_path, capsys, talking):
+    (root / "masks" / "Blend" / "001.mp4").unlink()
+    for number, mask in enumerate(talking[2]):
+        path = root / "masks" / "Blend" / "001" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(mask // 255).save(path)
+    assert prepare(root, tmp_path / "out", "--frames", "2") == 3
+    assert "the mask holds 0 and 1, where 255 is forged (frames 0, 11)" in capsys.readouterr().out
+
+
+def test_a_forgery_is_cut_where_its_source_frame_is(root, tmp_path, talking):
+    """Training blends the two: what was not forged must lie at the same place in both."""
+    assert prepare(root, tmp_path / "out", "--frames", "4") == 0
+    rows = {(row["video_id"], row["frame"]): row for row in load_prepared(str(tmp_path / "out"), "train")}
+    for (name, frame), row in rows.items():
+        if name == "Blend/001":
+            real, fake = (decode_image(row["image"], "").astype(int) for row in (rows["real/001", frame], row))
+            untouched = decode_mask(row["mask"], "") == 0
+            assert np.abs(real - fake)[untouched].mean() < 4  # what coding changes; one pixel aside makes it more
+            moved = np.abs(real[:, 1:] - fake[:, :-1])[untouched[:, 1:] & untouched[:, :-1]].mean()
+            assert moved > 1.3 * np.abs(real - fake)[untouched].mean()

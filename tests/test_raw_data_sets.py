@@ -66,9 +66,10 @@ def overlaps(raw, folder, split, method):
     detector, values = fetch_detector(), []
     for row in load_prepared(str(folder), split):
         if row["method"] == method:
-            clip, frame = row["video_id"].partition("/")[2], row["frame"]
-            with Video(raw.root / "manipulated_sequences" / method / "c23" / "videos" / f"{clip}.mp4") as video:
-                image = dict(video.read([frame]))[frame]
+            origin, clip = row["source_id"].split("/")
+            frame = row["frame"]
+            with Video(raw.root / "original_sequences" / origin / "c23" / "videos" / f"{clip}.mp4") as video:
+                image = dict(video.read([frame]))[frame]  # every clip of the family is cut where the real face is
             transform = crop_transform(detector.detect(image)[0], CROP)
             wanted = cut(raw.forged[row["video_id"]][frame], transform, 96) > 127
             values.append(overlap(decode_mask(row["mask"], "") > 127, wanted))

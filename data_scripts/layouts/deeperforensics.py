@@ -67,7 +67,10 @@ def find(
     forged = {split: [] for split in SPLITS}
     for variant in variants:
         _read_variant(root, variant, forged, found)
-    originals = _actors(root) if reals is None else _targets(Path(reals), compression, forged, found)
+    if reals is None:
+        originals = _actors(root)
+    else:
+        originals = _targets(root_folder(reals, "FaceForensics++"), compression, forged, found)
     for split, clips in forged.items():
         found.parts.append(Part(f"{split}, real", len(originals[split])))
         found.splits[split] = group_families([*originals[split], *clips])

@@ -151,7 +151,7 @@ def find(
     wanted = [entry for entry in _one_split(path, listed) if split in (None, entry.split)]
     if not wanted:
         raise InputError(f"{path} names no clip of the split {split}: give another --split.")
-    store: _Store = _FileStore(root, name) if lmdb is None else _LmdbStore(Path(lmdb), compression)
+    store: _Store = _FileStore(root, name) if lmdb is None else _LmdbStore(Path(lmdb).absolute(), compression)
     clips = [(entry, clip) for entry in wanted if (clip := _clip(entry, name, store, found.failures))]
     if not clips:
         raise InputError(f"of the {len(wanted)} clips that {path} names, {store.where} holds none: {store.remedy}.")
@@ -490,7 +490,7 @@ class LmdbFrames:
 
     environment: Path
     keys: Mapping[int, str]
-    decode: Callable[[memoryview], np.ndarray]
+    decode: Callable[[memoryview], np.ndarray] = field(repr=False)  # `repr` names what rows depend on
     lossy = False
 
     @property

@@ -114,9 +114,12 @@ def _read_list(folder: Path) -> tuple[Path, Mapping[Any, Any]]:
     if path is None:
         raise InputError(f"{folder} holds neither metadata.json nor labels.csv: take it from the download.")
     table = csv.DictReader(read_lines(path))
-    if not {"filename", "label"} <= set(table.fieldnames or ()):
-        raise InputError(f"{path} has no columns filename and label: take it from the download.")
-    return path, {row["filename"]: {"label": row["label"]} for row in table}
+    try:
+        if not {"filename", "label"} <= set(table.fieldnames or ()):
+            raise InputError(f"{path} has no columns filename and label: take it from the download.")
+        return path, {row["filename"]: {"label": row["label"]} for row in table}
+    except csv.Error as error:
+        raise InputError(f"{path} cannot be read ({error}): take it from the download.") from error
 
 
 def _clips(folder: Path, path: Path, entries: Mapping[Any, Any], found: RawDataSet) -> Iterator[Clip]:

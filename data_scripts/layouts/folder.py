@@ -3,6 +3,7 @@
 ```
 R/real/001.mp4              R/fake/001.mp4  or  R/fake/<method>/001.mp4      videos
 R/real/001/0000.png         R/fake/<method>/001/0000.png                     the images of a video, in its folder
+R/real/person.png           R/fake/<method>/person.png                       single images
 R/masks/<method>/001.mp4    R/masks/<method>/001/0000.png                    where `fake/` has the same path
 ```
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from ...dataset_dcl import FAKE, REAL
 from ...errors_dcl import InputError
 from ..clips import Clip, Part, RawDataSet, group_families
+from ..frames import Frames, ImageFrames
 from .listing import child, list_media, root_folder
 
 HELP = "your own videos or images, in real/ and fake/"
@@ -67,7 +69,8 @@ def _clips(root: Path) -> list[Clip]:
         if not media:
             raise InputError(f"{sides[name]} holds no video and no image: put some there.")
     masks_folder = child(root, "masks", "mask")
-    masks = {key.lower(): frames for key, frames in list_media(masks_folder).items()}
+    fakes, masks = (_single_images(media, set(reals)) for media in (fakes, list_media(masks_folder)))
+    masks = {key.lower(): frames for key, frames in masks.items()}
     clips = {f"real/{key}": Clip(f"real/{key}", f"real/{key}", "real", REAL, frames) for key, frames in reals.items()}
     sources = set(clips)
     for key, frames in fakes.items():
@@ -78,6 +81,22 @@ def _clips(root: Path) -> list[Clip]:
         source = f"real/{clip}" if f"real/{clip}" in sources else name
         clips[name] = Clip(name, source, method or _UNNAMED, FAKE, frames, masks.get(key.lower()))
     return list(clips.values())
+
+
+def _single_images(media: dict[str, Frames], reals: set[str]) -> dict[str, Frames]:
+    """Return the images that lie in the folder of a method itself as a clip each.
+
+    A folder that is called as a real clip is no method: its images are the frames of a clip.
+    """
+    single: dict[str, Frames] = {}
+    for key, frames in media.items():
+        if isinstance(frames, ImageFrames) and "/" not in key and key not in reals:
+            for frame, path in frames.paths.items():
+                inside = path.parent.name == key
+                single[f"{key}/{path.stem}" if inside else key] = ImageFrames({0 if inside else frame: path})
+        else:
+            single[key] = frames
+    return single
 
 
 __all__ = ["HELP", "OPTIONS", "SPLITS", "add_arguments", "find"]

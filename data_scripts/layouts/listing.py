@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,7 +10,7 @@ from ...errors_dcl import InputError, reason
 from ...video_dcl import VIDEO_SUFFIXES
 from ..failures import Failures
 from ..frames import Frames, ImageFrames, VideoFrames
-from ..photographs import list_photographs
+from ..photographs import list_files, list_photographs
 
 #: Reasons that layouts have in common.
 MISSING = "a list names it, and it is not there"
@@ -32,7 +32,7 @@ def root_folder(root: str | Path, holds: str) -> Path:
     """
     if not Path(root).is_dir():
         raise InputError(f"there is no folder {root}: give one that holds {holds}.")
-    return Path(root)
+    return Path(root).absolute()  # other machines have another current folder
 
 
 def child(folder: Path | None, *names: str) -> Path | None:
@@ -51,14 +51,6 @@ def descend(folder: Path | None, *names: str) -> Path | None:
     for name in names:
         folder = child(folder, name)
     return folder
-
-
-def list_files(folder: Path | None) -> Iterator[Path]:
-    """Yield all files below a folder, in the order of their paths, but hidden ones."""
-    if folder is not None:
-        for path in sorted(folder.rglob("*")):
-            if not path.name.startswith(".") and path.is_file():
-                yield path
 
 
 def names_in(folder: Path) -> frozenset[str]:
@@ -94,7 +86,7 @@ def list_media(folder: Path | None) -> dict[str, Frames]:
     """Return videos, and the images of a folder as one video, by their path below the folder, less the suffix.
 
     Raises:
-        InputError: if two videos have one name.
+        InputError: if two videos, or two images, have one name.
     """
     if folder is None:
         return {}
@@ -103,7 +95,10 @@ def list_media(folder: Path | None) -> dict[str, Frames]:
     for image in list_photographs(folder):
         loose = image.path.parent == folder
         key = image.path.relative_to(folder).with_suffix("").as_posix() if loose else image.video
-        images.setdefault(key, {})[image.frame] = image.path
+        frames = images.setdefault(key, {})
+        if image.frame in frames:
+            raise InputError(f"{image.path} and {frames[image.frame].name} have one name: rename one of them.")
+        frames[image.frame] = image.path
     for key, paths in images.items():
         media.setdefault(key, ImageFrames(paths))  # a video of the same name says more
     return dict(sorted(media.items()))
@@ -211,7 +206,6 @@ __all__ = [
     "child",
     "descend",
     "list_clips",
-    "list_files",
     "list_media",
     "list_videos",
     "names_in",

@@ -29,7 +29,8 @@ from ..archives import Archive, ArchivedFrames, Member
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
 from ..frames import ImageFrames
-from .listing import MISSING, child, list_files, names_in, plain_name, root_folder, shorten
+from ..photographs import list_files
+from .listing import MISSING, child, names_in, plain_name, root_folder, shorten
 
 HELP = "WildDeepfake: archives of face crops, or lists of them"
 OPTIONS = ()
