@@ -3,6 +3,7 @@
 import ctypes
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -10,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for_any
 from typing import Any, Protocol, TypeVar
 
-from ..errors_dcl import InputError, reason
+from ..errors_dcl import InputError
 
 Result = TypeVar("Result", covariant=True)
 _LOOK = 0.5  # seconds between two looks at the progress of other processes
@@ -73,6 +74,8 @@ _counter: Any = None  # of this process, if it is one of several
 def _begin(counter: Any) -> None:
     global _counter
     _counter = counter
+    # At Ctrl-C a process ends; the pool would take the interruption for the result of a task, and begin the next one.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Nobody tells a process that the one which started it was killed; without this it would work on, unseen.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -113,8 +116,8 @@ def run_on_ray(
         ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **local)
     except Exception as error:  # of connection, version, or a machine that is too small
         raise InputError(
-            f"the Ray cluster {address or '(local)'} cannot be used ({reason(error)}): check its address, or leave "
-            "--ray away."
+            f"the Ray cluster {address or '(local)'} cannot be used ({type(error).__name__}): check its address, or "
+            "leave --ray away."
         ) from error
     try:
         remote = ray.remote(num_cpus=1, max_retries=_RAY_RETRIES)(_run_on_ray)
@@ -128,6 +131,11 @@ def run_on_ray(
                     if isinstance(error.cause, InputError):  # said once, without the worker's traceback
                         raise error.cause from None
                     raise
+                except ray.exceptions.RayError as error:
+                    raise InputError(
+                        f"a task was lost {_RAY_RETRIES + 1} times ({type(error).__name__}), for want of memory "
+                        "perhaps: give the same command again (what is done is kept)."
+                    ) from error
                 step(parts)
                 yield result
     finally:

@@ -1,6 +1,5 @@
 """What could not be prepared: one line for each thing and reason, collected while the rest goes on."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -65,12 +64,14 @@ class Failures:
             for frame in failure.frames or [None]:
                 self.add(failure.path, failure.reason, failure.detail, frame)
 
-    def by_reason(self) -> dict[str, int]:
-        """Return how many failures there are of each reason, a frame being one, the most frequent first."""
-        counts: Counter[str] = Counter()
+    def by_reason(self) -> dict[str, dict[str, int]]:
+        """Return of each reason how many files it concerns, and how many frames of them where it is about frames."""
+        counts: dict[str, dict[str, int]] = {}
         for failure in self:
-            counts[failure.reason] += max(1, len(failure.frames))
-        return dict(counts.most_common())
+            of_reason = counts.setdefault(failure.reason, {"files": 0, "frames": 0})
+            of_reason["files"] += 1
+            of_reason["frames"] += len(failure.frames)
+        return dict(sorted(counts.items(), key=lambda item: -item[1]["files"]))
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return them as plain values."""

@@ -50,6 +50,7 @@ _LEAST = {  # of the options that are numbers
     **{"num_proc": 1, "num_shards": 1, "families_per_shard": 1},
 }
 _SHOWN = 20  # so many of those that were left out are named
+_INTERRUPTED = 130  # as shells have it
 _SOME_LEFT_OUT = 3  # exit status of a raw data set of which not all could be prepared
 
 
@@ -59,8 +60,15 @@ def _path(text: str) -> str:
     return text
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
-    formatter = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    formatter = {"formatter_class": _Formatter}
     parser = argparse.ArgumentParser("dcl-prepare", description="Prepare data sets for training and evaluation.")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -141,6 +149,7 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
         help="let a Ray cluster do it, or without address a local one",
     )
     work.add_argument("--families_per_shard", type=int, default=FAMILIES_PER_SHARD, help="families of clips in a file")
+    work.add_argument("--retry_failed", action="store_true", help="make shards again in which something was left out")
     work.add_argument("--strict", action="store_true", help="stop at the first thing that cannot be prepared")
     hub = parser.add_argument_group("Hub")
     hub.add_argument("--push_to_hub", metavar="ID", help="push the data set there, with a card, when it is done")
@@ -184,7 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         _report(options.output, reports)
     else:
-        sys.exit(_prepare(options))
+        try:
+            status = _prepare(options)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on where it was.", file=sys.stderr)
+            status = _INTERRUPTED
+        sys.exit(status)
 
 
 def _find(options: argparse.Namespace, name: str) -> RawDataSet:
@@ -204,19 +218,23 @@ def _check(options: argparse.Namespace) -> int:
     for row in [header, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     _print_failures(found.failures)
-    incomplete = any(part.published is not None and part.found < part.published for part in found.parts)
-    return _SOME_LEFT_OUT if incomplete or found.failures else 0
+    short = [part.name for part in found.parts if part.published is not None and part.found < part.published]
+    if short:
+        print(f"fewer than published: {', '.join(short)}")
+    return _SOME_LEFT_OUT if short or found.failures else 0
 
 
 def _prepare(options: argparse.Namespace) -> int:
     """Prepare a raw data set; return the exit status."""
     if not 0 <= options.shard_index < options.num_shards:
         raise InputError(
-            f"--shard_index {options.shard_index} cannot be used: give a value from 0 to {options.num_shards - 1}, as "
-            "--num_shards says."
+            f"--shard_index {options.shard_index} does not go with --num_shards {options.num_shards}: of n jobs the "
+            "first is 0 and the last n - 1."
         )
     if options.overwrite and options.num_shards > 1:
         raise InputError("--overwrite of one job would remove what the others wrote: remove the old shards by hand.")
+    if options.public and not options.push_to_hub:
+        raise InputError("--public says how a data set is pushed: give --push_to_hub, too, or leave it away.")
     if options.push_to_hub:
         check_hub(options.push_to_hub)
     found = _find(options, options.command)
@@ -239,6 +257,7 @@ def _prepare(options: argparse.Namespace) -> int:
             ray=options.ray is not None,
             ray_address=options.ray or None,
             strict=options.strict,
+            retry_failed=options.retry_failed,
             overwrite=options.overwrite,
         ),
         options.families_per_shard,
@@ -249,7 +268,8 @@ def _prepare(options: argparse.Namespace) -> int:
     if preparation.waiting:
         print(f"{preparation.waiting} of {preparation.shards} shards are left to the other jobs")
     elif options.push_to_hub:
-        print(push_prepared(options.output, options.push_to_hub, private=not options.public))
+        left_out = total.failures.by_reason()
+        print(push_prepared(options.output, options.push_to_hub, left_out, private=not options.public))
     return _SOME_LEFT_OUT if total.failures else 0
 
 
@@ -267,9 +287,11 @@ def _report(output: str, reports: Mapping[str, Report], total: Report | None = N
 
 def _print_failures(failures: Failures) -> None:
     if failures:
-        print(f"left out: {len(failures)}")
+        print("left out:")
         for reason, number in failures.by_reason().items():
-            print(f"  {reason}: {number}")
+            frames = f", {number['frames']} frames" if number["frames"] else ""
+            print(f"  {reason}: {number['files']} files{frames}")
+        print("in all:")
         for failure in itertools.islice(failures, _SHOWN):
             print(f"  {failure}")
         if len(failures) > _SHOWN:

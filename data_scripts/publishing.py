@@ -1,5 +1,6 @@
 """Put a prepared data set on the Hub, with a card that says what is in it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from ..dataset_dcl import CLASS_NAMES, FAKE, split_files
 from ..errors_dcl import InputError, reason
 from ..hub_dcl import hub_is_reachable
-from .failures import Failures
 from .shards import read_record
 
 TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
@@ -20,15 +20,21 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 def check_hub(repo_id: str) -> None:
     """Raise an `InputError` if a data set cannot be pushed: it is asked before the hours that preparing takes."""
     if not hub_is_reachable():
-        raise InputError(f"the Hub cannot be reached to push {repo_id!r}: leave --push_to_hub away, and push later.")
+        raise InputError(
+            f"the Hub cannot be reached to push {repo_id!r}: leave --push_to_hub away, and give the "
+            "command again with it later; what is prepared is kept."
+        )
 
 
-def push_prepared(folder: str | Path, repo_id: str, private: bool = True) -> str:
+def push_prepared(
+    folder: str | Path, repo_id: str, left_out: Mapping[str, Mapping[str, int]] | None = None, private: bool = True
+) -> str:
     """Push the shards of a prepared data set and its card, all of them in one commit; older shards there go.
 
     Args:
         folder: of the prepared data set.
         repo_id: of the data set repository; made if it is not there.
+        left_out: what was left out, as `Failures.by_reason` counts it.
         private: whether it is made as a private one.
 
     Returns:
@@ -37,7 +43,7 @@ def push_prepared(folder: str | Path, repo_id: str, private: bool = True) -> str
     Raises:
         InputError: if the Hub refuses it.
     """
-    write_dataset_card(folder, repo_id)
+    write_dataset_card(folder, repo_id, left_out)
     api = HfApi()
     try:
         url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
@@ -57,24 +63,22 @@ def push_prepared(folder: str | Path, repo_id: str, private: bool = True) -> str
     return str(url)
 
 
-def write_dataset_card(folder: str | Path, repo_id: str) -> Path:
+def write_dataset_card(
+    folder: str | Path, repo_id: str, left_out: Mapping[str, Mapping[str, int]] | None = None
+) -> Path:
     """Write README.md into the folder of a prepared data set, from its shards, and return its path.
 
     Args:
         folder: of the prepared data set.
         repo_id: what its example loads.
+        left_out: what was left out, as `Failures.by_reason` counts it.
     """
-    folder, splits, failures = Path(folder), [], Failures()
+    folder, splits = Path(folder), []
     files = split_files(folder)
     tables: dict[str, pa.Table] = {}
-    encoding = None
     for split, paths in files.items():
         columns = ["label", "method", "video_id", "dataset", "crop"]
         tables[split] = pa.concat_tables(pq.read_table(path, columns=columns) for path in paths)
-        for path in paths:
-            settings, report = read_record(path)
-            encoding = settings["encoding"]
-            failures.extend(report.failures)
         groups = tables[split].group_by(["method", "label"], use_threads=False)
         parts = groups.aggregate([("video_id", "count_distinct"), ([], "count_all")]).to_pylist()
         splits.append(
@@ -119,8 +123,8 @@ def write_dataset_card(folder: str | Path, repo_id: str) -> Path:
         masks=f"{masks:,}",
         fakes=f"{len(forged):,}",
         crop=rows["crop"][0].as_py(),
-        encoding=encoding,
-        failures=failures.by_reason(),
+        encoding=read_record(next(iter(files.values()))[0])[0]["encoding"],
+        failures=left_out or {},
     )
     path = folder / "README.md"
     card.save(path)

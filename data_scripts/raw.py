@@ -1,10 +1,13 @@
 """Prepare a raw data set: its families are dealt into shards, which are made here, in several processes or on Ray."""
 
 import functools
+import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,11 +24,12 @@ from .clips import ClipFamily, Family, RawDataSet
 from .executors import run_here, run_in_processes, run_on_ray
 from .extract import Extraction, family_rows
 from .failures import Failures
-from .shards import PreparedFolder, Report, state_of, write_shard
+from .shards import FORMAT, PreparedFolder, Report, bytes_of, read_record, state_of, write_shard
 
 FAMILIES_PER_SHARD = 16
 SUMMARY = ".preparation.json"  # hidden, so that `load_dataset` on the folder does not take it for data
-_SAMPLED = 8  # families of which a face is cut, to learn what a face takes on disk
+_SAMPLED = 8  # families of which some faces are cut, to learn what a face takes on disk
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Execution:
         ray: whether Ray does the work.
         ray_address: of its cluster; None for a local one.
         strict: stop at the first thing that cannot be prepared.
+        retry_failed: make those shards again in which something was left out.
         overwrite: replace a data set that was prepared otherwise.
     """
 
@@ -48,6 +53,7 @@ class Execution:
     ray: bool = False
     ray_address: str | None = None
     strict: bool = False
+    retry_failed: bool = False
     overwrite: bool = False
 
 
@@ -151,39 +157,53 @@ def prepare_raw(
     splits = {split: families for split, families in found.splits.items() if families}
     if not splits:
         raise InputError(f"{root} holds no clip to prepare: `dcl-prepare check` says what is there.")
-    common = asdict(how) | {"families_per_shard": families_per_shard}
-    settings = {
-        split: common | {"source": state_of(Path(root), (path for family in families for path in family.files()))}
-        for split, families in splits.items()
-    }
+    settings = asdict(how) | {"families_per_shard": families_per_shard, "format": FORMAT}
     shards = {split: -(-len(families) // families_per_shard) for split, families in splits.items()}
-    own = ("source", "frames", "dataset", "families_per_shard")
-    folder = PreparedFolder(output, settings, shards, execution.overwrite, own)
+    own = ("frames", "dataset", "families_per_shard")
+    folder = PreparedFolder(
+        output, dict.fromkeys(splits, settings), shards, execution.overwrite, own, by_shard=("families",)
+    )
     reports: dict[str, Report] = {split: Report() for split in splits}
     here: list[Shard] = []
-    others: list[Path] = []
+    others: list[tuple[str, Path]] = []
     turns = itertools.cycle(range(execution.jobs))
     for split, families in splits.items():
         dealt = np.random.default_rng(0).permutation(len(families))
         for index in range(shards[split]):
-            mine, done, path = next(turns) == execution.job, folder.done(split, index), folder.file(split, index)
-            if done is not None:
+            path = folder.file(split, index)
+            if next(turns) != execution.job:
+                others.append((split, path))
+                continue
+            part = dealt[index * families_per_shard : (index + 1) * families_per_shard]
+            members = tuple(families[place] for place in sorted(part))
+            state = _state_of_families(Path(root), members)
+            done = folder.done(split, index, families=state)
+            if done is not None and not (execution.retry_failed and done.failures):
                 reports[split].add(done)
-            elif mine:
-                part = dealt[index * families_per_shard : (index + 1) * families_per_shard]
-                members = tuple(families[place] for place in sorted(part))
-                here.append(Shard(split, path.resolve(), members, how, folder.settings[split], execution.strict))
-            else:
-                others.append(path)
+                continue
+            if done is not None:
+                path.unlink()  # else it would be taken for one that another process made
+            elif path in folder.there(split):
+                logger.warning("%s is made again: its source has changed.", path)
+            own_settings = settings | {"families": state}
+            here.append(Shard(split, path.resolve(), members, how, own_settings, execution.strict))
     if here:
         say(_announce(here, how, folder.path))
         folder.discard_replaced()
         for split, report in _run(here, execution):
             reports[split].add(report)
-    waiting = sum(not path.exists() for path in others)
+    # What the other jobs did while this one worked counts, too.
+    waiting = 0
+    for split, path in others:
+        record = read_record(path)
+        if record is None:
+            waiting += 1
+        else:
+            reports[split].add(record[1])
     for split, report in reports.items():
         if not report.faces and not waiting:
-            _refuse_empty(split, report, root, [folder.file(split, index) for index in range(shards[split])])
+            mine = [] if others else [folder.file(split, index) for index in range(shards[split])]
+            _refuse_empty(split, report, root, mine)
     total = Report()
     total.failures.extend(found.failures)
     for report in reports.values():
@@ -191,6 +211,13 @@ def prepare_raw(
     preparation = Preparation(reports, sum(shards.values()), waiting, total, folder.path / SUMMARY)
     _write_summary(preparation)
     return preparation
+
+
+def _state_of_families(root: Path, families: Sequence[Family]) -> str:
+    """Return a hash of what rows depend on: what the layout says of the clips, and the files, wherever the root is."""
+    said = "".join(repr(family) for family in families).replace(str(root.absolute()), "")
+    files = state_of(root, (path for family in families for path in family.files()))
+    return hashlib.sha256(f"{said}{files}".encode()).hexdigest()
 
 
 def _run(shards: Sequence[Shard], execution: Execution) -> Iterator[tuple[str, Report]]:
@@ -214,17 +241,20 @@ def _announce(shards: Sequence[Shard], how: Extraction, output: Path) -> str:
         faces = "as the archives that are read"
     else:
         number = how.frames * sum(len(family.clips) for family in known)
-        need, faces = number * _bytes_of_a_face(known, how), f"for {number:,} faces"
+        size = _bytes_of_a_face(known, how)
+        if not size:
+            return f"{output}: no face was found in a sample, from which to tell the bytes of {number:,} faces."
+        need, faces = number * size, f"for {number:,} faces at most"
     short = "" if need < free else "; that will not do: free some, and give the same command again"
-    return f"{output}: at most {_gigabytes(need)} {faces}, and {_gigabytes(free)} are free{short}."
+    return f"{output}: about {_gigabytes(need)} {faces}, and {_gigabytes(free)} are free{short}."
 
 
 def _bytes_of_a_face(families: Sequence[ClipFamily], how: Extraction) -> float:
     detector = None if how.detector is None else _detector(how.detector)
     sizes = []
     for place in np.linspace(0, len(families) - 1, min(_SAMPLED, len(families)), dtype=int):
-        for row in family_rows(families[place].clips[:1], replace(how, frames=1), detector, Report()):
-            sizes.append(sum(len(row[name]["bytes"]) for name in ("image", "mask") if row[name] is not None))
+        for row in family_rows(families[place].clips[:2], replace(how, frames=2), detector, Report()):
+            sizes.append(bytes_of(row))
     return float(np.mean(sizes)) if sizes else 0.0
 
 
@@ -240,9 +270,10 @@ def _refuse_empty(split: str, report: Report, root: str | Path, files: Sequence[
 
 
 def _write_summary(preparation: Preparation) -> None:
-    partial = preparation.summary.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(preparation.to_json(), indent=1))
-    os.replace(partial, preparation.summary)
+    with tempfile.NamedTemporaryFile("w", dir=preparation.summary.parent, prefix=SUMMARY, delete=False) as partial:
+        json.dump(preparation.to_json(), partial, indent=1)
+    os.chmod(partial.name, 0o644)  # as other files here; that of a temporary file is its owner's alone
+    os.replace(partial.name, preparation.summary)
 
 
 __all__ = ["FAMILIES_PER_SHARD", "SUMMARY", "Execution", "Preparation", "Shard", "prepare_raw"]

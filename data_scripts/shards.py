@@ -6,12 +6,13 @@ beside the shards has to be kept in step with them.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ from .failures import Failure, Failures
 
 logger = logging.getLogger(__name__)
 
-_ROWS_PER_GROUP = 256  # a row group is closed by the first family that reaches it
+#: A row group is closed by the first family that reaches so many rows, or bytes; only a family of more bytes than the
+#: larger number is divided. (Readers fail on groups of more than 2 GiB, and streaming holds several.)
+_ROWS_PER_GROUP, _BYTES_PER_GROUP, _LARGEST_GROUP = 256, 64 << 20, 256 << 20
+FORMAT = 1  # raised when code changes what rows of the same source and settings are
 _RECORD = b"dcl.preparation"  # the key of a shard's record among the metadata of its file
 _PATIENCE = 10.0  # seconds that a process which is dying has to let go of its shard
 
@@ -99,7 +103,7 @@ def write_shard(
     Args:
         path: where to.
         families: lists of rows with all columns of `dataset_dcl.FEATURES`, images encoded; a family stays in one row
-            group.
+            group, unless it is too large for one: then the rows of each frame do.
         settings: what the content depends on; JSON values.
         report: filled while `families` is consumed; its number of faces is set here.
         before_rename: called when the shard is whole, and not at its place yet.
@@ -123,13 +127,11 @@ def write_shard(
             return there[1]
         schema = FEATURES.arrow_schema
         with partial.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            report.faces, waiting = 0, []
-            for family in families:
-                waiting.extend(family)
-                if len(waiting) >= _ROWS_PER_GROUP:
-                    report.faces += _write_group(writer, waiting, schema)
-                    waiting = []
-            report.faces += _write_group(writer, waiting, schema)
+            report.faces = 0
+            for rows in _row_groups(families):
+                table = pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema)
+                writer.write_table(table, row_group_size=len(rows))
+                report.faces += len(rows)
             record = {"settings": settings, "report": report.to_json()}
             writer.add_key_value_metadata({_RECORD: json.dumps(record)})
             writer.close()
@@ -137,6 +139,11 @@ def write_shard(
             os.fsync(file.fileno())
         if before_rename is not None:
             before_rename()
+        there = read_record(path)
+        if there is not None and _without(there[0], {"families"}) != _without(settings, {"families"}):
+            raise InputError(
+                f"another process wrote {path} with other settings meanwhile: give each its own --output."
+            )
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -149,11 +156,38 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.stem}.{suffix}")  # hidden, so that `load_dataset` on the folder passes it over
 
 
-def _write_group(writer: pq.ParquetWriter, rows: list[dict[str, Any]], schema: pa.Schema) -> int:
-    if rows:
-        table = pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema)
-        writer.write_table(table, row_group_size=len(rows))
-    return len(rows)
+def _row_groups(families: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+    waiting: list[dict[str, Any]] = []
+    size = 0
+    for family in families:
+        for part in _parts(family):
+            waiting.extend(part)
+            size += sum(map(bytes_of, part))
+            if len(waiting) >= _ROWS_PER_GROUP or size >= _BYTES_PER_GROUP:
+                yield waiting
+                waiting, size = [], 0
+    if waiting:
+        yield waiting
+
+
+def _parts(family: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Divide a family that is too large, such that the clips' rows of one frame stay together."""
+    if sum(map(bytes_of, family)) <= _LARGEST_GROUP:
+        yield family
+        return
+    part: list[dict[str, Any]] = []
+    for _, rows in itertools.groupby(sorted(family, key=lambda row: row["frame"]), key=lambda row: row["frame"]):
+        part.extend(rows)
+        if sum(map(bytes_of, part)) >= _LARGEST_GROUP // 2:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def bytes_of(row: dict[str, Any]) -> int:
+    """Return how many bytes the encoded images of a row take."""
+    return sum(len(row[name]["bytes"]) for name in ("image", "mask") if row[name] is not None)
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], Report] | None:
@@ -174,6 +208,7 @@ class PreparedFolder:
         shards: how many each of them becomes; one if not given.
         overwrite: replace what was written with other settings.
         own: the settings in which the folder's other splits may differ from these.
+        by_shard: settings that each shard has for itself: one that differs in these alone is made again, unasked.
 
     Raises:
         InputError: if a split's name cannot be one, the folder cannot be written, or it holds a split that was made
@@ -188,6 +223,7 @@ class PreparedFolder:
         shards: Mapping[str, int] | None = None,
         overwrite: bool = False,
         own: Iterable[str] = (),
+        by_shard: Iterable[str] = (),
     ):
         self.path = Path(path)
         self.settings: dict[str, dict[str, Any]] = json.loads(json.dumps(settings))
@@ -206,39 +242,57 @@ class PreparedFolder:
             raise InputError(
                 f"the output folder {path} cannot be written ({error.strerror}): choose another --output."
             ) from error
-        self._kept: dict[Path, Report] = {}
+        self._by_shard = set(by_shard)
+        self._kept: dict[Path, tuple[dict[str, Any], Report]] = {}
         self._others: dict[str, list[Path]] = {}
         self._replaced: list[Path] = []
+        self._planned = {
+            split: {shard_name(split, index, number) for index in range(number)}
+            for split, number in self.shards.items()
+        }
         for split, files in split_files(self.path).items():
             for file in files:
                 self._look_at(split, file, set(own), overwrite)
 
     def _look_at(self, split: str, file: Path, own: set[str], overwrite: bool) -> None:
         record = read_record(file)
+        ignored = self._by_shard if split in self.settings else own | self._by_shard
+        ours = self.settings.get(split, next(iter(self.settings.values())))
+        fits = record is not None and _without(record[0], ignored) == _without(ours, ignored)
         if split in self.settings:
-            planned = {self.file(split, index) for index in range(self.shards[split])}
-            fits = record is not None and file in planned and record[0] == self.settings[split]
-        else:
-            ours = _without(next(iter(self.settings.values())), own)
-            fits = record is not None and _without(record[0], own) == ours
-            if fits:
-                self._others.setdefault(split, []).append(file)
+            fits = fits and file.name in self._planned[split]
+        elif fits:
+            self._others.setdefault(split, []).append(file)
         if fits:
-            self._kept[file] = record[1]
+            self._kept[file] = record
         elif overwrite:
             self._replaced.append(file)
         else:
-            raise InputError(
-                f"{file} was prepared otherwise: choose another --output, or replace it with --overwrite."
-            )
+            raise InputError(f"{file} {self._why_not(split, record, ignored)}.")
+
+    def _why_not(self, split: str, record: tuple[dict[str, Any], Report] | None, ignored: set[str]) -> str:
+        if record is None:
+            return "is damaged, or was not prepared here: remove it, and it is made again, or give --overwrite"
+        theirs, ours = record[0], self.settings.get(split, next(iter(self.settings.values())))
+        names = sorted(name for name in {*theirs, *ours} - ignored if theirs.get(name) != ours.get(name))
+        shown = "; ".join(f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in names[:3])
+        return (
+            f"was prepared otherwise ({shown or 'in more shards, or fewer'}): choose another --output, or replace it "
+            "with --overwrite"
+        )
 
     def file(self, split: str, index: int = 0) -> Path:
         """Return the path of a shard."""
         return self.path / shard_name(split, index, self.shards[split])
 
-    def done(self, split: str, index: int = 0) -> Report | None:
-        """Return the report of a shard that was there with the same settings, else None."""
-        return self._kept.get(self.file(split, index))
+    def done(self, split: str, index: int = 0, **by_shard: Any) -> Report | None:
+        """Return the report of a shard that was there with the same settings, its own among them, else None."""
+        settings, report = self._kept.get(self.file(split, index), ({}, None))
+        return report if report is not None and settings == self.settings[split] | by_shard else None
+
+    def there(self, split: str) -> set[Path]:
+        """Return the shards of a split that were there with the same settings, but for those of each shard."""
+        return {file for file in self._files(split) if file in self._kept}
 
     def others(self, split: str) -> list[Path]:
         """Return the files of the splits that stay beside this one."""
@@ -258,12 +312,13 @@ class PreparedFolder:
     def write(self, split: str, families: Iterable[list[dict[str, Any]]], report: Report) -> Report:
         """Write a split of one shard, as `write_shard` does; what it replaces goes when it is whole."""
         file = self.file(split)
-        self._kept[file] = write_shard(file, families, self.settings[split], report, self.discard_replaced)
-        return self._kept[file]
+        report = write_shard(file, families, self.settings[split], report, self.discard_replaced)
+        self._kept[file] = self.settings[split], report
+        return report
 
 
 def _without(settings: dict[str, Any], ignored: set[str]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in ignored}
 
 
-__all__ = ["PreparedFolder", "Report", "read_record", "shard_name", "state_of", "write_shard"]
+__all__ = ["FORMAT", "PreparedFolder", "Report", "bytes_of", "read_record", "shard_name", "state_of", "write_shard"]

@@ -1,6 +1,8 @@
 """Preparing at scale: shards that are done once, by one process or many, whatever is killed when."""
 
+import errno
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -21,17 +24,18 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
-from dcl.data_scripts import assets, publishing, raw
+from dcl.data_scripts import assets, publishing, raw, shards
 from dcl.data_scripts.assets import fetch
 from dcl.data_scripts.clips import Clip, ClipFamily, RawDataSet
 from dcl.data_scripts.extract import Extraction
 from dcl.data_scripts.frames import ImageFrames
 from dcl.data_scripts.prepare import main
 from dcl.data_scripts.raw import SUMMARY, Execution, prepare_raw
-from dcl.data_scripts.shards import read_record
+from dcl.data_scripts.shards import Report, read_record, write_shard
 from dcl.dataset_dcl import decode_image, load_prepared, metadata
 from dcl.errors_dcl import InputError
 from dcl.faces_dcl import Face
+from dcl.tests.prepared_data import make_rows
 from dcl.tests.raw_data_sets import encode
 from dcl.video_dcl import Video
 
@@ -198,7 +202,10 @@ def test_a_corrupt_image_costs_only_itself_and_is_named_again_by_the_next_run(da
     }
     summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
     assert (summary["clips"], summary["frames"], summary["faces"]) == (4, 8, 6)
-    assert summary["failures_by_reason"] == {"frames cannot be decoded": 1, "no face was found": 1}
+    assert summary["failures_by_reason"] == {
+        "frames cannot be decoded": {"files": 1, "frames": 1},
+        "no face was found": {"files": 1, "frames": 1},
+    }
     assert {failure["path"] for failure in summary["failures"]} == {
         str(damaged / "real" / "001"),
         str(damaged / "real" / "002"),
@@ -223,7 +230,7 @@ def test_the_bytes_that_are_needed_are_said_before_the_work_begins(root, tmp_pat
     prepare_raw(found, root, tmp_path, how, say=lambda line: said.append((line, list(tmp_path.glob("*.parquet")))))
     (sentence, files), size = said[0], (tmp_path / "test.parquet").stat().st_size
     assert files == [] and "for 8 faces" in sentence
-    announced = float(sentence.partition("at most ")[2].partition(" MB")[0]) * 1e6
+    announced = float(sentence.partition("about ")[2].partition(" MB")[0]) * 1e6
     assert announced == pytest.approx(size, abs=0.1e6, rel=0.3)
 
 
@@ -255,9 +262,9 @@ def test_another_detector_is_told_in_every_row(root, tmp_path, monkeypatch):
     assert "use YuNet, or 'box'" in prepare(root, tmp_path / "aligned", "--detector", "dsfd", "--crop", "aligned5")
 
 
-def test_a_changed_source_is_refused_and_overwritten_on_demand(root, whole, tmp_path):
+def test_other_settings_are_refused_and_overwritten_on_demand(root, whole, tmp_path):
     assert prepare(root, tmp_path, "--frames", "1") == 0
-    assert "was prepared otherwise" in prepare(root, tmp_path)
+    assert "was prepared otherwise (frames was 1, is 32)" in prepare(root, tmp_path)
     assert prepare(root, tmp_path, "--overwrite") == 0
     assert digests(tmp_path) == digests(whole)
 
@@ -379,3 +386,122 @@ except SystemExit as stop:
     table = metadata(load_prepared(str(tmp_path / "out"), "train")).to_pandas()
     assert (table.groupby("video_id").size() == 32).all()
     assert (table.groupby("video_id").frame.max() > 179_900).all()  # it looked at the end, too
+
+
+def test_a_job_that_ends_counts_what_others_did_while_it_worked(root, whole, tmp_path, monkeypatch):
+    """It owns no shard of the second split, and must not take that for empty."""
+    both = tmp_path / "both"
+    for split in ("train", "test"):
+        shutil.copytree(root, both / split)
+    run, flags = raw._run, ["--families_per_shard", "20", "--num_shards", "2"]
+
+    def while_another_works(shards, execution):
+        monkeypatch.setattr(raw, "_run", run)
+        assert prepare(both, tmp_path / "out", *flags, "--shard_index", "1") == 0
+        yield from run(shards, execution)
+
+    monkeypatch.setattr(raw, "_run", while_another_works)
+    assert prepare(both, tmp_path / "out", *flags, "--shard_index", "0") == 0
+    assert sorted(digests(tmp_path / "out")) == ["test.parquet", "train.parquet"]
+    assert json.loads((tmp_path / "out" / SUMMARY).read_text())["faces"] == 96
+
+
+def test_a_repaired_file_costs_its_own_shard_alone(damaged, root, tmp_path, caplog):
+    assert prepare(damaged, tmp_path / "out", "--families_per_shard", "1") == 3
+    before = digests(tmp_path / "out")
+    shutil.copy(root / "real" / "001" / "1.png", damaged / "real" / "001" / "1.png")
+    shutil.copy(root / "real" / "002" / "2.png", damaged / "real" / "002" / "2.png")
+    os.utime(damaged / "real" / "002" / "2.png", ns=(0, 0))
+    assert prepare(damaged, tmp_path / "out", "--families_per_shard", "1") == 0
+    after = digests(tmp_path / "out")
+    assert before.keys() == after.keys() and "is made again: its source has changed" in caplog.text
+    assert len(load_prepared(str(tmp_path / "out"), "train")) == 8
+
+
+def test_failures_that_have_passed_are_tried_again_on_demand(root, whole, tmp_path, monkeypatch):
+    blind = SimpleNamespace(name="yunet_2023mar", detect=lambda image: [])
+    real, seen = raw._detector("yunet"), itertools.count()
+    once = SimpleNamespace(name=real.name, detect=lambda image: (real if next(seen) % 7 else blind).detect(image))
+    with monkeypatch.context() as patch:
+        patch.setattr(raw, "_detector", lambda name: once)
+        assert prepare(root, tmp_path) == 3
+    assert prepare(root, tmp_path) == 3  # it stays as it was found
+    assert prepare(root, tmp_path, "--retry_failed") == 0
+    assert digests(tmp_path) == digests(whole)
+
+
+def clip_of(root, person, **changes):
+    frames = ImageFrames({1: root / "real" / person / "1.png"})
+    return Clip(**{"name": "a/1", "source": "a/1", "method": "a", "label": 0, "frames": frames} | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"label": 1}, {"source": "a/2"}, {"method": "b"}, {"compression": "c40"}, {"name": "a/3"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_a_list_says_of_a_clip_is_part_of_what_was_prepared(root, tmp_path, changes):
+    """The files are the same; a label that was corrected in a list must reach the rows."""
+    crop = {"kind": "box", "margin": 1.3, "size": 64}
+    how = Extraction("people", frames=1, crop=crop, detector="yunet")
+    column = {"name": "video_id", "source": "source_id"}.get(next(iter(changes)), next(iter(changes)))
+    for clip in (clip_of(root, "001"), clip_of(root, "001", **changes)):
+        prepare_raw(RawDataSet("people", {"test": [ClipFamily((clip,))]}), root, tmp_path, how, say=str)
+    value = metadata(load_prepared(str(tmp_path), "test")).column(column)[0].as_py()
+    assert value == next(iter(changes.values()))
+
+
+def test_a_mask_where_none_was_asked_for_before_is_made(root, tmp_path):
+    how = Extraction("people", frames=1, crop={"kind": "box", "margin": 1.3, "size": 64}, detector="yunet")
+    mask = ImageFrames({1: root / "real" / "001" / "1.png"})
+    for clip in (clip_of(root, "001", label=1), clip_of(root, "001", label=1, mask=mask)):
+        prepare_raw(RawDataSet("people", {"test": [ClipFamily((clip,))]}), root, tmp_path, how, say=str)
+    assert load_prepared(str(tmp_path), "test")[0]["mask"] is not None
+
+
+def test_an_error_of_the_machine_stops_the_work_and_leaves_no_shard(root, tmp_path, monkeypatch):
+    def stale(self):
+        raise InputError("it cannot be opened") from OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(ImageFrames, "open", stale)
+    found = RawDataSet("people", {"test": [ClipFamily((clip_of(root, "001"),))]})
+    how = Extraction("people", frames=1, crop={"kind": "box", "margin": 1.3, "size": 64}, detector="yunet")
+    with pytest.raises(InputError, match="cannot be read now"):
+        prepare_raw(found, root, tmp_path, how, say=str)
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_a_family_too_large_for_a_row_group_is_divided_by_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_LARGEST_GROUP", 4_000)
+    monkeypatch.setattr(shards, "_BYTES_PER_GROUP", 1_000)
+    image = {"bytes": bytes(300), "path": None}
+    rows = [row | {"image": image, "mask": None} for row in make_rows(range(1), frames=6)]
+    rows.sort(key=lambda row: row["video_id"])  # as clips come, one after the other
+    report = write_shard(tmp_path / "train.parquet", [rows], {}, Report())
+    file = pq.ParquetFile(tmp_path / "train.parquet")
+    groups = [file.read_row_group(index, ["frame"])["frame"].to_pylist() for index in range(file.num_row_groups)]
+    assert report.faces == sum(map(len, groups)) == len(rows) == 24 and len(groups) > 1
+    assert sum(len(set(group)) for group in groups) == 6  # no frame is in two groups
+
+
+def test_a_damaged_shard_is_told_from_one_of_other_settings(whole, root, tmp_path):
+    shutil.copytree(whole, tmp_path / "out")
+    shard = tmp_path / "out" / "train-00001-of-00006.parquet"
+    shard.write_bytes(shard.read_bytes()[:500])
+    assert f"{shard} is damaged" in prepare(root, tmp_path / "out")
+    shard.unlink()
+    assert prepare(root, tmp_path / "out") == 0
+    assert digests(tmp_path / "out") == digests(whole)
+
+
+def test_a_shard_that_another_run_wrote_meanwhile_is_not_replaced(tmp_path):
+    rows = make_rows(range(1))
+
+    def meanwhile():
+        write_shard(tmp_path / "other.parquet", [rows], {"size": 112}, Report())
+        os.replace(tmp_path / "other.parquet", tmp_path / "train.parquet")
+        yield rows
+
+    with pytest.raises(InputError, match="with other settings meanwhile"):
+        write_shard(tmp_path / "train.parquet", meanwhile(), {"size": 96}, Report())
+    assert read_record(tmp_path / "train.parquet")[0] == {"size": 112}
