@@ -36,9 +36,9 @@ def main() -> None:
     """Parse the command line, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clips", type=int, default=8, help="clips of ten seconds, timed against the floor")
-    parser.add_argument("--copies", type=int, default=4, help="times these clips, to time two processes against one")
+    parser.add_argument("--copies", type=int, default=6, help="times these clips, to time two processes against one")
     parser.add_argument("--frames", type=int, default=32, help="of each clip")
-    parser.add_argument("--turns", type=int, default=3, help="timed turns of each, after one to warm up")
+    parser.add_argument("--turns", type=int, default=2, help="timed turns of each, after one to warm up")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
