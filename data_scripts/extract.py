@@ -14,7 +14,7 @@ from ..faces_dcl import Face, FaceDetector, crop_transform, cut
 from ..video_dcl import evenly_spaced
 from .clips import Clip
 from .failures import Failures
-from .frames import Frame, FrameReader, Frames
+from .frames import Frame, FrameReader, Frames, size_of
 from .photographs import NO_FACE, face_row
 from .shards import Report
 
@@ -70,7 +70,8 @@ def family_rows(
     """
     failures = report.failures
     there: dict[str, Sequence[int]] = {}
-    for clip in clips:  # one is open at a time: a decoder of 1080p takes 10 MB and more
+    # One is open at a time: a decoder of 1080p takes 10 MB and more, and opening twice .3 % of a clip's time.
+    for clip in clips:
         with _noting(clip, failures), clip.frames.open() as reader:
             there[clip.name] = reader.numbers
     report.clips += len(there)
@@ -98,6 +99,10 @@ class _Place(NamedTuple):
 
     face: Face
     size: tuple[int, int]
+
+    def is_about(self, face: Face, image: np.ndarray) -> bool:
+        """Whether a face is at this place, in an image of the same size."""
+        return self.size == image.shape[:2] and _overlap(self.face.box, face.box) > _SAME_PLACE
 
 
 @contextmanager
@@ -164,15 +169,9 @@ def _clip_rows(
             }
             if how.crop is None:
                 if image.shape[0] != image.shape[1]:
-                    failures.add(where, "the crop is not square", f"{image.shape[1]}x{image.shape[0]}", number)
+                    failures.add(where, "the crop is not square", size_of(image), number)
                     continue
-                yield {
-                    "image": encode_image(image, how.encoding),
-                    "mask": _encoded_mask(clip, mask, len(image)),
-                    "landmarks": None if landmarks is None else landmarks.tolist(),
-                    "crop": {"kind": "given", "margin": None, "size": len(image), "detector": None},
-                    **columns,
-                }
+                yield _given_row(clip, image, mask, landmarks, how.encoding) | columns
                 continue
             faces = detector.detect(image)
             if not faces:
@@ -181,15 +180,26 @@ def _clip_rows(
             if mask is not None or (marked is not None and marked.shape != image.shape[:2]):
                 marked = mask
             last, size = choose_face(faces, marked, last), how.crop["size"]
+            if clip.name == clip.source:
+                places[number] = _Place(last, image.shape[:2])
             place = places.get(number)
-            if clip.label == REAL and clip.name == clip.source:
-                places[number] = place = _Place(last, image.shape[:2])
-            same = place is not None and place.size == image.shape[:2]
-            same = same and _overlap(place.face.box, last.box) > _SAME_PLACE
+            same = place is not None and place.is_about(last, image)
             transform = crop_transform(place.face if same else last, how.crop)
             forged = _encoded_mask(clip, None if mask is None else cut(mask, transform, size), size)
             crop = {**how.crop, "detector": detector.name}
             yield face_row(image, last, transform, size, how.encoding, mask=forged, crop=crop, **columns)
+
+
+def _given_row(
+    clip: Clip, image: np.ndarray, mask: np.ndarray | None, landmarks: np.ndarray | None, encoding: str
+) -> dict[str, Any]:
+    """Return the columns of a frame that is the crop of a face already."""
+    return {
+        "image": encode_image(image, encoding),
+        "mask": _encoded_mask(clip, mask, len(image)),
+        "landmarks": None if landmarks is None else landmarks.tolist(),
+        "crop": {"kind": "given", "margin": None, "size": len(image), "detector": None},
+    }
 
 
 def _companions(
@@ -229,7 +239,7 @@ def _checked_mask(
 ) -> np.ndarray | None:
     if mask is None or mask.shape == image.shape[:2]:
         return mask
-    sizes = f"{mask.shape[1]}x{mask.shape[0]}, and the frame {image.shape[1]}x{image.shape[0]}"
+    sizes = f"{size_of(mask)}, and the frame {size_of(image)}"
     failures.add(clip.mask.where, "the mask has another size than its frame", sizes, number)
     return None
 

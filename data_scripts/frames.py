@@ -89,7 +89,7 @@ class _VideoReader:
         while waiting:
             try:
                 for number, image in self._video.read(waiting):
-                    waiting = waiting[1:]
+                    waiting.remove(number)
                     yield number, image
             except InputError as error:  # the decoder may start anew after the damage
                 yield waiting.pop(0), error
@@ -202,7 +202,7 @@ class _DifferenceReader:
             if isinstance(forged, InputError) or isinstance(original, InputError):
                 yield number, forged if isinstance(forged, InputError) else original
             elif forged.shape != original.shape:
-                yield number, InputError(f"the forgery is {_size(forged)}, and its original {_size(original)}")
+                yield number, InputError(f"the forgery is {size_of(forged)}, and its original {size_of(original)}")
             else:
                 yield number, self._mask(forged, original)
 
@@ -219,7 +219,8 @@ class _DifferenceReader:
         return cv2.GaussianBlur(image, (0, 0), self.sigma)
 
 
-def _size(image: np.ndarray) -> str:
+def size_of(image: np.ndarray) -> str:
+    """Return width and height of an image or a mask, as reports say them."""
     return f"{image.shape[1]}x{image.shape[0]}"
 
 
@@ -232,4 +233,5 @@ __all__ = [
     "SingleReader",
     "VideoFrames",
     "decode_crop",
+    "size_of",
 ]

@@ -42,16 +42,16 @@ def find_photographs(folder: str | Path) -> list[Photograph]:
     """
     if not Path(folder).is_dir():
         raise InputError(f"there is no folder of photographs {folder}: give one, or a prepared data set.")
-    photographs = list_photographs(Path(folder))
+    photographs = list_photographs(Path(folder), list_files(Path(folder)))
     if not photographs:
         raise InputError(f"{folder} holds no photograph ({', '.join(sorted(SUFFIXES))}): give a folder that does.")
     return photographs
 
 
-def list_photographs(root: Path) -> list[Photograph]:
-    """List the photographs of a folder as `find_photographs` does; there may be none."""
+def list_photographs(root: Path, files: Iterable[Path]) -> list[Photograph]:
+    """Return the photographs among the files of a folder as `find_photographs` does; there may be none."""
     videos: dict[str, list[Path]] = {}
-    for path in sorted(list_files(root), key=lambda path: _natural(path.relative_to(root).as_posix())):
+    for path in sorted(files, key=lambda path: _natural(path.relative_to(root).as_posix())):
         if path.suffix.lower() in SUFFIXES:
             relative = path.relative_to(root)
             video = relative.as_posix() if path.parent == root else relative.parent.as_posix()

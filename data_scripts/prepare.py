@@ -73,7 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     demo = commands.add_parser("demo", help="the demo data set: forgeries made from the ORL photographs", **formatter)
-    demo.add_argument("--output", type=_path, required=True, help="folder of the prepared data set")
     demo.add_argument("--size", type=int, default=112, help="side of the face crops in pixels")
 
     blend = commands.add_parser("blend", help="forgeries made from your own real photographs", **formatter)
@@ -83,7 +82,6 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="folder of photographs (a sub-folder = one person), or a prepared data set",
     )
-    blend.add_argument("--output", type=_path, required=True, help="folder of the prepared data set")
     blend.add_argument(
         "--methods",
         nargs="+",
@@ -95,8 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     blend.add_argument("--variants", type=int, default=1, help="forgeries of each method per photograph")
     blend.add_argument("--split", default="train", help="which split photographs become")
     blend.add_argument("--name", help="name of the data set that photographs become (else that of the folder)")
-    blend.add_argument("--size", type=int, help="side of the crops cut from photographs, in pixels (else 380)")
-    blend.add_argument("--margin", type=float, help="side of these crops over the longer side of the face (else 1.3)")
+    blend.add_argument("--size", type=int, help=f"side of the crops cut from photographs, in pixels (else {SIZE})")
+    blend.add_argument(
+        "--margin", type=float, help=f"side of these crops over the longer side of the face (else {MARGIN})"
+    )
 
     check = commands.add_parser("check", help="say what is there of a raw data set, and what is missing")
     checked = check.add_subparsers(dest="layout", required=True, metavar="LAYOUT")
@@ -122,12 +122,12 @@ def _add_layout(parser: argparse.ArgumentParser, layout: ModuleType) -> None:
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=_path, required=True, help="folder of the prepared data set")
     parser.add_argument("--encoding", choices=ENCODINGS, default=DEFAULT_ENCODING, help="of the face crops")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that was prepared otherwise")
 
 
 def _add_preparation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=_path, required=True, help="folder of the prepared data set")
     parser.add_argument("--name", help="name of the data set (else that of the layout, or of the folder)")
     parser.add_argument("--frames", type=int, default=32, help="frames of each clip at most, evenly spaced")
     faces = parser.add_argument_group("faces", "not for data sets whose frames are crops of faces already")
@@ -170,34 +170,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         value = getattr(options, option, None)
         if isinstance(value, int | float) and not least <= value <= 10_000:
             raise InputError(f"--{option} {value} cannot be used: give a value from {least} to 10000.")
-    if options.command == "check":
-        sys.exit(_check(options))
-    elif options.command == "demo":
-        _report(
-            options.output,
-            prepare_demo(options.output, options.seed, options.size, options.overwrite, options.encoding),
-        )
-    elif options.command == "blend":
-        reports = prepare_forgeries(
-            options.source,
-            options.output,
-            options.methods,
-            options.variants,
-            options.seed,
-            options.size,
-            options.margin,
-            options.split,
-            options.name,
-            options.overwrite,
-            options.encoding,
-        )
-        _report(options.output, reports)
-    else:
-        try:
-            status = _prepare(options)
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on where it was.", file=sys.stderr)
-            status = _INTERRUPTED
+    commands = {"check": _check, "demo": _prepare_demo, "blend": _prepare_forgeries}
+    try:
+        status = commands.get(options.command, _prepare_raw)(options)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was.", file=sys.stderr)
+        status = _INTERRUPTED
+    if status is not None:
         sys.exit(status)
 
 
@@ -224,7 +203,31 @@ def _check(options: argparse.Namespace) -> int:
     return _SOME_LEFT_OUT if short or found.failures else 0
 
 
-def _prepare(options: argparse.Namespace) -> int:
+def _prepare_demo(options: argparse.Namespace) -> None:
+    """Prepare the demo data set."""
+    reports = prepare_demo(options.output, options.seed, options.size, options.overwrite, options.encoding)
+    _report(options.output, reports)
+
+
+def _prepare_forgeries(options: argparse.Namespace) -> None:
+    """Prepare forgeries made from photographs."""
+    reports = prepare_forgeries(
+        options.source,
+        options.output,
+        options.methods,
+        options.variants,
+        options.seed,
+        options.size,
+        options.margin,
+        options.split,
+        options.name,
+        options.overwrite,
+        options.encoding,
+    )
+    _report(options.output, reports)
+
+
+def _prepare_raw(options: argparse.Namespace) -> int:
     """Prepare a raw data set; return the exit status."""
     if not 0 <= options.shard_index < options.num_shards:
         raise InputError(
@@ -291,7 +294,7 @@ def _print_failures(failures: Failures) -> None:
         for reason, number in failures.by_reason().items():
             frames = f", {number['frames']} frames" if number["frames"] else ""
             print(f"  {reason}: {number['files']} files{frames}")
-        print("in all:")
+        print("one by one:")
         for failure in itertools.islice(failures, _SHOWN):
             print(f"  {failure}")
         if len(failures) > _SHOWN:

@@ -24,7 +24,7 @@ from .clips import ClipFamily, Family, RawDataSet
 from .executors import run_here, run_in_processes, run_on_ray
 from .extract import Extraction, family_rows
 from .failures import Failures
-from .shards import FORMAT, PreparedFolder, Report, bytes_of, read_record, state_of, write_shard
+from .shards import FORMAT, STATE, PreparedFolder, Report, bytes_of, read_record, state_of, write_shard
 
 FAMILIES_PER_SHARD = 16
 SUMMARY = ".preparation.json"  # hidden, so that `load_dataset` on the folder does not take it for data
@@ -111,16 +111,12 @@ class Preparation:
     def to_json(self) -> dict[str, Any]:
         """Return a summary as plain values."""
         return {
-            "splits": {split: {**_counts(report)} for split, report in self.reports.items()},
+            "splits": {split: report.counts() for split, report in self.reports.items()},
             "shards": {"done": self.shards - self.waiting, "of": self.shards},
-            **_counts(self.total),
+            **self.total.counts(),
             "failures_by_reason": self.total.failures.by_reason(),
             "failures": self.total.failures.to_json(),
         }
-
-
-def _counts(report: Report) -> dict[str, int]:
-    return {"clips": report.clips, "frames": report.frames, "faces": report.faces}
 
 
 def prepare_raw(
@@ -151,66 +147,64 @@ def prepare_raw(
             found in a whole split, or at the first failure where `execution` is strict.
     """
     execution = execution or Execution()
-    if execution.strict:
-        for failure in found.failures:
-            raise InputError(f"{failure}: mend it, or leave --strict away, and it is reported at the end.")
+    Failures(execution.strict).extend(found.failures)
     splits = {split: families for split, families in found.splits.items() if families}
     if not splits:
         raise InputError(f"{root} holds no clip to prepare: `dcl-prepare check` says what is there.")
     settings = asdict(how) | {"families_per_shard": families_per_shard, "format": FORMAT}
     shards = {split: -(-len(families) // families_per_shard) for split, families in splits.items()}
     own = ("frames", "dataset", "families_per_shard")
-    folder = PreparedFolder(
-        output, dict.fromkeys(splits, settings), shards, execution.overwrite, own, by_shard=("families",)
-    )
+    folder = PreparedFolder(output, dict.fromkeys(splits, settings), shards, execution.overwrite, own)
     reports: dict[str, Report] = {split: Report() for split in splits}
-    here: list[Shard] = []
-    others: list[tuple[str, Path]] = []
+    here, others = [], []
     turns = itertools.cycle(range(execution.jobs))
     for split, families in splits.items():
-        dealt = np.random.default_rng(0).permutation(len(families))
-        for index in range(shards[split]):
+        for index, members in enumerate(_deal(families, families_per_shard)):
             path = folder.file(split, index)
             if next(turns) != execution.job:
                 others.append((split, path))
                 continue
-            part = dealt[index * families_per_shard : (index + 1) * families_per_shard]
-            members = tuple(families[place] for place in sorted(part))
             state = _state_of_families(Path(root), members)
-            done = folder.done(split, index, families=state)
+            done = folder.done(split, index, state)
             if done is not None and not (execution.retry_failed and done.failures):
                 reports[split].add(done)
                 continue
             if done is not None:
                 path.unlink()  # else it would be taken for one that another process made
-            elif path in folder.there(split):
+            elif folder.is_there(split, index):
                 logger.warning("%s is made again: its source has changed.", path)
-            own_settings = settings | {"families": state}
-            here.append(Shard(split, path.resolve(), members, how, own_settings, execution.strict))
+            here.append(Shard(split, path.resolve(), members, how, settings | {STATE: state}, execution.strict))
     if here:
         say(_announce(here, how, folder.path))
         folder.discard_replaced()
         for split, report in _run(here, execution):
             reports[split].add(report)
     # What the other jobs did while this one worked counts, too.
-    waiting = 0
-    for split, path in others:
-        record = read_record(path)
-        if record is None:
-            waiting += 1
-        else:
+    records = [(split, read_record(path)) for split, path in others]
+    for split, record in records:
+        if record is not None:
             reports[split].add(record[1])
-    for split, report in reports.items():
-        if not report.faces and not waiting:
-            mine = [] if others else [folder.file(split, index) for index in range(shards[split])]
-            _refuse_empty(split, report, root, mine)
+    waiting = sum(record is None for _, record in records)
     total = Report()
     total.failures.extend(found.failures)
-    for report in reports.values():
+    for split, report in reports.items():
+        if not report.faces and not waiting:
+            if not others:  # of several jobs none removes what another wrote
+                for index in range(shards[split]):
+                    folder.file(split, index).unlink(missing_ok=True)
+            first = next(iter(report.failures), "its clips hold no frame")
+            raise InputError(f"no face was found in {root} ({split}; {first}): give videos or images that show faces.")
         total.add(report)
     preparation = Preparation(reports, sum(shards.values()), waiting, total, folder.path / SUMMARY)
     _write_summary(preparation)
     return preparation
+
+
+def _deal(families: Sequence[Family], number: int) -> Iterator[tuple[Family, ...]]:
+    """Yield the families of each shard, so many, in their order: which they are is random, and always the same."""
+    dealt = np.random.default_rng(0).permutation(len(families))
+    for start in range(0, len(families), number):
+        yield tuple(families[place] for place in sorted(dealt[start : start + number]))
 
 
 def _state_of_families(root: Path, families: Sequence[Family]) -> str:
@@ -260,13 +254,6 @@ def _bytes_of_a_face(families: Sequence[ClipFamily], how: Extraction) -> float:
 
 def _gigabytes(number: float) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
-
-
-def _refuse_empty(split: str, report: Report, root: str | Path, files: Sequence[Path]) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)
-    first = next(iter(report.failures), "its clips hold no frame")
-    raise InputError(f"no face was found in {root} ({split}; {first}): give videos or images that show faces.")
 
 
 def _write_summary(preparation: Preparation) -> None:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import filelock
 import pyarrow as pa
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 #: larger number is divided. (Readers fail on groups of more than 2 GiB, and streaming holds several.)
 _ROWS_PER_GROUP, _BYTES_PER_GROUP, _LARGEST_GROUP = 256, 64 << 20, 256 << 20
 FORMAT = 1  # raised when code changes what rows of the same source and settings are
+STATE = "families"  # the setting that each shard has for itself: what its families and their files were
 _RECORD = b"dcl.preparation"  # the key of a shard's record among the metadata of its file
 _PATIENCE = 10.0  # seconds that a process which is dying has to let go of its shard
 
@@ -63,8 +64,11 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
-        counts = {"clips": self.clips, "frames": self.frames, "faces": self.faces}
-        return counts | {"failures": self.failures.to_json(), "missing": dict(self.missing)}
+        return self.counts() | {"failures": self.failures.to_json(), "missing": dict(self.missing)}
+
+    def counts(self) -> dict[str, int]:
+        """Return how many clips, frames and faces there were."""
+        return {"clips": self.clips, "frames": self.frames, "faces": self.faces}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Report":
@@ -140,7 +144,7 @@ def write_shard(
         if before_rename is not None:
             before_rename()
         there = read_record(path)
-        if there is not None and _without(there[0], {"families"}) != _without(settings, {"families"}):
+        if there is not None and _without(there[0], {STATE}) != _without(settings, {STATE}):
             raise InputError(
                 f"another process wrote {path} with other settings meanwhile: give each its own --output."
             )
@@ -208,7 +212,6 @@ class PreparedFolder:
         shards: how many each of them becomes; one if not given.
         overwrite: replace what was written with other settings.
         own: the settings in which the folder's other splits may differ from these.
-        by_shard: settings that each shard has for itself: one that differs in these alone is made again, unasked.
 
     Raises:
         InputError: if a split's name cannot be one, the folder cannot be written, or it holds a split that was made
@@ -223,7 +226,6 @@ class PreparedFolder:
         shards: Mapping[str, int] | None = None,
         overwrite: bool = False,
         own: Iterable[str] = (),
-        by_shard: Iterable[str] = (),
     ):
         self.path = Path(path)
         self.settings: dict[str, dict[str, Any]] = json.loads(json.dumps(settings))
@@ -242,9 +244,7 @@ class PreparedFolder:
             raise InputError(
                 f"the output folder {path} cannot be written ({error.strerror}): choose another --output."
             ) from error
-        self._by_shard = set(by_shard)
         self._kept: dict[Path, tuple[dict[str, Any], Report]] = {}
-        self._others: dict[str, list[Path]] = {}
         self._replaced: list[Path] = []
         self._planned = {
             split: {shard_name(split, index, number) for index in range(number)}
@@ -256,51 +256,37 @@ class PreparedFolder:
 
     def _look_at(self, split: str, file: Path, own: set[str], overwrite: bool) -> None:
         record = read_record(file)
-        ignored = self._by_shard if split in self.settings else own | self._by_shard
+        ignored = {STATE} if split in self.settings else own | {STATE}
+        # Every split has the same settings, but for those of `own`.
         ours = self.settings.get(split, next(iter(self.settings.values())))
         fits = record is not None and _without(record[0], ignored) == _without(ours, ignored)
         if split in self.settings:
             fits = fits and file.name in self._planned[split]
-        elif fits:
-            self._others.setdefault(split, []).append(file)
         if fits:
             self._kept[file] = record
         elif overwrite:
             self._replaced.append(file)
         else:
-            raise InputError(f"{file} {self._why_not(split, record, ignored)}.")
-
-    def _why_not(self, split: str, record: tuple[dict[str, Any], Report] | None, ignored: set[str]) -> str:
-        if record is None:
-            return "is damaged, or was not prepared here: remove it, and it is made again, or give --overwrite"
-        theirs, ours = record[0], self.settings.get(split, next(iter(self.settings.values())))
-        names = sorted(name for name in {*theirs, *ours} - ignored if theirs.get(name) != ours.get(name))
-        shown = "; ".join(f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in names[:3])
-        return (
-            f"was prepared otherwise ({shown or 'in more shards, or fewer'}): choose another --output, or replace it "
-            "with --overwrite"
-        )
+            _refuse(file, record, ours, ignored)
 
     def file(self, split: str, index: int = 0) -> Path:
         """Return the path of a shard."""
         return self.path / shard_name(split, index, self.shards[split])
 
-    def done(self, split: str, index: int = 0, **by_shard: Any) -> Report | None:
-        """Return the report of a shard that was there with the same settings, its own among them, else None."""
-        settings, report = self._kept.get(self.file(split, index), ({}, None))
-        return report if report is not None and settings == self.settings[split] | by_shard else None
+    def done(self, split: str, index: int = 0, state: str | None = None) -> Report | None:
+        """Return the report of a shard that was there with the same settings and of the same `STATE`, else None."""
+        if not self.is_there(split, index):
+            return None
+        settings, report = self._kept[self.file(split, index)]
+        return report if settings.get(STATE) == state else None
 
-    def there(self, split: str) -> set[Path]:
-        """Return the shards of a split that were there with the same settings, but for those of each shard."""
-        return {file for file in self._files(split) if file in self._kept}
+    def is_there(self, split: str, index: int) -> bool:
+        """Whether a shard was there with the same settings, of whatever `STATE`."""
+        return self.file(split, index) in self._kept
 
     def others(self, split: str) -> list[Path]:
         """Return the files of the splits that stay beside this one."""
-        ours = [file for other in self.settings if other != split for file in self._files(other) if file in self._kept]
-        return ours + [file for files in self._others.values() for file in files]
-
-    def _files(self, split: str) -> list[Path]:
-        return [self.file(split, index) for index in range(self.shards[split])]
+        return [file for file in self._kept if file.name not in self._planned.get(split, ())]
 
     def discard_replaced(self) -> None:
         """Remove what `overwrite` gave leave to replace, all of it, so that no old split stays beside a new one."""
@@ -317,8 +303,34 @@ class PreparedFolder:
         return report
 
 
+def _refuse(
+    file: Path, record: tuple[dict[str, Any], Report] | None, ours: dict[str, Any], ignored: set[str]
+) -> NoReturn:
+    if record is None:
+        raise InputError(
+            f"{file} is damaged, or was not prepared here: remove it, and it is made again, or give --overwrite."
+        )
+    theirs = record[0]
+    names = sorted(name for name in {*theirs, *ours} - ignored if theirs.get(name) != ours.get(name))
+    shown = "; ".join(f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in names[:3])
+    raise InputError(
+        f"{file} was prepared otherwise ({shown or 'in more shards, or fewer'}): choose another --output, or replace "
+        "it with --overwrite."
+    )
+
+
 def _without(settings: dict[str, Any], ignored: set[str]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in ignored}
 
 
-__all__ = ["FORMAT", "PreparedFolder", "Report", "bytes_of", "read_record", "shard_name", "state_of", "write_shard"]
+__all__ = [
+    "FORMAT",
+    "STATE",
+    "PreparedFolder",
+    "Report",
+    "bytes_of",
+    "read_record",
+    "shard_name",
+    "state_of",
+    "write_shard",
+]

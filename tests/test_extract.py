@@ -173,17 +173,18 @@ def test_the_face_is_that_of_the_mask_then_that_of_the_frame_before_then_the_lar
 
 
 def test_images_in_the_folder_of_a_method_are_a_clip_each(tmp_path):
-    for place in ("real/a.png", "fake/gan/a.png", "fake/gan/b.png", "fake/c.png", "masks/gan/a.png"):
+    for place in ("real/7.png", "fake/gan/7.png", "fake/gan/b.png", "fake/c.png", "masks/gan/7.png"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(fetch("astronaut"), tmp_path / place)
     (clips,) = ([clip for family in families for clip in family.clips] for families in find(tmp_path).splits.values())
     assert {clip.name: (clip.method, clip.source) for clip in clips} == {
-        "real/a": ("real", "real/a"),
-        "gan/a": ("gan", "real/a"),
+        "real/7": ("real", "real/7"),
+        "gan/7": ("gan", "real/7"),
         "gan/b": ("gan", "gan/b"),
         "fake/c": ("fake", "fake/c"),
     }
-    assert [clip.name for clip in clips if clip.mask is not None] == ["gan/a"]
+    assert [clip.name for clip in clips if clip.mask is not None] == ["gan/7"]
+    assert {tuple(frames.paths) for clip in clips for frames in (clip.frames, clip.mask) if frames} == {(0,)}
 
 
 def test_linked_folders_are_followed_and_hidden_ones_are_not(root, tmp_path):

@@ -91,9 +91,9 @@ def _single_images(media: dict[str, Frames], reals: set[str]) -> dict[str, Frame
     single: dict[str, Frames] = {}
     for key, frames in media.items():
         if isinstance(frames, ImageFrames) and "/" not in key and key not in reals:
-            for frame, path in frames.paths.items():
-                inside = path.parent.name == key
-                single[f"{key}/{path.stem}" if inside else key] = ImageFrames({0 if inside else frame: path})
+            for path in frames.paths.values():
+                name = f"{key}/{path.stem}" if path.parent.name == key else key
+                single[name] = ImageFrames({0: path})
         else:
             single[key] = frames
     return single

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -61,44 +61,47 @@ def names_in(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def list_videos(folder: Path | None) -> dict[str, Path]:
-    """Return the videos below a folder by their path there, less the suffix.
+def list_clips(folder: Path | None) -> dict[str, Frames]:
+    """Return the videos below a folder, or below its folder `videos` if it has one, by their path less the suffix.
 
     Raises:
         InputError: if two have one name.
     """
-    videos: dict[str, Path] = {}
-    for path in list_files(folder):
+    folder = child(folder, "videos") or folder
+    return _videos(folder, list_files(folder))
+
+
+def _videos(folder: Path | None, files: Iterable[Path]) -> dict[str, Frames]:
+    videos: dict[str, Frames] = {}
+    for path in files:
         if path.suffix.lower() in VIDEO_SUFFIXES:
             key = path.relative_to(folder).with_suffix("").as_posix()
             if key in videos:
                 raise InputError(f"{folder} holds two videos called {key!r}: rename one of them.")
-            videos[key] = path
+            videos[key] = VideoFrames(path)
     return videos
-
-
-def list_clips(folder: Path | None) -> dict[str, Frames]:
-    """Return the videos below a folder, or below its folder `videos` if it has one, as `list_videos` does."""
-    return {key: VideoFrames(path) for key, path in list_videos(child(folder, "videos") or folder).items()}
 
 
 def list_media(folder: Path | None) -> dict[str, Frames]:
     """Return videos, and the images of a folder as one video, by their path below the folder, less the suffix.
+
+    An image that lies in no folder of its own is a video of one frame, number 0.
 
     Raises:
         InputError: if two videos, or two images, have one name.
     """
     if folder is None:
         return {}
-    media: dict[str, Frames] = {key: VideoFrames(path) for key, path in list_videos(folder).items()}
+    files = list(list_files(folder))
+    media = _videos(folder, files)
     images: dict[str, dict[int, Path]] = {}
-    for image in list_photographs(folder):
-        loose = image.path.parent == folder
-        key = image.path.relative_to(folder).with_suffix("").as_posix() if loose else image.video
-        frames = images.setdefault(key, {})
-        if image.frame in frames:
-            raise InputError(f"{image.path} and {frames[image.frame].name} have one name: rename one of them.")
-        frames[image.frame] = image.path
+    for path, video, number in list_photographs(folder, files):
+        if path.parent == folder:
+            video, number = path.stem, 0
+        frames = images.setdefault(video, {})
+        if number in frames:
+            raise InputError(f"{path} and {frames[number].name} have one name: rename one of them.")
+        frames[number] = path
     for key, paths in images.items():
         media.setdefault(key, ImageFrames(paths))  # a video of the same name says more
     return dict(sorted(media.items()))
@@ -207,7 +210,6 @@ __all__ = [
     "descend",
     "list_clips",
     "list_media",
-    "list_videos",
     "names_in",
     "plain_name",
     "read_json",
