@@ -386,11 +386,13 @@ def _decode(cell: dict[str, Any], mode: str, what: str) -> np.ndarray:
             return np.array(image.convert(mode))  # a copy: Pillow's own buffer is read-only, which PyTorch warns of
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError
         raise CorruptImageError(
-            f"{what} cannot be decoded ({_why(error)})", "mend the row, or pass --skip_corrupt to leave such rows out"
+            f"{what} cannot be decoded ({image_fault(error)})",
+            "mend the row, or pass --skip_corrupt to leave such rows out",
         ) from error
 
 
-def _why(error: Exception) -> str:
+def image_fault(error: Exception) -> str:
+    """Return in one line why Pillow could not decode an image."""
     # Pillow names the buffer by its address there.
     return "it is no image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
 

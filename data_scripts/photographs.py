@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from ..dataset_dcl import DEFAULT_ENCODING, REAL, check_depth, encode_image
-from ..errors_dcl import InputError, reason
+from ..dataset_dcl import DEFAULT_ENCODING, REAL, check_depth, encode_image, image_fault
+from ..errors_dcl import InputError
 from ..faces_dcl import Face, FaceDetector, crop_transform, cut, map_points
 from .failures import Failures
 
@@ -116,7 +116,7 @@ def read_photograph(file: Path | BinaryIO, most_pixels: int | None = None) -> np
             check_depth(image)
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError
-        raise InputError("it is no image" if isinstance(error, UnidentifiedImageError) else reason(error)) from error
+        raise InputError(image_fault(error)) from error
 
 
 def real_rows(
