@@ -1,6 +1,6 @@
-"""Metrics of a table of predictions: frames, videos, manipulation methods, and where the forgery was seen.
+"""Metrics of a table of predictions: frames, videos, manipulation methods, groups, and where the forgery was seen.
 
-A number that the data cannot give is None, and a `"reason"` beside it says why.
+A number that the data cannot give is None, and a `"reason"` beside it says why; of a single metric, `"NAME_reason"`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,54 +8,215 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import auc, average_precision_score, roc_curve
+from sklearn.metrics import auc, roc_curve
 
 from ..dataset_dcl import CLASS_NAMES, FAKE, REAL
+from ..errors_dcl import InputError
+from .bootstrap import DRAWS, family_codes, intervals, largest_gap, paired_differences
+from .ranking import BINS, FALSE_POSITIVE_RATES, METRICS, THRESHOLD, Ranking, equal_error_rate
 
-THRESHOLD = 0.5
+REALS_PER_RATE = 5  # false alarms that the reals must allow at a false positive rate
+MOST_GROUPS = 100
+DEEPFAKEBENCH = ("video_auc_deepfakebench", "video_eer_deepfakebench")
+UNKNOWN = "unknown"
 
 
 def frame_and_video_metrics(
-    predictions: pd.DataFrame, cells: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None
+    predictions: pd.DataFrame,
+    cells: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    *,
+    thresholds: Mapping[str, Mapping[str, float | None]] | None = None,
+    group_by: str | None = None,
+    bootstrap: int = DRAWS,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Compute every metric of every data set in a table of predictions.
 
     Args:
-        predictions: one row a frame, with the columns `dataset`, `method`, `video_id`, `label` (0 real, 1 fake) and
-            `p_fake` (in [0, 1]). Their order does not matter.
+        predictions: one row a frame, with the columns `dataset`, `method`, `video_id`, `label` (0 real, 1 fake),
+            `p_fake` (in [0, 1]) and, for the intervals, `source_id` (else each video is a family). Their order does
+            not matter.
         cells: for each data set, what `localisation_metrics` takes.
+        thresholds: under `"frame"` and `"video"`, what `binary_metrics` takes. Choose them on other data.
+        group_by: a column, such as a group of people, whose values are compared.
+        bootstrap: how often families are drawn for the 95 % intervals; 0 for none.
+        seed: for the draws.
 
     Returns:
         `{dataset: {"frame": {...}, "video": {...}, "by_method": {method: {"frame": {...}, "video": {...}}},
         "localisation": {...}}}`, data sets and methods in alphabetical order. The inner dictionaries are those of
-        `binary_metrics` and `localisation_metrics`. `by_method` sets the fakes of one method against all reals of
-        their data set; only methods that have fakes are in it. A video is a `video_id`, scored by the mean `p_fake`
-        over its frames.
+        `binary_metrics` and `localisation_metrics`, with what `intervals` adds. `by_method` sets the fakes of one
+        method against all reals of their data set; only methods that have fakes are in it. A video is a `video_id`,
+        scored by the mean `p_fake` over its frames; beside its metrics stand `video_auc_deepfakebench` and
+        `video_eer_deepfakebench`, see `deepfakebench_metrics`.
+        With `group_by` also `"by_group": {"column": ..., "groups": {value: {"frame": {...}, "video": {...}}},
+        "gap": {"frame": {metric: {...}}, "video": {...}}}`: each group by itself, and what `largest_gap` finds between
+        those that define a metric.
+
+    Raises:
+        InputError: if `group_by` is no column, or one of more than 100 values.
     """
-    cells = cells or {}
+    if group_by is not None and group_by not in predictions:
+        raise InputError(
+            f"the predictions have no column {group_by!r} to group by: take one of {', '.join(predictions.columns)}."
+        )
+    cells, thresholds = cells or {}, thresholds or {}
     empty = np.empty(0, np.float32), np.empty(0, bool)
     metrics = {}
     for name, rows in predictions.groupby("dataset", sort=True):
-        is_real = rows["label"] == REAL
-        methods = rows["method"].fillna("unknown")
+        level = _Levels(rows, thresholds, bootstrap, seed)
+        is_real = (rows["label"] == REAL).to_numpy()
+        methods = rows["method"].astype(object).fillna(UNKNOWN).to_numpy()
         metrics[name] = {
-            **_both_levels(rows),
+            **level.metrics(np.ones(len(rows), bool)),
             "by_method": {
-                method: _both_levels(rows[is_real | (methods == method)]) for method in sorted(set(methods[~is_real]))
+                method: level.metrics(is_real | (methods == method)) for method in sorted(set(methods[~is_real]))
             },
             "localisation": localisation_metrics(*cells.get(name, empty)),
         }
+        if group_by is not None:
+            metrics[name]["by_group"] = _by_group(rows, group_by, level, name)
     return metrics
 
 
-def _both_levels(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    frame = binary_metrics(rows["label"].to_numpy(), rows["p_fake"].to_numpy(), "frames")
-    try:
-        videos = video_scores(rows)
-    except ValueError as error:
-        count = rows["video_id"].nunique()
-        return {"frame": frame, "video": _undefined(count, str(error))}
-    return {"frame": frame, "video": binary_metrics(videos["label"].to_numpy(), videos["p_fake"].to_numpy(), "videos")}
+class _Levels:
+    """The rows of one data set, their families numbered once: every subset of them sees the same draws."""
+
+    def __init__(
+        self, rows: pd.DataFrame, thresholds: Mapping[str, Mapping[str, float | None]], bootstrap: int, seed: int
+    ):
+        self.thresholds, self.bootstrap, self.seed = thresholds, bootstrap, seed
+        self.no_families = None
+        try:
+            codes, self.family_count = family_codes(rows)
+        except ValueError as error:
+            codes, self.family_count, self.no_families = np.zeros(len(rows), np.intp), 1, str(error)
+        self.rows = rows.assign(family=codes)
+
+    def metrics(self, chosen: np.ndarray, draws: dict[str, dict[str, np.ndarray]] | None = None) -> dict[str, Any]:
+        """Compute the metrics of both levels of some rows; put the draws of each level into `draws`, if given."""
+        rows = self.rows if chosen.all() else self.rows[chosen]
+        levels = {"frame": self._level(rows, "frame", draws)}
+        try:
+            videos = video_scores(rows)
+        except ValueError as error:
+            levels["video"] = _undefined(rows["video_id"].nunique(), str(error))
+        else:
+            levels["video"] = self._level(videos, "video", draws)
+        return {**levels, "video": {**levels["video"], **deepfakebench_metrics(rows)}}
+
+    def _level(self, rows: pd.DataFrame, level: str, draws: dict[str, dict[str, np.ndarray]] | None) -> dict[str, Any]:
+        labels, p_fake = rows["label"].to_numpy(), rows["p_fake"].to_numpy(float)
+        metrics, ranking = _measure(
+            labels,
+            p_fake,
+            f"{level}s",
+            thresholds=self.thresholds.get(level),
+            families=rows["family"].to_numpy(),
+            family_count=self.family_count,
+        )
+        if self.bootstrap and ranking is not None:
+            if self.no_families:
+                metrics["intervals"], metrics["interval_reasons"] = {}, {"all": self.no_families}
+                return metrics
+            drawn = ranking.draws(self.bootstrap, self.seed)
+            if draws is not None:
+                draws[level] = drawn
+            found = intervals(ranking, metrics, drawn)
+            if warning := " ".join(part["warning"] for part in (metrics, found) if "warning" in part):
+                found["warning"] = warning
+            metrics |= found
+        return metrics
+
+
+def group_names(values: pd.Series, column: str, where: str) -> np.ndarray:
+    """Return the groups that the values of a column stand for, as text; "unknown" where there is none.
+
+    Args:
+        values: of each row.
+        column: its name, for the error.
+        where: of what, for the error.
+
+    Raises:
+        InputError: if they are more than 100.
+    """
+    names = values.astype(object).where(values.notna(), UNKNOWN).map(str).to_numpy()
+    count = len(set(names))
+    if count > MOST_GROUPS:
+        raise InputError(
+            f"the column {column!r} of {where} has {count} values: group by one with at most {MOST_GROUPS}."
+        )
+    return names
+
+
+def _by_group(rows: pd.DataFrame, column: str, level: _Levels, where: str) -> dict[str, Any]:
+    values = group_names(rows[column], column, where)
+    groups, draws = {}, {}
+    for group in sorted(set(values)):
+        draws[group] = {}
+        groups[group] = level.metrics(values == group, draws[group])
+    gaps: dict[str, dict[str, Any]] = {"frame": {}, "video": {}}
+    for which, gap in gaps.items():
+        for metric in dict.fromkeys(
+            key for levels in groups.values() for key in levels[which].get("intervals", METRICS)
+        ):
+            values_of = {group: levels[which].get(metric) for group, levels in groups.items()}
+            defined = {group: value for group, value in values_of.items() if value is not None}
+            if len(defined) > 1:
+                drawn = {group: draws[group][which][metric] for group in defined if which in draws[group]}
+                families = min(groups[group][which].get("families", 0) for group in defined)
+                gap[metric] = largest_gap(defined, drawn if len(drawn) == len(defined) else None, families)
+    return {"column": column, "groups": groups, "gap": gaps}
+
+
+def compare_models(
+    first: pd.DataFrame, second: pd.DataFrame, bootstrap: int = DRAWS, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Compute by how much the metrics of two models differ on the same rows, and how sure that is.
+
+    Args:
+        first: predictions of one model, as `frame_and_video_metrics` takes them, with the column `frame`.
+        second: those of the other; the order of rows may differ.
+        bootstrap: how often families are drawn.
+        seed: for the draws.
+
+    Returns:
+        `{dataset: {"frame": {metric: {...}}, "video": {metric: {...}}}}`, first minus second, see
+        `paired_differences`; a level that is not defined is `{"reason": ...}`.
+
+    Raises:
+        InputError: if the tables do not hold the same rows.
+    """
+    keys = ["dataset", "video_id", "frame"]
+    first, second = (table.sort_values(keys, ignore_index=True) for table in (first, second))
+    if not first[[*keys, "label"]].equals(second[[*keys, "label"]].astype(first[[*keys, "label"]].dtypes)):
+        raise InputError(
+            f"the models were not run on the same rows ({len(first)} and {len(second)}): evaluate both on the same "
+            "data sets, with or without --skip_corrupt alike."
+        )
+    differences: dict[str, dict[str, Any]] = {}
+    for name, rows in first.groupby("dataset", sort=True):
+        pair = rows, second.loc[rows.index]
+        differences[name] = {}
+        for level in ("frame", "video"):
+            try:
+                codes, count = family_codes(rows)
+                tables = [table.assign(family=codes) for table in pair]
+                if level == "video":
+                    tables = [video_scores(table) for table in tables]
+                for table in tables:
+                    if reason := _problem(table["label"].to_numpy(), table["p_fake"].to_numpy(float), f"{level}s"):
+                        raise ValueError(reason)
+            except ValueError as error:
+                differences[name][level] = {"reason": str(error)}
+                continue
+            scores = [table["p_fake"].to_numpy(float) for table in tables]
+            labels, families = tables[0]["label"].to_numpy(), tables[0]["family"].to_numpy()
+            found = paired_differences(labels, *scores, families, count, bootstrap, seed)
+            for metric, reason in _too_few(labels, scores[0], f"{level}s").items():
+                found[metric] = {"difference": None, "interval": None, "reason": reason}
+            differences[name][level] = found
+    return differences
 
 
 def video_scores(rows: pd.DataFrame) -> pd.DataFrame:
@@ -66,7 +227,7 @@ def video_scores(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row a video, indexed by `video_id` in alphabetical order, with `label` and the mean `p_fake`, which is
-        NaN where that of a frame is.
+        NaN where that of a frame is; and with `family`, the lowest of its frames, if they have one.
 
     Raises:
         ValueError: if a frame has no `video_id`, or one video has frames of both classes.
@@ -83,13 +244,55 @@ def video_scores(rows: pd.DataFrame) -> pd.DataFrame:
     mixed = names[(fakes > 0) & (fakes < frames)]
     if len(mixed):
         raise ValueError(f"the video_id {mixed[0]!r} has real and fake frames: it must name one video")
-    return pd.DataFrame(
+    videos = pd.DataFrame(
         {"label": np.where(fakes > 0, FAKE, REAL), "p_fake": sums / frames}, index=pd.Index(names, name="video_id")
     )
+    if "family" in rows:
+        families = np.full(len(names), np.iinfo(np.intp).max)
+        np.minimum.at(families, codes, rows["family"].to_numpy())
+        videos["family"] = families
+    return videos
+
+
+def deepfakebench_metrics(rows: pd.DataFrame) -> dict[str, Any]:
+    """Compute video-level AUC and EER as DeepfakeBench does, for comparison with its tables.
+
+    There a video is whatever frames lie in folders of one name: the last part of `video_id`. So the fakes of one clip
+    by several methods are averaged into one, and a real of that name with them. It is called fake if all its frames
+    are (the mean label is cut to a whole number). The EER is the FPR of the point of the curve where it is nearest to
+    the miss rate.
+
+    Args:
+        rows: predictions of one data set, one row a frame.
+
+    Returns:
+        `video_auc_deepfakebench` and `video_eer_deepfakebench`; None where not every frame has a video and a finite
+        score, or where there are only videos of one kind.
+    """
+    p_fake = rows["p_fake"].to_numpy(float)
+    if len(rows) == 0 or rows["video_id"].isna().any() or not np.isfinite(p_fake).all():
+        return dict.fromkeys(DEEPFAKEBENCH)
+    videos, names = pd.factorize(rows["video_id"])
+    folders, _ = pd.factorize(pd.Series([str(name).replace("\\", "/").rsplit("/", 1)[-1] for name in names]))
+    codes = folders[videos]
+    order = np.lexsort((p_fake, codes))  # as in `video_scores`
+    frames = np.bincount(codes)
+    scores = np.bincount(codes[order], p_fake[order]) / frames
+    labels = np.bincount(codes, rows["label"].to_numpy() == FAKE) == frames
+    if labels.all() or not labels.any():
+        return dict.fromkeys(DEEPFAKEBENCH)
+    false_positive_rate, true_positive_rate, _ = roc_curve(labels, scores)
+    nearest = np.argmin(np.abs(1 - true_positive_rate - false_positive_rate))
+    values = auc(false_positive_rate, true_positive_rate), false_positive_rate[nearest]
+    return dict(zip(DEEPFAKEBENCH, map(float, values), strict=True))
 
 
 def binary_metrics(
-    labels: np.ndarray, p_fake: np.ndarray, units: str = "scores", classes: Sequence[str] = CLASS_NAMES
+    labels: np.ndarray,
+    p_fake: np.ndarray,
+    units: str = "scores",
+    classes: Sequence[str] = CLASS_NAMES,
+    thresholds: Mapping[str, float | None] | None = None,
 ) -> dict[str, Any]:
     """Compute how well scores tell fake from real.
 
@@ -98,55 +301,97 @@ def binary_metrics(
         p_fake: floats (n,), higher is more likely fake.
         units: what is counted, for the reason.
         classes: what label 0 and label 1 are called, for the reason.
+        thresholds: names of operating points and where they are, chosen on other data; None where that was not
+            possible.
 
     Returns:
         `auc`, area under the ROC curve: the chance that a fake scores above a real, a tie counting one half; `eer`,
         see `equal_error_rate`; `ap`, average precision with fake as the positive class; `accuracy`, the share of
-        correct answers where .5 and above is called fake; all in [0, 1]; and the count `n`. With one class only,
-        nothing but accuracy is defined; without a score, or with one that is not finite, nothing is. What is not
-        defined is None, and `reason` says why.
+        correct answers where .5 and above is called fake; `balanced_accuracy`, that of reals and that of fakes
+        averaged; `fpr` and `tpr`, the shares of reals and of fakes that are called fake; `tpr_at_fpr_0.05`,
+        `tpr_at_fpr_0.01` and `tpr_at_fpr_0.001`, the largest share of fakes found at a threshold that calls no more
+        than that share of the reals fake; `log_loss` (natural, probabilities cut at the precision of a double);
+        `brier`, the mean squared error; `ece`, the expected calibration error over 15 bins of equally many scores, a
+        tie going into one bin; all but the log loss in [0, 1]; and the count `n`.
+        For each of `thresholds` also `accuracy_at_threshold_NAME`, and so on with balanced accuracy, FPR and TPR; and
+        `thresholds` as given.
+        With one class only, what compares the two is not defined; without a score, or with one that is not finite,
+        nothing is: then `reason` says why. TPR at an FPR takes 5/FPR reals, the ECE 15 scores, and it, log loss and
+        Brier score take scores in [0, 1]: where that fails, `NAME_reason` says so. What is not defined is None. Of
+        scores that are all the same, `warning` says that they rank nothing.
     """
-    labels, p_fake = np.asarray(labels), np.asarray(p_fake, float)
+    return _measure(np.asarray(labels), np.asarray(p_fake, float), units, classes, thresholds)[0]
+
+
+def _problem(labels: np.ndarray, p_fake: np.ndarray, units: str, classes: Sequence[str] | None = None) -> str | None:
+    """Say why nothing can be measured; with `classes`, why the two cannot be compared."""
     n = len(labels)
     if n == 0:
-        return _undefined(0, f"there are no {units}")
+        return f"there are no {units}"
     broken = int(np.sum(~np.isfinite(p_fake)))
     if broken:
-        return _undefined(n, f"{broken} of {n} {units} have a score that is not finite")
-    accuracy = float(np.mean((p_fake >= THRESHOLD) == (labels == FAKE)))
+        return f"{broken} of {n} {units} have a score that is not finite"
     fakes = int(np.sum(labels == FAKE))
-    if fakes in (0, n):
-        only = classes[FAKE if fakes else REAL]
-        return {**_undefined(n, f"all {n} {units} are {only}: it takes both kinds"), "accuracy": accuracy}
-    false_positive_rate, true_positive_rate, _ = roc_curve(labels, p_fake, pos_label=FAKE)
-    return {
-        "auc": float(auc(false_positive_rate, true_positive_rate)),
-        "eer": equal_error_rate(false_positive_rate, true_positive_rate),
-        "ap": float(average_precision_score(labels, p_fake, pos_label=FAKE)),
-        "accuracy": accuracy,
-        "n": n,
+    if classes is not None and fakes in (0, n):
+        return f"all {n} {units} are {classes[FAKE if fakes else REAL]}: it takes both kinds"
+    return None
+
+
+def _too_few(labels: np.ndarray, p_fake: np.ndarray, units: str) -> dict[str, str]:
+    """Say of which metrics there is too little data, or of another kind, and why."""
+    reals = int(np.sum(labels != FAKE))
+    reasons = {
+        name: f"{reals} real {units} do not tell it: an FPR of {1 / one_in:g} takes {REALS_PER_RATE * one_in}"
+        for name, one_in in FALSE_POSITIVE_RATES.items()
+        if reals < REALS_PER_RATE * one_in
     }
+    if p_fake.min() < 0 or p_fake.max() > 1:
+        reasons |= dict.fromkeys(("log_loss", "brier", "ece"), "scores outside of [0, 1] are no probabilities")
+    elif len(labels) < BINS:
+        reasons["ece"] = f"{len(labels)} {units} do not fill {BINS} bins"
+    return reasons
+
+
+def _measure(
+    labels: np.ndarray,
+    p_fake: np.ndarray,
+    units: str,
+    classes: Sequence[str] = CLASS_NAMES,
+    thresholds: Mapping[str, float | None] | None = None,
+    families: np.ndarray | None = None,
+    family_count: int = 1,
+) -> tuple[dict[str, Any], Ranking | None]:
+    """Compute `binary_metrics`, and return with them the ranking that they came from, if there is one."""
+    n = len(labels)
+    if reason := _problem(labels, p_fake, units):
+        return _undefined(n, reason), None
+    thresholds = dict(sorted((thresholds or {}).items()))
+    known = {name: at for name, at in thresholds.items() if at is not None}
+    ranking = Ranking(labels, p_fake, families, family_count, known)
+    values = {name: float(value[0]) for name, value in ranking.metrics().items()}
+    reasons = _too_few(labels, p_fake, units)
+    reason = _problem(labels, p_fake, units, classes)
+    if reason:  # of the single metrics, this is why
+        reasons = {name: why for name, why in reasons.items() if name not in FALSE_POSITIVE_RATES}
+    metrics: dict[str, Any] = {
+        name: value if np.isfinite(value) and name not in reasons else None for name, value in values.items()
+    }
+    for name in [name for name in thresholds if name not in known]:
+        metrics[f"accuracy_at_threshold_{name}"] = None
+        reasons[f"accuracy_at_threshold_{name}"] = "the threshold is not known"
+    metrics["n"] = n
+    if thresholds:
+        metrics["thresholds"] = thresholds
+    if reason:
+        metrics["reason"] = reason
+    metrics |= {f"{name}_reason": why for name, why in reasons.items()}
+    if n > 1 and p_fake.min() == p_fake.max():
+        metrics["warning"] = f"all {n} {units} have the score {p_fake[0]:g}: they rank nothing."
+    return metrics, ranking
 
 
 def _undefined(n: int, reason: str) -> dict[str, Any]:
-    return {"auc": None, "eer": None, "ap": None, "accuracy": None, "n": n, "reason": reason}
-
-
-def equal_error_rate(false_positive_rate: np.ndarray, true_positive_rate: np.ndarray) -> float:
-    """Find where a ROC curve, its points joined by straight lines, has as many false alarms as misses.
-
-    Args:
-        false_positive_rate: (k,), rising from 0 to 1.
-        true_positive_rate: (k,), rising from 0 to 1.
-
-    Returns:
-        The false positive rate, equal to the miss rate, at the crossing with FPR = 1 - TPR; in [0, 1].
-    """
-    excess = false_positive_rate + true_positive_rate - 1  # rises from -1 to 1, strictly: each point moves one of them
-    after = int(np.argmax(excess >= 0))
-    share = -excess[after - 1] / (excess[after] - excess[after - 1])
-    start, end = false_positive_rate[after - 1], false_positive_rate[after]
-    return float(start + share * (end - start))
+    return {**dict.fromkeys(METRICS), "n": n, "reason": reason}
 
 
 def localisation_metrics(evidence: np.ndarray, forged: np.ndarray) -> dict[str, Any]:
@@ -162,14 +407,22 @@ def localisation_metrics(evidence: np.ndarray, forged: np.ndarray) -> dict[str, 
         `auc`, the chance that a forged cell has more evidence than an untouched one, a tie counting one half. None,
         with a `reason`, where there is no cell, only one kind of cell, or evidence that is not finite.
     """
-    metrics = binary_metrics(forged, evidence, "cells of fakes with a known mask", ("untouched", "forged"))
-    return {name: metrics[name] for name in ("auc", "reason") if name in metrics}
+    reason = _problem(forged, evidence, "cells of fakes with a known mask", ("untouched", "forged"))
+    if reason:
+        return {"auc": None, "reason": reason}
+    false_positive_rate, true_positive_rate, _ = roc_curve(forged, evidence)
+    return {"auc": float(auc(false_positive_rate, true_positive_rate))}
 
 
 __all__ = [
+    "METRICS",
+    "THRESHOLD",
     "binary_metrics",
+    "compare_models",
+    "deepfakebench_metrics",
     "equal_error_rate",
     "frame_and_video_metrics",
+    "group_names",
     "localisation_metrics",
     "video_scores",
 ]

@@ -1,0 +1,220 @@
+"""How sure a metric is: 95 % intervals by drawing whole families, a real with all its fakes, again and again.
+
+Frames of one video, and a real and the fakes made from it, are no independent observations: to draw rows would give
+intervals that are far too narrow.
+
+An interval is symmetric on the logit scale (that of the logarithm, for the log loss): the standard deviation of the
+draws there, times the quantile of Student's t for the number of families. It stays in the range of the metric, and
+covers better than the percentiles of the draws, above all where families are few or the metric is near its end.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri, stdtrit
+
+from .ranking import Ranking
+
+CONFIDENCE = 0.95
+FEW_FAMILIES = 20
+DRAWS = 1000
+FARTHEST = 10  # a draw counts as no more than that many times the estimate, or its distance to 1 that many times less
+USABLE = 0.95  # the share of draws that must define a metric
+
+
+def family_codes(rows: pd.DataFrame) -> tuple[np.ndarray, int]:
+    """Number the families of a table of predictions.
+
+    Args:
+        rows: predictions of one data set; a row without a `source_id` belongs to the family that its `video_id` names.
+
+    Returns:
+        Integers (n,), and how many families there are.
+
+    Raises:
+        ValueError: if a row has neither.
+    """
+    names = rows["video_id"]
+    if "source_id" in rows:
+        names = rows["source_id"].where(rows["source_id"].notna(), names)
+    codes, families = pd.factorize(names, sort=True)  # sorted: the order of rows must not decide the draws
+    missing = int((codes < 0).sum())
+    if missing:
+        raise ValueError(f"{missing} of {len(rows)} frames have neither source_id nor video_id")
+    return codes, len(families)
+
+
+def interval(
+    name: str, estimate: float, draws: np.ndarray, families: int
+) -> tuple[list[float], None] | tuple[None, str]:
+    """Compute the 95 % interval of a metric.
+
+    Args:
+        name: its name, which decides the scale.
+        estimate: its value on the data; it must be one that the metric can take.
+        draws: floats (b,), its values over the draws, NaN where a draw does not define it.
+        families: how many families it rests on.
+
+    Returns:
+        Lower and upper end, and None; or None, and the reason why there is no interval.
+    """
+    _, reason = _spread(draws, families)
+    if reason:
+        return None, reason
+    on_log_scale = name == "log_loss"
+    if estimate <= 0 or (estimate >= 1 and not on_log_scale):
+        return None, f"it is {estimate:g}, the end of its range: the draws do not tell how far it may be off"
+    # A draw may lie at the very end, where the scale is infinite.
+    top = estimate * FARTHEST if on_log_scale else 1 - (1 - estimate) / FARTHEST
+    draws = np.clip(draws, estimate / FARTHEST, top)
+    spread, _ = _spread(np.log(draws if on_log_scale else draws / (1 - draws)), families)
+    reach = np.exp(_quantile(families) * spread)
+    if on_log_scale:
+        return [float(estimate / reach), float(estimate * reach)], None
+    odds = estimate / (1 - estimate)
+    return [float(1 / (1 + reach / odds)), float(1 - 1 / (1 + odds * reach))], None
+
+
+def _quantile(families: int) -> float:
+    """Return how many standard deviations a 95 % interval reaches to each side."""
+    return float(stdtrit(families - 1, (1 + CONFIDENCE) / 2))
+
+
+def _spread(draws: np.ndarray, families: int) -> tuple[float, str | None]:
+    if families < 2:
+        return 0.0, "it rests on a single family: it takes two to see how they differ"
+    defined = draws[np.isfinite(draws)]
+    if len(defined) < max(2, USABLE * len(draws)):
+        return 0.0, f"only {len(defined)} of {len(draws)} draws of families define it"
+    spread = float(np.std(defined, ddof=1))
+    if spread <= 1e-12:  # sums of equal terms in another order differ by that
+        return 0.0, "it is the same in every draw: the families do not tell how far it may be off"
+    return spread, None
+
+
+def intervals(
+    ranking: Ranking, estimates: Mapping[str, float | None], draws: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Compute the 95 % intervals of the metrics of one set of scores.
+
+    Args:
+        ranking: the scores, with their families.
+        estimates: its metrics; those that are None, or not of it, get no interval.
+        draws: `ranking.draws(...)`.
+
+    Returns:
+        `families`, how many have scores of the class that fewer families have; `intervals`, `{metric: [low, high]}`,
+        None where there is none; `interval_reasons`, why, if there is such; and `warning`, if there are few families.
+    """
+    holders = dict(zip(("reals", "fakes"), ranking.holders(), strict=True))
+    present = {kind: count for kind, count in holders.items() if count}
+    rarer = min(present, key=present.__getitem__)
+    families = present[rarer]
+    found: dict[str, Any] = {"families": families, "intervals": {}}
+    reasons = {}
+    for name in ranking.names:
+        if estimates.get(name) is not None:
+            found["intervals"][name], why = interval(name, estimates[name], draws[name], families)
+            if why:
+                reasons[name] = why
+    if reasons:
+        found["interval_reasons"] = reasons
+    if families < FEW_FAMILIES:
+        found["warning"] = f"only {families} families have {rarer}: under {FEW_FAMILIES}, intervals are rough guesses."
+    return found
+
+
+def paired_differences(
+    labels: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    families: np.ndarray,
+    family_count: int,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Compare two models on the same scores: both see the same families in every draw.
+
+    Args:
+        labels: integers (n,), 0 real, 1 fake.
+        first: floats (n,), finite, `p_fake` of one model.
+        second: floats (n,), that of the other.
+        families: integers (n,) in [0, `family_count`).
+        family_count: how many families there are.
+        draws: how often families are drawn.
+        seed: for the draws.
+
+    Returns:
+        For each metric of `Ranking`: `difference`, first minus second; and `interval`, `[low, high]` at 95 %,
+        symmetric, or None, with `reason`. Two models with the same value in every draw differ by [0, 0].
+    """
+    one, other = (Ranking(labels, scores, families, family_count) for scores in (first, second))
+    support = min(count for count in one.holders() if count)
+    values, other_values = one.metrics(), other.metrics()
+    drawn, other_drawn = one.draws(draws, seed), other.draws(draws, seed)
+    found: dict[str, dict[str, Any]] = {}
+    for name in one.names:
+        difference = float(values[name][0] - other_values[name][0])
+        if not np.isfinite(difference):
+            found[name] = {"difference": None, "interval": None, "reason": "one of the models does not define it"}
+            continue
+        paired = drawn[name] - other_drawn[name]
+        if difference == 0 and np.array_equal(first, second):
+            found[name] = {"difference": 0.0, "interval": [0.0, 0.0]}
+            continue
+        spread, why = _spread(paired, support)
+        found[name] = {"difference": difference, "interval": None}
+        if why:
+            found[name]["reason"] = why
+        else:
+            reach = _quantile(support) * spread
+            found[name]["interval"] = [difference - reach, difference + reach]
+    return found
+
+
+def largest_gap(
+    estimates: Mapping[str, float], draws: Mapping[str, np.ndarray] | None = None, families: int = 0
+) -> dict[str, Any]:
+    """Find how far the best and the worst group are apart.
+
+    The largest of several gaps is large by chance alone. The interval allows for that: it is as wide as the gap
+    between any two groups must be to stand out, by the spread of the largest gap over the draws around what was
+    measured, as in Tukey's test; wider where families are few, as Student's t is than the normal distribution.
+
+    Args:
+        estimates: `{group: value}`, at least two.
+        draws: `{group: (b,)}`, the values of the same draws; None for no interval.
+        families: how many the group with the fewest rests on.
+
+    Returns:
+        `value`, `highest` and `lowest` (groups), and with `draws` `interval`, at 95 %, in [0, inf); a lower end of 0
+        says that the groups may all be alike. None, with a `reason`, where the draws do not tell.
+    """
+    highest, lowest = (choose(estimates, key=estimates.__getitem__) for choose in (max, min))
+    found: dict[str, Any] = {
+        "value": estimates[highest] - estimates[lowest],
+        "highest": highest,
+        "lowest": lowest,
+    }
+    if draws is None:
+        return found
+    errors = np.stack([draws[group] - value for group, value in estimates.items()])
+    errors = errors[:, np.isfinite(errors).all(axis=0)]
+    count = len(next(iter(draws.values())))
+    found["interval"] = None
+    if families < 2:
+        found["reason"] = "a group rests on a single family: it takes two to see how they differ"
+    elif errors.shape[1] < max(2, USABLE * count):
+        found["reason"] = f"only {errors.shape[1]} of {count} draws of families define it for every group"
+    elif np.ptp(errors) <= 1e-12:
+        found["reason"] = "it is the same in every draw: the families do not tell how far it may be off"
+    else:
+        wider = _quantile(families) / float(ndtri((1 + CONFIDENCE) / 2))
+        reach = wider * float(np.quantile(np.ptp(errors, axis=0), CONFIDENCE))
+        found["interval"] = [max(0.0, found["value"] - reach), found["value"] + reach]
+    return found
+
+
+__all__ = ["DRAWS", "family_codes", "interval", "intervals", "largest_gap", "paired_differences"]
