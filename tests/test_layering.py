@@ -15,7 +15,7 @@ PACKAGES_OF_A_CHECKPOINT = {"torch", "torchvision", "timm", "transformers", "hug
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-    for folder in (".", *WINGS, "data_scripts/layouts")
+    for folder in (".", *WINGS, "data_scripts/layouts", "evaluation/dcl_metrics")
     for path in sorted((ROOT / folder).glob("*.py"))
 }
 SHIPPED = sorted(name for name in FILES if "." not in name and name not in DOORS | {DATA})
