@@ -4,6 +4,7 @@ python evaluate_dcl.py --model runs/demo --dataset demo --data_root data --outpu
 """
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -40,7 +41,21 @@ def make_parser() -> argparse.ArgumentParser:
         help="processes that decode images (default: none on a CPU, else one a core, at most 8)",
     )
     parser.add_argument("--device", help="such as cpu, cuda, cuda:1 or mps (default: the fastest there is)")
-    parser.add_argument("--seed", type=int, default=0, help="for whatever a model draws at random (default: 0)")
+    parser.add_argument(
+        "--group_by",
+        metavar="COLUMN",
+        help="column of the data sets, such as a group of people, whose values are compared",
+    )
+    parser.add_argument(
+        "--bootstrap",
+        type=_at_least(0),
+        default=1000,
+        metavar="DRAWS",
+        help="draws of families, a real with all its fakes, for the 95 %% intervals (default: 1000; 0: none)",
+    )
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, help="for the draws, and whatever a model draws at random (default: 0)"
+    )
     parser.add_argument(
         "--skip_corrupt", action="store_true", help="leave out images that cannot be decoded, and count them"
     )
@@ -75,13 +90,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     # Imported step by step: --help needs nothing, and a wrong name is reported before torch is imported.
     from dcl.dataset_dcl import split_names
-    from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
+    from dcl.evaluation.inputs import check_groups, find_checkpoint, load_evaluation_sets
 
     checkpoints = [find_checkpoint(name) for name in dict.fromkeys(arguments.model)]
     folders = name_folders([checkpoint.name for checkpoint in checkpoints], arguments.output_dir)
     sets = load_evaluation_sets(
         split_names(arguments.dataset), arguments.split, arguments.data_root, arguments.allow_mixed_crops
     )
+    if arguments.group_by is not None:
+        check_groups(sets, arguments.group_by)
 
     import transformers
 
@@ -113,13 +130,48 @@ def main(argv: Sequence[str] | None = None) -> None:
             batch_size=batch_size,
             num_workers=num_workers,
             skip_corrupt=arguments.skip_corrupt,
+            group_by=arguments.group_by,
+            bootstrap=arguments.bootstrap,
+            seed=arguments.seed,
         )
         print(f"\n{checkpoint.name}")
         print(summarize(metrics, model.config.seen_methods).to_string(index=False, na_rep="-", float_format="%.3f"))
         for dataset, levels in metrics.items():
             if why := levels["frame"].get("reason"):
                 print(f"{dataset} gives no AUC: {why}")
+            for level in ("frame", "video"):
+                if warning := levels[level].get("warning"):
+                    print(f"caution, {dataset}, {level} level: {warning}")
+        if folder != folders[0] and arguments.bootstrap:
+            write_differences(folders[0], folder, checkpoints[0].name, arguments.bootstrap, arguments.seed)
         print(f"metrics, predictions and the record of the run are in {folder}")
+
+
+def write_differences(first: Path, other: Path, first_name: str, bootstrap: int, seed: int) -> None:
+    """Write `differences.json`: by how much a model differs from the first one on the same rows; print the AUC's.
+
+    Args:
+        first: the results of the first model.
+        other: those of the other; there the file goes.
+        first_name: what the first model is called.
+        bootstrap: how often families are drawn for the intervals.
+        seed: for the draws.
+    """
+    import pandas as pd
+
+    from dcl.evaluation.metrics import compare_models
+
+    tables = [pd.read_parquet(folder / "predictions.parquet") for folder in (other, first)]
+    differences = compare_models(*tables, bootstrap, seed)
+    text = json.dumps({"minus": first_name, "differences": differences}, indent=2, allow_nan=False)
+    (other / "differences.json").write_text(text + "\n", encoding="utf-8")
+    for dataset, levels in differences.items():
+        for level, found in levels.items():
+            if interval := found.get("auc", {}).get("interval"):
+                print(
+                    f"{level} AUC on {dataset}, minus that of {first_name}: {found['auc']['difference']:+.3f} "
+                    f"({interval[0]:+.3f} to {interval[1]:+.3f})"
+                )
 
 
 def find_device(name: str | None) -> "torch.device":
@@ -171,7 +223,7 @@ def summarize(metrics: dict[str, dict[str, Any]], seen_methods: Sequence[str] | 
 
     Returns:
         One row a data set and one for each of its methods: whether the model was trained on the method, and AUC and
-        EER at frame and AUC at video level.
+        EER at frame and AUC at video level, each AUC with its 95 % interval if there are any.
     """
     import pandas as pd
 
@@ -187,12 +239,20 @@ def summarize(metrics: dict[str, dict[str, Any]], seen_methods: Sequence[str] | 
                     "method": method,
                     "trained on": seen,
                     "frame AUC": scores["frame"]["auc"],
+                    "frame 95 %": _text(scores["frame"]),
                     "frame EER": scores["frame"]["eer"],
                     "video AUC": scores["video"]["auc"],
+                    "video 95 %": _text(scores["video"]),
                 }
             )
     numbers = ["frame AUC", "frame EER", "video AUC"]
-    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
+    table = pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
+    return table.drop(columns=[name for name in ("frame 95 %", "video 95 %") if table[name].isna().all()])
+
+
+def _text(scores: dict[str, Any]) -> str | None:
+    ends = scores.get("intervals", {}).get("auc")
+    return None if ends is None else "{:.3f}-{:.3f}".format(*ends)
 
 
 if __name__ == "__main__":

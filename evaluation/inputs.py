@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Value
 
 from ..dataset_dcl import check_labels, find_crop, fingerprint, load_prepared, metadata
 from ..errors_dcl import InputError, reason
 from ..hub_dcl import hub_is_reachable
+from .metrics import group_names
 
 MODEL_TYPE = "dcl"  # that of DCLConfig, whose module takes seconds to import
 
@@ -158,10 +159,26 @@ def load_evaluation_sets(
     return sets
 
 
+def check_groups(sets: Sequence[EvaluationSet], column: str) -> None:
+    """Check that every data set can be divided by a column, before anything is scored.
+
+    Raises:
+        InputError: if one has no such column, or it is no plain one, or has more values than there can be groups.
+    """
+    for data in sets:
+        features = data.dataset.features
+        plain = [name for name, feature in features.items() if isinstance(feature, Value | ClassLabel)]
+        if column not in plain:
+            raise InputError(
+                f"{data.where} cannot be grouped by {column!r}: pass --group_by with one of {', '.join(plain)}."
+            )
+        group_names(metadata(data.dataset.select_columns([column])).to_pandas()[column], column, data.where)
+
+
 def _short_name(source: str, data_root: str | Path | None) -> str:
     if data_root is not None and (Path(data_root) / source).is_dir():
         return source
     return Path(source).resolve().name if Path(source).is_dir() else source
 
 
-__all__ = ["Checkpoint", "EvaluationSet", "find_checkpoint", "load_evaluation_sets"]
+__all__ = ["Checkpoint", "EvaluationSet", "check_groups", "find_checkpoint", "load_evaluation_sets"]

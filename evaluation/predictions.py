@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from datasets import ClassLabel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
@@ -23,6 +24,7 @@ from ..dataset_dcl import CROP_FIELDS, FAKE, REAL, CorruptImageError, decode_ima
 from ..errors_dcl import InputError, reason
 from ..image_processing_dcl import DCLImageProcessor
 from ..modeling_dcl import DCLForImageClassification
+from .bootstrap import DRAWS
 from .inputs import Checkpoint, EvaluationSet
 from .metrics import frame_and_video_metrics
 
@@ -104,7 +106,7 @@ class PredictedBatch:
     """What one batch of rows gives."""
 
     rows: pa.Table
-    """`PREDICTIONS_SCHEMA`."""
+    """`PREDICTIONS_SCHEMA`, and the column that was asked for."""
     evidence: np.ndarray
     """float32 (c,), every cell of the fakes whose mask is known."""
     forged: np.ndarray
@@ -156,6 +158,7 @@ def predict(
     batch_size: int = 32,
     num_workers: int = 0,
     skip_corrupt: bool = False,
+    group_by: str | None = None,
 ) -> Iterator[PredictedBatch]:
     """Score every row of a data set, in its order.
 
@@ -166,6 +169,7 @@ def predict(
         batch_size: images at a time; nothing is held longer than that.
         num_workers: processes that decode and resize.
         skip_corrupt: leave out rows that cannot be decoded.
+        group_by: a further column of the data set to carry along, as text.
 
     Yields:
         One result a batch.
@@ -173,6 +177,7 @@ def predict(
     Raises:
         CorruptImageError: at the first such row, unless `skip_corrupt`.
     """
+    schema = predictions_schema(group_by)
     loader = DataLoader(_DecodedRows(data), batch_size, num_workers=num_workers, collate_fn=_Collate(processor))
     for rows, pixel_values, corrupt in loader:
         if corrupt and not skip_corrupt:
@@ -190,12 +195,27 @@ def predict(
         columns = {name: [row[name] for row in rows] for name in ("method", "video_id", "source_id", "frame", "label")}
         columns |= {"dataset": [data.name] * len(rows), "split": [data.split] * len(rows)}
         columns |= {"logit": margins.numpy(), "p_fake": margins.sigmoid().numpy()}
+        if group_by not in (None, *columns):
+            feature = data.dataset.features[group_by]
+            names = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else None
+            values = [row[group_by] for row in rows]
+            # A class that is not known is -1.
+            columns[group_by] = [
+                None if value is None else str(value) if names is None else names.get(value) for value in values
+            ]
         yield PredictedBatch(
-            pa.table({name: columns[name] for name in PREDICTIONS_SCHEMA.names}, schema=PREDICTIONS_SCHEMA),
+            pa.table({name: columns[name] for name in schema.names}, schema=schema),
             np.concatenate(evidence),
             np.concatenate(forged),
             [row["index"] for row in corrupt],
         )
+
+
+def predictions_schema(group_by: str | None = None) -> pa.Schema:
+    """Return the columns of `predictions.parquet`, with that by which metrics are grouped."""
+    if group_by in (None, *PREDICTIONS_SCHEMA.names):
+        return PREDICTIONS_SCHEMA
+    return PREDICTIONS_SCHEMA.append(pa.field(group_by, pa.string()))
 
 
 def mask_to_cells(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -224,6 +244,9 @@ def evaluate_checkpoint(
     batch_size: int = 32,
     num_workers: int = 0,
     skip_corrupt: bool = False,
+    group_by: str | None = None,
+    bootstrap: int = DRAWS,
+    seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Score data sets with a checkpoint and write `predictions.parquet`, `metrics.json` and `run.json`.
 
@@ -240,6 +263,9 @@ def evaluate_checkpoint(
         batch_size: images at a time.
         num_workers: processes that decode and resize.
         skip_corrupt: leave out rows that cannot be decoded, and count them.
+        group_by: a column of the data sets to compute metrics by; the predictions carry it.
+        bootstrap: how often families are drawn for the intervals; 0 for none.
+        seed: for the draws.
 
     Returns:
         The content of `metrics.json`, see `frame_and_video_metrics`.
@@ -250,7 +276,7 @@ def evaluate_checkpoint(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         partial = {name: folder / f".{name}.partial" for name in RESULT_FILES}
-        writer = pq.ParquetWriter(partial["predictions.parquet"], PREDICTIONS_SCHEMA)
+        writer = pq.ParquetWriter(partial["predictions.parquet"], predictions_schema(group_by))
     except OSError as error:
         raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
     seen_methods, crop = model.config.seen_methods, processor.crop
@@ -259,7 +285,7 @@ def evaluate_checkpoint(
         with writer:
             for data in sets:
                 _warn_of_crop(data, crop, checkpoint)
-                batches = predict(model, processor, data, batch_size, num_workers, skip_corrupt)
+                batches = predict(model, processor, data, batch_size, num_workers, skip_corrupt, group_by)
                 corrupt, cells[data.name] = _write(batches, writer, data)
                 if corrupt:
                     logger.warning(
@@ -276,7 +302,7 @@ def evaluate_checkpoint(
                     "crop_matches": not data.crop_is_mixed and crop_matches(data.crop, crop),
                 }
         predictions = pq.read_table(partial["predictions.parquet"]).to_pandas()
-        metrics = frame_and_video_metrics(predictions, cells)
+        metrics = frame_and_video_metrics(predictions, cells, group_by=group_by, bootstrap=bootstrap, seed=seed)
         for name, rows in predictions.groupby("dataset"):
             frames = rows.groupby("video_id").size()
             methods = list(metrics[name]["by_method"])
@@ -372,5 +398,6 @@ __all__ = [
     "load_checkpoint",
     "mask_to_cells",
     "predict",
+    "predictions_schema",
     "versions",
 ]

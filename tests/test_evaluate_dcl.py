@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from sklearn.metrics import roc_auc_score
 
 from dcl import evaluate_dcl, hub_dcl
@@ -172,6 +172,60 @@ def test_the_script_runs_from_the_checkout_and_helps_quickly():
     assert "--skip_corrupt" in done.stdout
 
 
+# ----------------------------------------------------------------------------------------- intervals, groups, pairs
+
+
+def test_the_table_shows_the_intervals_and_says_that_families_are_few(tmp_path, capsys):
+    arguments = ["--model", "a/final", "--dataset", "data/noise", "--device", "cpu"]
+    main([*arguments, "--output_dir", str(tmp_path / "with"), "--bootstrap", "60", "--seed", "3"])
+    printed = capsys.readouterr().out
+    metrics = json.loads((tmp_path / "with/metrics.json").read_text())["noise"]
+    low, high = metrics["frame"]["intervals"]["auc"]
+    assert low < metrics["frame"]["auc"] < high
+    assert f"{low:.3f}-{high:.3f}" in printed
+    assert "noise, frame level: only 4 families have reals" in printed
+    predictions = pd.read_parquet(tmp_path / "with/predictions.parquet")
+    again = frame_and_video_metrics(predictions, bootstrap=60, seed=3)["noise"]
+    assert again["frame"] == metrics["frame"]
+
+    main([*arguments, "--output_dir", str(tmp_path / "without"), "--bootstrap", "0"])
+    assert "95 %" not in capsys.readouterr().out
+    assert "intervals" not in json.loads((tmp_path / "without/metrics.json").read_text())["noise"]["frame"]
+
+
+def test_any_column_of_the_data_set_can_be_grouped_by(tmp_path):
+    features = FEATURES.copy()
+    features["people"] = ClassLabel(names=["young", "old"])
+    rows = [{**row, "people": int(row["video_id"][-1]) % 2} for row in make_rows()]
+    rows[0]["people"] = None
+    write_set(tmp_path / "set", rows, features)
+    arguments = ["--model", "a/final", "--dataset", str(tmp_path / "set"), "--device", "cpu", "--bootstrap", "20"]
+    for column, groups in (("people", ["old", "unknown", "young"]), ("source_id", 4), ("compression", ["unknown"])):
+        main([*arguments, "--output_dir", str(tmp_path / column), "--group_by", column])
+        found = json.loads((tmp_path / column / "metrics.json").read_text())["set"]["by_group"]
+        assert found["column"] == column
+        assert list(found["groups"]) == groups or len(found["groups"]) == groups
+    predictions = pd.read_parquet(tmp_path / "people/predictions.parquet")
+    assert predictions.columns[-1] == "people"
+    assert predictions["people"].isna().tolist() == [True] + [False] * 35
+    assert predictions["people"][1:].tolist() == [("young", "old")[row["people"]] for row in rows[1:]]
+    gap = json.loads((tmp_path / "people/metrics.json").read_text())["set"]["by_group"]["gap"]["video"]["auc"]
+    assert {gap["highest"], gap["lowest"]} == {"young", "old"}  # the frame of nobody has one class
+
+
+def test_several_models_are_compared_with_the_first(tmp_path, capsys):
+    arguments = ["--model", "a/final", "b/final", "--dataset", "data/noise", "--device", "cpu", "--bootstrap", "50"]
+    main([*arguments, "--output_dir", str(tmp_path)])
+    assert not (tmp_path / "a_final/differences.json").exists()
+    found = json.loads((tmp_path / "b_final/differences.json").read_text())
+    assert found["minus"] == "a/final"
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("b_final", "a_final"))
+    for level in ("frame", "video"):
+        difference = found["differences"]["noise"][level]["auc"]["difference"]
+        assert difference == pytest.approx(one["noise"][level]["auc"] - two["noise"][level]["auc"], abs=1e-12)
+    assert "frame AUC on noise, minus that of a/final: " in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -313,3 +367,20 @@ def test_one_model_twice_under_two_names(capsys, tmp_path):
         capsys, "--model", "a/final", "./a/final", "--dataset", "data/noise", "--output_dir", tmp_path / "out"
     )
     assert "the same folder" in said
+
+
+@pytest.mark.parametrize("column", ["tone", "image", "crop", "landmarks"])
+def test_a_column_that_cannot_group(capsys, tmp_path, column):
+    said = refused_dataset(capsys, tmp_path, "data/noise", "--group_by", column)
+    assert f"data/noise (test) cannot be grouped by {column!r}: pass --group_by with one of label, method" in said
+
+
+def test_a_column_of_too_many_values(capsys, tmp_path):
+    rows = [{**row, "frame": frame} for frame, row in enumerate(make_rows() * 3)]
+    write_set(tmp_path / "set", rows)
+    said = refused_dataset(capsys, tmp_path, tmp_path / "set", "--group_by", "frame")
+    assert "has 108 values: group by one with at most 100" in said
+
+
+def test_fewer_draws_than_none(capsys, tmp_path):
+    assert "must be at least 0, got -1" in refused_dataset(capsys, tmp_path, "data/noise", "--bootstrap", "-1")
