@@ -63,6 +63,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--allow_mixed_crops", action="store_true", help="accept a data set whose faces were cut in several ways"
     )
     parser.add_argument(
+        "--perturbations",
+        nargs="+",
+        default=[],
+        help="how robust the model is, besides: deeperforensics, jpeg, resize, all, or single types such as "
+        "gaussian_blur; each runs the data sets through five times, once a level",
+    )
+    parser.add_argument(
         "--trust_remote_code",
         action="store_true",
         help="run the model code saved with the checkpoint instead of this package's",
@@ -91,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Imported step by step: --help needs nothing, and a wrong name is reported before torch is imported.
     from dcl.dataset_dcl import split_names
     from dcl.evaluation.inputs import check_groups, find_checkpoint, load_evaluation_sets
+    from dcl.evaluation.perturbations import find_types
 
+    types = find_types(arguments.perturbations)
     checkpoints = [find_checkpoint(name) for name in dict.fromkeys(arguments.model)]
     folders = name_folders([checkpoint.name for checkpoint in checkpoints], arguments.output_dir)
     sets = load_evaluation_sets(
@@ -117,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "seed": arguments.seed,
         "command": shlex.join(["dcl-evaluate", *(sys.argv[1:] if argv is None else argv)]),
     }
+    options = {"batch_size": batch_size, "num_workers": num_workers, "skip_corrupt": arguments.skip_corrupt}
     for checkpoint, folder in zip(checkpoints, folders, strict=True):
         transformers.set_seed(arguments.seed)
         model, processor = load_checkpoint(checkpoint, device, arguments.trust_remote_code)
@@ -127,12 +137,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             sets,
             folder,
             run,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            skip_corrupt=arguments.skip_corrupt,
             group_by=arguments.group_by,
             bootstrap=arguments.bootstrap,
             seed=arguments.seed,
+            **options,
         )
         print(f"\n{checkpoint.name}")
         print(summarize(metrics, model.config.seen_methods).to_string(index=False, na_rep="-", float_format="%.3f"))
@@ -145,6 +153,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if folder != folders[0] and arguments.bootstrap:
             write_differences(folders[0], folder, checkpoints[0].name, arguments.bootstrap, arguments.seed)
         print(f"metrics, predictions and the record of the run are in {folder}")
+        if types:
+            from dcl.evaluation.robustness import evaluate_robustness, robustness_tables
+
+            robustness = evaluate_robustness(
+                checkpoint, model, processor, sets, metrics, folder, types, arguments.seed, **options
+            )
+            print(f"\n{robustness_tables(robustness)}\nthese tables are in {folder}, too: robustness.json, .csv, .md")
 
 
 def write_differences(first: Path, other: Path, first_name: str, bootstrap: int, seed: int) -> None:

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,10 +116,11 @@ class PredictedBatch:
 
 
 class _DecodedRows(torch.utils.data.Dataset):
-    """Rows with image and mask decoded; of a corrupt row, the error."""
+    """Rows with image and mask decoded, and the image changed if wished; of a corrupt row, the error."""
 
-    def __init__(self, data: EvaluationSet):
+    def __init__(self, data: EvaluationSet, change: Callable[[np.ndarray, str, int], np.ndarray] | None):
         self.data = data
+        self.change = change
 
     def __len__(self) -> int:
         return len(self.data.dataset)
@@ -132,6 +133,8 @@ class _DecodedRows(torch.utils.data.Dataset):
             row["mask"] = decode_mask(row.get("mask"), where) if row["label"] == FAKE else None
         except CorruptImageError as error:  # as a value: a worker would bury it in its traceback
             return {"index": index, "error": error}
+        if self.change is not None:
+            row["image"] = self.change(row["image"], row["video_id"], row["frame"])
         return row
 
 
@@ -159,6 +162,7 @@ def predict(
     num_workers: int = 0,
     skip_corrupt: bool = False,
     group_by: str | None = None,
+    change: Callable[[np.ndarray, str, int], np.ndarray] | None = None,
 ) -> Iterator[PredictedBatch]:
     """Score every row of a data set, in its order.
 
@@ -170,6 +174,8 @@ def predict(
         num_workers: processes that decode and resize.
         skip_corrupt: leave out rows that cannot be decoded.
         group_by: a further column of the data set to carry along, as text.
+        change: what happens to an image before the processor sees it, given the image (uint8 RGB), `video_id` and
+            `frame` of its row, such as a `Perturbation`. It runs in the processes that decode.
 
     Yields:
         One result a batch.
@@ -178,7 +184,8 @@ def predict(
         CorruptImageError: at the first such row, unless `skip_corrupt`.
     """
     schema = predictions_schema(group_by)
-    loader = DataLoader(_DecodedRows(data), batch_size, num_workers=num_workers, collate_fn=_Collate(processor))
+    decoded = _DecodedRows(data, change)
+    loader = DataLoader(decoded, batch_size, num_workers=num_workers, collate_fn=_Collate(processor))
     for rows, pixel_values, corrupt in loader:
         if corrupt and not skip_corrupt:
             raise corrupt[0]["error"]

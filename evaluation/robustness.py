@@ -1,0 +1,176 @@
+"""How well a checkpoint holds when pictures are perturbed: AUC by type and level, beside that of clean pictures."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pandas as pd
+import PIL
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ..errors_dcl import InputError
+from .inputs import Checkpoint, EvaluationSet
+from .metrics import frame_and_video_metrics
+from .perturbations import LEVELS, TYPES, Perturbation
+from .predictions import predict, versions
+from .report import draw_robustness
+
+logger = logging.getLogger(__name__)
+
+UNITS = ("frame", "video")
+
+
+def evaluate_robustness(
+    checkpoint: Checkpoint,
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    sets: Sequence[EvaluationSet],
+    clean: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    types: Sequence[str],
+    seed: int = 0,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    skip_corrupt: bool = False,
+) -> dict[str, Any]:
+    """Score data sets again for each type and level of perturbation, and write what comes of it.
+
+    `robustness.json` has what is returned; `robustness.csv` a row a cell, `robustness.md` the tables and
+    `robustness.png` the heat map of it. As long as a run is not complete, the files stay as they were.
+
+    Args:
+        checkpoint: where the model came from, for the record.
+        model: what `load_checkpoint` loaded.
+        processor: its image processor.
+        sets: what `load_evaluation_sets` loaded.
+        clean: what `evaluate_checkpoint` returned for them.
+        folder: where the files go, which is there.
+        types: what `find_types` found.
+        seed: of the perturbations.
+        batch_size: images at a time.
+        num_workers: processes that decode, perturb and resize.
+        skip_corrupt: leave out rows that cannot be decoded.
+
+    Returns:
+        `{"model", "revision", "seed", "versions", "types", "datasets"}`; `types` tells of each type what its levels
+        mean, and `datasets` is `{name: {"fingerprint", "clean": {"frame": {"auc", "n"}, "video": {...}}, "types":
+        {type: {"levels": [{"level", "value", "frame": {...}, "video": {...}}, ...], "mean": {"frame", "video"}}}}}`.
+        An AUC that is not defined is None and a `reason` stands beside it; then the mean of its type is None too.
+
+    Raises:
+        InputError: if a row cannot be decoded, or a file not be written.
+    """
+    datasets = {}
+    for data in sets:
+        results: dict[str, Any] = {}
+        with tqdm(
+            total=len(types) * len(LEVELS) * len(data.dataset), desc=f"{data.name}, perturbed", unit=" frames"
+        ) as progress:
+            for name in types:
+                levels = []
+                for level in LEVELS:
+                    change = Perturbation(name, level, seed)
+                    tables = []
+                    for batch in predict(model, processor, data, batch_size, num_workers, skip_corrupt, change):
+                        tables.append(batch.rows.to_pandas())
+                        progress.update(len(batch.rows) + len(batch.corrupt))
+                    scores = frame_and_video_metrics(pd.concat(tables))[data.name]
+                    levels.append({"level": level, "value": change.value} | _areas(scores))
+                results[name] = {"levels": levels, "mean": {unit: _mean(levels, unit) for unit in UNITS}}
+        datasets[data.name] = {"fingerprint": data.fingerprint, "clean": _areas(clean[data.name]), "types": results}
+    robustness = {
+        "model": checkpoint.name,
+        "revision": checkpoint.revision,
+        "seed": seed,
+        # Of what encodes and draws, too: another release may do it a little differently.
+        "versions": versions() | {library.__name__: library.__version__ for library in (av, cv2, PIL, np)},
+        "types": {name: {"parameter": TYPES[name].parameter, "values": TYPES[name].values} for name in types},
+        "datasets": datasets,
+    }
+    _write(robustness, folder)
+    return robustness
+
+
+def _areas(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        unit: {name: scores[unit][name] for name in ("auc", "n", "reason") if name in scores[unit]} for unit in UNITS
+    }
+
+
+def _mean(levels: Sequence[Mapping[str, Any]], unit: str) -> float | None:
+    areas = [level[unit]["auc"] for level in levels]
+    return None if None in areas else sum(areas) / len(areas)
+
+
+def robustness_rows(robustness: Mapping[str, Any]) -> pd.DataFrame:
+    """Return what `evaluate_robustness` returned as a table: a row a cell, clean pictures as level 0."""
+    rows = []
+    for dataset, results in robustness["datasets"].items():
+        rows.append(_row(dataset, "clean", "", {"level": 0, "value": None} | results["clean"]))
+        for name, result in results["types"].items():
+            parameter = robustness["types"][name]["parameter"]
+            rows += [_row(dataset, name, parameter, level) for level in result["levels"]]
+    return pd.DataFrame(rows)
+
+
+def _row(dataset: str, name: str, parameter: str, level: Mapping[str, Any]) -> dict[str, Any]:
+    row = {"dataset": dataset, "type": name, "parameter": parameter, "level": level["level"], "value": level["value"]}
+    return row | {f"{unit}_{number}": level[unit][number] for unit in UNITS for number in ("auc", "n")}
+
+
+def robustness_tables(robustness: Mapping[str, Any]) -> str:
+    """Return what `evaluate_robustness` returned as Markdown: of each data set, AUC of frames and of videos."""
+    tables = []
+    for dataset, results in robustness["datasets"].items():
+        for unit in UNITS:
+            clean = results["clean"][unit]
+            lines = [
+                f"{dataset}: {unit} AUC of {clean['n']} {unit}s by type and level of perturbation\n",
+                f"| type (level 1 to 5) | clean | {' | '.join(map(str, LEVELS))} | mean of 1 to 5 |",
+                "|---" * (len(LEVELS) + 3) + "|",
+            ]
+            for name, result in results["types"].items():
+                values = ", ".join(f"{level['value']:g}" for level in result["levels"])
+                areas = [clean["auc"], *(level[unit]["auc"] for level in result["levels"]), result["mean"][unit]]
+                shown = ["-" if area is None else f"{area:.3f}" for area in areas]
+                label = f"{name} ({robustness['types'][name]['parameter']} {values})"
+                lines.append(f"| {label} | {' | '.join(shown)} |")
+            if why := clean.get("reason"):
+                lines.append(f"\nThere is no AUC: {why}.")
+            tables.append("\n".join(lines) + "\n")
+    return "\n".join(tables)
+
+
+def _write(robustness: Mapping[str, Any], folder: Path) -> None:
+    contents = {
+        "robustness.json": json.dumps(robustness, indent=2, allow_nan=False) + "\n",
+        "robustness.csv": robustness_rows(robustness).to_csv(index=False),
+        "robustness.md": robustness_tables(robustness),
+    }
+    partial = {name: folder / f".{name}.partial" for name in (*contents, "robustness.png")}
+    try:
+        for name, content in contents.items():
+            partial[name].write_text(content, encoding="utf-8")
+        try:
+            draw_robustness(robustness, partial["robustness.png"])
+        except InputError as error:  # hours of scores must not be lost for a picture of them
+            logger.warning("there is no picture of the robustness: %s", error)
+            (folder / "robustness.png").unlink(missing_ok=True)  # one of another run
+        for name, path in partial.items():
+            if path.exists():
+                os.replace(path, folder / name)
+    except OSError as error:
+        raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+
+
+__all__ = ["evaluate_robustness", "robustness_rows", "robustness_tables"]
