@@ -37,7 +37,9 @@ def _change_saturation(image: np.ndarray, factor: float, rng: np.random.Generato
     The original casts to uint8 without clipping. As factors of at most 1 lead from a colour straight to its grey,
     nothing overflows: only the rounding differs.
     """
-    return cv2.transform(image, factor * np.eye(3) + (1 - factor) * LUMA)
+    # In floating point: OpenCV's whole-number transform is off by up to a quarter of a pixel value.
+    changed = cv2.transform(image.astype(np.float32), factor * np.eye(3) + (1 - factor) * LUMA)
+    return np.rint(changed).clip(0, 255).astype(np.uint8)
 
 
 def _change_contrast(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
