@@ -78,10 +78,10 @@ def evaluate_robustness(
                 for level in LEVELS:
                     change = Perturbation(name, level, seed)
                     tables = []
-                    for batch in predict(model, processor, data, batch_size, num_workers, skip_corrupt, change):
+                    for batch in predict(model, processor, data, batch_size, num_workers, skip_corrupt, change=change):
                         tables.append(batch.rows.to_pandas())
                         progress.update(len(batch.rows) + len(batch.corrupt))
-                    scores = frame_and_video_metrics(pd.concat(tables))[data.name]
+                    scores = frame_and_video_metrics(pd.concat(tables), bootstrap=0)[data.name]
                     levels.append({"level": level, "value": change.value} | _areas(scores))
                 results[name] = {"levels": levels, "mean": {unit: _mean(levels, unit) for unit in UNITS}}
         datasets[data.name] = {"fingerprint": data.fingerprint, "clean": _areas(clean[data.name]), "types": results}
