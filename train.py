@@ -218,7 +218,7 @@ def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple
             load_backbone_weights(model, arguments.backbone_weights)
         size = model.config.image_size
         return model, DCLImageProcessor(size={"height": size, "width": size})
-    folder = find_checkpoint(arguments.model).folder
+    folder = find_checkpoint(arguments.model, only_dcl=True).folder
     try:
         processor = DCLImageProcessor.from_pretrained(folder)
         model, loading = DCLForPreTraining.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)

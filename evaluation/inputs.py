@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 from datasets import ClassLabel, Dataset, Value
 
-from ..dataset_dcl import check_labels, find_crop, fingerprint, load_prepared, metadata
+from ..dataset_dcl import CLASS_NAMES, check_labels, find_crop, fingerprint, load_prepared, metadata
 from ..errors_dcl import InputError, reason
 from ..hub_dcl import hub_is_reachable
 from .metrics import group_names
@@ -20,7 +20,7 @@ MODEL_TYPE = "dcl"  # that of DCLConfig, whose module takes seconds to import
 
 @dataclass
 class Checkpoint:
-    """A checkpoint on disk, known to be one of DCL; its weights are not loaded yet."""
+    """A checkpoint on disk, of DCL or another image classifier; its weights are not loaded yet."""
 
     name: str
     """As the user gave it."""
@@ -28,16 +28,38 @@ class Checkpoint:
     """Where its files are."""
     revision: str
     """The commit, if it came from the Hub; of a folder, a hash of configuration and weights."""
+    model_type: str = MODEL_TYPE
+    """What its config.json says."""
+    classes: list[tuple[str, int]] | None = None
+    """Of a model that is not DCL's, the label of each class and whether it is one of reals (0) or of fakes (1)."""
+
+    @property
+    def is_dcl(self) -> bool:
+        """Whether it is one of DCL."""
+        return self.model_type == MODEL_TYPE
+
+    def record(self) -> dict[str, Any]:
+        """Return what the record of a run says of the classes."""
+        if self.classes is None:
+            return {}
+        return {
+            "labels": {
+                name: [label for label, kind in self.classes if kind == index]
+                for index, name in enumerate(CLASS_NAMES)
+            }
+        }
 
 
-def find_checkpoint(name: str) -> Checkpoint:
+def find_checkpoint(name: str, only_dcl: bool = False) -> Checkpoint:
     """Find a checkpoint in a folder, else on the Hub, whose files are then fetched into the local cache.
 
     Args:
         name: a folder, or a model id on the Hub.
+        only_dcl: accept no other kind of model.
 
     Raises:
-        InputError: if it is neither, or not a checkpoint of DCL.
+        InputError: if it is neither, names no model type, is not one of DCL where that was asked for, or is another
+            without weights as safetensors.
     """
     if Path(name).is_dir():
         checkpoint = Checkpoint(name, Path(name), _hash_of(Path(name)))
@@ -50,17 +72,28 @@ def find_checkpoint(name: str) -> Checkpoint:
         checkpoint = Checkpoint(name, folder, folder.name)  # snapshots are kept under the name of their commit
     try:
         config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
-        model_type = config.get("model_type")
+        # Checkpoints of timm are known by what they have instead.
+        checkpoint.model_type = config.get("model_type", "timm_wrapper" if "pretrained_cfg" in config else None)
     except FileNotFoundError:
         raise InputError(f"{name!r} is not a checkpoint: it has no config.json; pass the folder that has.") from None
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             f"the config.json of {name!r} cannot be read ({error}): save the checkpoint again."
         ) from error
-    if model_type != MODEL_TYPE:
+    if only_dcl and not checkpoint.is_dcl:
         raise InputError(
-            f"{name!r} is not a checkpoint of DCL: the model type in its config.json is {model_type!r}, "
+            f"{name!r} is not a checkpoint of DCL: the model type in its config.json is {checkpoint.model_type!r}, "
             f"not {MODEL_TYPE!r}."
+        )
+    if checkpoint.model_type is None:
+        raise InputError(
+            f"{name!r} is not a checkpoint that can be evaluated: its config.json names no model_type; pass one that "
+            "transformers or timm saved."
+        )
+    if not checkpoint.is_dcl and not any(checkpoint.folder.glob("*.safetensors")):
+        raise InputError(
+            f"{name!r} has no weights as safetensors, and no others are opened, since to unpickle them is to run what "
+            "they hold: if you trust them, load and save them once by transformers, and pass that folder."
         )
     return checkpoint
 

@@ -407,7 +407,8 @@ def localisation_metrics(evidence: np.ndarray, forged: np.ndarray) -> dict[str, 
         `auc`, the chance that a forged cell has more evidence than an untouched one, a tie counting one half. None,
         with a `reason`, where there is no cell, only one kind of cell, or evidence that is not finite.
     """
-    reason = _problem(forged, evidence, "cells of fakes with a known mask", ("untouched", "forged"))
+    # Of a model that shows no evidence, and of fakes without masks, there is none.
+    reason = _problem(forged, evidence, "cells of fakes with a known mask and evidence", ("untouched", "forged"))
     if reason:
         return {"auc": None, "reason": reason}
     false_positive_rate, true_positive_rate, _ = roc_curve(forged, evidence)

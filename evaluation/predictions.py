@@ -27,6 +27,7 @@ from ..modeling_dcl import DCLForImageClassification
 from .bootstrap import DRAWS
 from .inputs import Checkpoint, EvaluationSet
 from .metrics import frame_and_video_metrics
+from .other_models import ArrayProcessor, BinaryClassifier, load_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +52,11 @@ ROWS_PER_GROUP = 16384
 
 def load_checkpoint(
     checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, BaseImageProcessor]:
+) -> tuple[PreTrainedModel | BinaryClassifier, BaseImageProcessor | ArrayProcessor]:
     """Load the classifier of a checkpoint in float32, and its image processor.
 
     Args:
-        checkpoint: what `find_checkpoint` found.
+        checkpoint: what `find_checkpoint` found; of DCL, or what `load_classifier` takes.
         device: where the model shall run.
         trust_remote_code: run the code that was saved with the checkpoint instead of this package's.
 
@@ -65,13 +66,15 @@ def load_checkpoint(
     Raises:
         InputError: if a file is missing or unreadable, or does not hold every weight of the model.
     """
+    if not checkpoint.is_dcl:
+        return load_classifier(checkpoint, device, trust_remote_code)
     model_class = AutoModelForImageClassification if trust_remote_code else DCLForImageClassification
     processor_class = AutoImageProcessor if trust_remote_code else DCLImageProcessor
     options = {"trust_remote_code": True} if trust_remote_code else {}
     try:
         processor = processor_class.from_pretrained(checkpoint.folder, **options)
         model, loading = model_class.from_pretrained(
-            checkpoint.folder, dtype=torch.float32, output_loading_info=True, **options
+            checkpoint.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
     except Exception as error:  # of the file formats, of the configuration, of remote code
         raise InputError(
@@ -141,7 +144,7 @@ class _DecodedRows(torch.utils.data.Dataset):
 class _Collate:
     """Rows to pixel values, in the worker that decoded them."""
 
-    def __init__(self, processor: BaseImageProcessor):
+    def __init__(self, processor: BaseImageProcessor | ArrayProcessor):
         self.processor = processor
 
     def __call__(self, rows: list[dict[str, Any]]) -> tuple[list, torch.Tensor | None, list]:
@@ -155,8 +158,8 @@ class _Collate:
 
 @torch.inference_mode()
 def predict(
-    model: PreTrainedModel,
-    processor: BaseImageProcessor,
+    model: PreTrainedModel | BinaryClassifier,
+    processor: BaseImageProcessor | ArrayProcessor,
     data: EvaluationSet,
     batch_size: int = 32,
     num_workers: int = 0,
@@ -167,7 +170,8 @@ def predict(
     """Score every row of a data set, in its order.
 
     Args:
-        model: a classifier with `logits` (N, 2) and `evidence` (N, h, w) in its output, on its device.
+        model: a classifier with `logits` (N, 2) and `evidence` (N, h, w), or None for it, in its output, on its
+            device.
         processor: its image processor.
         data: the rows.
         batch_size: images at a time; nothing is held longer than that.
@@ -195,8 +199,9 @@ def predict(
             outputs = model(pixel_values.to(model.device))
             logits = outputs.logits.double().cpu()
             margins = logits[:, FAKE] - logits[:, REAL]
-            for row, cells in zip(rows, outputs.evidence.float().cpu().numpy(), strict=True):
-                if row["mask"] is not None:
+            shown = [None] * len(rows) if outputs.evidence is None else outputs.evidence.float().cpu().numpy()
+            for row, cells in zip(rows, shown, strict=True):
+                if cells is not None and row["mask"] is not None:
                     evidence.append(cells.ravel())
                     forged.append((mask_to_cells(row["mask"], cells.shape) > model.config.mask_threshold).ravel())
         columns = {name: [row[name] for row in rows] for name in ("method", "video_id", "source_id", "frame", "label")}

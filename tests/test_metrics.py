@@ -657,7 +657,7 @@ def test_localisation_ignores_a_common_offset(case, shift):
 
 def test_localisation_without_masks_or_contrast_is_null():
     unknown = localisation_metrics(np.empty(0), np.empty(0, bool))
-    assert unknown == {"auc": None, "reason": "there are no cells of fakes with a known mask"}
+    assert unknown == {"auc": None, "reason": "there are no cells of fakes with a known mask and evidence"}
     full = localisation_metrics(np.array([0.1, 0.2]), np.array([True, True]))
     assert full["auc"] is None
     assert "are forged" in full["reason"]
