@@ -1,6 +1,7 @@
 """Evaluate checkpoints on prepared data sets: predictions, metrics at frame and video level, and a record of the run.
 
 python evaluate_dcl.py --model runs/demo --dataset demo --data_root data --output_dir runs/demo/evaluation
+python evaluate_dcl.py --predictions theirs.csv --output_dir results
 """
 
 import argparse
@@ -18,16 +19,38 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from dcl.evaluation.tables import Result
+
+
+#: What has no effect on tables of predictions.
+OF_MODELS = (
+    *("dataset", "split", "data_root", "batch_size", "num_workers", "device", "skip_corrupt", "allow_mixed_crops"),
+    *("perturbations", "fake_labels", "trust_remote_code"),
+)
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="dcl-evaluate", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", nargs="+", required=True, help="folders of checkpoints, or model ids of the Hub")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=[],
+        help="folders of checkpoints, or model ids of the Hub: DCL's, or any image classifier of transformers or timm",
+    )
     parser.add_argument(
         "--dataset",
         nargs="+",
-        required=True,
+        default=[],
         help="prepared data sets: names under --data_root, folders, or ids of the Hub; 'a&b' means two of them",
+    )
+    parser.add_argument(
+        "--predictions",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="tables of predictions made elsewhere (.csv, .parquet, .json, .jsonl) with the columns dataset, method, "
+        "video_id, label and p_fake; source_id and frame are made use of",
     )
     parser.add_argument("--split", default="test", help="split of every data set (default: test)")
     parser.add_argument(
@@ -70,11 +93,36 @@ def make_parser() -> argparse.ArgumentParser:
         "gaussian_blur; each runs the data sets through five times, once a level",
     )
     parser.add_argument(
+        "--fake_labels",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="labels that mean fake, of models that are not DCL's and whose labels do not say so; the rest is real",
+    )
+    parser.add_argument(
+        "--published", action="store_true", help="put the numbers that papers print beside those of the tables"
+    )
+    parser.add_argument(
         "--trust_remote_code",
         action="store_true",
         help="run the model code saved with the checkpoint instead of this package's",
     )
     return parser
+
+
+def refuse_what_makes_no_sense(arguments: argparse.Namespace) -> None:
+    """Raise an `InputError` if nothing is to be evaluated, or an argument would have no effect."""
+    if not arguments.model and not arguments.predictions:
+        raise InputError("there is nothing to evaluate: pass --model with --dataset, or --predictions.")
+    if arguments.model and not arguments.dataset:
+        raise InputError("no data set was named to run the models on: pass --dataset.")
+    if not arguments.model:
+        for name in OF_MODELS:
+            if getattr(arguments, name) != make_parser().get_default(name):
+                raise InputError(
+                    f"--{name} is for models that are run here, and tables of predictions need none: leave it out, or "
+                    "pass --model."
+                )
 
 
 def _at_least(least: int) -> Any:
@@ -95,14 +143,54 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: its arguments; those of the process if None.
     """
     arguments = make_parser().parse_args(argv)
-    # Imported step by step: --help needs nothing, and a wrong name is reported before torch is imported.
+    refuse_what_makes_no_sense(arguments)
+    # Imported step by step: --help needs nothing, a wrong name is reported before torch is imported, and tables of
+    # predictions do without it.
+    from dcl.evaluation.prediction_files import evaluate_predictions, read_predictions
+    from dcl.evaluation.tables import Result, write_tables
+
+    tables = [read_predictions(name, arguments.group_by) for name in dict.fromkeys(arguments.predictions)]
+    run = {
+        "seed": arguments.seed,
+        "command": shlex.join(["dcl-evaluate", *(sys.argv[1:] if argv is None else argv)]),
+    }
+    scoring = {"group_by": arguments.group_by, "bootstrap": arguments.bootstrap, "seed": arguments.seed}
+    models = list(dict.fromkeys(arguments.model))
+    folders = name_folders([*models, *name_tables([table.name for table in tables], models)], arguments.output_dir)
+    results = run_models(arguments, models, folders[: len(models)], run, scoring) if models else []
+    for table, folder in zip(tables, folders[len(models) :], strict=True):
+        metrics = evaluate_predictions(table, folder, run, **scoring)
+        results.append(Result(table.name, metrics))
+        print_result(results, folders, arguments)
+    text = write_tables(results, arguments.output_dir, arguments.published)
+    if arguments.published or len(results) > 1 or any(len(result.metrics) > 1 for result in results):
+        print(f"\n{text}")
+    print(f"the tables over all models and data sets are in {arguments.output_dir}: table.md, .csv, .json")
+
+
+def run_models(
+    arguments: argparse.Namespace,
+    models: Sequence[str],
+    folders: Sequence[Path],
+    run: dict[str, Any],
+    scoring: dict[str, Any],
+) -> "list[Result]":
+    """Run models over the data sets, and write and print what comes of each.
+
+    Args:
+        arguments: of the command line.
+        models: different folders or ids.
+        folders: where the results of each go.
+        run: what the records shall say.
+        scoring: how metrics are computed: `group_by`, `bootstrap` and `seed`.
+    """
     from dcl.dataset_dcl import split_names
     from dcl.evaluation.inputs import check_groups, find_checkpoint, load_evaluation_sets
     from dcl.evaluation.perturbations import find_types
+    from dcl.evaluation.tables import Result
 
     types = find_types(arguments.perturbations)
-    checkpoints = [find_checkpoint(name) for name in dict.fromkeys(arguments.model)]
-    folders = name_folders([checkpoint.name for checkpoint in checkpoints], arguments.output_dir)
+    checkpoints = [find_checkpoint(name) for name in models]
     sets = load_evaluation_sets(
         split_names(arguments.dataset), arguments.split, arguments.data_root, arguments.allow_mixed_crops
     )
@@ -111,8 +199,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import transformers
 
+    from dcl.evaluation.other_models import find_classes
     from dcl.evaluation.predictions import evaluate_checkpoint, load_checkpoint
 
+    # Of all models before the first runs for hours.
+    checkpoints = find_classes(checkpoints, arguments.fake_labels, arguments.trust_remote_code)
     device = find_device(arguments.device)
     batch_size, num_workers = arguments.batch_size, arguments.num_workers
     if batch_size is None:
@@ -120,39 +211,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch_size = 4 if device.type == "cpu" else 32
     if num_workers is None:
         num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
-    run = {
-        "device": str(device),
-        "batch_size": batch_size,
-        "seed": arguments.seed,
-        "command": shlex.join(["dcl-evaluate", *(sys.argv[1:] if argv is None else argv)]),
-    }
+    run = {"device": str(device), "batch_size": batch_size, **run}
     options = {"batch_size": batch_size, "num_workers": num_workers, "skip_corrupt": arguments.skip_corrupt}
+    results: list[Result] = []
     for checkpoint, folder in zip(checkpoints, folders, strict=True):
         transformers.set_seed(arguments.seed)
         model, processor = load_checkpoint(checkpoint, device, arguments.trust_remote_code)
-        metrics = evaluate_checkpoint(
-            checkpoint,
-            model,
-            processor,
-            sets,
-            folder,
-            run,
-            group_by=arguments.group_by,
-            bootstrap=arguments.bootstrap,
-            seed=arguments.seed,
-            **options,
-        )
-        print(f"\n{checkpoint.name}")
-        print(summarize(metrics, model.config.seen_methods).to_string(index=False, na_rep="-", float_format="%.3f"))
-        for dataset, levels in metrics.items():
-            if why := levels["frame"].get("reason"):
-                print(f"{dataset} gives no AUC: {why}")
-            for level in ("frame", "video"):
-                if warning := levels[level].get("warning"):
-                    print(f"caution, {dataset}, {level} level: {warning}")
-        if folder != folders[0] and arguments.bootstrap:
-            write_differences(folders[0], folder, checkpoints[0].name, arguments.bootstrap, arguments.seed)
-        print(f"metrics, predictions and the record of the run are in {folder}")
+        record = {**run, **checkpoint.record()}
+        metrics = evaluate_checkpoint(checkpoint, model, processor, sets, folder, record, **scoring, **options)
+        results.append(Result(checkpoint.name, metrics, model.config.seen_methods))
+        print_result(results, folders, arguments)
         if types:
             from dcl.evaluation.robustness import evaluate_robustness, robustness_tables
 
@@ -160,10 +228,35 @@ def main(argv: Sequence[str] | None = None) -> None:
                 checkpoint, model, processor, sets, metrics, folder, types, arguments.seed, **options
             )
             print(f"\n{robustness_tables(robustness)}\nthese tables are in {folder}, too: robustness.json, .csv, .md")
+    return results
+
+
+def print_result(results: "Sequence[Result]", folders: Sequence[Path], arguments: argparse.Namespace) -> None:
+    """Print what the last of some results is, and by how much it differs from the first.
+
+    Args:
+        results: those that there are, in the order of `folders`.
+        folders: where the results go.
+        arguments: of the command line.
+    """
+    result, folder = results[-1], folders[len(results) - 1]
+    print(f"\n{result.model}")
+    print(summarize(result.metrics, result.seen_methods).to_string(index=False, na_rep="-", float_format="%.3f"))
+    for dataset, levels in result.metrics.items():
+        if why := levels["frame"].get("reason"):
+            print(f"{dataset} gives no AUC: {why}")
+        for level in ("frame", "video"):
+            if warning := levels[level].get("warning"):
+                print(f"caution, {dataset}, {level} level: {warning}")
+    if len(results) > 1 and arguments.bootstrap:
+        write_differences(folders[0], folder, results[0].model, arguments.bootstrap, arguments.seed)
+    print(f"metrics, predictions and the record of the run are in {folder}")
 
 
 def write_differences(first: Path, other: Path, first_name: str, bootstrap: int, seed: int) -> None:
     """Write `differences.json`: by how much a model differs from the first one on the same rows; print the AUC's.
+
+    Where tables were made elsewhere, the same rows are those that both have; without any, that is said instead.
 
     Args:
         first: the results of the first model.
@@ -175,10 +268,22 @@ def write_differences(first: Path, other: Path, first_name: str, bootstrap: int,
     import pandas as pd
 
     from dcl.evaluation.metrics import compare_models
+    from dcl.evaluation.prediction_files import shared_rows
 
     tables = [pd.read_parquet(folder / "predictions.parquet") for folder in (other, first)]
-    differences = compare_models(*tables, bootstrap, seed)
-    text = json.dumps({"minus": first_name, "differences": differences}, indent=2, allow_nan=False)
+    try:
+        shared = shared_rows(*tables)
+    except InputError as error:  # the results of the two stand without it
+        (other / "differences.json").unlink(missing_ok=True)  # one of another run
+        print(f"nothing is compared with {first_name}: {error}")
+        return
+    rows = len(shared[0])
+    if any(len(table) > rows for table in tables):
+        print(
+            f"compared with {first_name} on the {rows} rows that both have, of {len(tables[0])} and {len(tables[1])}"
+        )
+    differences = compare_models(*shared, bootstrap, seed)
+    text = json.dumps({"minus": first_name, "rows": rows, "differences": differences}, indent=2, allow_nan=False)
     (other / "differences.json").write_text(text + "\n", encoding="utf-8")
     for dataset, levels in differences.items():
         for level, found in levels.items():
@@ -227,6 +332,12 @@ def name_folders(models: Sequence[str], output_dir: Path) -> list[Path]:
         if len(set(names)) == len(names):
             return [output_dir / name for name in names]
     raise InputError(f"two of the models {', '.join(models)} are the same folder: give each once.")
+
+
+def name_tables(files: Sequence[str], models: Sequence[str]) -> list[str]:
+    """Return what the folders of tables of predictions are named after: the files, without endings if that will do."""
+    names = [os.path.splitext(name)[0] for name in files]
+    return names if len({*names, *models}) == len(names) + len(models) else list(files)
 
 
 def summarize(metrics: dict[str, dict[str, Any]], seen_methods: Sequence[str] | None) -> "pd.DataFrame":

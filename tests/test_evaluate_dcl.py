@@ -17,11 +17,14 @@ from sklearn.metrics import roc_auc_score
 from dcl import evaluate_dcl, hub_dcl
 from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import FEATURES, encode_image
+from dcl.errors_dcl import InputError
 from dcl.evaluate_dcl import main, name_folders, summarize
 from dcl.evaluation.inputs import find_checkpoint
 from dcl.evaluation.metrics import frame_and_video_metrics
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining
+from dcl.train import build_model
+from dcl.training.arguments import ModelArguments
 
 CROP = {"kind": "given", "margin": None, "size": 64, "detector": None}
 METHODS = ("youtube", "swap", "warp")
@@ -141,7 +144,8 @@ def test_the_record_tells_a_retrained_checkpoint_from_the_first(here):
 def test_models_of_one_name_get_folders_of_their_own(tmp_path):
     arguments = ["--model", "a/final", "b/final", "--data_root", "data", "--dataset", "noise&more", "--device", "cpu"]
     main([*arguments, "--output_dir", str(tmp_path)])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_final", "b_final"]
+    tables = ["table.csv", "table.json", "table.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_final", "b_final", *tables]
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("a_final", "b_final"))
     assert set(first) == set(second) == {"noise", "more"}
     assert first != second
@@ -310,9 +314,15 @@ def test_a_folder_without_a_checkpoint(capsys, tmp_path):
     assert "has no config.json" in refused_model(capsys, tmp_path, tmp_path)
 
 
-def test_a_checkpoint_of_another_model(capsys, tmp_path):
+def test_a_checkpoint_of_another_model_is_none_to_train_on(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    assert "the model type in its config.json is 'vit'" in refused_model(capsys, tmp_path, tmp_path)
+    with pytest.raises(InputError, match=r"the model type in its config\.json is 'vit', not 'dcl'"):
+        build_model(ModelArguments(model=str(tmp_path)))
+
+
+def test_a_configuration_without_a_model_type(capsys, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert "its config.json names no model_type" in refused_model(capsys, tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "[]"])

@@ -1,0 +1,318 @@
+"""Tables of predictions that were made elsewhere: read with every check, and evaluated like those made here."""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import scipy
+import sklearn
+
+from ..dataset_dcl import CLASS_NAMES
+from ..errors_dcl import InputError, reason
+from .bootstrap import DRAWS
+from .metrics import frame_and_video_metrics, group_names
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".csv", ".parquet", ".json", ".jsonl")
+REQUIRED = ("dataset", "method", "video_id", "label", "p_fake")
+#: What is kept of a table, in the order of `predictions.parquet`.
+COLUMNS = (
+    *("dataset", "split", "method", "video_id", "source_id", "frame", "label"),
+    *("logit", "p_fake_raw", "p_fake"),
+)
+TEXTS = ("dataset", "split", "method", "video_id", "source_id")
+RESULT_FILES = ("predictions.parquet", "run.json", "metrics.json")
+KEYS = ["dataset", "video_id", "frame"]
+
+
+@dataclass
+class PredictionTable:
+    """Predictions made elsewhere, checked."""
+
+    name: str
+    """The file, as the user gave it."""
+    revision: str
+    """A hash of it."""
+    rows: pd.DataFrame
+    """Those of `COLUMNS` that it has, and the one to group by; one row a frame, in the order of the file."""
+
+
+def read_predictions(name: str, group_by: str | None = None) -> PredictionTable:
+    """Read a table of predictions from CSV, Parquet, JSON (a list of objects) or JSON lines, and check it.
+
+    It takes the columns `dataset`, `method`, `video_id`, `label` (0 or real, 1 or fake) and `p_fake` (in [0, 1]).
+    `source_id`, the video that a fake was made from, is the family of the intervals; with `frame` a table can be
+    compared with another one; `split` and `logit` are carried along.
+
+    Args:
+        name: the file, whose ending tells what it is.
+        group_by: a further column by which metrics shall be grouped.
+
+    Raises:
+        InputError: if the file cannot be read, has no rows or lacks a column, or a value cannot be; the first such row
+            is named.
+    """
+    path = Path(name)
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{name!r} is no table of predictions by its name: it must end in {', '.join(SUFFIXES)}.")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        table = _read(path)
+    except FileNotFoundError:
+        raise InputError(f"there is no table of predictions {name!r}: check the path.") from None
+    except pd.errors.EmptyDataError:
+        table = pd.DataFrame()
+    except (OSError, ValueError, pa.ArrowException) as error:  # of the disk, the encoding, or the format
+        raise InputError(
+            f"the table of predictions {name!r} cannot be read ({reason(error)}): write it again as "
+            f"{path.suffix.lower()[1:]}."
+        ) from error
+    if not len(table):
+        raise InputError(f"the table of predictions {name!r} has no rows: write it again, one row a frame.")
+    missing = [column for column in REQUIRED if column not in table]
+    if missing:
+        raise InputError(
+            f"the table of predictions {name!r} has no column {missing[0]!r}: it takes {', '.join(REQUIRED)}, and has "
+            f"{', '.join(map(str, table.columns))}."
+        )
+    if group_by is not None and group_by not in table:
+        raise InputError(
+            f"{name!r} cannot be grouped by {group_by!r}: pass --group_by with one of "
+            f"{', '.join(map(str, table.columns))}."
+        )
+    check = _Checks(table, name)
+    rows = pd.DataFrame(index=table.index)
+    for column in (column for column in COLUMNS if column in table):
+        if column in TEXTS:
+            rows[column] = check.texts(column, needed=column in ("dataset", "video_id"))
+        elif column == "label":
+            rows[column] = check.labels()
+        elif column == "frame":
+            if table[column].notna().any():
+                rows[column] = check.frames()
+        else:
+            rows[column] = check.numbers(column, probability=column != "logit", needed=column == "p_fake")
+    if group_by is not None:
+        if group_by not in COLUMNS:
+            rows[group_by] = check.texts(group_by)
+        for dataset, part in rows.groupby("dataset"):
+            group_names(part[group_by], group_by, f"{name} ({dataset})")
+    if "frame" in rows and (repeated := rows.duplicated(KEYS).to_numpy()).any():
+        at = int(np.argmax(repeated))
+        video, frame = rows["video_id"].iloc[at], rows["frame"].iloc[at]
+        raise InputError(
+            f"{check.row(at)} has the video_id and frame of an earlier row of its data set ({video!r}, frame "
+            f"{frame}): give every clip a video_id of its own, and every compression a data set."
+        )
+    return PredictionTable(name, f"sha256:{digest}", rows)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    suffix = path.suffix.lower()
+    if suffix == ".csv":  # as text: a video_id of "007" is no 7, nor a method "None" missing
+        return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+    if suffix == ".parquet":
+        return pd.read_parquet(path)
+    text = path.read_text(encoding="utf-8-sig")
+    if suffix == ".jsonl":
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    else:
+        rows = json.loads(text) if text.strip() else []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("it is no list of objects, one a row")
+    return pd.DataFrame(rows, dtype=object)
+
+
+class _Checks:
+    """The columns of a table, checked and in the types of `predictions.parquet`; the first wrong row is named."""
+
+    def __init__(self, table: pd.DataFrame, name: str):
+        self.table, self.name = table, name
+
+    def row(self, index: int) -> str:
+        """How errors call a row."""
+        return f"row {index + 1} of {self.name!r} (the first is 1)"
+
+    def texts(self, column: str, needed: bool = False) -> pd.Series:
+        values = self.table[column].astype(object)
+        given = (values.notna() & (values != "")).to_numpy()
+        if needed and not given.all():
+            raise InputError(f"{self.row(int(np.argmin(given)))} has no {column}: give every row one.")
+        # Whole numbers beside missing values are floats in most formats: 7.0 is the video 7.
+        texts = [
+            (str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)) if known else None
+            for value, known in zip(values, given, strict=True)
+        ]
+        return pd.Series(texts, index=values.index, dtype=object)
+
+    def labels(self) -> np.ndarray:
+        known = {str(index): index for index in range(len(CLASS_NAMES))} | {
+            name: index for index, name in enumerate(CLASS_NAMES)
+        }
+        texts = self.texts("label", needed=True).str.strip().str.lower()
+        labels = texts.map(known)
+        if labels.isna().any():
+            at = int(np.argmax(labels.isna()))
+            raise InputError(
+                f"{self.row(at)} has the label {self.table['label'].iloc[at]!r}: write 0 or real, 1 or fake."
+            )
+        return labels.to_numpy(np.int8)
+
+    def frames(self) -> np.ndarray:
+        numbers = pd.to_numeric(self.table["frame"], errors="coerce").to_numpy(float, na_value=np.nan)
+        whole = np.isfinite(numbers) & (numbers == np.round(numbers)) & (np.abs(numbers) < 2**31)
+        if not whole.all():
+            at = int(np.argmin(whole))
+            raise InputError(
+                f"{self.row(at)} has the frame {self.table['frame'].iloc[at]!r}: give every row a whole number, or "
+                "leave the column out."
+            )
+        return numbers.astype(np.int32)
+
+    def numbers(self, column: str, probability: bool, needed: bool) -> np.ndarray:
+        values = self.table[column]
+        numbers = pd.to_numeric(values, errors="coerce").to_numpy(float, na_value=np.nan)
+        valid = (numbers >= 0) & (numbers <= 1) if probability else ~np.isnan(numbers)
+        if not needed:
+            valid |= values.isna().to_numpy()
+        if not valid.all():
+            at = int(np.argmin(valid))
+            what = "the probability of fake, from 0 to 1" if probability else "a number, or leave the column out"
+            raise InputError(f"{self.row(at)} has the {column} {_shown(values.iloc[at])}: give {what}.")
+        return numbers
+
+
+def _shown(value: object) -> str:
+    return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def evaluate_predictions(
+    table: PredictionTable,
+    folder: Path,
+    run: Mapping[str, Any],
+    group_by: str | None = None,
+    bootstrap: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """Compute the metrics of a table made elsewhere; write `predictions.parquet`, `metrics.json` and `run.json`.
+
+    The files take their places once all are complete.
+
+    Args:
+        table: what `read_predictions` read.
+        folder: where the files go; made if it is not there.
+        run: what else `run.json` shall say.
+        group_by: a column to compute metrics by.
+        bootstrap: how often families are drawn for the intervals; 0 for none.
+        seed: for the draws.
+
+    Returns:
+        The content of `metrics.json`, see `frame_and_video_metrics`.
+
+    Raises:
+        InputError: if `folder` cannot be written.
+    """
+    if "source_id" not in table.rows and bootstrap:
+        logger.warning(
+            "%s has no column source_id: each video counts as a family of its own, and the intervals are too narrow "
+            "where several fakes were made from one real video.",
+            table.name,
+        )
+    metrics = frame_and_video_metrics(table.rows, group_by=group_by, bootstrap=bootstrap, seed=seed)
+    records = {}
+    for name, rows in table.rows.groupby("dataset"):
+        frames = rows.groupby("video_id").size()
+        records[name] = {
+            "rows": len(rows),
+            "videos": len(frames),
+            "frames_per_video": {
+                "min": int(frames.min()),
+                "median": float(frames.median()),
+                "max": int(frames.max()),
+            },
+        }
+    record = {
+        "model": table.name,
+        "revision": table.revision,
+        "datasets": records,
+        "versions": _versions(),
+        **run,
+    }
+    partial = {name: folder / f".{name}.partial" for name in RESULT_FILES}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        table.rows.to_parquet(partial["predictions.parquet"], index=False)
+        for name, content in (("run.json", record), ("metrics.json", metrics)):
+            partial[name].write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        for name in RESULT_FILES:
+            os.replace(partial[name], folder / name)
+    except OSError as error:
+        raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
+    finally:
+        if folder.is_dir():
+            for path in partial.values():
+                path.unlink(missing_ok=True)
+    return metrics
+
+
+def _versions() -> dict[str, str | None]:
+    """Return the versions of what the metrics depend on; torch is not among it, and not imported for this."""
+    found = {"python": platform.python_version()}
+    found |= {library.__name__: library.__version__ for library in (np, pd, scipy, sklearn)}
+    try:
+        found["dcl"] = importlib.metadata.version("dcl-face-forgery")
+    except importlib.metadata.PackageNotFoundError:  # run from a path, not installed
+        found["dcl"] = None
+    return found
+
+
+def shared_rows(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows that two tables of predictions both have, so that `compare_models` can take them.
+
+    A row that knows no `source_id` in one table gets that of the other.
+
+    Args:
+        first: predictions with the columns that `frame_and_video_metrics` takes.
+        second: those of another model.
+
+    Returns:
+        The rows of both whose data set, video and frame are the same, in one order.
+
+    Raises:
+        InputError: if a table has no frame numbers, they share no row, or do not agree on a label.
+    """
+    for table in (first, second):
+        if "frame" not in table or table["frame"].isna().any():
+            raise InputError("one of the tables has no frame numbers: add a column frame to compare frame by frame.")
+    first, second = (table.assign(frame=table["frame"].astype(np.int64)).set_index(KEYS) for table in (first, second))
+    shared = first.index.intersection(second.index).sort_values()
+    if not len(shared):
+        raise InputError("they share no row: name data sets, videos and frames alike in both.")
+    first, second = first.loc[shared], second.loc[shared]
+    differ = (first["label"].to_numpy() != second["label"].to_numpy()).nonzero()[0]
+    if len(differ):
+        dataset, video, frame = shared[differ[0]]
+        raise InputError(
+            f"they do not agree on the label of {len(differ)} rows (as frame {frame} of {video!r} of {dataset}): "
+            "correct the labels."
+        )
+    pair = first, second
+    empty = pd.Series(None, index=shared, dtype=object)
+    sources = [table["source_id"].astype(object) if "source_id" in table else empty for table in pair]
+    known = sources[0].where(sources[0].notna(), sources[1])
+    return tuple(table.assign(source_id=known).reset_index() for table in pair)
+
+
+__all__ = ["PredictionTable", "evaluate_predictions", "read_predictions", "shared_rows"]
