@@ -119,7 +119,7 @@ def test_the_tables_say_what_the_record_says(done, capsys):
 def test_the_same_run_gives_the_same_files_and_nothing_else(here, done, tmp_path, capsys):
     run(here, tmp_path, "--perturbations", "gaussian_noise", "block_wise", "jpeg", "--seed", "5")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [*FILES, "metrics.json", "predictions.parquet", "run.json"]
+        [*FILES, "metrics.json", "predictions.parquet", "run.json", "table.csv", "table.json", "table.md"]
     )
     for name in FILES[:3]:
         assert (tmp_path / name).read_bytes() == (done / name).read_bytes()
