@@ -6,6 +6,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .calibration_dcl import check_calibration
+
 
 @strict
 class DCLConfig(PreTrainedConfig):
@@ -46,6 +48,12 @@ class DCLConfig(PreTrainedConfig):
             Forged share above which a cell of the feature map counts as forged, in [0, 1).
         seen_methods (`list[str]`, *optional*):
             Manipulation methods that the checkpoint was trained on; set by training.
+        calibration (`dict`, *optional*):
+            How margins become probabilities, and from where on a face is called fake; fitted on the validation split
+            at the end of training, see `calibrate`. `{"method": "temperature", "temperature": ...}`, `{"method":
+            "isotonic", "margins": [...], "p_fake": [...]}` or, where none could be fitted, `{"method": "none",
+            "reason": ...}`; in each `"frame"` and `"video"`, `{"reals", "fakes", "families", "thresholds":
+            {name: p_fake or None}, "reasons": {name: why there is no threshold}}`.
 
     Example:
     ```python
@@ -74,6 +82,7 @@ class DCLConfig(PreTrainedConfig):
     self_pairs: bool = True
     mask_threshold: float | int = 0.01
     seen_methods: list[str] | None = None
+    calibration: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
         if self.id2label is None and kwargs.get("num_labels") in (None, 2):
@@ -107,6 +116,7 @@ class DCLConfig(PreTrainedConfig):
                 f"`queue_size` ({self.queue_size}) must hold the hard keys of one batch "
                 f"(`hard_samples`, {self.hard_samples}): enlarge the queue or choose fewer hard samples."
             )
+        check_calibration(self.calibration)
         if dict(self.id2label) != {0: "real", 1: "fake"}:
             raise ValueError(f"The classes of DCL are 0 (real) and 1 (fake), got `id2label` {dict(self.id2label)}.")
 

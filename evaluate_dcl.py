@@ -242,6 +242,10 @@ def print_result(results: "Sequence[Result]", folders: Sequence[Path], arguments
     result, folder = results[-1], folders[len(results) - 1]
     print(f"\n{result.model}")
     print(summarize(result.metrics, result.seen_methods).to_string(index=False, na_rep="-", float_format="%.3f"))
+    points = operating_points(result.metrics)
+    if len(points):
+        print("\nat the operating points of the checkpoint, chosen on its validation split:")
+        print(points.to_string(index=False, na_rep="-", float_format="%.3f"))
     for dataset, levels in result.metrics.items():
         if why := levels["frame"].get("reason"):
             print(f"{dataset} gives no AUC: {why}")
@@ -374,6 +378,29 @@ def summarize(metrics: dict[str, dict[str, Any]], seen_methods: Sequence[str] | 
     numbers = ["frame AUC", "frame EER", "video AUC"]
     table = pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
     return table.drop(columns=[name for name in ("frame 95 %", "video 95 %") if table[name].isna().all()])
+
+
+def operating_points(metrics: dict[str, dict[str, Any]]) -> "pd.DataFrame":
+    """Make the table of how often the checkpoint is right at its own thresholds.
+
+    Args:
+        metrics: the content of `metrics.json`.
+
+    Returns:
+        One row a data set, level and threshold that is known.
+    """
+    import pandas as pd
+
+    rows = []
+    for dataset, levels in metrics.items():
+        for level in ("frame", "video"):
+            scores = levels[level]
+            for name, at in scores.get("thresholds", {}).items():
+                if at is not None:
+                    row = {"dataset": dataset, "level": level, "point": name, "fake from p_fake": at}
+                    shown = {"accuracy": "accuracy", "fpr": "FPR", "tpr": "TPR"}
+                    rows.append(row | {shown[key]: scores[f"{key}_at_threshold_{name}"] for key in shown})
+    return pd.DataFrame(rows).astype(dict.fromkeys(("accuracy", "FPR", "TPR"), float) if rows else {})
 
 
 def _text(scores: dict[str, Any]) -> str | None:

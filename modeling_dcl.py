@@ -27,6 +27,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, logging
 
+from .calibration_dcl import calibrate
 from .configuration_dcl import DCLConfig
 from .errors_dcl import InputError
 
@@ -377,6 +378,20 @@ class DCLForImageClassification(DCLPreTrainedModel):
         logits, evidence = self.classifier(self.dcl(pixel_values).last_hidden_state)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return DCLImageClassifierOutput(loss=loss, logits=logits, evidence=evidence)
+
+    def p_fake(self, logits: torch.Tensor) -> torch.Tensor:
+        """Turn logits into calibrated probabilities, see `calibrate`.
+
+        Args:
+            logits: (N, 2), as `forward` gives them.
+
+        Returns:
+            float32 (N,), on the device of the logits and without gradient: the chance that a face is forged where
+            real and forged ones are equally likely.
+        """
+        exact = logits.detach().cpu().double()  # on the CPU: not every device has doubles
+        margins = (exact[:, 1] - exact[:, 0]).numpy()
+        return torch.from_numpy(calibrate(margins, self.config.calibration)).to(logits.device, torch.float32)
 
 
 class DCLEmbeddingHead(nn.Module):

@@ -20,10 +20,13 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from transformers import EvalPrediction, set_seed
 from transformers.utils import logging
 
-from dcl.dataset_dcl import FAKE, find_crop, fingerprint, split_names
+from dcl.calibration_dcl import describe_calibration
+from dcl.dataset_dcl import FAKE, CorruptImageError, find_crop, fingerprint, split_names
 from dcl.errors_dcl import InputError, reason, report_input_errors
-from dcl.evaluation.inputs import find_checkpoint
+from dcl.evaluation.calibration import fit_calibration
+from dcl.evaluation.inputs import EvaluationSet, find_checkpoint
 from dcl.evaluation.metrics import binary_metrics, video_scores
+from dcl.evaluation.predictions import predict
 from dcl.hub_dcl import hub_is_reachable
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining
@@ -68,6 +71,9 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             f"--report_to wandb cannot be followed ({reason(error)}): run `wandb login`, or set WANDB_MODE=offline."
         ) from error
+    calibrate_checkpoint(trainer, run)
+    if trainer.is_world_process_zero():
+        print(describe_calibration(trainer.model.config.calibration))
     trainer.save_model()
     trainer.save_state()
     trainer.create_model_card()
@@ -210,6 +216,35 @@ def build_trainer(run: TrainingRun, rows: tuple[Dataset | StreamedRows, Dataset]
         raise InputError(f"--report_to {' '.join(args.report_to)} cannot be followed: {error}") from error
 
 
+def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun) -> None:
+    """Fit the calibration of the trained model on the validation split, and put it into its configuration.
+
+    The first process scores the split, as an evaluation would, and tells the others.
+
+    Raises:
+        CorruptImageError: if an image cannot be decoded and corrupt ones are not skipped; the model is saved then.
+    """
+    args, rows, processor = trainer.args, trainer.eval_dataset.rows, trainer.processing_class
+    if args.calibration == "none":
+        return
+    answer: list[dict[str, Any] | None] = [None]
+    if args.process_index == 0:
+        rows = rows.select_columns([name for name in rows.column_names if name != "mask"])  # of no use here
+        source, split = " and ".join(run.data.dataset), run.data.validation_split
+        data = EvaluationSet(source, source, split, rows, fingerprint(rows), processor.crop, False)
+        model = trainer.model.eval()
+        batches = predict(model, processor, data, args.per_device_eval_batch_size, args.dataloader_num_workers)
+        try:
+            predictions = pd.concat([batch.rows.to_pandas() for batch in batches])
+        except CorruptImageError:
+            trainer.save_model(_internal_call=True)  # what was trained would be lost
+            raise
+        answer[0] = fit_calibration(predictions, args.calibration)
+    if args.world_size > 1:
+        dist.broadcast_object_list(answer, device=args.device)
+    trainer.model.config.calibration = answer[0]
+
+
 def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple[DCLForPreTraining, DCLImageProcessor]:
     """Load the checkpoint a run starts from, or build a new model on pretrained weights, and its processor."""
     if arguments.model is None:
@@ -227,6 +262,7 @@ def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple
             f"the checkpoint {arguments.model!r} cannot be loaded ({reason(error)}): copy or download it again."
         ) from error
     arguments.refuse_conflicts(model.config, given)
+    model.config.calibration = None  # of other weights, soon
     missing = sorted(name for name in loading["missing_keys"] if name.startswith(("dcl.", "classifier.")))
     if missing:
         raise InputError(

@@ -35,7 +35,8 @@ def frame_and_video_metrics(
     Args:
         predictions: one row a frame, with the columns `dataset`, `method`, `video_id`, `label` (0 real, 1 fake),
             `p_fake` (in [0, 1]) and, for the intervals, `source_id` (else each video is a family). Their order does
-            not matter.
+            not matter. With `p_fake_raw`, that before calibration, log loss, Brier score and ECE of the frames are
+            there for it, too: `log_loss_raw`, `brier_raw`, `ece_raw`.
         cells: for each data set, what `localisation_metrics` takes.
         thresholds: under `"frame"` and `"video"`, what `binary_metrics` takes. Choose them on other data.
         group_by: a column, such as a group of people, whose values are compared.
@@ -74,6 +75,9 @@ def frame_and_video_metrics(
             },
             "localisation": localisation_metrics(*cells.get(name, empty)),
         }
+        if "p_fake_raw" in rows:
+            raw = binary_metrics(rows["label"].to_numpy(), rows["p_fake_raw"].to_numpy(float), "frames")
+            metrics[name]["frame"] |= {f"{key}_raw": raw[key] for key in ("log_loss", "brier", "ece")}
         if group_by is not None:
             metrics[name]["by_group"] = _by_group(rows, group_by, level, name)
     return metrics

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 
+from ..calibration_dcl import LEVELS, calibrate
 from ..dataset_dcl import CROP_FIELDS, FAKE, REAL, CorruptImageError, decode_image, decode_mask
 from ..errors_dcl import InputError, reason
 from ..image_processing_dcl import DCLImageProcessor
@@ -32,7 +33,7 @@ from .other_models import ArrayProcessor, BinaryClassifier, load_classifier
 logger = logging.getLogger(__name__)
 
 #: The columns of `predictions.parquet`, one row a frame in the order of the data set: `logit` is the margin
-#: z_fake - z_real, `p_fake` its logistic function.
+#: z_fake - z_real, `p_fake_raw` its logistic function, `p_fake` calibrated as the checkpoint says.
 PREDICTIONS_SCHEMA = pa.schema(
     {
         "dataset": pa.string(),
@@ -43,6 +44,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         "frame": pa.int32(),
         "label": pa.int8(),
         "logit": pa.float64(),
+        "p_fake_raw": pa.float64(),
         "p_fake": pa.float64(),
     }
 )
@@ -188,6 +190,7 @@ def predict(
         CorruptImageError: at the first such row, unless `skip_corrupt`.
     """
     schema = predictions_schema(group_by)
+    calibration = calibration_of(model)
     decoded = _DecodedRows(data, change)
     loader = DataLoader(decoded, batch_size, num_workers=num_workers, collate_fn=_Collate(processor))
     for rows, pixel_values, corrupt in loader:
@@ -206,7 +209,8 @@ def predict(
                     forged.append((mask_to_cells(row["mask"], cells.shape) > model.config.mask_threshold).ravel())
         columns = {name: [row[name] for row in rows] for name in ("method", "video_id", "source_id", "frame", "label")}
         columns |= {"dataset": [data.name] * len(rows), "split": [data.split] * len(rows)}
-        columns |= {"logit": margins.numpy(), "p_fake": margins.sigmoid().numpy()}
+        columns |= {"logit": margins.numpy(), "p_fake_raw": calibrate(margins, None)}
+        columns["p_fake"] = calibrate(margins, calibration)
         if group_by not in (None, *columns):
             feature = data.dataset.features[group_by]
             names = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else None
@@ -221,6 +225,11 @@ def predict(
             np.concatenate(forged),
             [row["index"] for row in corrupt],
         )
+
+
+def calibration_of(model: PreTrainedModel) -> dict[str, Any] | None:
+    """Return the calibration that a model carries; None if it has none, as code saved before there was any."""
+    return getattr(model.config, "calibration", None)
 
 
 def predictions_schema(group_by: str | None = None) -> pa.Schema:
@@ -291,7 +300,13 @@ def evaluate_checkpoint(
         writer = pq.ParquetWriter(partial["predictions.parquet"], predictions_schema(group_by))
     except OSError as error:
         raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
-    seen_methods, crop = model.config.seen_methods, processor.crop
+    seen_methods, crop, calibration = model.config.seen_methods, processor.crop, calibration_of(model)
+    thresholds = {level: (calibration or {}).get(level, {}).get("thresholds", {}) for level in LEVELS}
+    if calibration is None:
+        logger.warning(
+            "%s is not calibrated: p_fake is the logistic function of its margin, and no operating point is known.",
+            checkpoint.name,
+        )
     cells, records = {}, {}
     try:
         with writer:
@@ -314,7 +329,9 @@ def evaluate_checkpoint(
                     "crop_matches": not data.crop_is_mixed and crop_matches(data.crop, crop),
                 }
         predictions = pq.read_table(partial["predictions.parquet"]).to_pandas()
-        metrics = frame_and_video_metrics(predictions, cells, group_by=group_by, bootstrap=bootstrap, seed=seed)
+        metrics = frame_and_video_metrics(
+            predictions, cells, thresholds=thresholds, group_by=group_by, bootstrap=bootstrap, seed=seed
+        )
         for name, rows in predictions.groupby("dataset"):
             frames = rows.groupby("video_id").size()
             methods = list(metrics[name]["by_method"])
@@ -334,6 +351,7 @@ def evaluate_checkpoint(
             "revision": checkpoint.revision,
             "crop": crop,
             "seen_methods": seen_methods,
+            "calibration": calibration,
             "datasets": records,
             "versions": versions(),
             **run,
@@ -405,6 +423,7 @@ def versions() -> dict[str, str | None]:
 __all__ = [
     "PREDICTIONS_SCHEMA",
     "PredictedBatch",
+    "calibration_of",
     "crop_matches",
     "evaluate_checkpoint",
     "load_checkpoint",

@@ -128,7 +128,11 @@ class Ranking:
             for name, one_in in FALSE_POSITIVE_RATES.items():  # no more alarms than that: the curve is not joined
                 last = _positions(false, np.floor(reals / one_in)[:, None], "right") - 1
                 found[name] = np.where(reals > 0, np.take_along_axis(true, last, axis=1)[:, 0] / fakes, np.nan)
-            found["ece"] = self._calibration_errors(weights, curve) if losses else nan
+            if losses:  # over bins, the mean distance of score and truth
+                _, truth, sums = self._bins(weights, curve)
+                found["ece"] = np.abs(truth - sums).sum(axis=1) / total
+            else:
+                found["ece"] = nan
         return {name: found[name] for name in self.names}
 
     def _weights(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,10 +152,21 @@ class Ranking:
         steps = weights if self.ends is None else [np.diff(sums) for sums in curve]
         return (steps[0], steps[1]), (curve[0], curve[1])
 
-    def _calibration_errors(
+    def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Divide the scores into the bins of the ECE: `BINS` that hold equally many, as far as ties allow.
+
+        Returns:
+            Of each bin, from the highest scores to the lowest: how many scores it has, how many of them are fakes,
+            and the sum of the scores; floats (`BINS`,). A bin can be empty.
+        """
+        weights = self._weights(np.ones((1, self.family_count)))
+        counts, fakes, sums = self._bins(weights, self._curve(weights)[1])
+        return counts[0], fakes[0], sums[0]
+
+    def _bins(
         self, weights: tuple[np.ndarray, np.ndarray], curve: tuple[np.ndarray, np.ndarray]
-    ) -> np.ndarray:
-        """Return the mean distance of score and truth over `BINS` bins that hold equally many scores, (b,).
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return what `bins` does for each draw, (b, `BINS`).
 
         A tie is never split, or the result would depend on the order of the rows: it goes where its middle belongs.
         """
@@ -161,7 +176,7 @@ class Ranking:
         middles = BINS * (passed[:, 1:] + passed[:, :-1])  # twice, in whole numbers: no rounding decides about a bin
         inner = _positions(middles, 2 * total * np.arange(1, BINS), "left")
         edges = np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, middles.shape[1])))
-        truth = np.diff(np.take_along_axis(curve[1], edges, axis=1))
+        fakes, counts = (np.diff(np.take_along_axis(sums, edges, axis=1)) for sums in (curve[1], passed))
         at = edges if self.ends is None else np.append(0, self.ends + 1)[edges]
         masses = np.zeros(rows * n + 1)  # one more: where an empty last bin would begin
         np.add(*weights, out=masses[:-1].reshape(rows, n))
@@ -169,7 +184,7 @@ class Ranking:
         starts = at[:, :-1] + np.arange(rows)[:, None] * n
         sums = np.add.reduceat(masses, starts.ravel()).reshape(starts.shape)
         sums[at[:, 1:] == at[:, :-1]] = 0  # of an empty bin, `reduceat` returns the next element
-        return np.abs(truth - sums).sum(axis=1) / total[:, 0]
+        return counts, fakes, sums
 
     def draws(self, draws: int, seed: int) -> dict[str, np.ndarray]:
         """Compute all metrics of families drawn with replacement.

@@ -12,6 +12,7 @@ from PIL import Image
 from dcl.image_processing_dcl import DCLImageProcessor
 
 CROP = {"kind": "box", "margin": 0.3, "size": 96, "detector": "yunet"}
+CALIBRATION = {"method": "temperature", "temperature": 2.5, "frame": {"thresholds": {"eer": 0.4}, "reasons": {}}}
 
 #: What a user runs; `dcl` cannot be imported, as if it were not installed.
 PROGRAM = """
@@ -38,6 +39,7 @@ def remember(name, folder):
         found[name] = {
             "logits": output.logits.tolist(),
             "evidence": output.evidence.tolist(),
+            "p_fake": classifier.p_fake(output.logits).tolist(),
             "training logits": training(pixel_values).logits.tolist(),
             "features": backbone(pixel_values).last_hidden_state.mean().item(),
             "filled": training.memory.filled.tolist(),
@@ -66,6 +68,7 @@ def checkpoint(tmp_path_factory):
 
     torch.manual_seed(0)
     config = DCLConfig(backbone="test_efficientnet", image_size=96, queue_size=16, seen_methods=["swap"])
+    config.calibration = CALIBRATION
     model = DCLForPreTraining(config)
     torch.nn.init.normal_(model.classifier.linear.weight)
     model.memory.update(torch.nn.functional.normalize(torch.randn(4, 9), dim=1), torch.tensor([0, 1, 1, 1]))
@@ -112,6 +115,8 @@ def test_every_class_gives_what_the_model_gave(found, expected, name):
     torch.testing.assert_close(torch.tensor(result["logits"]), expected.logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.tensor(result["training logits"]), expected.logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.tensor(result["evidence"]), expected.evidence, rtol=0, atol=1e-5)
+    margins = expected.logits[:, 1] - expected.logits[:, 0]
+    torch.testing.assert_close(torch.tensor(result["p_fake"]), (margins / 2.5).sigmoid(), rtol=0, atol=1e-5)
     assert result["features"] == pytest.approx(expected.feature_map.mean().item(), abs=1e-5)
     assert result["filled"] == [1, 3]
     assert result["frozen"]
@@ -126,6 +131,7 @@ def test_settings_come_with_the_checkpoint(found):
     assert found["config"]["model_type"] == "dcl"
     assert found["config"]["id2label"] == {"0": "real", "1": "fake"}
     assert found["config"]["seen_methods"] == ["swap"]
+    assert found["config"]["calibration"] == CALIBRATION
     assert found["crop"] == CROP
 
 

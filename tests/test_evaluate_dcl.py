@@ -20,7 +20,7 @@ from dcl.dataset_dcl import FEATURES, encode_image
 from dcl.errors_dcl import InputError
 from dcl.evaluate_dcl import main, name_folders, summarize
 from dcl.evaluation.inputs import find_checkpoint
-from dcl.evaluation.metrics import frame_and_video_metrics
+from dcl.evaluation.metrics import binary_metrics, frame_and_video_metrics
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining
 from dcl.train import build_model
@@ -127,6 +127,58 @@ def test_one_model_leaves_its_files_in_the_output_folder(tmp_path, capsys):
     assert (rows["swap"][2], rows["warp"][2]) == ("seen", "unseen")
     assert rows["all"][3] == f"{metrics['noise']['frame']['auc']:.3f}"
     assert str(out) in printed
+
+
+def test_the_calibration_of_the_checkpoint_is_used_and_recorded(here, tmp_path, capsys, caplog):
+    arguments = ["--dataset", "data/noise", "--device", "cpu", "--bootstrap", "0", "--model"]
+    main([*arguments, "a/final", "--output_dir", str(tmp_path / "plain")])
+    plain = pd.read_parquet(tmp_path / "plain/predictions.parquet")
+    assert plain["p_fake"].equals(plain["p_fake_raw"])
+    assert "a/final is not calibrated" in caplog.text and "operating points" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "plain/run.json").read_text())["calibration"] is None
+    assert "thresholds" not in json.loads((tmp_path / "plain/metrics.json").read_text())["noise"]["frame"]
+
+    at = float(np.quantile(1 / (1 + np.exp(-plain["logit"] / 4)), 0.3))
+    video = {"reals": 9, "fakes": 9, "families": 9, "thresholds": {"eer": 0.5, "fpr_0.01": None}, "reasons": {}}
+    calibration = {"method": "temperature", "temperature": 4.0, "frame": {"thresholds": {"eer": at}}, "video": video}
+    shutil.copytree(here / "a/final", tmp_path / "calibrated")
+    config = json.loads((tmp_path / "calibrated/config.json").read_text())
+    (tmp_path / "calibrated/config.json").write_text(json.dumps(config | {"calibration": calibration}))
+    caplog.clear()
+    for name, options in (("out", []), ("remote", ["--trust_remote_code"])):
+        out = tmp_path / name
+        main([*arguments, str(tmp_path / "calibrated"), "--output_dir", str(out), *options])
+        rows = pd.read_parquet(out / "predictions.parquet")
+        assert rows["p_fake_raw"].equals(plain["p_fake_raw"])
+        np.testing.assert_allclose(rows["p_fake"], 1 / (1 + np.exp(-rows["logit"] / 4)), rtol=1e-12)
+        metrics = json.loads((out / "metrics.json").read_text())["noise"]
+        frame = metrics["frame"]
+        assert (frame["thresholds"], metrics["video"]["thresholds"]) == ({"eer": at}, video["thresholds"])
+        assert frame["tpr_at_threshold_eer"] == (rows["p_fake"][rows["label"] == 1] >= at).mean()
+        raw = binary_metrics(plain["label"].to_numpy(), plain["p_fake"].to_numpy())
+        assert [frame[f"{key}_raw"] for key in ("log_loss", "brier", "ece")] == [
+            raw["log_loss"],
+            raw["brier"],
+            raw["ece"],
+        ]
+        assert frame["log_loss"] != raw["log_loss"] and frame["auc"] == raw["auc"]
+        assert json.loads((out / "run.json").read_text())["calibration"] == calibration
+        lines = [line.split() for line in capsys.readouterr().out.splitlines() if " eer " in line or "fpr_" in line]
+        assert [line[:4] for line in lines] == [
+            ["noise", "frame", "eer", f"{at:.3f}"],
+            ["noise", "video", "eer", "0.500"],
+        ]
+        assert lines[0][4:] == [f"{frame[f'{key}_at_threshold_eer']:.3f}" for key in ("accuracy", "fpr", "tpr")]
+    assert "not calibrated" not in caplog.text
+
+
+def test_a_calibration_that_cannot_be_followed_is_refused(here, tmp_path, capsys):
+    shutil.copytree(here / "a/final", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config["calibration"] = {"method": "temperature", "temperature": 0}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    said = refused_model(capsys, tmp_path, tmp_path / "model")
+    assert "cannot be loaded" in said and "above 0, got 0" in said
 
 
 def test_two_runs_give_the_same_files(tmp_path):

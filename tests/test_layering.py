@@ -64,6 +64,7 @@ def test_the_house_is_as_it_is_thought_to_be():
     assert {"configuration_dcl", "modeling_dcl", "image_processing_dcl", "faces_dcl", "hub_dcl", "errors_dcl"} <= set(
         SHIPPED
     )
+    assert "calibration_dcl" in SHIPPED and ("calibration_dcl", True) in imports("modeling_dcl")
     assert ("configuration_dcl", True) in imports("modeling_dcl")
     assert ("errors_dcl", True) in imports("training.backbone")
 

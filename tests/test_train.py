@@ -10,14 +10,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
-from dcl import train
+from dcl import evaluate_dcl, train
+from dcl.calibration_dcl import calibrate
 from dcl.errors_dcl import InputError
+from dcl.evaluation.calibration import fit_calibration
 from dcl.modeling_dcl import DCLForPreTraining
 from dcl.tests.prepared_data import CROP, make_rows, training_flags, write_split
 
@@ -51,12 +54,17 @@ def history(output_dir):
     ]
 
 
+def calibration_of(folder):
+    return json.loads((folder / "config.json").read_text())["calibration"]
+
+
 def assert_same_run(one, other):
     weights, others = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert weights.keys() == others.keys() and "memory.queue" in weights
     for name, value in weights.items():
         assert torch.equal(value, others[name]), name
     assert history(one) == history(other)
+    assert calibration_of(one) == calibration_of(other) is not None
 
 
 RUN = {"max_steps": 7, "image_size": 64}
@@ -78,6 +86,7 @@ def test_a_run_leaves_a_checkpoint_a_card_its_settings_and_its_results(finished)
     assert names == {
         "README.md",
         "all_results.json",
+        "calibration_dcl.py",
         "config.json",
         "configuration_dcl.py",
         "errors_dcl.py",
@@ -106,6 +115,67 @@ def test_no_pickle_is_needed_to_load_a_checkpoint(finished, tmp_path):
         trained = DCLForPreTraining.from_pretrained(folder).eval()
         with torch.no_grad():
             assert torch.equal(loaded(images).logits, trained(images).logits)
+
+
+def test_the_calibration_is_fitted_on_the_validation_split_alone(finished, prepared, tmp_path):
+    data = tmp_path / "textures"
+    shutil.copytree(prepared, data)
+    rows = make_rows(range(6, 9))  # those of the validation split, every label wrong
+    write_split(data, "test", [{**row, "label": 1 - row["label"]} for row in rows])
+    train.main(training_flags(data, tmp_path / "run", **RUN))
+    assert calibration_of(tmp_path / "run") == calibration_of(finished)
+
+    # A test split of what the validation split was: an evaluation finds the same numbers there.
+    write_split(tmp_path / "chosen", "test", [row for row in rows if row["method"] != "unseen"])
+    folders = ["--model", finished, "--dataset", tmp_path / "chosen", "--output_dir", tmp_path / "out"]
+    evaluate_dcl.main([*map(str, folders), "--device", "cpu", "--bootstrap", "0"])
+    predictions = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    calibration, again = calibration_of(finished), fit_calibration(predictions)
+    assert calibration["method"] == again["method"]
+    assert (calibration["frame"]["reals"], calibration["video"]["reals"]) == (6, 3)
+    p_fake = calibrate(predictions.logit, calibration)
+    np.testing.assert_allclose(predictions.p_fake, p_fake, rtol=1e-12)
+    at, (reals, fakes) = calibration["frame"]["thresholds"]["eer"], (p_fake[predictions.label == n] for n in (0, 1))
+    gaps = [abs((reals >= threshold).mean() - (fakes < threshold).mean()) for threshold in (at, *p_fake)]
+    assert gaps[0] == min(gaps)
+    for level in ("frame", "video"):
+        assert again[level]["thresholds"]["eer"] == pytest.approx(calibration[level]["thresholds"]["eer"], abs=1e-5)
+        assert again[level]["reasons"] == calibration[level]["reasons"]
+    frame = json.loads((tmp_path / "out" / "metrics.json").read_text())["chosen"]["frame"]
+    assert frame["thresholds"] == calibration["frame"]["thresholds"]
+    assert frame["fpr_at_threshold_eer"] == (reals >= at).mean()
+
+
+def test_nothing_but_the_end_of_a_run_is_calibrated(finished, prepared, tmp_path):
+    assert calibration_of(finished) is not None
+    assert (
+        "Thresholds on the p_fake of a frame, from 6 reals, 12 fakes, 3 families"
+        in (finished / "README.md").read_text()
+    )
+    for folder in finished.glob("checkpoint-*"):
+        assert calibration_of(folder) is None
+    flags = training_flags(prepared, tmp_path / "run", **RUN, model=finished)
+    trainer = train.build_trainer(train.parse_training_run(flags))
+    assert trainer.model.config.calibration is None
+    train.main(training_flags(prepared, tmp_path / "none", max_steps=1, image_size=64, calibration="none"))
+    assert calibration_of(tmp_path / "none") is None
+    assert "Not calibrated" in (tmp_path / "none" / "README.md").read_text()
+
+
+def test_a_corrupt_image_at_the_calibration_leaves_the_trained_model(tmp_path):
+    for split, videos in (("train", range(4)), ("validation", range(4, 6))):
+        rows = make_rows(videos)
+        if split == "validation":
+            rows[5]["image"] = {"bytes": b"no image", "path": None}
+            rows[6]["mask"] = {"bytes": b"no mask", "path": None}
+        write_split(tmp_path / "data", split, rows)
+    never = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    flags = training_flags(tmp_path / "data", tmp_path / "run", max_steps=1, image_size=64, **never)
+    with pytest.raises(SystemExit, match="row 4 of"):
+        train.main(flags)
+    assert (tmp_path / "run" / "model.safetensors").exists() and calibration_of(tmp_path / "run") is None
+    train.main([*flags, "--skip_corrupt"])
+    assert calibration_of(tmp_path / "run")["frame"]["reals"] == 4
 
 
 def test_validation_looks_at_its_own_split_and_at_the_chosen_methods_only(tmp_path, prepared):

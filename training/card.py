@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..calibration_dcl import describe_calibration
 from ..dataset_dcl import metadata
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def write_model_card(trainer: "DCLTrainer", name: str, source: str) -> Path:
         contrastive=_was_contrastive(trainer),
         datasets=datasets,
         scores={VALIDATION_METRICS[key]: f"{value:.4f}" for key, value in scores.items()},
+        calibration=describe_calibration(config.calibration),
         step=step,
         architecture={key: getattr(config, key) for key in ARCHITECTURE},
         hyperparameters={key: _plain(getattr(args, key)) for key in HYPERPARAMETERS},

@@ -6,7 +6,7 @@ import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from transformers import trainer as hf_trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
+from ..calibration_dcl import METHODS as CALIBRATIONS
 from ..dataset_dcl import FAKE, REAL, CorruptImageError
 from ..errors_dcl import InputError
 from ..modeling_dcl import DCLForPreTraining, DCLForPreTrainingOutput
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 #: What makes a repository of the Hub that loads: no pickle, no state of the optimizer.
 PUBLISHED_FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"),
-    *("configuration_dcl.py", "modeling_dcl.py", "image_processing_dcl.py", "errors_dcl.py"),
+    *("configuration_dcl.py", "calibration_dcl.py", "modeling_dcl.py", "image_processing_dcl.py", "errors_dcl.py"),
 )
 #: The validation metrics that can choose a checkpoint, and whether more is better.
 VALIDATION_METRICS = {"auc": True, "eer": False, "accuracy": True, "video_auc": True, "loss": False}
@@ -70,6 +71,10 @@ class DCLTrainingArguments(TrainingArguments):
     lr_step_epochs: float = field(
         default=0.0,
         metadata={"help": "Multiply the learning rate by 0.1 every so many epochs, instead of lr_scheduler_type."},
+    )
+    calibration: Literal["temperature", "isotonic", "none"] = field(
+        default="temperature",
+        metadata={"help": "What makes probabilities of margins, fitted on the validation split at the end."},
     )
     channels_last: bool = field(
         default=False, metadata={"help": "Memory format of images and weights; often faster on GPUs, measure it."}
@@ -109,6 +114,8 @@ class DCLTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 1 or more.")
+        if self.calibration not in CALIBRATIONS:
+            raise InputError(f"calibration is {self.calibration!r}: choose from {', '.join(CALIBRATIONS)}.")
         if not 0 <= self.learning_rate < math.inf:
             raise InputError(f"learning_rate is {self.learning_rate}: choose a number of 0 or more.")
         if not 0 <= self.seed < 2**32:
