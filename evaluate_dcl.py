@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_workers",
         type=_at_least(0),
-        help="processes that decode images (default: none on a CPU, else one a core, at most 8)",
+        help="processes that decode images (default: none on a CPU, else one a core, at most 8 for each GPU)",
     )
     parser.add_argument("--device", help="such as cpu, cuda, cuda:1 or mps (default: the fastest there is)")
     parser.add_argument(
@@ -135,12 +135,27 @@ def _at_least(least: int) -> Any:
     return whole_number
 
 
-@report_input_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command.
+    """Run the command, alone or as one of the processes that `torchrun` starts.
 
     Args:
         argv: its arguments; those of the process if None.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        evaluate(argv)
+        return
+    from dcl.evaluation.processes import process_group
+
+    with process_group():
+        evaluate(argv)
+
+
+@report_input_errors
+def evaluate(argv: Sequence[str] | None = None) -> None:
+    """Evaluate what the arguments name; on each process, if there are several.
+
+    Args:
+        argv: the arguments; those of the process if None.
     """
     arguments = make_parser().parse_args(argv)
     refuse_what_makes_no_sense(arguments)
@@ -200,7 +215,10 @@ def run_models(
     import transformers
 
     from dcl.evaluation.other_models import find_classes
-    from dcl.evaluation.predictions import evaluate_checkpoint, load_checkpoint
+    from dcl.evaluation.parts import remove_work_folders
+    from dcl.evaluation.predictions import load_checkpoint
+    from dcl.evaluation.processes import first_process_ahead
+    from dcl.evaluation.results import evaluate_checkpoint
 
     # Of all models before the first runs for hours.
     checkpoints = find_classes(checkpoints, arguments.fake_labels, arguments.trust_remote_code)
@@ -210,24 +228,30 @@ def run_models(
         # On a CPU larger ones are slower: their feature maps exceed what malloc keeps, and each is paged in anew.
         batch_size = 4 if device.type == "cpu" else 32
     if num_workers is None:
-        num_workers = 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        num_workers = 0 if device.type == "cpu" else max(1, min(8, cores))
     run = {"device": str(device), "batch_size": batch_size, **run}
     options = {"batch_size": batch_size, "num_workers": num_workers, "skip_corrupt": arguments.skip_corrupt}
     results: list[Result] = []
     for checkpoint, folder in zip(checkpoints, folders, strict=True):
         transformers.set_seed(arguments.seed)
-        model, processor = load_checkpoint(checkpoint, device, arguments.trust_remote_code)
+        with first_process_ahead():  # remote code is copied to where all import it from
+            model, processor = load_checkpoint(checkpoint, device, arguments.trust_remote_code)
         record = {**run, **checkpoint.record()}
-        metrics = evaluate_checkpoint(checkpoint, model, processor, sets, folder, record, **scoring, **options)
+        metrics = evaluate_checkpoint(
+            checkpoint, model, processor, sets, folder, record, keep_parts=True, **scoring, **options
+        )
         results.append(Result(checkpoint.name, metrics, model.config.seen_methods))
         print_result(results, folders, arguments)
         if types:
             from dcl.evaluation.robustness import evaluate_robustness, robustness_tables
 
             robustness = evaluate_robustness(
-                checkpoint, model, processor, sets, metrics, folder, types, arguments.seed, **options
+                checkpoint, model, processor, sets, metrics, folder, types, arguments.seed, keep_parts=True, **options
             )
             print(f"\n{robustness_tables(robustness)}\nthese tables are in {folder}, too: robustness.json, .csv, .md")
+    for folder in folders:  # not before: what is complete of one model is not done again if another is interrupted
+        remove_work_folders(folder)
     return results
 
 
@@ -299,7 +323,7 @@ def write_differences(first: Path, other: Path, first_name: str, bootstrap: int,
 
 
 def find_device(name: str | None) -> "torch.device":
-    """Return the device of that name, or the fastest one there is.
+    """Return the device of that name, or the fastest one there is; each process of a machine has a GPU of its own.
 
     Raises:
         InputError: if this machine has no such device.
@@ -308,6 +332,8 @@ def find_device(name: str | None) -> "torch.device":
 
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         torch.zeros(1, device=name).item()
     except Exception as error:  # RuntimeError, AssertionError or NotImplementedError, by the kind of device

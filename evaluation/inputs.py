@@ -101,7 +101,7 @@ def find_checkpoint(name: str, only_dcl: bool = False) -> Checkpoint:
 def _hash_of(folder: Path) -> str:
     """Hash what decides a checkpoint's answers, so that scores tell of which weights they are."""
     digest = hashlib.sha256()
-    for path in sorted((*folder.glob("*config.json"), *folder.glob("*.safetensors"))):
+    for path in sorted(path for end in ("config.json", ".safetensors", ".py") for path in folder.glob(f"*{end}")):
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return f"sha256:{digest.hexdigest()}"

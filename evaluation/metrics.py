@@ -13,6 +13,7 @@ from sklearn.metrics import auc, roc_curve
 from ..dataset_dcl import CLASS_NAMES, FAKE, REAL
 from ..errors_dcl import InputError
 from .bootstrap import DRAWS, family_codes, intervals, largest_gap, paired_differences
+from .localisation import CellCounts, localisation_metrics
 from .ranking import BINS, FALSE_POSITIVE_RATES, METRICS, THRESHOLD, Ranking, equal_error_rate
 
 REALS_PER_RATE = 5  # false alarms that the reals must allow at a false positive rate
@@ -23,12 +24,13 @@ UNKNOWN = "unknown"
 
 def frame_and_video_metrics(
     predictions: pd.DataFrame,
-    cells: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    cells: Mapping[str, CellCounts] | None = None,
     *,
     thresholds: Mapping[str, Mapping[str, float | None]] | None = None,
     group_by: str | None = None,
     bootstrap: int = DRAWS,
     seed: int = 0,
+    evidence_threshold: float | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Compute every metric of every data set in a table of predictions.
 
@@ -42,6 +44,7 @@ def frame_and_video_metrics(
         group_by: a column, such as a group of people, whose values are compared.
         bootstrap: how often families are drawn for the 95 % intervals; 0 for none.
         seed: for the draws.
+        evidence_threshold: from where on a cell is called forged. Choose it on other data.
 
     Returns:
         `{dataset: {"frame": {...}, "video": {...}, "by_method": {method: {"frame": {...}, "video": {...}}},
@@ -62,7 +65,6 @@ def frame_and_video_metrics(
             f"the predictions have no column {group_by!r} to group by: take one of {', '.join(predictions.columns)}."
         )
     cells, thresholds = cells or {}, thresholds or {}
-    empty = np.empty(0, np.float32), np.empty(0, bool)
     metrics = {}
     for name, rows in predictions.groupby("dataset", sort=True):
         level = _Levels(rows, thresholds, bootstrap, seed)
@@ -73,7 +75,7 @@ def frame_and_video_metrics(
             "by_method": {
                 method: level.metrics(is_real | (methods == method)) for method in sorted(set(methods[~is_real]))
             },
-            "localisation": localisation_metrics(*cells.get(name, empty)),
+            "localisation": localisation_metrics(cells.get(name) or CellCounts(), evidence_threshold),
         }
         if "p_fake_raw" in rows:
             raw = binary_metrics(rows["label"].to_numpy(), rows["p_fake_raw"].to_numpy(float), "frames")
@@ -398,27 +400,6 @@ def _undefined(n: int, reason: str) -> dict[str, Any]:
     return {**dict.fromkeys(METRICS), "n": n, "reason": reason}
 
 
-def localisation_metrics(evidence: np.ndarray, forged: np.ndarray) -> dict[str, Any]:
-    """Compute how well evidence points at the forged region.
-
-    Args:
-        evidence: floats (c,), one a cell: the cells of all fakes whose mask is known, pooled, so that evidence must be
-            comparable between images and an image counts by its cells. Cells of reals are not among them: they would
-            reward telling images apart.
-        forged: booleans (c,), whether the cell is forged.
-
-    Returns:
-        `auc`, the chance that a forged cell has more evidence than an untouched one, a tie counting one half. None,
-        with a `reason`, where there is no cell, only one kind of cell, or evidence that is not finite.
-    """
-    # Of a model that shows no evidence, and of fakes without masks, there is none.
-    reason = _problem(forged, evidence, "cells of fakes with a known mask and evidence", ("untouched", "forged"))
-    if reason:
-        return {"auc": None, "reason": reason}
-    false_positive_rate, true_positive_rate, _ = roc_curve(forged, evidence)
-    return {"auc": float(auc(false_positive_rate, true_positive_rate))}
-
-
 __all__ = [
     "METRICS",
     "THRESHOLD",
@@ -428,6 +409,5 @@ __all__ = [
     "equal_error_rate",
     "frame_and_video_metrics",
     "group_names",
-    "localisation_metrics",
     "video_scores",
 ]

@@ -1,36 +1,24 @@
-"""Run checkpoints over prepared data sets: a table of predictions, its metrics, and a record of what was run."""
+"""Run a checkpoint over the rows of a prepared data set: what it says of each, and where it saw a forgery."""
 
-import importlib.metadata
-import json
-import logging
-import os
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from datasets import ClassLabel
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 
-from ..calibration_dcl import LEVELS, calibrate
-from ..dataset_dcl import CROP_FIELDS, FAKE, REAL, CorruptImageError, decode_image, decode_mask
+from ..calibration_dcl import calibrate
+from ..dataset_dcl import FAKE, REAL, CorruptImageError, decode_image, decode_mask
 from ..errors_dcl import InputError, reason
 from ..image_processing_dcl import DCLImageProcessor
 from ..modeling_dcl import DCLForImageClassification
-from .bootstrap import DRAWS
 from .inputs import Checkpoint, EvaluationSet
-from .metrics import frame_and_video_metrics
 from .other_models import ArrayProcessor, BinaryClassifier, load_classifier
-
-logger = logging.getLogger(__name__)
 
 #: The columns of `predictions.parquet`, one row a frame in the order of the data set: `logit` is the margin
 #: z_fake - z_real, `p_fake_raw` its logistic function, `p_fake` calibrated as the checkpoint says.
@@ -48,8 +36,6 @@ PREDICTIONS_SCHEMA = pa.schema(
         "p_fake": pa.float64(),
     }
 )
-RESULT_FILES = ("predictions.parquet", "run.json", "metrics.json")
-ROWS_PER_GROUP = 16384
 
 
 def load_checkpoint(
@@ -89,18 +75,6 @@ def load_checkpoint(
             "pass one that was saved by DCLForPreTraining or DCLForImageClassification."
         )
     return model.to(device).eval(), processor
-
-
-def crop_matches(data: Mapping[str, Any], model: Mapping[str, Any] | None) -> bool | None:
-    """Whether faces were cut as a model learned them; None where the model does not say."""
-    if model is None:
-        return None
-    return all(
-        np.isclose(data[name], model.get(name), atol=1e-5)
-        if name == "margin" and None not in (data[name], model.get(name))
-        else data[name] == model.get(name)
-        for name in CROP_FIELDS
-    )
 
 
 # -------------------------------------------------------------------------------------------------- predictions
@@ -168,8 +142,9 @@ def predict(
     skip_corrupt: bool = False,
     group_by: str | None = None,
     change: Callable[[np.ndarray, str, int], np.ndarray] | None = None,
+    batches: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[PredictedBatch]:
-    """Score every row of a data set, in its order.
+    """Score the rows of a data set, in its order.
 
     Args:
         model: a classifier with `logits` (N, 2) and `evidence` (N, h, w), or None for it, in its output, on its
@@ -182,6 +157,7 @@ def predict(
         group_by: a further column of the data set to carry along, as text.
         change: what happens to an image before the processor sees it, given the image (uint8 RGB), `video_id` and
             `frame` of its row, such as a `Perturbation`. It runs in the processes that decode.
+        batches: the rows of each batch, instead of all rows by `batch_size`.
 
     Yields:
         One result a batch.
@@ -192,7 +168,9 @@ def predict(
     schema = predictions_schema(group_by)
     calibration = calibration_of(model)
     decoded = _DecodedRows(data, change)
-    loader = DataLoader(decoded, batch_size, num_workers=num_workers, collate_fn=_Collate(processor))
+    if batches is None:
+        batches = batches_of(len(decoded), batch_size)
+    loader = DataLoader(decoded, batch_sampler=batches, num_workers=num_workers, collate_fn=_Collate(processor))
     for rows, pixel_values, corrupt in loader:
         if corrupt and not skip_corrupt:
             raise corrupt[0]["error"]
@@ -227,9 +205,14 @@ def predict(
         )
 
 
-def calibration_of(model: PreTrainedModel) -> dict[str, Any] | None:
+def calibration_of(model: PreTrainedModel | BinaryClassifier) -> dict[str, Any] | None:
     """Return the calibration that a model carries; None if it has none, as code saved before there was any."""
     return getattr(model.config, "calibration", None)
+
+
+def batches_of(stop: int, batch_size: int, start: int = 0) -> list[range]:
+    """Divide the rows from `start` to `stop` into batches."""
+    return [range(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
 
 
 def predictions_schema(group_by: str | None = None) -> pa.Schema:
@@ -252,183 +235,13 @@ def mask_to_cells(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return cv2.resize(mask.astype(np.float32) / 255, shape[::-1], interpolation=cv2.INTER_AREA)
 
 
-# ------------------------------------------------------------------------------------------------------- results
-
-
-def evaluate_checkpoint(
-    checkpoint: Checkpoint,
-    model: PreTrainedModel,
-    processor: BaseImageProcessor,
-    sets: Sequence[EvaluationSet],
-    folder: Path,
-    run: Mapping[str, Any],
-    batch_size: int = 32,
-    num_workers: int = 0,
-    skip_corrupt: bool = False,
-    group_by: str | None = None,
-    bootstrap: int = DRAWS,
-    seed: int = 0,
-) -> dict[str, dict[str, Any]]:
-    """Score data sets with a checkpoint and write `predictions.parquet`, `metrics.json` and `run.json`.
-
-    The predictions are written as they come. The files take their places once all are complete: what a folder held
-    before stays as it was if the run dies.
-
-    Args:
-        checkpoint: where the model came from, for `run.json`.
-        model: what `load_checkpoint` loaded.
-        processor: its image processor.
-        sets: what `load_evaluation_sets` loaded.
-        folder: where the files go; made if it is not there.
-        run: what else `run.json` shall say.
-        batch_size: images at a time.
-        num_workers: processes that decode and resize.
-        skip_corrupt: leave out rows that cannot be decoded, and count them.
-        group_by: a column of the data sets to compute metrics by; the predictions carry it.
-        bootstrap: how often families are drawn for the intervals; 0 for none.
-        seed: for the draws.
-
-    Returns:
-        The content of `metrics.json`, see `frame_and_video_metrics`.
-
-    Raises:
-        InputError: if a row cannot be decoded (all of a data set, with `skip_corrupt`), or `folder` not be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = {name: folder / f".{name}.partial" for name in RESULT_FILES}
-        writer = pq.ParquetWriter(partial["predictions.parquet"], predictions_schema(group_by))
-    except OSError as error:
-        raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
-    seen_methods, crop, calibration = model.config.seen_methods, processor.crop, calibration_of(model)
-    thresholds = {level: (calibration or {}).get(level, {}).get("thresholds", {}) for level in LEVELS}
-    if calibration is None:
-        logger.warning(
-            "%s is not calibrated: p_fake is the logistic function of its margin, and no operating point is known.",
-            checkpoint.name,
-        )
-    cells, records = {}, {}
-    try:
-        with writer:
-            for data in sets:
-                _warn_of_crop(data, crop, checkpoint)
-                batches = predict(model, processor, data, batch_size, num_workers, skip_corrupt, group_by)
-                corrupt, cells[data.name] = _write(batches, writer, data)
-                if corrupt:
-                    logger.warning(
-                        "%d of the %d images of %s were skipped.", len(corrupt), len(data.dataset), data.where
-                    )
-                records[data.name] = {
-                    "source": data.source,
-                    "split": data.split,
-                    "fingerprint": data.fingerprint,
-                    "rows": len(data.dataset),
-                    "skipped_corrupt": {"count": len(corrupt), "rows": corrupt},
-                    "crop": data.crop,
-                    "crop_is_mixed": data.crop_is_mixed,
-                    "crop_matches": not data.crop_is_mixed and crop_matches(data.crop, crop),
-                }
-        predictions = pq.read_table(partial["predictions.parquet"]).to_pandas()
-        metrics = frame_and_video_metrics(
-            predictions, cells, thresholds=thresholds, group_by=group_by, bootstrap=bootstrap, seed=seed
-        )
-        for name, rows in predictions.groupby("dataset"):
-            frames = rows.groupby("video_id").size()
-            methods = list(metrics[name]["by_method"])
-            records[name] |= {
-                "videos": len(frames),
-                "frames_per_video": {
-                    "min": int(frames.min()),
-                    "median": float(frames.median()),
-                    "max": int(frames.max()),
-                },
-                "unseen_methods": None
-                if seen_methods is None
-                else [method for method in methods if method not in seen_methods],
-            }
-        record = {
-            "model": checkpoint.name,
-            "revision": checkpoint.revision,
-            "crop": crop,
-            "seen_methods": seen_methods,
-            "calibration": calibration,
-            "datasets": records,
-            "versions": versions(),
-            **run,
-        }
-        for name, content in (("run.json", record), ("metrics.json", metrics)):
-            partial[name].write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        for name in RESULT_FILES:
-            os.replace(partial[name], folder / name)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
-    return metrics
-
-
-def _warn_of_crop(data: EvaluationSet, crop: dict[str, Any] | None, checkpoint: Checkpoint) -> None:
-    if crop is None:
-        logger.warning(
-            "%s does not say how the faces it learned from were cut: whether those of %s match is not known.",
-            checkpoint.name,
-            data.name,
-        )
-    elif data.crop_is_mixed or not crop_matches(data.crop, crop):
-        logger.warning(
-            "the faces of %s were cut otherwise than %s learned them (%s%s, not %s): its scores suffer from that.",
-            data.name,
-            checkpoint.name,
-            "in several ways, mostly " if data.crop_is_mixed else "",
-            data.crop,
-            crop,
-        )
-
-
-def _write(
-    batches: Iterator[PredictedBatch], writer: pq.ParquetWriter, data: EvaluationSet
-) -> tuple[list[int], tuple[np.ndarray, np.ndarray]]:
-    """Write predictions as they come; return the corrupt rows, and evidence and truth of the cells."""
-    corrupt: list[int] = []
-    evidence, forged, pending, written = [], [], [], 0
-    with tqdm(total=len(data.dataset), desc=data.name, unit=" frames") as progress:
-        for batch in batches:
-            pending.append(batch.rows)
-            evidence.append(batch.evidence)
-            forged.append(batch.forged)
-            corrupt += batch.corrupt
-            written += len(batch.rows)
-            if sum(map(len, pending)) >= ROWS_PER_GROUP:
-                writer.write_table(pa.concat_tables(pending))
-                pending.clear()
-            progress.update(len(batch.rows) + len(batch.corrupt))
-    if not written:
-        raise InputError(f"none of the {len(corrupt)} images of {data.where} can be decoded: prepare the set again.")
-    if pending:
-        writer.write_table(pa.concat_tables(pending))
-    return corrupt, (np.concatenate(evidence), np.concatenate(forged))
-
-
-def versions() -> dict[str, str | None]:
-    """Return the versions of Python, of the libraries that the scores depend on, and of this package."""
-    packages = {name: name for name in ("torch", "transformers", "timm", "datasets")} | {"dcl": "dcl-face-forgery"}
-    found = {"python": platform.python_version()}
-    for name, package in packages.items():
-        try:
-            found[name] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a path, not installed
-            found[name] = None
-    return found
-
-
 __all__ = [
     "PREDICTIONS_SCHEMA",
     "PredictedBatch",
+    "batches_of",
     "calibration_of",
-    "crop_matches",
-    "evaluate_checkpoint",
     "load_checkpoint",
     "mask_to_cells",
     "predict",
     "predictions_schema",
-    "versions",
 ]

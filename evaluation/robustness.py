@@ -18,9 +18,11 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..errors_dcl import InputError
 from .inputs import Checkpoint, EvaluationSet
 from .metrics import frame_and_video_metrics
+from .parts import remove_work_folders
 from .perturbations import LEVELS, TYPES, Perturbation
-from .predictions import predict, versions
+from .processes import meet, process_index
 from .report import draw_robustness
+from .results import METRIC_COLUMNS, open_work_folder, versions
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +41,13 @@ def evaluate_robustness(
     batch_size: int = 32,
     num_workers: int = 0,
     skip_corrupt: bool = False,
+    keep_parts: bool = False,
 ) -> dict[str, Any]:
     """Score data sets again for each type and level of perturbation, and write what comes of it.
 
     `robustness.json` has what is returned; `robustness.csv` a row a cell, `robustness.md` the tables and
-    `robustness.png` the heat map of it. As long as a run is not complete, the files stay as they were.
+    `robustness.png` the heat map of it. As long as a run is not complete, the files stay as they were, and the
+    predictions are made in parts as by `evaluate_checkpoint`.
 
     Args:
         checkpoint: where the model came from, for the record.
@@ -57,6 +61,7 @@ def evaluate_robustness(
         batch_size: images at a time.
         num_workers: processes that decode, perturb and resize.
         skip_corrupt: leave out rows that cannot be decoded.
+        keep_parts: as of `evaluate_checkpoint`.
 
     Returns:
         `{"model", "revision", "seed", "versions", "types", "datasets"}`; `types` tells of each type what its levels
@@ -68,23 +73,26 @@ def evaluate_robustness(
         InputError: if a row cannot be decoded, or a file not be written.
     """
     datasets = {}
-    for data in sets:
-        results: dict[str, Any] = {}
-        with tqdm(
-            total=len(types) * len(LEVELS) * len(data.dataset), desc=f"{data.name}, perturbed", unit=" frames"
-        ) as progress:
-            for name in types:
-                levels = []
-                for level in LEVELS:
-                    change = Perturbation(name, level, seed)
-                    tables = []
-                    for batch in predict(model, processor, data, batch_size, num_workers, skip_corrupt, change=change):
-                        tables.append(batch.rows.to_pandas())
-                        progress.update(len(batch.rows) + len(batch.corrupt))
-                    scores = frame_and_video_metrics(pd.concat(tables), bootstrap=0)[data.name]
-                    levels.append({"level": level, "value": change.value} | _areas(scores))
-                results[name] = {"levels": levels, "mean": {unit: _mean(levels, unit) for unit in UNITS}}
-        datasets[data.name] = {"fingerprint": data.fingerprint, "clean": _areas(clean[data.name]), "types": results}
+    cells = [(name, level) for name in types for level in LEVELS]
+    with open_work_folder(folder, checkpoint, model, batch_size, seed) as work:
+        for data in sets:
+            results: dict[str, Any] = {name: {"levels": []} for name in types}
+            for name, level in tqdm(cells, desc=f"{data.name}, perturbed", unit=" cells"):
+                change = Perturbation(name, level, seed)
+                parts = work.predict(model, processor, data, batch_size, num_workers, skip_corrupt, change=change)
+                if process_index() == 0:
+                    rows = parts.read(METRIC_COLUMNS).to_pandas()
+                    scores = frame_and_video_metrics(rows, bootstrap=0)[data.name]
+                    results[name]["levels"].append({"level": level, "value": change.value} | _areas(scores))
+            if process_index() == 0:
+                for result in results.values():
+                    result["mean"] = {unit: _mean(result["levels"], unit) for unit in UNITS}
+            datasets[data.name] = {
+                "fingerprint": data.fingerprint,
+                "clean": _areas(clean[data.name]),
+                "types": results,
+            }
+        datasets = meet(datasets)[0]
     robustness = {
         "model": checkpoint.name,
         "revision": checkpoint.revision,
@@ -94,7 +102,10 @@ def evaluate_robustness(
         "types": {name: {"parameter": TYPES[name].parameter, "values": TYPES[name].values} for name in types},
         "datasets": datasets,
     }
-    _write(robustness, folder)
+    if process_index() == 0:
+        _write(robustness, folder)
+        if not keep_parts:
+            remove_work_folders(folder)
     return robustness
 
 

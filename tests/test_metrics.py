@@ -21,13 +21,13 @@ from sklearn.metrics import (
 )
 
 from dcl.errors_dcl import InputError
+from dcl.evaluation.localisation import CellCounts
 from dcl.evaluation.metrics import (
     METRICS,
     binary_metrics,
     compare_models,
     deepfakebench_metrics,
     frame_and_video_metrics,
-    localisation_metrics,
     video_scores,
 )
 from dcl.evaluation.ranking import Ranking
@@ -457,8 +457,8 @@ def test_an_empty_table_has_no_data_sets():
 
 def test_the_form_is_that_of_the_file():
     rows = table(("real", "a", 0, 0.1), ("swap", "b", 1, 0.7))
-    cells = {"demo": (np.array([0.1, 0.9]), np.array([False, True]))}
-    metrics = frame_and_video_metrics(rows, cells, bootstrap=0)
+    cells = {"demo": CellCounts().add(np.array([0.1, 0.9]), np.array([False, True]))}
+    metrics = frame_and_video_metrics(rows, cells, bootstrap=0, evidence_threshold=0.05)
     few = {f"tpr_at_fpr_{rate}": (None, count) for rate, count in ((0.05, 100), (0.01, 500), (0.001, 5000))}
 
     def level(units):
@@ -476,7 +476,8 @@ def test_the_form_is_that_of_the_file():
 
     pooled = {"video_auc_deepfakebench": 1.0, "video_eer_deepfakebench": 0.0}
     both = {"frame": level("frames"), "video": level("videos") | pooled}
-    assert metrics == {"demo": {**both, "by_method": {"swap": both}, "localisation": {"auc": 1.0}}}
+    localisation = {"auc": 1.0, "auc_error": 0.0, "iou": 0.5, "iou_all_forged": 0.5, "evidence_threshold": 0.05}
+    assert metrics == {"demo": {**both, "by_method": {"swap": both}, "localisation": localisation}}
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
     drawn = frame_and_video_metrics(rows, cells)
     assert json.loads(json.dumps(drawn, allow_nan=False)) == drawn
@@ -637,27 +638,3 @@ def test_a_million_frames_take_seconds():
     assert metrics["frame"]["n"] == 1_000_000
     assert metrics["frame"]["auc"] == pytest.approx(roc_auc_score(rows.label, rows.p_fake), abs=1e-9)
     assert metrics["frame"]["ap"] == pytest.approx(average_precision_score(rows.label, rows.p_fake), abs=1e-9)
-
-
-# ------------------------------------------------------------------------------------------------------ localisation
-
-
-def test_localisation_is_the_share_of_forged_cells_above_untouched_ones():
-    evidence, forged = np.array([3.0, -1.0, 0.5, 2.0]), np.array([True, False, True, False])
-    assert localisation_metrics(evidence, forged) == {"auc": 0.75}
-
-
-@law
-@given(both_classes(), st.floats(-3, 3).map(lambda shift: round(shift * 16) / 16))
-def test_localisation_ignores_a_common_offset(case, shift):
-    labels, evidence = case
-    moved = localisation_metrics(evidence + shift, labels == 1)
-    assert moved["auc"] == pytest.approx(localisation_metrics(evidence, labels == 1)["auc"], abs=1e-12)
-
-
-def test_localisation_without_masks_or_contrast_is_null():
-    unknown = localisation_metrics(np.empty(0), np.empty(0, bool))
-    assert unknown == {"auc": None, "reason": "there are no cells of fakes with a known mask and evidence"}
-    full = localisation_metrics(np.array([0.1, 0.2]), np.array([True, True]))
-    assert full["auc"] is None
-    assert "are forged" in full["reason"]

@@ -13,14 +13,8 @@ from dcl.dataset_dcl import FEATURES, CorruptImageError, decode_image, encode_im
 from dcl.errors_dcl import InputError
 from dcl.evaluation import inputs
 from dcl.evaluation.inputs import MODEL_TYPE, Checkpoint, find_checkpoint, load_evaluation_sets
-from dcl.evaluation.predictions import (
-    PREDICTIONS_SCHEMA,
-    crop_matches,
-    evaluate_checkpoint,
-    load_checkpoint,
-    mask_to_cells,
-    predict,
-)
+from dcl.evaluation.predictions import PREDICTIONS_SCHEMA, load_checkpoint, mask_to_cells, predict
+from dcl.evaluation.results import crop_matches, evaluate_checkpoint
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForImageClassification, DCLForPreTraining, DCLModel
 

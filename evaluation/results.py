@@ -1,0 +1,269 @@
+"""Evaluate checkpoints: predictions of data sets, their metrics, and a record of what was run."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from ..calibration_dcl import LEVELS
+from ..dataset_dcl import CROP_FIELDS
+from ..errors_dcl import InputError
+from .bootstrap import DRAWS
+from .inputs import Checkpoint, EvaluationSet
+from .metrics import frame_and_video_metrics
+from .other_models import ArrayProcessor, BinaryClassifier
+from .parts import PredictedParts, WorkFolder, remove_work_folders
+from .predictions import calibration_of, predictions_schema
+from .processes import meet, process_count, process_index
+
+logger = logging.getLogger(__name__)
+
+RESULT_FILES = ("predictions.parquet", "run.json", "metrics.json")
+#: Of `predictions.parquet`, what metrics are computed from.
+METRIC_COLUMNS = ("dataset", "method", "video_id", "source_id", "label", "p_fake_raw", "p_fake")
+
+
+def evaluate_checkpoint(
+    checkpoint: Checkpoint,
+    model: PreTrainedModel | BinaryClassifier,
+    processor: BaseImageProcessor | ArrayProcessor,
+    sets: Sequence[EvaluationSet],
+    folder: Path,
+    run: Mapping[str, Any],
+    batch_size: int = 32,
+    num_workers: int = 0,
+    skip_corrupt: bool = False,
+    group_by: str | None = None,
+    bootstrap: int = DRAWS,
+    seed: int = 0,
+    keep_parts: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Score data sets with a checkpoint and write `predictions.parquet`, `metrics.json` and `run.json`.
+
+    The predictions are made in parts, see `WorkFolder`: a run that was killed goes on where it was, and the processes
+    that `torchrun` started share them. The files take their places once all are complete: what a folder held before
+    stays as it was if the run dies.
+
+    Args:
+        checkpoint: where the model came from, for `run.json`.
+        model: what `load_checkpoint` loaded.
+        processor: its image processor.
+        sets: what `load_evaluation_sets` loaded.
+        folder: where the files go; made if it is not there.
+        run: what else `run.json` shall say.
+        batch_size: images at a time.
+        num_workers: processes that decode and resize.
+        skip_corrupt: leave out rows that cannot be decoded, and count them.
+        group_by: a column of the data sets to compute metrics by; the predictions carry it.
+        bootstrap: how often families are drawn for the intervals; 0 for none.
+        seed: for the draws.
+        keep_parts: leave the parts in the folder, for the case that more is to come and may be interrupted; then
+            `remove_work_folders` is the caller's to call.
+
+    Returns:
+        The content of `metrics.json`, see `frame_and_video_metrics`; on every process.
+
+    Raises:
+        InputError: if a row cannot be decoded (all of a data set, with `skip_corrupt`), or `folder` not be written.
+    """
+    if checkpoint.is_dcl and calibration_of(model) is None:
+        logger.warning(
+            "%s is not calibrated: p_fake is the logistic function of its margin, and no operating point is known.",
+            checkpoint.name,
+        )
+    for data in sets:
+        _warn_of_crop(data, processor.crop, checkpoint)
+    with open_work_folder(folder, checkpoint, model, batch_size, seed) as work:
+        predicted = [
+            work.predict(model, processor, data, batch_size, num_workers, skip_corrupt, group_by) for data in sets
+        ]
+        metrics = {}
+        if process_index() == 0:
+            config = model.config
+            calibration = calibration_of(model)
+            known = calibration or {}
+            thresholds = {level: known.get(level, {}).get("thresholds", {}) for level in LEVELS}
+            columns = [*METRIC_COLUMNS, *({group_by} - {None, *METRIC_COLUMNS})]
+            records = {}
+            for data, parts in zip(sets, predicted, strict=True):
+                if parts.corrupt:
+                    logger.warning(
+                        "%d of the %d images of %s were skipped.", len(parts.corrupt), len(data.dataset), data.where
+                    )
+                rows = parts.read(columns).to_pandas()
+                metrics |= frame_and_video_metrics(
+                    rows,
+                    {data.name: parts.cells},
+                    thresholds=thresholds,
+                    group_by=group_by,
+                    bootstrap=bootstrap,
+                    seed=seed,
+                    evidence_threshold=known.get("evidence_threshold"),
+                )
+                methods = metrics[data.name]["by_method"]
+                records[data.name] = _record_of(data, parts, rows, methods, processor.crop, config.seen_methods)
+            metrics = dict(sorted(metrics.items()))
+            record = {
+                "model": checkpoint.name,
+                "revision": checkpoint.revision,
+                "crop": processor.crop,
+                "seen_methods": config.seen_methods,
+                "calibration": calibration,
+                "datasets": records,
+                "versions": versions(),
+                "processes": process_count(),
+                **run,
+            }
+            _write_results(folder, predicted, predictions_schema(group_by), record, metrics)
+        metrics = meet(metrics)[0]
+    if not keep_parts:
+        remove_work_folders(folder)
+    return metrics
+
+
+def open_work_folder(
+    folder: Path,
+    checkpoint: Checkpoint,
+    model: PreTrainedModel | BinaryClassifier,
+    batch_size: int,
+    seed: int,
+) -> WorkFolder:
+    """Return where the predictions of a checkpoint are kept until its results are complete.
+
+    Args:
+        folder: where the results go; made if it is not there.
+        checkpoint: where the model came from.
+        model: what `load_checkpoint` loaded.
+        batch_size: images at a time.
+        seed: for whatever a model draws at random.
+
+    Raises:
+        InputError: if the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
+    # Of what decodes, resizes and perturbs, too: another release may do it a little differently.
+    libraries = ("av", "numpy", "opencv-python-headless", "pillow", "torchvision")
+    settings = {
+        "revision": checkpoint.revision,
+        "code": type(model).__module__,  # its own, or the checkpoint's
+        **checkpoint.record(),
+        "device": model.device.type,
+        "batch_size": batch_size,
+        "seed": seed,
+        "versions": versions() | {name: _version(name) for name in libraries},
+    }
+    return WorkFolder(folder, settings)
+
+
+def _record_of(
+    data: EvaluationSet,
+    parts: PredictedParts,
+    rows: pd.DataFrame,
+    methods: Sequence[str],
+    crop: Mapping[str, Any] | None,
+    seen_methods: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Return what `run.json` says of a data set."""
+    frames = rows.groupby("video_id").size()
+    return {
+        "source": data.source,
+        "split": data.split,
+        "fingerprint": data.fingerprint,
+        "rows": len(data.dataset),
+        "skipped_corrupt": {"count": len(parts.corrupt), "rows": parts.corrupt},
+        "crop": data.crop,
+        "crop_is_mixed": data.crop_is_mixed,
+        "crop_matches": not data.crop_is_mixed and crop_matches(data.crop, crop),
+        "videos": len(frames),
+        "frames_per_video": {
+            "min": int(frames.min()),
+            "median": float(frames.median()),
+            "max": int(frames.max()),
+        },
+        "unseen_methods": None
+        if seen_methods is None
+        else [method for method in methods if method not in seen_methods],
+    }
+
+
+def _write_results(
+    folder: Path,
+    predicted: Sequence[PredictedParts],
+    schema: pa.Schema,
+    record: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> None:
+    partial = {name: folder / f".{name}.partial" for name in RESULT_FILES}
+    try:
+        with pq.ParquetWriter(partial["predictions.parquet"], schema) as writer:
+            for parts in predicted:
+                for rows in parts.row_groups():
+                    writer.write_table(rows)
+        for name, content in (("run.json", record), ("metrics.json", metrics)):
+            partial[name].write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        for name in RESULT_FILES:
+            os.replace(partial[name], folder / name)
+    except OSError as error:
+        raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+
+
+def crop_matches(data: Mapping[str, Any], model: Mapping[str, Any] | None) -> bool | None:
+    """Whether faces were cut as a model learned them; None where the model does not say."""
+    if model is None:
+        return None
+    return all(
+        np.isclose(data[name], model.get(name), atol=1e-5)
+        if name == "margin" and None not in (data[name], model.get(name))
+        else data[name] == model.get(name)
+        for name in CROP_FIELDS
+    )
+
+
+def _warn_of_crop(data: EvaluationSet, crop: dict[str, Any] | None, checkpoint: Checkpoint) -> None:
+    if crop is None:
+        logger.warning(
+            "%s does not say how the faces it learned from were cut: whether those of %s match is not known.",
+            checkpoint.name,
+            data.name,
+        )
+    elif data.crop_is_mixed or not crop_matches(data.crop, crop):
+        logger.warning(
+            "the faces of %s were cut otherwise than %s learned them (%s%s, not %s): its scores suffer from that.",
+            data.name,
+            checkpoint.name,
+            "in several ways, mostly " if data.crop_is_mixed else "",
+            data.crop,
+            crop,
+        )
+
+
+def versions() -> dict[str, str | None]:
+    """Return the versions of Python, of the libraries that the scores depend on, and of this package."""
+    packages = {name: name for name in ("torch", "transformers", "timm", "datasets")} | {"dcl": "dcl-face-forgery"}
+    return {"python": platform.python_version()} | {name: _version(package) for name, package in packages.items()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a path, not installed
+        return None
+
+
+__all__ = ["crop_matches", "evaluate_checkpoint", "open_work_folder", "versions"]
