@@ -53,7 +53,8 @@ class DCLConfig(PreTrainedConfig):
             at the end of training, see `calibrate`. `{"method": "temperature", "temperature": ...}`, `{"method":
             "isotonic", "margins": [...], "p_fake": [...]}` or, where none could be fitted, `{"method": "none",
             "reason": ...}`; in each `"frame"` and `"video"`, `{"reals", "fakes", "families", "thresholds":
-            {name: p_fake or None}, "reasons": {name: why there is no threshold}}`.
+            {name: p_fake or None}, "reasons": {name: why there is no threshold}}`; and `"evidence_threshold"`, from
+            where on a cell is called forged.
 
     Example:
     ```python

@@ -5,7 +5,6 @@ python evaluate_dcl.py --predictions theirs.csv --output_dir results
 """
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from dcl.errors_dcl import InputError, report_input_errors
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
 
     from dcl.evaluation.tables import Result
@@ -162,6 +160,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     # Imported step by step: --help needs nothing, a wrong name is reported before torch is imported, and tables of
     # predictions do without it.
     from dcl.evaluation.prediction_files import evaluate_predictions, read_predictions
+    from dcl.evaluation.summary import print_result
     from dcl.evaluation.tables import Result, write_tables
 
     tables = [read_predictions(name, arguments.group_by) for name in dict.fromkeys(arguments.predictions)]
@@ -173,10 +172,12 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     models = list(dict.fromkeys(arguments.model))
     folders = name_folders([*models, *name_tables([table.name for table in tables], models)], arguments.output_dir)
     results = run_models(arguments, models, folders[: len(models)], run, scoring) if models else []
+    if int(os.environ.get("RANK", "0")) > 0:  # the first process does the rest
+        return
     for table, folder in zip(tables, folders[len(models) :], strict=True):
         metrics = evaluate_predictions(table, folder, run, **scoring)
         results.append(Result(table.name, metrics))
-        print_result(results, folders, arguments)
+        print_result(results, folders, arguments.bootstrap, arguments.seed)
     text = write_tables(results, arguments.output_dir, arguments.published)
     if arguments.published or len(results) > 1 or any(len(result.metrics) > 1 for result in results):
         print(f"\n{text}")
@@ -202,6 +203,7 @@ def run_models(
     from dcl.dataset_dcl import split_names
     from dcl.evaluation.inputs import check_groups, find_checkpoint, load_evaluation_sets
     from dcl.evaluation.perturbations import find_types
+    from dcl.evaluation.summary import print_result
     from dcl.evaluation.tables import Result
 
     types = find_types(arguments.perturbations)
@@ -217,7 +219,7 @@ def run_models(
     from dcl.evaluation.other_models import find_classes
     from dcl.evaluation.parts import remove_work_folders
     from dcl.evaluation.predictions import load_checkpoint
-    from dcl.evaluation.processes import first_process_ahead
+    from dcl.evaluation.processes import first_process_ahead, process_index
     from dcl.evaluation.results import evaluate_checkpoint
 
     # Of all models before the first runs for hours.
@@ -242,7 +244,8 @@ def run_models(
             checkpoint, model, processor, sets, folder, record, keep_parts=True, **scoring, **options
         )
         results.append(Result(checkpoint.name, metrics, model.config.seen_methods))
-        print_result(results, folders, arguments)
+        if process_index() == 0:
+            print_result(results, folders, arguments.bootstrap, arguments.seed)
         if types:
             from dcl.evaluation.robustness import evaluate_robustness, robustness_tables
 
@@ -253,73 +256,6 @@ def run_models(
     for folder in folders:  # not before: what is complete of one model is not done again if another is interrupted
         remove_work_folders(folder)
     return results
-
-
-def print_result(results: "Sequence[Result]", folders: Sequence[Path], arguments: argparse.Namespace) -> None:
-    """Print what the last of some results is, and by how much it differs from the first.
-
-    Args:
-        results: those that there are, in the order of `folders`.
-        folders: where the results go.
-        arguments: of the command line.
-    """
-    result, folder = results[-1], folders[len(results) - 1]
-    print(f"\n{result.model}")
-    print(summarize(result.metrics, result.seen_methods).to_string(index=False, na_rep="-", float_format="%.3f"))
-    points = operating_points(result.metrics)
-    if len(points):
-        print("\nat the operating points of the checkpoint, chosen on its validation split:")
-        print(points.to_string(index=False, na_rep="-", float_format="%.3f"))
-    for dataset, levels in result.metrics.items():
-        if why := levels["frame"].get("reason"):
-            print(f"{dataset} gives no AUC: {why}")
-        for level in ("frame", "video"):
-            if warning := levels[level].get("warning"):
-                print(f"caution, {dataset}, {level} level: {warning}")
-    if len(results) > 1 and arguments.bootstrap:
-        write_differences(folders[0], folder, results[0].model, arguments.bootstrap, arguments.seed)
-    print(f"metrics, predictions and the record of the run are in {folder}")
-
-
-def write_differences(first: Path, other: Path, first_name: str, bootstrap: int, seed: int) -> None:
-    """Write `differences.json`: by how much a model differs from the first one on the same rows; print the AUC's.
-
-    Where tables were made elsewhere, the same rows are those that both have; without any, that is said instead.
-
-    Args:
-        first: the results of the first model.
-        other: those of the other; there the file goes.
-        first_name: what the first model is called.
-        bootstrap: how often families are drawn for the intervals.
-        seed: for the draws.
-    """
-    import pandas as pd
-
-    from dcl.evaluation.metrics import compare_models
-    from dcl.evaluation.prediction_files import shared_rows
-
-    tables = [pd.read_parquet(folder / "predictions.parquet") for folder in (other, first)]
-    try:
-        shared = shared_rows(*tables)
-    except InputError as error:  # the results of the two stand without it
-        (other / "differences.json").unlink(missing_ok=True)  # one of another run
-        print(f"nothing is compared with {first_name}: {error}")
-        return
-    rows = len(shared[0])
-    if any(len(table) > rows for table in tables):
-        print(
-            f"compared with {first_name} on the {rows} rows that both have, of {len(tables[0])} and {len(tables[1])}"
-        )
-    differences = compare_models(*shared, bootstrap, seed)
-    text = json.dumps({"minus": first_name, "rows": rows, "differences": differences}, indent=2, allow_nan=False)
-    (other / "differences.json").write_text(text + "\n", encoding="utf-8")
-    for dataset, levels in differences.items():
-        for level, found in levels.items():
-            if interval := found.get("auc", {}).get("interval"):
-                print(
-                    f"{level} AUC on {dataset}, minus that of {first_name}: {found['auc']['difference']:+.3f} "
-                    f"({interval[0]:+.3f} to {interval[1]:+.3f})"
-                )
 
 
 def find_device(name: str | None) -> "torch.device":
@@ -368,70 +304,6 @@ def name_tables(files: Sequence[str], models: Sequence[str]) -> list[str]:
     """Return what the folders of tables of predictions are named after: the files, without endings if that will do."""
     names = [os.path.splitext(name)[0] for name in files]
     return names if len({*names, *models}) == len(names) + len(models) else list(files)
-
-
-def summarize(metrics: dict[str, dict[str, Any]], seen_methods: Sequence[str] | None) -> "pd.DataFrame":
-    """Make the table that is printed in the end.
-
-    Args:
-        metrics: the content of `metrics.json`.
-        seen_methods: the methods that the model was trained on; None if it does not say.
-
-    Returns:
-        One row a data set and one for each of its methods: whether the model was trained on the method, and AUC and
-        EER at frame and AUC at video level, each AUC with its 95 % interval if there are any.
-    """
-    import pandas as pd
-
-    rows = []
-    for dataset, levels in metrics.items():
-        for method, scores in [("all", levels), *levels["by_method"].items()]:
-            seen = "-"
-            if method != "all" and seen_methods is not None:
-                seen = "seen" if method in seen_methods else "unseen"
-            rows.append(
-                {
-                    "dataset": dataset,
-                    "method": method,
-                    "trained on": seen,
-                    "frame AUC": scores["frame"]["auc"],
-                    "frame 95 %": _text(scores["frame"]),
-                    "frame EER": scores["frame"]["eer"],
-                    "video AUC": scores["video"]["auc"],
-                    "video 95 %": _text(scores["video"]),
-                }
-            )
-    numbers = ["frame AUC", "frame EER", "video AUC"]
-    table = pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
-    return table.drop(columns=[name for name in ("frame 95 %", "video 95 %") if table[name].isna().all()])
-
-
-def operating_points(metrics: dict[str, dict[str, Any]]) -> "pd.DataFrame":
-    """Make the table of how often the checkpoint is right at its own thresholds.
-
-    Args:
-        metrics: the content of `metrics.json`.
-
-    Returns:
-        One row a data set, level and threshold that is known.
-    """
-    import pandas as pd
-
-    rows = []
-    for dataset, levels in metrics.items():
-        for level in ("frame", "video"):
-            scores = levels[level]
-            for name, at in scores.get("thresholds", {}).items():
-                if at is not None:
-                    row = {"dataset": dataset, "level": level, "point": name, "fake from p_fake": at}
-                    shown = {"accuracy": "accuracy", "fpr": "FPR", "tpr": "TPR"}
-                    rows.append(row | {shown[key]: scores[f"{key}_at_threshold_{name}"] for key in shown})
-    return pd.DataFrame(rows).astype(dict.fromkeys(("accuracy", "FPR", "TPR"), float) if rows else {})
-
-
-def _text(scores: dict[str, Any]) -> str | None:
-    ends = scores.get("intervals", {}).get("auc")
-    return None if ends is None else "{:.3f}-{:.3f}".format(*ends)
 
 
 if __name__ == "__main__":

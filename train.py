@@ -25,6 +25,7 @@ from dcl.dataset_dcl import FAKE, CorruptImageError, find_crop, fingerprint, spl
 from dcl.errors_dcl import InputError, reason, report_input_errors
 from dcl.evaluation.calibration import fit_calibration
 from dcl.evaluation.inputs import EvaluationSet, find_checkpoint
+from dcl.evaluation.localisation import CellCounts, best_iou_threshold
 from dcl.evaluation.metrics import binary_metrics, video_scores
 from dcl.evaluation.predictions import predict
 from dcl.hub_dcl import hub_is_reachable
@@ -229,17 +230,19 @@ def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun) -> None:
         return
     answer: list[dict[str, Any] | None] = [None]
     if args.process_index == 0:
-        rows = rows.select_columns([name for name in rows.column_names if name != "mask"])  # of no use here
         source, split = " and ".join(run.data.dataset), run.data.validation_split
         data = EvaluationSet(source, source, split, rows, fingerprint(rows), processor.crop, False)
         model = trainer.model.eval()
-        batches = predict(model, processor, data, args.per_device_eval_batch_size, args.dataloader_num_workers)
+        tables, cells = [], CellCounts()
         try:
-            predictions = pd.concat([batch.rows.to_pandas() for batch in batches])
+            for batch in predict(model, processor, data, args.per_device_eval_batch_size, args.dataloader_num_workers):
+                tables.append(batch.rows.to_pandas())
+                cells.add(batch.evidence, batch.forged)
         except CorruptImageError:
             trainer.save_model(_internal_call=True)  # what was trained would be lost
             raise
-        answer[0] = fit_calibration(predictions, args.calibration)
+        answer[0] = fit_calibration(pd.concat(tables), args.calibration)
+        answer[0]["evidence_threshold"] = best_iou_threshold(cells)
     if args.world_size > 1:
         dist.broadcast_object_list(answer, device=args.device)
     trainer.model.config.calibration = answer[0]

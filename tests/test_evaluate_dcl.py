@@ -18,9 +18,10 @@ from dcl import evaluate_dcl, hub_dcl
 from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import FEATURES, encode_image
 from dcl.errors_dcl import InputError
-from dcl.evaluate_dcl import main, name_folders, summarize
+from dcl.evaluate_dcl import main, name_folders
 from dcl.evaluation.inputs import find_checkpoint
 from dcl.evaluation.metrics import binary_metrics, frame_and_video_metrics
+from dcl.evaluation.summary import summarize
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining
 from dcl.train import build_model

@@ -141,8 +141,11 @@ def test_the_calibration_is_fitted_on_the_validation_split_alone(finished, prepa
     for level in ("frame", "video"):
         assert again[level]["thresholds"]["eer"] == pytest.approx(calibration[level]["thresholds"]["eer"], abs=1e-5)
         assert again[level]["reasons"] == calibration[level]["reasons"]
-    frame = json.loads((tmp_path / "out" / "metrics.json").read_text())["chosen"]["frame"]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["chosen"]
+    frame, localisation = metrics["frame"], metrics["localisation"]
     assert frame["thresholds"] == calibration["frame"]["thresholds"]
+    assert localisation["evidence_threshold"] == calibration["evidence_threshold"] is not None
+    assert localisation["iou"] >= localisation["iou_all_forged"]  # the best of all thresholds on this very split
     assert frame["fpr_at_threshold_eer"] == (reals >= at).mean()
 
 
