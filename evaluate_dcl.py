@@ -101,6 +101,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--published", action="store_true", help="put the numbers that papers print beside those of the tables"
     )
     parser.add_argument(
+        "--report",
+        action="store_true",
+        help="draw curves, scores, examples and more into report.html, which needs no other file and no network",
+    )
+    parser.add_argument(
         "--trust_remote_code",
         action="store_true",
         help="run the model code saved with the checkpoint instead of this package's",
@@ -213,6 +218,10 @@ def run_models(
     )
     if arguments.group_by is not None:
         check_groups(sets, arguments.group_by)
+    if arguments.report:
+        from dcl.evaluation.report import check_report
+
+        check_report()
 
     import transformers
 
@@ -253,6 +262,12 @@ def run_models(
                 checkpoint, model, processor, sets, metrics, folder, types, arguments.seed, keep_parts=True, **options
             )
             print(f"\n{robustness_tables(robustness)}\nthese tables are in {folder}, too: robustness.json, .csv, .md")
+        if arguments.report and process_index() == 0:
+            from dcl.evaluation.examples import look_at_results
+            from dcl.evaluation.report import write_report
+
+            looks = look_at_results(model, processor, sets, folder, batch_size, arguments.seed)
+            print(f"the report is {write_report(folder, looks, arguments.bootstrap, arguments.seed)}")
     for folder in folders:  # not before: what is complete of one model is not done again if another is interrupted
         remove_work_folders(folder)
     return results

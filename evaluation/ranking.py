@@ -200,6 +200,32 @@ class Ranking:
         parts = [self.metrics(counts) for counts in draw_families(self.family_count, draws, seed, block)]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.names}
 
+    def roc(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return false and true positive rates of the ROC curve, from (0, 0) to (1, 1); it takes both classes."""
+        false, true = self._curve(self._weights(np.ones((1, self.family_count))))[1]
+        return false[0] / false[0, -1], true[0] / true[0, -1]
+
+    def roc_draws(self, rates: np.ndarray, draws: int, seed: int) -> np.ndarray:
+        """Follow the ROC curve, its points joined by straight lines, over families drawn with replacement.
+
+        Args:
+            rates: false positive rates (k,).
+            draws: how often families are drawn.
+            seed: for the draws, which are those of `draws`.
+
+        Returns:
+            The true positive rates there, floats (draws, k); NaN where a draw lacks a class.
+        """
+        found = np.full((draws, len(rates)), np.nan)
+        block = max(1, min(draws, CELLS_PER_BLOCK // len(self.scores)))
+        row = 0
+        for counts in draw_families(self.family_count, draws, seed, block):
+            for false, true in zip(*self._curve(self._weights(counts))[1], strict=True):
+                if false[-1] and true[-1]:
+                    found[row] = np.interp(rates, false / false[-1], true / true[-1])
+                row += 1
+        return found
+
 
 def draw_families(family_count: int, draws: int, seed: int, block: int) -> Iterator[np.ndarray]:
     """Draw as many families as there are, with replacement.

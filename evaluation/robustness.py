@@ -16,12 +16,12 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..errors_dcl import InputError
+from .figures import draw_robustness
 from .inputs import Checkpoint, EvaluationSet
 from .metrics import frame_and_video_metrics
 from .parts import remove_work_folders
 from .perturbations import LEVELS, TYPES, Perturbation
 from .processes import meet, process_index
-from .report import draw_robustness
 from .results import METRIC_COLUMNS, open_work_folder, versions
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def _write(robustness: Mapping[str, Any], folder: Path) -> None:
         for name, content in contents.items():
             partial[name].write_text(content, encoding="utf-8")
         try:
-            draw_robustness(robustness, partial["robustness.png"])
+            draw_robustness(robustness).savefig(partial["robustness.png"], format="png")
         except InputError as error:  # hours of scores must not be lost for a picture of them
             logger.warning("there is no picture of the robustness: %s", error)
             (folder / "robustness.png").unlink(missing_ok=True)  # one of another run

@@ -14,11 +14,11 @@ from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import decode_image
 from dcl.errors_dcl import InputError
 from dcl.evaluate_dcl import main
-from dcl.evaluation import report
+from dcl.evaluation import figures
+from dcl.evaluation.figures import draw_robustness
 from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
 from dcl.evaluation.perturbations import Perturbation
 from dcl.evaluation.predictions import load_checkpoint, predict
-from dcl.evaluation.report import draw_robustness
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining
 from dcl.tests.prepared_data import CROP, make_rows, write_split
@@ -186,7 +186,7 @@ def test_the_heat_map_has_a_row_a_type_in_the_colour_of_its_numbers(tmp_path):
 
     types = {"jpeg": result_of(1.0), "resize": result_of(0.3), "color_contrast": result_of(None)}
     results = {"clean": types["color_contrast"]["levels"][0], "types": types}
-    draw_robustness({"types": types, "datasets": {"set": results}}, tmp_path / "map.png")
+    draw_robustness({"types": types, "datasets": {"set": results}}).savefig(tmp_path / "map.png")
     pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
 
     def rows_of(color):
@@ -199,11 +199,11 @@ def test_the_heat_map_has_a_row_a_type_in_the_colour_of_its_numbers(tmp_path):
 
 
 def test_without_matplotlib_the_numbers_are_there_and_the_picture_is_missed(here, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(report, "Figure", None)
+    monkeypatch.setattr(figures, "Figure", None)
     (tmp_path / "robustness.png").touch()  # of another run
     run(here, tmp_path, "--perturbations", "color_contrast")
     assert {"robustness.csv", "robustness.json", "robustness.md"} <= set(os.listdir(tmp_path))
     assert "robustness.png" not in os.listdir(tmp_path)
     assert "pictures need matplotlib: pip install" in caplog.text
     with pytest.raises(InputError, match=r"dcl-face-forgery\[report\]"):
-        draw_robustness(load(tmp_path), tmp_path / "robustness.png")
+        draw_robustness(load(tmp_path))
