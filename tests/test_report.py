@@ -314,6 +314,7 @@ def test_a_long_record_is_cut(tmp_path):
     assert "5,000 images could not be decoded" in page.shown
 
 
+@pytest.mark.slow
 def test_twenty_methods_stay_small(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "DPI", 150)
     write_results(tmp_path, make_table(methods=[f"method_{number}" for number in range(20)], families=3))
