@@ -183,6 +183,10 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         metrics = evaluate_predictions(table, folder, run, **scoring)
         results.append(Result(table.name, metrics))
         print_result(results, folders, arguments.bootstrap, arguments.seed)
+        if arguments.report:
+            from dcl.evaluation.report import write_report
+
+            print(f"the report is {write_report(folder, None, arguments.bootstrap, arguments.seed)}")
     text = write_tables(results, arguments.output_dir, arguments.published)
     if arguments.published or len(results) > 1 or any(len(result.metrics) > 1 for result in results):
         print(f"\n{text}")
