@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Collection
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import EvalPrediction, set_seed
 from transformers.utils import logging
 
 from dcl.calibration_dcl import describe_calibration
-from dcl.dataset_dcl import FAKE, CorruptImageError, find_crop, fingerprint, split_names
+from dcl.dataset_dcl import FAKE, find_crop, fingerprint, split_names
 from dcl.errors_dcl import InputError, reason, report_input_errors
 from dcl.evaluation.calibration import fit_calibration
 from dcl.evaluation.inputs import EvaluationSet, find_checkpoint
@@ -220,32 +221,45 @@ def build_trainer(run: TrainingRun, rows: tuple[Dataset | StreamedRows, Dataset]
 def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun) -> None:
     """Fit the calibration of the trained model on the validation split, and put it into its configuration.
 
-    The first process scores the split, as an evaluation would, and tells the others.
-
-    Raises:
-        CorruptImageError: if an image cannot be decoded and corrupt ones are not skipped; the model is saved then.
+    The first process scores the split, as an evaluation would, and tells the others. The model is saved before: it
+    must not be lost if that fails.
     """
-    args, rows, processor = trainer.args, trainer.eval_dataset.rows, trainer.processing_class
+    args = trainer.args
+    trainer.save_model(_internal_call=True)
     if args.calibration == "none":
         return
     answer: list[dict[str, Any] | None] = [None]
     if args.process_index == 0:
-        source, split = " and ".join(run.data.dataset), run.data.validation_split
-        data = EvaluationSet(source, source, split, rows, fingerprint(rows), processor.crop, False)
-        model = trainer.model.eval()
-        tables, cells = [], CellCounts()
-        try:
-            for batch in predict(model, processor, data, args.per_device_eval_batch_size, args.dataloader_num_workers):
-                tables.append(batch.rows.to_pandas())
-                cells.add(batch.evidence, batch.forged)
-        except CorruptImageError:
-            trainer.save_model(_internal_call=True)  # what was trained would be lost
-            raise
-        answer[0] = fit_calibration(pd.concat(tables), args.calibration)
-        answer[0]["evidence_threshold"] = best_iou_threshold(cells)
-    if args.world_size > 1:
-        dist.broadcast_object_list(answer, device=args.device)
+        answer[0] = fit_on_validation(trainer, run)
+    if args.world_size > 1:  # it may take longer than the training's own group of processes would wait
+        patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        dist.broadcast_object_list(answer, group=patient)
+        dist.destroy_process_group(patient)
     trainer.model.config.calibration = answer[0]
+
+
+def fit_on_validation(trainer: DCLTrainer, run: TrainingRun) -> dict[str, Any]:
+    """Return the calibration of the trained model, fitted on what it says of the validation split."""
+    args, rows = trainer.args, trainer.eval_dataset.rows
+    source, split = " and ".join(run.data.dataset), run.data.validation_split
+    crop = trainer.processing_class.crop
+    data = EvaluationSet(source, source, split, rows, fingerprint(rows), crop, run.data.allow_mixed_crops)
+    tables, cells = [], CellCounts()
+    batches = predict(
+        trainer.model.eval(),
+        trainer.processing_class,
+        data,
+        args.per_device_eval_batch_size,
+        args.dataloader_num_workers,
+    )
+    for batch in batches:
+        tables.append(batch.rows.to_pandas())
+        cells.add(batch.evidence, batch.forged)
+    predictions, keys = pd.concat(tables, ignore_index=True), keys_of(rows)
+    predictions[["video_id", "source_id"]] = keys[["video_id", "source_id"]]  # apart from namesakes in other sets
+    calibration = fit_calibration(predictions, args.calibration)
+    calibration["evidence_threshold"] = best_iou_threshold(cells)
+    return calibration
 
 
 def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple[DCLForPreTraining, DCLImageProcessor]:

@@ -22,6 +22,9 @@ FEW_FAMILIES = 20
 DRAWS = 1000
 FARTHEST = 10  # a draw counts as no more than that many times the estimate, or its distance to 1 that many times less
 USABLE = 0.95  # the share of draws that must define a metric
+#: Why a metric has no interval. A perfectly calibrated model has an ECE above 0 in any sample, and draws of the sample
+#: have a larger one again: what they tell of is the size of the sample.
+WITHOUT_INTERVAL = {"ece": "samples overstate it, and draws of a sample overstate it again: they do not enclose it"}
 
 
 def family_codes(rows: pd.DataFrame) -> tuple[np.ndarray, int]:
@@ -60,7 +63,7 @@ def interval(
     Returns:
         Lower and upper end, and None; or None, and the reason why there is no interval.
     """
-    _, reason = _spread(draws, families)
+    reason = WITHOUT_INTERVAL.get(name) or _spread(draws, families)[1]
     if reason:
         return None, reason
     on_log_scale = name == "log_loss"
@@ -126,31 +129,19 @@ def intervals(
     return found
 
 
-def paired_differences(
-    labels: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    families: np.ndarray,
-    family_count: int,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> dict[str, dict[str, Any]]:
+def paired_differences(one: Ranking, other: Ranking, draws: int = DRAWS, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Compare two models on the same scores: both see the same families in every draw.
 
     Args:
-        labels: integers (n,), 0 real, 1 fake.
-        first: floats (n,), finite, `p_fake` of one model.
-        second: floats (n,), that of the other.
-        families: integers (n,) in [0, `family_count`).
-        family_count: how many families there are.
+        one: the scores of one model, with their families.
+        other: those of the other, of the same rows.
         draws: how often families are drawn.
         seed: for the draws.
 
     Returns:
-        For each metric of `Ranking`: `difference`, first minus second; and `interval`, `[low, high]` at 95 %,
-        symmetric, or None, with `reason`. Two models with the same value in every draw differ by [0, 0].
+        For each metric of `Ranking`: `difference`, of `one` minus that of `other`; and `interval`, `[low, high]` at
+        95 %, symmetric, or None, with `reason`. Two models with the same scores differ by [0, 0].
     """
-    one, other = (Ranking(labels, scores, families, family_count) for scores in (first, second))
     support = min(count for count in one.holders() if count)
     values, other_values = one.metrics(), other.metrics()
     drawn, other_drawn = one.draws(draws, seed), other.draws(draws, seed)
@@ -161,10 +152,11 @@ def paired_differences(
             found[name] = {"difference": None, "interval": None, "reason": "one of the models does not define it"}
             continue
         paired = drawn[name] - other_drawn[name]
-        if difference == 0 and np.array_equal(first, second):
+        if not paired.any() and one.is_like(other):
             found[name] = {"difference": 0.0, "interval": [0.0, 0.0]}
             continue
         spread, why = _spread(paired, support)
+        why = WITHOUT_INTERVAL.get(name) or why
         found[name] = {"difference": difference, "interval": None}
         if why:
             found[name]["reason"] = why
@@ -217,4 +209,4 @@ def largest_gap(
     return found
 
 
-__all__ = ["DRAWS", "family_codes", "interval", "intervals", "largest_gap", "paired_differences"]
+__all__ = ["DRAWS", "WITHOUT_INTERVAL", "family_codes", "interval", "intervals", "largest_gap", "paired_differences"]

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..dataset_dcl import FAKE
 from .bootstrap import DRAWS, family_codes, interval
-from .metrics import video_scores
+from .metrics import rank_scores, video_scores
 from .ranking import Ranking
 
 LEVELS = ("frame", "video")
@@ -63,14 +63,14 @@ def roc_curves(
 
 
 def _curve(table: pd.DataFrame, family_count: int, bootstrap: int, seed: int, level: str) -> RocCurve:
-    labels, p_fake = table["label"].to_numpy(), table["p_fake"].to_numpy(float)
+    labels, scores = table["label"].to_numpy(), rank_scores(table)
     fakes = int(np.sum(labels == FAKE))
     reals = len(labels) - fakes
     if not (fakes and reals):
         raise ValueError(f"all {len(labels)} {level}s are {'fake' if fakes else 'real'}: it takes both kinds")
-    if not np.isfinite(p_fake).all():
-        raise ValueError(f"{int((~np.isfinite(p_fake)).sum())} {level}s have a score that is not finite")
-    ranking = Ranking(labels, p_fake, table["family"].to_numpy(), family_count)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{int((~np.isfinite(scores)).sum())} {level}s have a score that is not finite")
+    ranking = Ranking(labels, scores, table["family"].to_numpy(), family_count)
     fpr, tpr = ranking.roc()
     low, high = np.full(len(RATES), np.nan), np.full(len(RATES), np.nan)
     families = min(ranking.holders())

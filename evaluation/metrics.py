@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.metrics import auc, roc_curve
+from tqdm.auto import tqdm
 
 from ..dataset_dcl import CLASS_NAMES, FAKE, REAL
 from ..errors_dcl import InputError
-from .bootstrap import DRAWS, family_codes, intervals, largest_gap, paired_differences
+from .bootstrap import DRAWS, WITHOUT_INTERVAL, family_codes, intervals, largest_gap, paired_differences
 from .localisation import CellCounts, localisation_metrics
 from .ranking import BINS, FALSE_POSITIVE_RATES, METRICS, THRESHOLD, Ranking, equal_error_rate
 
 REALS_PER_RATE = 5  # false alarms that the reals must allow at a false positive rate
-MOST_GROUPS = 100
+MOST_GROUPS = 100  # whose values are compared; of more methods than that, none has intervals
 DEEPFAKEBENCH = ("video_auc_deepfakebench", "video_eer_deepfakebench")
 UNKNOWN = "unknown"
 
@@ -38,7 +39,8 @@ def frame_and_video_metrics(
         predictions: one row a frame, with the columns `dataset`, `method`, `video_id`, `label` (0 real, 1 fake),
             `p_fake` (in [0, 1]) and, for the intervals, `source_id` (else each video is a family). Their order does
             not matter. With `p_fake_raw`, that before calibration, log loss, Brier score and ECE of the frames are
-            there for it, too: `log_loss_raw`, `brier_raw`, `ece_raw`.
+            there for it, too: `log_loss_raw`, `brier_raw`, `ece_raw`; and what depends on the order of scores alone
+            (AUC, EER, AP, TPR at an FPR) is computed from it, see `rank_scores`.
         cells: for each data set, what `localisation_metrics` takes.
         thresholds: under `"frame"` and `"video"`, what `binary_metrics` takes. Choose them on other data.
         group_by: a column, such as a group of people, whose values are compared.
@@ -70,16 +72,27 @@ def frame_and_video_metrics(
         level = _Levels(rows, thresholds, bootstrap, seed)
         is_real = (rows["label"] == REAL).to_numpy()
         methods = rows["method"].astype(object).fillna(UNKNOWN).to_numpy()
+        names = sorted(set(methods[~is_real]))
+        # Draws over the reals again for every method: of so many, the numbers alone.
+        drawn = bootstrap > 0 and len(names) <= MOST_GROUPS
+        with tqdm(total=1 + len(names), desc=f"{name}: metrics", unit=" sets", leave=False, delay=5) as progress:
+            whole = level.metrics(np.ones(len(rows), bool))
+            progress.update()
+            by_method = {}
+            for method in names:
+                by_method[method] = level.metrics(is_real | (methods == method), drawn=drawn)
+                progress.update()
         metrics[name] = {
-            **level.metrics(np.ones(len(rows), bool)),
-            "by_method": {
-                method: level.metrics(is_real | (methods == method)) for method in sorted(set(methods[~is_real]))
-            },
+            **whole,
+            "by_method": by_method,
             "localisation": localisation_metrics(cells.get(name) or CellCounts(), evidence_threshold),
         }
         if "p_fake_raw" in rows:
             raw = binary_metrics(rows["label"].to_numpy(), rows["p_fake_raw"].to_numpy(float), "frames")
-            metrics[name]["frame"] |= {f"{key}_raw": raw[key] for key in ("log_loss", "brier", "ece")}
+            for key in ("log_loss", "brier", "ece"):
+                metrics[name]["frame"][f"{key}_raw"] = raw[key]
+                if why := raw.get(f"{key}_reason", raw.get("reason") if raw[key] is None else None):
+                    metrics[name]["frame"][f"{key}_raw_reason"] = why
         if group_by is not None:
             metrics[name]["by_group"] = _by_group(rows, group_by, level, name)
     return metrics
@@ -99,19 +112,23 @@ class _Levels:
             codes, self.family_count, self.no_families = np.zeros(len(rows), np.intp), 1, str(error)
         self.rows = rows.assign(family=codes)
 
-    def metrics(self, chosen: np.ndarray, draws: dict[str, dict[str, np.ndarray]] | None = None) -> dict[str, Any]:
+    def metrics(
+        self, chosen: np.ndarray, draws: dict[str, dict[str, np.ndarray]] | None = None, drawn: bool = True
+    ) -> dict[str, Any]:
         """Compute the metrics of both levels of some rows; put the draws of each level into `draws`, if given."""
         rows = self.rows if chosen.all() else self.rows[chosen]
-        levels = {"frame": self._level(rows, "frame", draws)}
+        levels = {"frame": self._level(rows, "frame", draws, drawn)}
         try:
             videos = video_scores(rows)
         except ValueError as error:
             levels["video"] = _undefined(rows["video_id"].nunique(), str(error))
         else:
-            levels["video"] = self._level(videos, "video", draws)
+            levels["video"] = self._level(videos, "video", draws, drawn)
         return {**levels, "video": {**levels["video"], **deepfakebench_metrics(rows)}}
 
-    def _level(self, rows: pd.DataFrame, level: str, draws: dict[str, dict[str, np.ndarray]] | None) -> dict[str, Any]:
+    def _level(
+        self, rows: pd.DataFrame, level: str, draws: dict[str, dict[str, np.ndarray]] | None, drawn: bool
+    ) -> dict[str, Any]:
         labels, p_fake = rows["label"].to_numpy(), rows["p_fake"].to_numpy(float)
         metrics, ranking = _measure(
             labels,
@@ -120,15 +137,16 @@ class _Levels:
             thresholds=self.thresholds.get(level),
             families=rows["family"].to_numpy(),
             family_count=self.family_count,
+            ranks=rank_scores(rows),
         )
         if self.bootstrap and ranking is not None:
-            if self.no_families:
-                metrics["intervals"], metrics["interval_reasons"] = {}, {"all": self.no_families}
+            if why := self.no_families or (None if drawn else f"of more than {MOST_GROUPS} methods, none has any"):
+                metrics["intervals"], metrics["interval_reasons"] = {}, {"all": why}
                 return metrics
-            drawn = ranking.draws(self.bootstrap, self.seed)
+            values = ranking.draws(self.bootstrap, self.seed)
             if draws is not None:
-                draws[level] = drawn
-            found = intervals(ranking, metrics, drawn)
+                draws[level] = values
+            found = intervals(ranking, metrics, values)
             if warning := " ".join(part["warning"] for part in (metrics, found) if "warning" in part):
                 found["warning"] = warning
             metrics |= found
@@ -170,6 +188,8 @@ def _by_group(rows: pd.DataFrame, column: str, level: _Levels, where: str) -> di
             defined = {group: value for group, value in values_of.items() if value is not None}
             if len(defined) > 1:
                 drawn = {group: draws[group][which][metric] for group in defined if which in draws[group]}
+                if metric in WITHOUT_INTERVAL:
+                    drawn = {}
                 families = min(groups[group][which].get("families", 0) for group in defined)
                 gap[metric] = largest_gap(defined, drawn if len(drawn) == len(defined) else None, families)
     return {"column": column, "groups": groups, "gap": gaps}
@@ -211,18 +231,35 @@ def compare_models(
                 if level == "video":
                     tables = [video_scores(table) for table in tables]
                 for table in tables:
-                    if reason := _problem(table["label"].to_numpy(), table["p_fake"].to_numpy(float), f"{level}s"):
-                        raise ValueError(reason)
+                    for scores in (table["p_fake"].to_numpy(float), rank_scores(table)):
+                        if reason := _problem(table["label"].to_numpy(), scores, f"{level}s"):
+                            raise ValueError(reason)
             except ValueError as error:
                 differences[name][level] = {"reason": str(error)}
                 continue
-            scores = [table["p_fake"].to_numpy(float) for table in tables]
             labels, families = tables[0]["label"].to_numpy(), tables[0]["family"].to_numpy()
-            found = paired_differences(labels, *scores, families, count, bootstrap, seed)
-            for metric, reason in _too_few(labels, scores[0], f"{level}s").items():
+            rankings = [
+                Ranking(labels, table["p_fake"].to_numpy(float), families, count, ranks=rank_scores(table))
+                for table in tables
+            ]
+            found = paired_differences(*rankings, bootstrap, seed)
+            for metric, reason in _too_few(labels, tables[0]["p_fake"].to_numpy(float), f"{level}s").items():
                 found[metric] = {"difference": None, "interval": None, "reason": reason}
             differences[name][level] = found
     return differences
+
+
+def rank_scores(rows: pd.DataFrame) -> np.ndarray:
+    """Return what frames or videos are ranked by, floats (n,).
+
+    A calibration says what a score means and must not decide which detector tells more fakes from reals: frames are
+    ranked by their margin, and videos by the mean of `p_fake_raw`, where they are known. Otherwise by `p_fake`.
+
+    Args:
+        rows: predictions, one row a frame; or what `video_scores` returned.
+    """
+    names = [name for name in ("logit", "p_fake_raw") if name in rows]
+    return rows[names[0] if "p_fake_raw" in names else "p_fake"].to_numpy(float)
 
 
 def video_scores(rows: pd.DataFrame) -> pd.DataFrame:
@@ -233,7 +270,8 @@ def video_scores(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row a video, indexed by `video_id` in alphabetical order, with `label` and the mean `p_fake`, which is
-        NaN where that of a frame is; and with `family`, the lowest of its frames, if they have one.
+        NaN where that of a frame is; with that of `p_fake_raw`, and with `family`, the lowest of its frames, if they
+        have them.
 
     Raises:
         ValueError: if a frame has no `video_id`, or one video has frames of both classes.
@@ -242,22 +280,26 @@ def video_scores(rows: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise ValueError(f"{missing} of {len(rows)} frames have no video_id")
     codes, names = pd.factorize(rows["video_id"], sort=True)
-    p_fake = rows["p_fake"].to_numpy(float)
-    # Summed in the order of the scores: the same frames in another order give the same mean, to the last bit.
-    order = np.lexsort((p_fake, codes))
-    sums, frames = np.bincount(codes[order], p_fake[order]), np.bincount(codes)
+    frames = np.bincount(codes)
     fakes = np.bincount(codes, rows["label"].to_numpy() == FAKE)
     mixed = names[(fakes > 0) & (fakes < frames)]
     if len(mixed):
         raise ValueError(f"the video_id {mixed[0]!r} has real and fake frames: it must name one video")
-    videos = pd.DataFrame(
-        {"label": np.where(fakes > 0, FAKE, REAL), "p_fake": sums / frames}, index=pd.Index(names, name="video_id")
-    )
+    videos = pd.DataFrame({"label": np.where(fakes > 0, FAKE, REAL)}, index=pd.Index(names, name="video_id"))
+    for column in ("p_fake", "p_fake_raw"):
+        if column in rows:
+            videos[column] = _sums(codes, rows[column].to_numpy(float)) / frames
     if "family" in rows:
         families = np.full(len(names), np.iinfo(np.intp).max)
         np.minimum.at(families, codes, rows["family"].to_numpy())
         videos["family"] = families
     return videos
+
+
+def _sums(codes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Sum scores by code, in their order: the same ones in another order give the same sum, to the last bit."""
+    order = np.lexsort((scores, codes))
+    return np.bincount(codes[order], scores[order])
 
 
 def deepfakebench_metrics(rows: pd.DataFrame) -> dict[str, Any]:
@@ -275,15 +317,14 @@ def deepfakebench_metrics(rows: pd.DataFrame) -> dict[str, Any]:
         `video_auc_deepfakebench` and `video_eer_deepfakebench`; None where not every frame has a video and a finite
         score, or where there are only videos of one kind.
     """
-    p_fake = rows["p_fake"].to_numpy(float)
+    p_fake = rows["p_fake_raw" if "p_fake_raw" in rows else "p_fake"].to_numpy(float)
     if len(rows) == 0 or rows["video_id"].isna().any() or not np.isfinite(p_fake).all():
         return dict.fromkeys(DEEPFAKEBENCH)
     videos, names = pd.factorize(rows["video_id"])
     folders, _ = pd.factorize(pd.Series([str(name).replace("\\", "/").rsplit("/", 1)[-1] for name in names]))
     codes = folders[videos]
-    order = np.lexsort((p_fake, codes))  # as in `video_scores`
     frames = np.bincount(codes)
-    scores = np.bincount(codes[order], p_fake[order]) / frames
+    scores = _sums(codes, p_fake) / frames
     labels = np.bincount(codes, rows["label"].to_numpy() == FAKE) == frames
     if labels.all() or not labels.any():
         return dict.fromkeys(DEEPFAKEBENCH)
@@ -366,14 +407,16 @@ def _measure(
     thresholds: Mapping[str, float | None] | None = None,
     families: np.ndarray | None = None,
     family_count: int = 1,
+    ranks: np.ndarray | None = None,
 ) -> tuple[dict[str, Any], Ranking | None]:
     """Compute `binary_metrics`, and return with them the ranking that they came from, if there is one."""
     n = len(labels)
-    if reason := _problem(labels, p_fake, units):
-        return _undefined(n, reason), None
+    for scores in (p_fake,) if ranks is None else (p_fake, ranks):
+        if reason := _problem(labels, scores, units):
+            return _undefined(n, reason), None
     thresholds = dict(sorted((thresholds or {}).items()))
     known = {name: at for name, at in thresholds.items() if at is not None}
-    ranking = Ranking(labels, p_fake, families, family_count, known)
+    ranking = Ranking(labels, p_fake, families, family_count, known, ranks)
     values = {name: float(value[0]) for name, value in ranking.metrics().items()}
     reasons = _too_few(labels, p_fake, units)
     reason = _problem(labels, p_fake, units, classes)
@@ -383,8 +426,9 @@ def _measure(
         name: value if np.isfinite(value) and name not in reasons else None for name, value in values.items()
     }
     for name in [name for name in thresholds if name not in known]:
-        metrics[f"accuracy_at_threshold_{name}"] = None
-        reasons[f"accuracy_at_threshold_{name}"] = "the threshold is not known"
+        for key in ("accuracy", "balanced_accuracy", "fpr", "tpr"):
+            metrics[f"{key}_at_threshold_{name}"] = None
+            reasons[f"{key}_at_threshold_{name}"] = "the threshold is not known"
     metrics["n"] = n
     if thresholds:
         metrics["thresholds"] = thresholds
@@ -409,5 +453,6 @@ __all__ = [
     "equal_error_rate",
     "frame_and_video_metrics",
     "group_names",
+    "rank_scores",
     "video_scores",
 ]

@@ -180,7 +180,8 @@ def predict(
             outputs = model(pixel_values.to(model.device))
             logits = outputs.logits.double().cpu()
             margins = logits[:, FAKE] - logits[:, REAL]
-            shown = [None] * len(rows) if outputs.evidence is None else outputs.evidence.float().cpu().numpy()
+            unshown = outputs.evidence is None or change is not None  # of changed images only the scores are asked for
+            shown = [None] * len(rows) if unshown else outputs.evidence.float().cpu().numpy()
             for row, cells in zip(rows, shown, strict=True):
                 if cells is not None and row["mask"] is not None:
                     evidence.append(cells.ravel())

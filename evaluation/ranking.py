@@ -24,6 +24,8 @@ METRICS = (
     "brier",
     "ece",
 )
+#: Of these, what depends on the order of the scores alone, and not on what they are.
+RANKED = ("auc", "eer", "ap", *FALSE_POSITIVE_RATES)
 CELLS_PER_BLOCK = 1 << 18  # of draws times scores: what a core's cache holds
 
 
@@ -50,6 +52,8 @@ class Ranking:
         family_count: how many families there are, those without a score here included.
         thresholds: names of operating points and where they are, besides that of .5; from there on scores are called
             fake.
+        ranks: floats (n,), finite, by which `RANKED` is computed instead, such as scores before calibration: that must
+            not make a detector better or worse at telling fakes from reals.
 
     Attributes:
         names: what `metrics` computes: `METRICS`, and accuracy, balanced accuracy, FPR and TPR at every operating
@@ -64,7 +68,11 @@ class Ranking:
         families: np.ndarray | None = None,
         family_count: int = 1,
         thresholds: Mapping[str, float] | None = None,
+        ranks: np.ndarray | None = None,
     ):
+        self.by_rank: Ranking | None = None
+        if ranks is not None and not _are_ordered_alike(np.asarray(ranks, float), np.asarray(p_fake, float)):
+            self.by_rank = Ranking(labels, ranks, families, family_count)
         order = np.argsort(-p_fake, kind="stable")
         fake, scores = np.asarray(labels)[order] == FAKE, np.asarray(p_fake, float)[order]
         codes = np.zeros(len(scores), np.intp) if families is None else np.asarray(families, np.intp)[order]
@@ -95,6 +103,16 @@ class Ranking:
         """How many families have reals, and how many have fakes."""
         return int(np.count_nonzero(self.sums[:, 1])), int(np.count_nonzero(self.sums[:, 0]))
 
+    def is_like(self, other: "Ranking") -> bool:
+        """Whether another one has the same scores for the same classes and families."""
+        if (self.by_rank is None) != (other.by_rank is None):
+            return False
+        if self.by_rank is not None and not self.by_rank.is_like(other.by_rank):
+            return False
+        return all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in ("scores", "if_fake", "if_real")
+        )
+
     def metrics(self, counts: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Compute all metrics.
 
@@ -105,6 +123,13 @@ class Ranking:
             For each of `names`, floats (b,); NaN where a draw does not define it.
         """
         counts = np.ones((1, self.family_count)) if counts is None else np.asarray(counts, float)
+        found = self._metrics(counts)
+        if self.by_rank is not None:
+            by_rank = self.by_rank._metrics(counts)
+            found |= {name: by_rank[name] for name in RANKED}
+        return found
+
+    def _metrics(self, counts: np.ndarray) -> dict[str, np.ndarray]:
         fakes, reals, *sums = (counts @ self.sums).T
         calls, losses = sums[: 2 * len(self.points)], sums[2 * len(self.points) :]
         total = fakes + reals
@@ -196,7 +221,7 @@ class Ranking:
         Returns:
             For each of `names`, floats (draws,); NaN where a draw does not define it.
         """
-        block = max(1, min(draws, CELLS_PER_BLOCK // len(self.scores)))
+        block = max(1, min(draws, CELLS_PER_BLOCK // max(len(self.scores), self.family_count)))
         parts = [self.metrics(counts) for counts in draw_families(self.family_count, draws, seed, block)]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.names}
 
@@ -217,7 +242,7 @@ class Ranking:
             The true positive rates there, floats (draws, k); NaN where a draw lacks a class.
         """
         found = np.full((draws, len(rates)), np.nan)
-        block = max(1, min(draws, CELLS_PER_BLOCK // len(self.scores)))
+        block = max(1, min(draws, CELLS_PER_BLOCK // max(len(self.scores), self.family_count)))
         row = 0
         for counts in draw_families(self.family_count, draws, seed, block):
             for false, true in zip(*self._curve(self._weights(counts))[1], strict=True):
@@ -225,6 +250,14 @@ class Ranking:
                     found[row] = np.interp(rates, false / false[-1], true / true[-1])
                 row += 1
         return found
+
+
+def _are_ordered_alike(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two columns rise, fall and are tied together."""
+    order = np.argsort(first, kind="stable")
+    return np.array_equal(np.diff(first[order]) > 0, np.diff(second[order]) > 0) and bool(
+        np.all(np.diff(second[order]) >= 0)
+    )
 
 
 def draw_families(family_count: int, draws: int, seed: int, block: int) -> Iterator[np.ndarray]:
@@ -282,4 +315,13 @@ def _average_precision(steps: tuple[np.ndarray, np.ndarray], curve: tuple[np.nda
     return np.where(false[:, -1] > 0, average, np.nan)
 
 
-__all__ = ["BINS", "FALSE_POSITIVE_RATES", "METRICS", "THRESHOLD", "Ranking", "draw_families", "equal_error_rate"]
+__all__ = [
+    "BINS",
+    "FALSE_POSITIVE_RATES",
+    "METRICS",
+    "RANKED",
+    "THRESHOLD",
+    "Ranking",
+    "draw_families",
+    "equal_error_rate",
+]

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 RESULT_FILES = ("predictions.parquet", "run.json", "metrics.json")
 #: Of `predictions.parquet`, what metrics are computed from.
-METRIC_COLUMNS = ("dataset", "method", "video_id", "source_id", "label", "p_fake_raw", "p_fake")
+METRIC_COLUMNS = ("dataset", "method", "video_id", "source_id", "label", "logit", "p_fake_raw", "p_fake")
 
 
 def evaluate_checkpoint(

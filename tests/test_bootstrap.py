@@ -170,17 +170,26 @@ def test_families_bind_what_would_look_independent():
     assert wide > 3 * narrow
 
 
-def test_every_metric_that_has_a_value_has_an_interval():
+def test_every_metric_that_has_a_value_has_an_interval_but_the_ece():
     labels, scores, codes = simulate(np.random.default_rng(0), 500, 0.8)
     metrics = frame_and_video_metrics(table(labels, scores, codes), thresholds={"frame": {"eer": 0.6}}, bootstrap=100)[
         "demo"
     ]["frame"]
     names = {*METRICS, *(f"{name}_at_threshold_eer" for name in ("accuracy", "balanced_accuracy", "fpr", "tpr"))}
     assert set(metrics["intervals"]) == names - {"tpr_at_fpr_0.001"}
+    assert metrics["intervals"].pop("ece") is None and "overstate" in metrics["interval_reasons"].pop("ece")
     for name, (low, high) in metrics["intervals"].items():
         assert 0 < low < metrics[name] < high, name
         assert high < 1 or name == "log_loss"
-    assert "interval_reasons" not in metrics and "warning" not in metrics
+    assert not metrics["interval_reasons"] and "warning" not in metrics
+
+
+def test_the_draws_of_a_few_scores_of_many_families_are_made_in_small_blocks(monkeypatch):
+    sizes = []
+    metrics = Ranking.metrics
+    monkeypatch.setattr(Ranking, "metrics", lambda self, counts: sizes.append(counts.size) or metrics(self, counts))
+    Ranking(np.array([0, 1]), np.array([0.2, 0.8]), np.array([0, 1]), 50_000).draws(20, 0)
+    assert max(sizes) <= CELLS_PER_BLOCK and sum(sizes) == 20 * 50_000
 
 
 # ----------------------------------------------------------------------------------------- where there is none, or few
@@ -242,11 +251,11 @@ def test_a_video_without_a_source_is_the_family_that_its_fakes_name():
 def test_a_difference_is_that_of_the_metrics_and_the_better_model_is_told_apart():
     labels, scores, codes = simulate(np.random.default_rng(0), 60, 0.8)
     better = np.clip(scores + 0.1 * labels, 0, 1)
-    found = paired_differences(labels, better, scores, codes, 60, draws=200)
+    found = paired_differences(*(Ranking(labels, each, codes, 60) for each in (better, scores)), draws=200)
     auc = found["auc"]
     assert auc["difference"] == pytest.approx(roc_auc_score(labels, better) - roc_auc_score(labels, scores))
     assert 0 < auc["interval"][0] < auc["difference"] < auc["interval"][1]
-    back = paired_differences(labels, scores, better, codes, 60, draws=200)["auc"]
+    back = paired_differences(*(Ranking(labels, each, codes, 60) for each in (scores, better)), draws=200)["auc"]
     assert back["interval"] == pytest.approx([-auc["interval"][1], -auc["interval"][0]])
     single = Ranking(labels, scores, codes, 60)
     alone, _ = interval("auc", single.metrics()["auc"][0], single.draws(200, 0)["auc"], 60)
@@ -255,7 +264,7 @@ def test_a_difference_is_that_of_the_metrics_and_the_better_model_is_told_apart(
 
 def test_a_metric_that_one_model_lacks_has_no_difference():
     labels, scores, codes = simulate(np.random.default_rng(0), 30, 0.8)
-    found = paired_differences(labels, scores, scores * 9, codes, 30, draws=20)
+    found = paired_differences(*(Ranking(labels, each, codes, 30) for each in (scores, scores * 9)), draws=20)
     assert found["brier"] == {
         "difference": None, "interval": None, "reason": "one of the models does not define it",
     }  # fmt: skip

@@ -30,7 +30,7 @@ from dcl.evaluation.metrics import (
     frame_and_video_metrics,
     video_scores,
 )
-from dcl.evaluation.ranking import Ranking
+from dcl.evaluation.ranking import RANKED, Ranking
 
 law = settings(max_examples=30, derandomize=True, deadline=None)
 # Multiples of 1/16: 1 - p is exact, and a few levels make ties common.
@@ -396,6 +396,47 @@ def test_a_video_with_a_broken_frame_is_not_averaged_over_the_others():
     assert metrics["video"]["auc"] is None
     assert metrics["video"]["reason"] == "1 of 2 videos have a score that is not finite"
     assert metrics["frame"]["reason"] == "1 of 3 frames have a score that is not finite"
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 12.0])
+def test_a_calibration_does_not_change_how_well_fakes_are_told_from_reals(temperature):
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 120)
+    rows = pd.DataFrame({"dataset": "demo", "method": "swap", "label": labels, "frame": np.tile(range(4), 60)})
+    rows["video_id"] = rows["source_id"] = [f"{row // 4}" for row in range(240)]
+    rows["logit"] = rng.normal(3 * labels, 25)  # of many the logistic function is 1, to the last bit
+    rows["p_fake_raw"] = 1 / (1 + np.exp(-rows.logit))
+    rows["p_fake"] = 1 / (1 + np.exp(-rows.logit / temperature))
+    found = frame_and_video_metrics(rows, bootstrap=50)["demo"]
+    plain = frame_and_video_metrics(rows.assign(p_fake=rows.p_fake_raw), bootstrap=50)["demo"]
+    assert found["frame"]["auc"] == pytest.approx(roc_auc_score(labels, rows.logit), abs=1e-12)
+    videos = rows.groupby("video_id")[["label", "p_fake_raw", "p_fake"]].mean()
+    assert found["video"]["auc"] == pytest.approx(roc_auc_score(videos.label, videos.p_fake_raw), abs=1e-12)
+    assert found["video"]["brier"] == pytest.approx(((videos.p_fake - videos.label) ** 2).mean())
+    for level in ("frame", "video"):
+        for metric in RANKED:
+            assert found[level][metric] == plain[level][metric]
+            assert found[level]["intervals"].get(metric) == plain[level]["intervals"].get(metric)
+    differences = compare_models(rows, rows.assign(p_fake=rows.p_fake_raw), bootstrap=20)["demo"]
+    assert [differences[level]["auc"]["difference"] for level in ("frame", "video")] == [0, 0]
+
+
+def test_of_very_many_methods_none_has_intervals():
+    methods = [f"method {number}" for number in range(101)]
+    rows = pd.DataFrame({"method": ["youtube"] * 101 + methods, "label": [0] * 101 + [1] * 101})
+    rows["p_fake"], rows["dataset"] = np.linspace(0.1, 0.9, 202), "demo"
+    rows["source_id"] = [f"{row % 101}" for row in range(202)]
+    rows["video_id"] = rows.method + rows.source_id
+    found = frame_and_video_metrics(rows, bootstrap=5)["demo"]
+    assert found["frame"]["intervals"]["brier"] is not None
+    assert found["by_method"]["method 7"]["frame"]["intervals"] == {}
+    assert "100 methods" in found["by_method"]["method 7"]["frame"]["interval_reasons"]["all"]
+
+
+def test_raw_scores_that_are_broken_have_a_reason():
+    rows = pd.DataFrame({"method": "a", "label": [0, 1], "p_fake": [0.1, 0.9], "video_id": ["r", "f"], "dataset": "d"})
+    found = frame_and_video_metrics(rows.assign(p_fake_raw=[0.1, np.nan]), bootstrap=0)["d"]["frame"]
+    assert found["brier_raw"] is None and "not finite" in found["brier_raw_reason"]
 
 
 def test_a_video_of_both_classes_has_no_video_metrics():
