@@ -60,7 +60,8 @@ def test_the_band_is_the_interval_of_the_families_that_are_drawn():
 
 def test_draws_without_a_class_are_undefined():
     ranking = Ranking(np.array([0, 1]), np.array([0.2, 0.8]), np.array([0, 1]), 2)
-    draws = ranking.roc_draws(np.array([0.0, 1.0]), 50, 0)
+    with np.errstate(all="raise"):
+        draws = ranking.roc_draws(np.array([0.0, 1.0]), 50, 0)
     one_class = np.array([(counts == 0).any() for counts in np.concatenate(list(draw_families(2, 50, 0, 50)))])
     assert one_class.any() and not one_class.all()
     np.testing.assert_array_equal(np.isnan(draws).all(1), one_class)

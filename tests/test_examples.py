@@ -150,6 +150,19 @@ def test_what_is_seen_is_what_the_model_says_when_asked_by_hand(data):
     assert None not in [means["swap"][part] for part in PARTS]
 
 
+def test_a_cell_is_not_compared_with_itself(data):
+    model = make_model()
+    predictions = predictions_of(model, data).query("method == 'swap'").head(1)
+    looks = look_again(model, PROCESSOR, data, predictions)
+    example = looks.examples[0]
+    inside, outside = np.flatnonzero(example.forged), np.flatnonzero(~example.forged)
+    assert len(inside) > 1 and len(outside) > 1
+    (means,) = looks.similarity
+    for part, (one, other) in zip(PARTS, ((outside, outside), (inside, inside), (outside, inside)), strict=True):
+        pairs = [example.similarities[i, j] for i in one for j in other if i != j]
+        assert means[part] == pytest.approx(np.mean(pairs), abs=1e-5)
+
+
 def test_a_second_run_sees_the_same(data):
     model = make_model()
     predictions = predictions_of(model, data)
