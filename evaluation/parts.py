@@ -32,6 +32,7 @@ ROWS_PER_PART = 512  # or as many more as make the last batch a whole one
 ROWS_PER_GROUP = 16384
 _RECORD = b"dcl.part"  # the key of what else a part holds, among the metadata of its file
 _LOCK = "lock"
+PATIENCE = 10.0  # seconds that a run which is dying has to let go of its folder
 
 
 @dataclass
@@ -226,7 +227,7 @@ def _remove(path: Path) -> None:
 def _locked(path: Path) -> Iterator[None]:
     lock = filelock.FileLock(path / _LOCK)
     try:
-        lock.acquire(timeout=10)  # a process that is dying lets go of it
+        lock.acquire(timeout=PATIENCE)
     except filelock.Timeout:
         raise InputError(
             f"{path} is being written by another run: let it end, or choose another --output_dir."
