@@ -98,9 +98,10 @@ def asked(monkeypatch):
     return Asked
 
 
-def evaluate(loaded, data, folder, revision="abc", **options):
+def evaluate(loaded, data, folder, revision="abc", labels=None, **options):
     options = {"batch_size": 4, "bootstrap": 20} | options
-    return evaluate_checkpoint(Checkpoint("some/model", folder, revision), *loaded, [data], folder, {}, **options)
+    checkpoint = Checkpoint("some/model", folder, revision, classes=labels)
+    return evaluate_checkpoint(checkpoint, *loaded, [data], folder, {}, **options)
 
 
 def interrupt(asked, stop, *args, **options):
@@ -164,7 +165,7 @@ def test_a_part_that_is_not_whole_is_predicted_again(loaded, textures, tmp_path,
         {"seed": 1},
         {"data": "fingerprint"},
         {"data": "name"},
-        {"model": "config"},
+        {"labels": [("real", 0), ("fake", 1)]},
     ],
     ids=str,
 )
@@ -172,11 +173,9 @@ def test_a_run_of_other_settings_begins_anew(here, textures, tmp_path, asked, ch
     fresh = load_checkpoint(find_checkpoint(str(here / "checkpoint")), torch.device("cpu"))
     interrupt(asked, 22, fresh, textures, tmp_path)
     (work,) = work_folders(tmp_path)
-    options = {name: value for name, value in change.items() if name not in ("data", "model")}
+    options = {name: value for name, value in change.items() if name != "data"}
     if "data" in change:
         setattr(textures, change["data"], "another")
-    if "model" in change:
-        fresh[0].config.mask_threshold = 0.5
     evaluate(fresh, textures, tmp_path, keep_parts=True, **options)
     assert asked.rows == ROWS
     assert work.exists() == ("group_by" in change or "data" in change)  # of other rows, in the folder of the same run
@@ -211,7 +210,7 @@ def test_a_corrupt_row_leaves_the_parts_before_it_to_a_run_that_skips_it(loaded,
 def test_two_runs_do_not_share_a_folder(loaded, textures, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "PATIENCE", 0.1)
     checkpoint = Checkpoint("some/model", tmp_path, "abc")
-    with open_work_folder(tmp_path, checkpoint, *loaded, 4, 0):
+    with open_work_folder(tmp_path, checkpoint, loaded[0], 4, 0):
         for options in ({}, {"batch_size": 2}):  # the same run, and another that would clear it away
             with pytest.raises(InputError, match="is being written by another run"):
                 evaluate(loaded, textures, tmp_path, **options)
@@ -305,7 +304,8 @@ def test_two_processes_give_what_one_gives(here, loaded, textures, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("metrics, predictions and the record of the run are in") == 1
     evaluate(loaded, textures, tmp_path / "one")
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == RESULTS
+    tables = ["table.csv", "table.json", "table.md"]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == sorted([*RESULTS, *tables])
     assert_same_results(tmp_path / "two", tmp_path / "one")
     assert json.loads((tmp_path / "two/run.json").read_text())["processes"] == 2
 
@@ -383,7 +383,7 @@ def test_memory_does_not_grow_with_the_data_set(loaded, textures, tmp_path, monk
         for batch in batches:
             rng = np.random.default_rng(batch.start)
             rows = table.iloc[[index % ROWS for index in batch]].assign(dataset=data.name, split=data.split)
-            rows = rows.assign(logit=0.0, p_fake=rng.random(len(rows)))[PREDICTIONS_SCHEMA.names]
+            rows = rows.assign(logit=0.0, p_fake_raw=0.5, p_fake=rng.random(len(rows)))[PREDICTIONS_SCHEMA.names]
             evidence = rng.normal(size=len(rows) * 1024).astype(np.float32)
             yield PredictedBatch(pa.Table.from_pandas(rows, PREDICTIONS_SCHEMA), evidence, evidence > 1, [])
 
