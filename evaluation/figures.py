@@ -33,6 +33,7 @@ STAGE_STYLES = {"before": {"color": "#8C8C8C", "marker": "s"}, "after": {"color"
 DPI = 150
 WIDTH = 4.6  # inches: on the 390 px of a phone, letters of 9 points are as large as a footnote
 LONGEST_NAME = 28
+LONGEST_OF_TWO = 18  # beside another
 LOWEST_RATE = 1e-3  # where axes of error rates begin, or lower if the reals tell more
 SCORE_BINS = 20
 ROWS_PER_SHEET = 6
@@ -305,7 +306,9 @@ def draw_embeddings(points: np.ndarray, methods: Sequence[str], labels: np.ndarr
         axes.scatter(*points[chosen].T, s=16, c=colour, marker=marker, alpha=0.75, linewidths=0)
         for _, chosen, colour, marker in groups
     ]
-    names = [f" {plain(name)} ({int(chosen.sum()):,})" for name, chosen, _, _ in groups]  # "_x" would be left out
+    names = [
+        f" {plain(name, LONGEST_OF_TWO)} ({int(chosen.sum()):,})" for name, chosen, _, _ in groups
+    ]  # "_x" would be left out
     figure.legend(handles, names, fontsize=8, ncols=columns, loc="outside lower center", frameon=False)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -183,6 +183,13 @@ def test_the_legend_of_methods_leaves_none_out():
     assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["real (1)", "_hidden (1)"]
 
 
+def test_long_names_stay_inside_the_picture():
+    figure = draw_embeddings(np.eye(4, 2), ["m" * 99, "w" * 99, "x" * 99, "orl"], np.array([1, 1, 1, 0]))
+    encode(figure)
+    legend, page = figure.legends[0].get_window_extent(), figure.bbox
+    assert page.x0 <= legend.x0 and legend.x1 <= page.x1
+
+
 def test_names_are_one_short_line_and_no_formula():
     assert plain("a\n b\t$x$") == "a b \\$x\\$"
     assert len(plain("x" * 99)) == 28
