@@ -14,6 +14,8 @@ import numpy as np
 
 METHODS = ("temperature", "isotonic", "none")
 LEVELS = ("frame", "video")
+#: Where the error rates are equal, and at false positive rates of 5 and of 1 %.
+OPERATING_POINTS = ("eer", "fpr_0.05", "fpr_0.01")
 
 
 def calibrate(margins: Any, calibration: Mapping[str, Any] | None) -> np.ndarray:
@@ -97,6 +99,12 @@ def _check_level(level: str, points: Any) -> None:
     for name, values in (("thresholds", thresholds), ("reasons", reasons)):
         if not isinstance(values, Mapping):
             raise ValueError(f"the {name} of `calibration` ({level}) must be a mapping, got {_shown(values)}.")
+    for name in (*thresholds, *reasons):
+        if name not in OPERATING_POINTS:
+            raise ValueError(
+                f"`calibration` ({level}) has the operating point {_shown(name)}: it can have "
+                f"{', '.join(OPERATING_POINTS)}."
+            )
     for name, at in thresholds.items():
         if at is not None and not (_is_number(at) and 0 <= at <= 1):
             raise ValueError(f"the threshold {name} of `calibration` ({level}) must be in [0, 1], got {_shown(at)}.")
@@ -106,7 +114,12 @@ def _check_level(level: str, points: Any) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can be
+        return False
 
 
 def _shown(value: Any) -> str:
@@ -152,7 +165,7 @@ def describe_calibration(calibration: Mapping[str, Any] | None) -> str:
 
 
 def _point(name: str) -> str:
-    return f"FPR {100 * float(name[4:]):g} %" if name in ("fpr_0.05", "fpr_0.01") else name.upper()
+    return f"FPR {100 * float(name[4:]):g} %" if name.startswith("fpr_") else name.upper()
 
 
-__all__ = ["LEVELS", "METHODS", "calibrate", "check_calibration", "describe_calibration"]
+__all__ = ["LEVELS", "METHODS", "OPERATING_POINTS", "calibrate", "check_calibration", "describe_calibration"]

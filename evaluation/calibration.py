@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest
 from sklearn.isotonic import IsotonicRegression
 
-from ..calibration_dcl import calibrate
+from ..calibration_dcl import OPERATING_POINTS, calibrate
 from ..dataset_dcl import FAKE, REAL
 from .bootstrap import CONFIDENCE, family_codes
 from .metrics import binary_metrics, video_scores
@@ -20,7 +20,6 @@ from .ranking import Ranking
 
 #: Operating points by their false positive rate: how many reals there are to one false alarm.
 RATES = {"fpr_0.05": 20, "fpr_0.01": 100}
-OPERATING_POINTS = ("eer", *RATES)
 #: Where a temperature is looked for, in mean margins. Below, all but a few margins next to 0 are certainties that
 #: doubles hardly tell from one another; above, `p_fake` is .5 for all.
 NARROWEST, WIDEST = 1 / 30, 1e4
@@ -214,4 +213,4 @@ def reliability(labels: np.ndarray, p_fake: np.ndarray, balanced: bool = False) 
     return bins
 
 
-__all__ = ["OPERATING_POINTS", "fit_calibration", "operating_points", "reliability"]
+__all__ = ["fit_calibration", "operating_points", "reliability"]
