@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..calibration_dcl import LEVELS
 from ..dataset_dcl import FAKE
 from .bootstrap import DRAWS, family_codes, interval
 from .metrics import rank_scores, video_scores
 from .ranking import Ranking
 
-LEVELS = ("frame", "video")
 #: Where the band is computed: evenly, and evenly by the logarithm for what is read at low rates.
 RATES = np.unique(np.concatenate([np.linspace(0, 1, 101), np.geomspace(1e-4, 1, 81)]))
 
@@ -83,4 +83,4 @@ def _curve(table: pd.DataFrame, family_count: int, bootstrap: int, seed: int, le
     return RocCurve(fpr, tpr, low, high, reals, fakes)
 
 
-__all__ = ["LEVELS", "RATES", "RocCurve", "roc_curves"]
+__all__ = ["RATES", "RocCurve", "roc_curves"]

@@ -31,7 +31,6 @@ class UnknownTraining:
 
     seen_methods: None = None
     calibration: None = None
-    familiarity: None = None
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..calibration_dcl import LEVELS
 from ..dataset_dcl import FAKE
 from ..errors_dcl import InputError
 from .bootstrap import DRAWS
 from .calibration import reliability
-from .curves import LEVELS, roc_curves
+from .curves import roc_curves
 from .examples import PARTS, Looks
 from .figures import (
     ROWS_PER_SHEET,
@@ -32,7 +32,10 @@ from .figures import (
     encode,
 )
 from .metrics import UNKNOWN, video_scores
+from .names import shown
 from .ranking import BINS
+from .result_files import PICTURES, REPORT, complete_files, is_of_run, remove_pictures
+from .seen import is_generic, was_seen
 
 try:
     import jinja2
@@ -40,8 +43,6 @@ except ImportError:
     jinja2 = None
 
 TEMPLATES = Path(__file__).parent / "templates"
-REPORT = "report.html"
-PICTURES = "pictures"
 METRIC_NAMES = {
     "auc": "AUC",
     "eer": "EER",
@@ -124,7 +125,7 @@ def write_report(
     for number, (name, levels) in enumerate(metrics.items(), start=1):
         rows = predictions[predictions["dataset"] == name].reset_index(drop=True)
         robust = robustness.get("datasets", {}).get(name)
-        if robust and not _is_of(robustness, robust, run, name):
+        if robust and not is_of_run(robustness, run, name):
             robust = None
         difference = differences.get("differences", {}).get(name)
         content = _data_set(name, levels, rows, run, (looks or {}).get(name), robust, bootstrap, seed)
@@ -145,6 +146,7 @@ def write_report(
         model=run.get("model", folder.name),
         sets=sets,
         seen_methods=run.get("seen_methods"),
+        others_are_new=not any(map(is_generic, run.get("seen_methods") or ())),
         minus=differences.get("minus"),
         looked=bool(looks),
         bootstrap=bootstrap,
@@ -159,33 +161,13 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _is_of(robustness: Mapping[str, Any], results: Mapping[str, Any], run: Mapping[str, Any], name: str) -> bool:
-    """Whether a robustness that lies in the folder is that of the weights and the rows of this run, not of another."""
-    record = run.get("datasets", {}).get(name, {})
-    return robustness.get("revision") == run.get("revision") and results.get("fingerprint") == record.get(
-        "fingerprint"
-    )
-
-
 def _write(folder: Path, text: str, pictures: Sequence[Picture]) -> None:
-    partial = folder / f".{REPORT}.partial"
-    try:
+    with complete_files(folder, [REPORT]) as paths:
         (folder / PICTURES).mkdir(exist_ok=True)
-        for path in (folder / PICTURES).glob("*.webp"):  # of another run
-            path.unlink()
+        remove_pictures(folder / PICTURES)  # of another run
         for picture in pictures:
             (folder / PICTURES / picture.name).write_bytes(picture.content)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, folder / REPORT)
-    except OSError as error:
-        raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def shown(text: Any) -> str:
-    """Return text from the data without what is not printed: control characters, marks that turn the direction."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
+        paths[REPORT].write_text(text, encoding="utf-8")
 
 
 def number_text(value: float | None) -> str:
@@ -331,7 +313,7 @@ def _operating_points(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _method_rows(levels: Mapping[str, Any], seen_methods: Sequence[str] | None) -> list[dict[str, Any]]:
     rows = []
     for method, scores in levels["by_method"].items():
-        seen = "not known" if seen_methods is None else "seen" if method in seen_methods else "unseen"
+        seen = {None: "not known", True: "seen", False: "unseen"}[was_seen(method, seen_methods)]
         rows.append(
             {
                 "method": method,

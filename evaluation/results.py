@@ -1,10 +1,7 @@
 """Evaluate checkpoints: predictions of data sets, their metrics, and a record of what was run."""
 
-import importlib.metadata
 import json
 import logging
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +22,12 @@ from .other_models import ArrayProcessor, BinaryClassifier
 from .parts import PredictedParts, WorkFolder, remove_work_folders
 from .predictions import calibration_of, predictions_schema
 from .processes import meet, process_count, process_index
+from .records import OF_METRICS, OF_MODELS, OF_PICTURES, count_rows, versions
+from .result_files import RESULT_FILES, complete_files, remove_what_is_of_another_run
+from .seen import was_seen
 
 logger = logging.getLogger(__name__)
 
-RESULT_FILES = ("predictions.parquet", "run.json", "metrics.json")
 #: Of `predictions.parquet`, what metrics are computed from.
 METRIC_COLUMNS = ("dataset", "method", "video_id", "source_id", "label", "logit", "p_fake_raw", "p_fake")
 
@@ -52,7 +51,7 @@ def evaluate_checkpoint(
 
     The predictions are made in parts, see `WorkFolder`: a run that was killed goes on where it was, and the processes
     that `torchrun` started share them. The files take their places once all are complete: what a folder held before
-    stays as it was if the run dies.
+    stays as it was if the run dies. What was made from it goes when they come, see `remove_what_is_of_another_run`.
 
     Args:
         checkpoint: where the model came from, for `run.json`.
@@ -120,7 +119,7 @@ def evaluate_checkpoint(
                 "seen_methods": config.seen_methods,
                 "calibration": calibration,
                 "datasets": records,
-                "versions": versions(),
+                "versions": versions(*OF_MODELS, *OF_METRICS),
                 "processes": process_count(),
                 **run,
             }
@@ -155,7 +154,6 @@ def open_work_folder(
     except OSError as error:
         raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
     # Of what decodes, resizes and perturbs, too: another release may do it a little differently.
-    libraries = ("av", "numpy", "opencv-python-headless", "pillow", "torchvision")
     settings = {
         "revision": checkpoint.revision,
         "code": type(model).__module__,  # its own, or the checkpoint's
@@ -163,7 +161,7 @@ def open_work_folder(
         "device": model.device.type,
         "batch_size": batch_size,
         "seed": seed,
-        "versions": versions() | {name: _version(name) for name in libraries},
+        "versions": versions(*OF_MODELS, *OF_PICTURES),
     }
     return WorkFolder(folder, settings)
 
@@ -177,25 +175,19 @@ def _record_of(
     seen_methods: Sequence[str] | None,
 ) -> dict[str, Any]:
     """Return what `run.json` says of a data set."""
-    frames = rows.groupby("video_id").size()
     return {
+        **count_rows(rows),
         "source": data.source,
         "split": data.split,
         "fingerprint": data.fingerprint,
-        "rows": len(data.dataset),
+        "rows": len(data.dataset),  # those that were skipped, too
         "skipped_corrupt": {"count": len(parts.corrupt), "rows": parts.corrupt},
         "crop": data.crop,
         "crop_is_mixed": data.crop_is_mixed,
         "crop_matches": not data.crop_is_mixed and crop_matches(data.crop, crop),
-        "videos": len(frames),
-        "frames_per_video": {
-            "min": int(frames.min()),
-            "median": float(frames.median()),
-            "max": int(frames.max()),
-        },
         "unseen_methods": None
         if seen_methods is None
-        else [method for method in methods if method not in seen_methods],
+        else [method for method in methods if was_seen(method, seen_methods) is False],
     }
 
 
@@ -206,21 +198,14 @@ def _write_results(
     record: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> None:
-    partial = {name: folder / f".{name}.partial" for name in RESULT_FILES}
-    try:
-        with pq.ParquetWriter(partial["predictions.parquet"], schema) as writer:
+    with complete_files(folder, RESULT_FILES) as paths:
+        with pq.ParquetWriter(paths["predictions.parquet"], schema) as writer:
             for parts in predicted:
                 for rows in parts.row_groups():
                     writer.write_table(rows)
         for name, content in (("run.json", record), ("metrics.json", metrics)):
-            partial[name].write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        for name in RESULT_FILES:
-            os.replace(partial[name], folder / name)
-    except OSError as error:
-        raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+            paths[name].write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    remove_what_is_of_another_run(folder, record)
 
 
 def crop_matches(data: Mapping[str, Any], model: Mapping[str, Any] | None) -> bool | None:
@@ -253,17 +238,4 @@ def _warn_of_crop(data: EvaluationSet, crop: dict[str, Any] | None, checkpoint: 
         )
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions of Python, of the libraries that the scores depend on, and of this package."""
-    packages = {name: name for name in ("torch", "transformers", "timm", "datasets")} | {"dcl": "dcl-face-forgery"}
-    return {"python": platform.python_version()} | {name: _version(package) for name, package in packages.items()}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a path, not installed
-        return None
-
-
-__all__ = ["crop_matches", "evaluate_checkpoint", "open_work_folder", "versions"]
+__all__ = ["crop_matches", "evaluate_checkpoint", "open_work_folder"]

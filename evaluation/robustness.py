@@ -2,31 +2,28 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
-import cv2
-import numpy as np
 import pandas as pd
-import PIL
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..calibration_dcl import LEVELS as UNITS
 from ..errors_dcl import InputError
 from .figures import draw_robustness
 from .inputs import Checkpoint, EvaluationSet
 from .metrics import frame_and_video_metrics
+from .names import cell
 from .parts import remove_work_folders
 from .perturbations import LEVELS, TYPES, Perturbation
 from .processes import meet, process_index
-from .results import METRIC_COLUMNS, open_work_folder, versions
+from .records import OF_METRICS, OF_MODELS, OF_PICTURES, versions
+from .result_files import ROBUSTNESS_FILES, complete_files
+from .results import METRIC_COLUMNS, open_work_folder
 
 logger = logging.getLogger(__name__)
-
-UNITS = ("frame", "video")
 
 
 def evaluate_robustness(
@@ -98,7 +95,7 @@ def evaluate_robustness(
         "revision": checkpoint.revision,
         "seed": seed,
         # Of what encodes and draws, too: another release may do it a little differently.
-        "versions": versions() | {library.__name__: library.__version__ for library in (av, cv2, PIL, np)},
+        "versions": versions(*OF_MODELS, *OF_METRICS, *OF_PICTURES),
         "types": {name: {"parameter": TYPES[name].parameter, "values": TYPES[name].values} for name in types},
         "datasets": datasets,
     }
@@ -143,7 +140,7 @@ def robustness_tables(robustness: Mapping[str, Any]) -> str:
         for unit in UNITS:
             clean = results["clean"][unit]
             lines = [
-                f"{dataset}: {unit} AUC of {clean['n']} {unit}s by type and level of perturbation\n",
+                f"{cell(dataset)}: {unit} AUC of {clean['n']} {unit}s by type and level of perturbation\n",
                 f"| type (level 1 to 5) | clean | {' | '.join(map(str, LEVELS))} | mean of 1 to 5 |",
                 "|---" * (len(LEVELS) + 3) + "|",
             ]
@@ -151,7 +148,7 @@ def robustness_tables(robustness: Mapping[str, Any]) -> str:
                 values = ", ".join(f"{level['value']:g}" for level in result["levels"])
                 areas = [clean["auc"], *(level[unit]["auc"] for level in result["levels"]), result["mean"][unit]]
                 shown = ["-" if area is None else f"{area:.3f}" for area in areas]
-                label = f"{name} ({robustness['types'][name]['parameter']} {values})"
+                label = cell(f"{name} ({robustness['types'][name]['parameter']} {values})")
                 lines.append(f"| {label} | {' | '.join(shown)} |")
             if why := clean.get("reason"):
                 lines.append(f"\nThere is no AUC: {why}.")
@@ -165,23 +162,14 @@ def _write(robustness: Mapping[str, Any], folder: Path) -> None:
         "robustness.csv": robustness_rows(robustness).to_csv(index=False),
         "robustness.md": robustness_tables(robustness),
     }
-    partial = {name: folder / f".{name}.partial" for name in (*contents, "robustness.png")}
-    try:
+    with complete_files(folder, ROBUSTNESS_FILES) as paths:
         for name, content in contents.items():
-            partial[name].write_text(content, encoding="utf-8")
+            paths[name].write_text(content, encoding="utf-8")
         try:
-            draw_robustness(robustness).savefig(partial["robustness.png"], format="png")
+            draw_robustness(robustness).savefig(paths["robustness.png"], format="png")
         except InputError as error:  # hours of scores must not be lost for a picture of them
             logger.warning("there is no picture of the robustness: %s", error)
             (folder / "robustness.png").unlink(missing_ok=True)  # one of another run
-        for name, path in partial.items():
-            if path.exists():
-                os.replace(path, folder / name)
-    except OSError as error:
-        raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
 
 
 __all__ = ["evaluate_robustness", "robustness_rows", "robustness_tables"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from dcl.evaluation.figures import draw_robustness
 from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
 from dcl.evaluation.perturbations import Perturbation
 from dcl.evaluation.predictions import load_checkpoint, predict
+from dcl.evaluation.robustness import robustness_tables
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining
 from dcl.tests.prepared_data import CROP, make_rows, write_split
@@ -129,6 +131,28 @@ def test_the_same_run_gives_the_same_files_and_nothing_else(here, done, tmp_path
 def test_without_the_option_there_is_no_robustness(here, tmp_path):
     run(here, tmp_path)
     assert not [path for path in tmp_path.iterdir() if "robustness" in path.name]
+
+
+def test_a_robustness_stays_beside_results_of_the_same_weights_and_rows_only(here, done, tmp_path):
+    shutil.copytree(done, tmp_path / "out")
+    run(here, tmp_path / "out", "--bootstrap", "0")
+    assert set(FILES) <= set(os.listdir(tmp_path / "out"))
+    robustness = load(tmp_path / "out")
+    (tmp_path / "out/robustness.json").write_text(json.dumps({**robustness, "revision": "another"}))
+    run(here, tmp_path / "out", "--bootstrap", "0")
+    assert not set(FILES) & set(os.listdir(tmp_path / "out"))
+    shutil.copytree(done, tmp_path / "other")
+    write_split(tmp_path / "textures", "test", make_rows(range(2)))
+    run(here, tmp_path / "other", "--bootstrap", "0", dataset=tmp_path / "textures")
+    assert not set(FILES) & set(os.listdir(tmp_path / "other"))
+
+
+def test_hostile_names_stay_in_their_lines(done):
+    robustness = load(done)
+    hostile = {"a\n# b | <c>": robustness["datasets"]["textures"]}
+    text = robustness_tables({**robustness, "datasets": hostile})
+    assert "a # b \\| &lt;c&gt;: frame AUC of 18 frames" in text
+    assert "\n# b" not in text and "<c>" not in text
 
 
 def test_neither_workers_nor_the_order_of_rows_change_a_perturbed_picture(here, tmp_path):
