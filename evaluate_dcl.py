@@ -144,13 +144,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: its arguments; those of the process if None.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _process_count() == 1:
         evaluate(argv)
         return
     from dcl.evaluation.processes import process_group
 
     with process_group():
         evaluate(argv)
+
+
+def _process_count() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _is_first_process() -> bool:
+    """Whether this process writes and prints; a RANK without a WORLD_SIZE is that of no process of this command."""
+    return _process_count() == 1 or int(os.environ.get("RANK", "0")) == 0
 
 
 @report_input_errors
@@ -176,13 +185,15 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     scoring = {"group_by": arguments.group_by, "bootstrap": arguments.bootstrap, "seed": arguments.seed}
     models = list(dict.fromkeys(arguments.model))
     folders = name_folders([*models, *name_tables([table.name for table in tables], models)], arguments.output_dir)
+    refuse_to_overwrite([table.name for table in tables], folders, arguments.output_dir)
     results = run_models(arguments, models, folders[: len(models)], run, scoring) if models else []
-    if int(os.environ.get("RANK", "0")) > 0:  # the first process does the rest
+    if not _is_first_process():
         return
     for table, folder in zip(tables, folders[len(models) :], strict=True):
         metrics = evaluate_predictions(table, folder, run, **scoring)
         results.append(Result(table.name, metrics))
-        print_result(results, folders, arguments.bootstrap, arguments.seed)
+        splits = set(table.rows["split"].dropna()) if "split" in table.rows else ()
+        print_result(results, folders, splits, arguments.bootstrap, arguments.seed)
         if arguments.report:
             from dcl.evaluation.report import write_report
 
@@ -191,6 +202,27 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     if arguments.published or len(results) > 1 or any(len(result.metrics) > 1 for result in results):
         print(f"\n{text}")
     print(f"the tables over all models and data sets are in {arguments.output_dir}: table.md, .csv, .json")
+
+
+def refuse_to_overwrite(tables: Sequence[str], folders: Sequence[Path], output_dir: Path) -> None:
+    """Raise an `InputError` if a file that would be written, or removed, is one of the tables that are read.
+
+    Args:
+        tables: files of predictions, which are there.
+        folders: where the results go.
+        output_dir: where the tables over all of them go.
+    """
+    from dcl.evaluation.result_files import TABLE_FILES, files_of_results
+
+    written = [path for folder in folders for path in files_of_results(folder)]
+    written += [output_dir / name for name in TABLE_FILES]
+    for path in (path for path in written if path.exists()):
+        for table in tables:
+            if path.samefile(table):  # by whatever way they are named
+                raise InputError(
+                    f"the results would overwrite {table!r}, from which they are computed: choose another "
+                    "--output_dir."
+                )
 
 
 def run_models(
@@ -232,11 +264,12 @@ def run_models(
     from dcl.evaluation.other_models import find_classes
     from dcl.evaluation.parts import remove_work_folders
     from dcl.evaluation.predictions import load_checkpoint
-    from dcl.evaluation.processes import first_process_ahead, process_index
+    from dcl.evaluation.processes import first_process_ahead
     from dcl.evaluation.results import evaluate_checkpoint
 
     # Of all models before the first runs for hours.
-    checkpoints = find_classes(checkpoints, arguments.fake_labels, arguments.trust_remote_code)
+    with first_process_ahead():  # remote code is copied to where all import it from
+        checkpoints = find_classes(checkpoints, arguments.fake_labels, arguments.trust_remote_code)
     device = find_device(arguments.device)
     batch_size, num_workers = arguments.batch_size, arguments.num_workers
     if batch_size is None:
@@ -250,15 +283,15 @@ def run_models(
     results: list[Result] = []
     for checkpoint, folder in zip(checkpoints, folders, strict=True):
         transformers.set_seed(arguments.seed)
-        with first_process_ahead():  # remote code is copied to where all import it from
+        with first_process_ahead():  # as above: the code of the model is another file
             model, processor = load_checkpoint(checkpoint, device, arguments.trust_remote_code)
         record = {**run, **checkpoint.record()}
         metrics = evaluate_checkpoint(
             checkpoint, model, processor, sets, folder, record, keep_parts=True, **scoring, **options
         )
         results.append(Result(checkpoint.name, metrics, model.config.seen_methods))
-        if process_index() == 0:
-            print_result(results, folders, arguments.bootstrap, arguments.seed)
+        if _is_first_process():
+            print_result(results, folders, [arguments.split], arguments.bootstrap, arguments.seed)
         if types:
             from dcl.evaluation.robustness import evaluate_robustness, robustness_tables
 
@@ -266,7 +299,7 @@ def run_models(
                 checkpoint, model, processor, sets, metrics, folder, types, arguments.seed, keep_parts=True, **options
             )
             print(f"\n{robustness_tables(robustness)}\nthese tables are in {folder}, too: robustness.json, .csv, .md")
-        if arguments.report and process_index() == 0:
+        if arguments.report and _is_first_process():
             from dcl.evaluation.examples import look_at_results
             from dcl.evaluation.report import write_report
 

@@ -1,24 +1,33 @@
 """What the command says of an evaluation in the end, and by how much models differ."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ..calibration_dcl import LEVELS
 from ..errors_dcl import InputError
 from .metrics import compare_models
 from .prediction_files import shared_rows
+from .result_files import DIFFERENCES, complete_files
+from .seen import was_seen
 from .tables import Result
 
+#: What the split is called on which checkpoints and thresholds are chosen.
+VALIDATION = ("dev", "val", "valid", "validation")
 
-def print_result(results: Sequence[Result], folders: Sequence[Path], bootstrap: int, seed: int) -> None:
+
+def print_result(
+    results: Sequence[Result], folders: Sequence[Path], splits: Collection[str], bootstrap: int, seed: int
+) -> None:
     """Print what the last of some results is, and by how much it differs from the first.
 
     Args:
         results: those that there are, in the order of `folders`.
         folders: where the results go.
+        splits: which splits the rows of the last one are of, as far as that is known.
         bootstrap: how often families are drawn for the intervals of differences; 0 for no differences.
         seed: for the draws.
     """
@@ -31,10 +40,15 @@ def print_result(results: Sequence[Result], folders: Sequence[Path], bootstrap: 
         print(points.to_string(index=False, na_rep="-", float_format="%.3f"))
     for dataset, levels in result.metrics.items():
         if why := levels["frame"].get("reason"):
-            print(f"{dataset} gives no AUC: {why}")
-        for level in ("frame", "video"):
+            print(f"{dataset} gives no AUC: {why}{_rates(levels)}")
+        for level in LEVELS:
             if warning := levels[level].get("warning"):
                 print(f"caution, {dataset}, {level} level: {warning}")
+    for split in sorted(split for split in splits if split.lower() in VALIDATION):
+        print(
+            f"caution: on a split such as {split!r} checkpoints and thresholds are chosen; if these were, they look "
+            "better here than they are: report those of the test split"
+        )
     if len(results) > 1 and bootstrap:
         write_differences(folders[0], folder, results[0].model, bootstrap, seed)
     print(f"metrics, predictions and the record of the run are in {folder}")
@@ -56,7 +70,6 @@ def write_differences(first: Path, other: Path, first_name: str, bootstrap: int,
     try:
         shared = shared_rows(*tables)
     except InputError as error:  # the results of the two stand without it
-        (other / "differences.json").unlink(missing_ok=True)  # one of another run
         print(f"nothing is compared with {first_name}: {error}")
         return
     rows = len(shared[0])
@@ -66,7 +79,8 @@ def write_differences(first: Path, other: Path, first_name: str, bootstrap: int,
         )
     differences = compare_models(*shared, bootstrap, seed)
     text = json.dumps({"minus": first_name, "rows": rows, "differences": differences}, indent=2, allow_nan=False)
-    (other / "differences.json").write_text(text + "\n", encoding="utf-8")
+    with complete_files(other, [DIFFERENCES]) as paths:
+        paths[DIFFERENCES].write_text(text + "\n", encoding="utf-8")
     for dataset, levels in differences.items():
         for level, found in levels.items():
             if interval := found.get("auc", {}).get("interval"):
@@ -84,20 +98,19 @@ def summarize(metrics: dict[str, dict[str, Any]], seen_methods: Sequence[str] | 
         seen_methods: the methods that the model was trained on; None if it does not say.
 
     Returns:
-        One row a data set and one for each of its methods: whether the model was trained on the method, and AUC and
-        EER at frame and AUC at video level, each AUC with its 95 % interval if there are any.
+        One row a data set and one for each of its methods: whether the model was trained on the method, a dash where
+        that is not known, and AUC and EER at frame and AUC at video level, each AUC with its 95 % interval if there
+        are any.
     """
     rows = []
     for dataset, levels in metrics.items():
         for method, scores in [("all", levels), *levels["by_method"].items()]:
-            seen = "-"
-            if method != "all" and seen_methods is not None:
-                seen = "seen" if method in seen_methods else "unseen"
+            seen = None if method == "all" else was_seen(method, seen_methods)
             rows.append(
                 {
                     "dataset": dataset,
                     "method": method,
-                    "trained on": seen,
+                    "trained on": {None: "-", True: "seen", False: "unseen"}[seen],
                     "frame AUC": scores["frame"]["auc"],
                     "frame 95 %": _text(scores["frame"]),
                     "frame EER": scores["frame"]["eer"],
@@ -121,7 +134,7 @@ def at_operating_points(metrics: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """
     rows = []
     for dataset, levels in metrics.items():
-        for level in ("frame", "video"):
+        for level in LEVELS:
             scores = levels[level]
             for name, at in scores.get("thresholds", {}).items():
                 if at is not None:
@@ -129,6 +142,17 @@ def at_operating_points(metrics: dict[str, dict[str, Any]]) -> pd.DataFrame:
                     shown = {"accuracy": "accuracy", "fpr": "FPR", "tpr": "TPR"}
                     rows.append(row | {shown[key]: scores[f"{key}_at_threshold_{name}"] for key in shown})
     return pd.DataFrame(rows).astype(dict.fromkeys(("accuracy", "FPR", "TPR"), float) if rows else {})
+
+
+def _rates(levels: dict[str, Any]) -> str:
+    """Say what there is without both kinds: how many of the reals, or of the fakes, are called fake."""
+    found = [
+        f"{rate.upper()} {levels[level][rate]:.3f} ({levels[level]['n']} {level}s)"
+        for rate in ("fpr", "tpr")
+        for level in LEVELS
+        if levels[level].get(rate) is not None
+    ]
+    return f"; at .5, {', '.join(found)}" if found else ""
 
 
 def _text(scores: dict[str, Any]) -> str | None:

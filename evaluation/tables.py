@@ -6,7 +6,6 @@ trained on while they were on others of its data set.
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,13 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors_dcl import InputError
+from ..calibration_dcl import LEVELS
+from .names import cell as escaped
+from .result_files import TABLE_FILES, complete_files
+from .seen import how_much_was_seen
 
 PUBLISHED = Path(__file__).with_name("published.json")
-FILES = ("table.json", "table.csv", "table.md")
-LEVELS = ("frame", "video")
-MEASURES = ("auc", "eer", "accuracy")
+MEASURES = ("auc", "eer", "accuracy", "fpr")
 ALL = "all"
 MARKS = {"seen": " *", "partly": " (*)", "unseen": "", None: ""}
 #: What data sets of the published tables are called here: the name in lower case, letters and digits only.
@@ -28,7 +28,8 @@ NAMES = {
     "FF++": r"(ff|ffpp|faceforensics|faceforensicspp)(c23|hq)?",
     "FF++ (c40)": r"(ff|ffpp|faceforensics|faceforensicspp)(c40|lq)",
     "DFD": r"(dfd|deepfakedetection)(c23|hq)?",
-    "DFDC": r"dfdc(p|preview)?",
+    "DFDC": r"dfdc",
+    "DFDC-P": r"dfdc(p|preview)",
     "WildDeepfake": r"wilddeepfakes?|wdf",
     "Celeb-DF": r"(celebdf|cdf)(v2)?",
     "DiffSwap": r"diffswap",
@@ -52,9 +53,9 @@ def result_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     Returns:
         Dictionaries with `model`; `trained_on`, the methods, None where not known; `data_set`; `method`, or "all" for
         all fakes; `level`; `seen`, whether the model was trained on what it is tested on: "seen", "partly", "unseen",
-        or None where not known; `auc`, `eer` and `accuracy` in [0, 1] with the ends of their 95 % intervals, such as
-        `auc_low` and `auc_high`, None where there is none; `n`; `reason`, why there is no AUC; and `published` False,
-        with neither `source` nor `published_as`.
+        or None where not known, see `was_seen`; `auc`, `eer`, `accuracy` and `fpr` (the last two at .5) in [0, 1] with
+        the ends of their 95 % intervals, such as `auc_low` and `auc_high`, None where there is none; `n`; `reason`,
+        why there is no AUC; and `published` False, with neither `source` nor `published_as`.
     """
     rows = []
     for result in results:
@@ -69,7 +70,7 @@ def result_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
                         "data_set": data_set,
                         "method": method,
                         "level": level,
-                        "seen": _seen(tested, result.seen_methods),
+                        "seen": how_much_was_seen(tested, result.seen_methods),
                         **_numbers(scores[level]),
                         "n": scores[level]["n"],
                         "reason": scores[level].get("reason"),
@@ -80,13 +81,6 @@ def result_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
                     for level in LEVELS
                 ]
     return rows
-
-
-def _seen(tested: Sequence[str], seen_methods: Sequence[str] | None) -> str | None:
-    if seen_methods is None or not tested:
-        return None
-    count = len(set(tested) & set(seen_methods))
-    return "unseen" if not count else "seen" if count == len(set(tested)) else "partly"
 
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float | None]:
@@ -107,8 +101,9 @@ def published_rows(kind: str, data_sets: Mapping[str, Iterable[str]] | None = No
             for each.
 
     Returns:
-        Rows of the frame level, `published` True, with their `source`, and `published_as`, what the data set is called
-        there. What matches none of `data_sets` keeps the name that it has there.
+        Rows of the frame level, or of None where the source does not say, `published` True, with their `source`, and
+        `published_as`, what the data set is called there. What matches none of `data_sets` keeps the name that it has
+        there.
     """
     content = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     table, sources = content[kind], content["sources"]
@@ -125,7 +120,7 @@ def published_rows(kind: str, data_sets: Mapping[str, Iterable[str]] | None = No
                         "trained_on": [spelled.get(other.lower(), other) for other in trained_on],
                         "data_set": data_set,
                         "method": spelled.get(method.lower(), method),
-                        "level": "frame",
+                        "level": None if row["source"] in content["levels_not_known"] else "frame",
                         "seen": seen,
                         **_numbers({key: value and round(value / 100, 6) for key, value in percents.items()}),
                         "n": None,
@@ -164,7 +159,7 @@ def write_tables(results: Sequence[Result], folder: Path, published: bool = Fals
 
     Args:
         results: of all models, in the order in which they shall be shown.
-        folder: where the files go, which is there.
+        folder: where the files go; made if it is not there.
         published: put the published numbers beside.
 
     Returns:
@@ -193,17 +188,9 @@ def write_tables(results: Sequence[Result], folder: Path, published: bool = Fals
         "table.csv": flat.to_csv(index=False),
         "table.md": text,
     }
-    partial = {name: folder / f".{name}.partial" for name in FILES}
-    try:
+    with complete_files(folder, TABLE_FILES) as paths:
         for name, content in contents.items():
-            partial[name].write_text(content, encoding="utf-8")
-        for name, path in partial.items():
-            os.replace(path, folder / name)
-    except OSError as error:
-        raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+            paths[name].write_text(content, encoding="utf-8")
     return text
 
 
@@ -234,8 +221,8 @@ def tables_text(
     for data_set in dict.fromkeys(row["data_set"] for row in frames):
         rows = [row for row in frames if row["data_set"] == data_set]
         if len({row["method"] for row in rows}) > 1:
-            title = f"## Across the methods of {data_set}, frame level: AUC against all its reals"
-            parts.append(f"{title}\n\n{_wide(rows, sources, lambda row: row['method'], _auc)}")
+            title = f"## Across the methods of {escaped(data_set)}, frame level: AUC against all its reals"
+            parts.append(f"{title}\n\n{_wide(rows, sources, _method, _auc)}")
     rows = [row for row in by_method if row["level"] == "frame" and _is_trained_on_others(row, by_method)]
     rows += beside["trained_on_others"]
     if rows:
@@ -267,25 +254,31 @@ def _wide(
         lines.setdefault(_line(row, sources), {})[column(row)] = cell(row)
     table = [["model", "trained on", *columns]]
     table += [[*line, *(cells.get(name, "-") for name in columns)] for line, cells in lines.items()]
-    text = ["| " + " | ".join(value.replace("|", "\\|") for value in values) + " |" for values in table]
+    text = ["| " + " | ".join(values) + " |" for values in table]
     return "\n".join([text[0], "|---" * len(table[0]) + "|", *text[1:]]) + "\n"
 
 
 def _line(row: Mapping[str, Any], sources: Sequence[str]) -> tuple[str, str]:
-    model = f"{row['model']} (published) [{sources.index(row['source']) + 1}]" if row["published"] else row["model"]
+    model = escaped(row["model"])
+    if row["published"]:
+        model += f" (published) [{sources.index(row['source']) + 1}]"
     if row["trained_on"] is None:
         return model, "?"
     if row["published"] and len(row["trained_on"]) > 1:  # others in each column
         return model, "the other methods"
-    return model, ", ".join(row["trained_on"]) or "nothing"
+    return model, escaped(", ".join(row["trained_on"])) or "nothing"
 
 
 def _data_set(row: Mapping[str, Any]) -> str:
-    return row["data_set"]
+    return escaped(row["data_set"])
+
+
+def _method(row: Mapping[str, Any]) -> str:
+    return escaped(row["method"])
 
 
 def _data_set_and_method(row: Mapping[str, Any]) -> str:
-    return f"{row['data_set']}: {row['method']}"
+    return escaped(f"{row['data_set']}: {row['method']}")
 
 
 def _percent(row: Mapping[str, Any], measure: str, with_interval: bool = False) -> str:

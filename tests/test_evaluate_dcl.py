@@ -1,5 +1,6 @@
 """The evaluation command, from its arguments to its files, and each bad input with its sentence."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -187,6 +188,33 @@ def test_two_runs_give_the_same_files(tmp_path):
         main(["--model", "a/final", "--dataset", "data/noise", "--output_dir", str(tmp_path / out), "--device", "cpu"])
     for name in ("metrics.json", "predictions.parquet"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_classes_are_found_by_one_process_ahead_of_the_others(tmp_path, monkeypatch):
+    """Finding them may copy remote code to where all processes import it from."""
+    ahead, found = [], []
+
+    @contextlib.contextmanager
+    def first_process_ahead():
+        ahead.append(True)
+        yield
+        ahead.pop()
+
+    def find_classes(checkpoints, *options):
+        found.append(bool(ahead))
+        return checkpoints
+
+    monkeypatch.setattr("dcl.evaluation.processes.first_process_ahead", first_process_ahead)
+    monkeypatch.setattr("dcl.evaluation.other_models.find_classes", find_classes)
+    main(["--model", "a/final", "--dataset", "data/noise", "--output_dir", str(tmp_path), "--bootstrap", "0"])
+    assert found == [True]
+
+
+def test_methods_without_a_name_of_their_own_are_not_called_unseen(tmp_path):
+    rows = [{**row, "method": {"warp": "fake"}.get(row["method"], row["method"])} for row in make_rows()]
+    write_set(tmp_path / "set", [{**row, "method": "blend"} if row["frame"] == 2 else row for row in rows])
+    main(["--model", "a/final", "--dataset", str(tmp_path / "set"), "--output_dir", str(tmp_path), "--bootstrap", "0"])
+    assert json.loads((tmp_path / "run.json").read_text())["datasets"]["set"]["unseen_methods"] == ["blend"]
 
 
 def test_the_record_tells_a_retrained_checkpoint_from_the_first(here):

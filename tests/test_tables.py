@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from dcl.evaluate_dcl import main
 from dcl.evaluation import tables
 from dcl.evaluation.metrics import frame_and_video_metrics
+from dcl.evaluation.summary import summarize
 from dcl.evaluation.tables import PUBLISHED, Result, find_published, published_rows, result_rows, write_tables
 
 ROOT = Path(tables.__file__).parents[1]
@@ -128,6 +130,61 @@ def test_without_an_auc_the_cell_is_a_dash_and_the_row_says_why(tmp_path):
     assert "it takes both kinds" in row["reason"]
 
 
+def test_a_name_that_is_no_methods_own_is_neither_seen_nor_unseen():
+    metrics = make_metrics(
+        {"wild_deepfake": ["fake"], "mine": ["fake", "swap"], "other": ["swap", "warp"]}, bootstrap=0
+    )
+
+    def seen(seen_methods):
+        rows = [row for row in result_rows([Result("m", metrics, seen_methods)]) if row["level"] == "frame"]
+        return {(row["data_set"], row["method"]): row["seen"] for row in rows}
+
+    swap = seen(["swap"])
+    assert swap["wild_deepfake", "fake"] is swap["wild_deepfake", "all"] is swap["mine", "all"] is None
+    assert (swap["mine", "swap"], swap["other", "warp"], swap["other", "all"]) == ("seen", "unseen", "partly")
+    fake = seen(["Fake", "swap"])  # what "fake" was there may have been warp
+    assert fake["wild_deepfake", "fake"] is fake["other", "warp"] is fake["other", "all"] is None
+    assert fake["other", "swap"] == "seen"
+    text = summarize(metrics, ["swap"]).set_index(["dataset", "method"])["trained on"]
+    assert text["wild_deepfake", "fake"] == text["mine", "fake"] == "-"
+    assert (text["mine", "swap"], text["other", "warp"]) == ("seen", "unseen")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a|b",
+        "a\\|b",
+        "a\nb",
+        "a\r\n\n| x | y |",
+        "`a",
+        "<img src=x onerror=alert(1)>",
+        "[a](javascript:b)",
+        "a\u2028b",
+    ],
+)
+def test_a_hostile_name_stays_in_its_cell(tmp_path, name):
+    metrics = make_metrics({name: ["x", f"y{name}"]}, bootstrap=0)
+    text = write_tables([Result(name, metrics, [f"y{name}"])], tmp_path)
+    assert not re.search(r"<|(?<!\\)[`\[\]]|[\r\u2028]", text)
+    for part in text.split("## ")[1:]:
+        lines = [line for line in part.split("\n")[1:] if line]
+        assert all(line.startswith("|") for line in lines)
+        assert len({len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines}) == 1
+    assert json.loads((tmp_path / "table.json").read_text())["rows"][0]["model"] == name
+
+
+def test_of_reals_alone_the_long_form_has_the_false_alarms(tmp_path):
+    rows = pd.DataFrame(
+        [("reals", "real", clip, 0, p) for clip, p in zip("abcd", (0.1, 0.6, 0.2, 0.3), strict=True)],
+        columns=["dataset", "method", "video_id", "label", "p_fake"],
+    )
+    write_tables([Result("m", frame_and_video_metrics(rows, bootstrap=0))], tmp_path)
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert table["fpr"].tolist() == [0.25, 0.25]
+    assert {"fpr_low", "fpr_high"} < set(table.columns)
+
+
 # ---------------------------------------------------------------------------------------------------------- published
 
 
@@ -142,6 +199,9 @@ def test_published_numbers_are_those_of_their_sources():
     assert across["Xception", "DFDC", "Table 1"] == (0.698, 0.3541)
     assert across["Face X-ray", "FF++", "Table 1"] == (0.874, None)
     assert ("Face X-ray", "WildDeepfake", "Table 1") not in across
+    preview = [key for key in across if key[1] == "DFDC-P"]
+    assert preview == [("EN-b4", "DFDC-P", "Table 1")] and across[preview[0]] == (0.7051, None)
+    assert across["EN-b4", "DFDC", "Table 1"] == (0.7012, 0.3454)
     assert across["EN-b4, the baseline of DCL", "Celeb-DF", "Fig. 4"] == (0.7412, None)
     one = {
         (row["model"], *row["trained_on"], row["method"]): (row["auc"], row["seen"])
@@ -186,7 +246,8 @@ def test_numbers_that_no_source_was_read_for_are_not_published():
         ("FF++", ["ffpp", "ffpp_c23", "lab/ffpp_c23", "/data/FaceForensics++_c23", "FaceForensics++", "ff++"]),
         ("FF++ (c40)", ["ffpp_c40"]),
         ("DFD", ["dfd", "dfd_c23", "DeepFakeDetection"]),
-        ("DFDC", ["dfdc", "dfdcp", "DFDC-P"]),
+        ("DFDC", ["dfdc", "lab/DFDC"]),
+        ("DFDC-P", ["dfdcp", "DFDC-P", "dfdc_preview"]),
         ("WildDeepfake", ["wild_deepfake", "WildDeepfake"]),
         ("Celeb-DF", ["celeb_df", "celeb_df_v2", "Celeb-DF-v2", "cdf_v2"]),
     ],
@@ -221,6 +282,16 @@ def test_published_numbers_stand_in_the_columns_of_the_data_sets(results, tmp_pa
     assert all(row["published"] == (row["source"] is not None) == (row["published_as"] is not None) for row in rows)
 
 
+def test_the_level_of_a_published_number_is_said_only_where_it_is_known():
+    rows = [
+        row for kind in ("across_data_sets", "across_methods", "trained_on_others") for row in published_rows(kind)
+    ]
+    assert {row["level"] for row in rows if "Effort" in row["source"]} == {None}
+    assert {row["level"] for row in rows if "Effort" not in row["source"]} == {"frame"}
+    (note,) = [note for note in json.loads(PUBLISHED.read_text())["notes"] if "Table 11" in note]
+    assert "frames or of videos is not known" in note
+
+
 def test_notes_name_what_a_reader_needs_to_know():
     notes = " ".join(json.loads(PUBLISHED.read_text())["notes"])
     for word in ("frames", "DFDC-P", "Celeb-DF test set", "crops", "EN-b0"):
@@ -228,7 +299,8 @@ def test_notes_name_what_a_reader_needs_to_know():
 
 
 def test_published_numbers_are_package_data():
-    assert '"dcl.evaluation" = ["published.json"]' in (ROOT / "pyproject.toml").read_text()
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert PUBLISHED.name in content["tool"]["setuptools"]["package-data"]["dcl.evaluation"]
 
 
 # --------------------------------------------------------------------------------------------------------- the command
