@@ -1,11 +1,9 @@
 """Tables of predictions that were made elsewhere: read with every check, and evaluated like those made here."""
 
+import csv
 import hashlib
-import importlib.metadata
 import json
 import logging
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,25 +12,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import scipy
-import sklearn
 
-from ..dataset_dcl import CLASS_NAMES
+from ..dataset_dcl import CLASS_NAMES, FAKE, REAL
 from ..errors_dcl import InputError, reason
 from .bootstrap import DRAWS
 from .metrics import frame_and_video_metrics, group_names
+from .records import OF_METRICS, count_rows, versions
+from .result_files import RESULT_FILES, complete_files, remove_what_is_of_another_run
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".parquet", ".json", ".jsonl")
 REQUIRED = ("dataset", "method", "video_id", "label", "p_fake")
+#: How labels are written besides by their number and their name.
+_OTHER_LABELS = {"0.0": REAL, "false": REAL, "1.0": FAKE, "true": FAKE}
 #: What is kept of a table, in the order of `predictions.parquet`.
 COLUMNS = (
     *("dataset", "split", "method", "video_id", "source_id", "frame", "label"),
     *("logit", "p_fake_raw", "p_fake"),
 )
 TEXTS = ("dataset", "split", "method", "video_id", "source_id")
-RESULT_FILES = ("predictions.parquet", "run.json", "metrics.json")
 KEYS = ["dataset", "video_id", "frame"]
 
 
@@ -51,9 +50,9 @@ class PredictionTable:
 def read_predictions(name: str, group_by: str | None = None) -> PredictionTable:
     """Read a table of predictions from CSV, Parquet, JSON (a list of objects) or JSON lines, and check it.
 
-    It takes the columns `dataset`, `method`, `video_id`, `label` (0 or real, 1 or fake) and `p_fake` (in [0, 1]).
-    `source_id`, the video that a fake was made from, is the family of the intervals; with `frame` a table can be
-    compared with another one; `split` and `logit` are carried along.
+    It takes the columns `dataset`, `method`, `video_id`, `label` (0, real or false; 1, fake or true) and `p_fake` (in
+    [0, 1]). `source_id`, the video that a fake was made from, is the family of the intervals; with `frame` a table can
+    be compared with another one; `split` and `logit` are carried along.
 
     Args:
         name: the file, whose ending tells what it is.
@@ -74,7 +73,7 @@ def read_predictions(name: str, group_by: str | None = None) -> PredictionTable:
         raise InputError(f"there is no table of predictions {name!r}: check the path.") from None
     except pd.errors.EmptyDataError:
         table = pd.DataFrame()
-    except (OSError, ValueError, pa.ArrowException) as error:  # of the disk, the encoding, or the format
+    except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:  # of the disk or the format
         raise InputError(
             f"the table of predictions {name!r} cannot be read ({reason(error)}): write it again as "
             f"{path.suffix.lower()[1:]}."
@@ -121,18 +120,30 @@ def read_predictions(name: str, group_by: str | None = None) -> PredictionTable:
 
 def _read(path: Path) -> pd.DataFrame:
     suffix = path.suffix.lower()
-    if suffix == ".csv":  # as text: a video_id of "007" is no 7, nor a method "None" missing
+    if suffix == ".csv":
+        _check_widths(path)
+        # As text: a video_id of "007" is no 7, nor a method "None" missing.
         return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
     if suffix == ".parquet":
         return pd.read_parquet(path)
-    text = path.read_text(encoding="utf-8-sig")
-    if suffix == ".jsonl":
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    text = path.read_bytes().decode("utf-8-sig")
+    if suffix == ".jsonl":  # texts may hold what else ends a line for Python, such as U+2028
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     else:
         rows = json.loads(text) if text.strip() else []
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it is no list of objects, one a row")
     return pd.DataFrame(rows, dtype=object)
+
+
+def _check_widths(path: Path) -> None:
+    """Raise a `ValueError` if a row has not as many fields as the header: pandas fills, shifts, or cuts such rows."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        header = next((row for row in reader if row), [])
+        for row in reader:
+            if row and len(row) != len(header):
+                raise ValueError(f"line {reader.line_num} has {len(row)} fields, and the header {len(header)}")
 
 
 class _Checks:
@@ -147,6 +158,9 @@ class _Checks:
 
     def texts(self, column: str, needed: bool = False) -> pd.Series:
         values = self.table[column].astype(object)
+        for at, value in enumerate(values):
+            if pd.api.types.is_list_like(value):  # also of objects in JSON, and of what is nested in Parquet
+                raise InputError(f"{self.row(at)} has the {column} {_shown(value)}: write a text or a number.")
         given = (values.notna() & (values != "")).to_numpy()
         if needed and not given.all():
             raise InputError(f"{self.row(int(np.argmin(given)))} has no {column}: give every row one.")
@@ -161,29 +175,30 @@ class _Checks:
         known = {str(index): index for index in range(len(CLASS_NAMES))} | {
             name: index for index, name in enumerate(CLASS_NAMES)
         }
+        known |= _OTHER_LABELS
         texts = self.texts("label", needed=True).str.strip().str.lower()
         labels = texts.map(known)
         if labels.isna().any():
             at = int(np.argmax(labels.isna()))
             raise InputError(
-                f"{self.row(at)} has the label {self.table['label'].iloc[at]!r}: write 0 or real, 1 or fake."
+                f"{self.row(at)} has the label {_shown(self.table['label'].iloc[at])}: write 0 or real, 1 or fake."
             )
         return labels.to_numpy(np.int8)
 
     def frames(self) -> np.ndarray:
-        numbers = pd.to_numeric(self.table["frame"], errors="coerce").to_numpy(float, na_value=np.nan)
+        numbers = _floats(self.table["frame"])
         whole = np.isfinite(numbers) & (numbers == np.round(numbers)) & (np.abs(numbers) < 2**31)
         if not whole.all():
             at = int(np.argmin(whole))
             raise InputError(
-                f"{self.row(at)} has the frame {self.table['frame'].iloc[at]!r}: give every row a whole number, or "
-                "leave the column out."
+                f"{self.row(at)} has the frame {_shown(self.table['frame'].iloc[at])}: give every row a whole number, "
+                "or leave the column out."
             )
         return numbers.astype(np.int32)
 
     def numbers(self, column: str, probability: bool, needed: bool) -> np.ndarray:
         values = self.table[column]
-        numbers = pd.to_numeric(values, errors="coerce").to_numpy(float, na_value=np.nan)
+        numbers = _floats(values)
         valid = (numbers >= 0) & (numbers <= 1) if probability else ~np.isnan(numbers)
         if not needed:
             valid |= values.isna().to_numpy()
@@ -194,8 +209,25 @@ class _Checks:
         return numbers
 
 
+def _floats(values: pd.Series) -> np.ndarray:
+    """Return values as float64 (n,); NaN where one is no number, or none that a float can be."""
+    try:
+        return pd.to_numeric(values, errors="coerce").to_numpy(float, na_value=np.nan)
+    except (OverflowError, TypeError, ValueError):  # of a whole number of hundreds of digits, or of a list
+        return np.array([_float(value) for value in values], np.float64)
+
+
+def _float(value: object) -> float:
+    try:
+        return float(value)
+    except (OverflowError, TypeError, ValueError):
+        return np.nan
+
+
 def _shown(value: object) -> str:
-    return repr(value.item() if isinstance(value, np.generic) else value)
+    """Return a value as someone would write it: a plain number, not numpy's."""
+    text = repr(value.tolist() if isinstance(value, np.generic | np.ndarray) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def evaluate_predictions(
@@ -208,7 +240,7 @@ def evaluate_predictions(
 ) -> dict[str, dict[str, Any]]:
     """Compute the metrics of a table made elsewhere; write `predictions.parquet`, `metrics.json` and `run.json`.
 
-    The files take their places once all are complete.
+    The files take their places once all are complete; what was made from others goes then.
 
     Args:
         table: what `read_predictions` read.
@@ -231,51 +263,19 @@ def evaluate_predictions(
             table.name,
         )
     metrics = frame_and_video_metrics(table.rows, group_by=group_by, bootstrap=bootstrap, seed=seed)
-    records = {}
-    for name, rows in table.rows.groupby("dataset"):
-        frames = rows.groupby("video_id").size()
-        records[name] = {
-            "rows": len(rows),
-            "videos": len(frames),
-            "frames_per_video": {
-                "min": int(frames.min()),
-                "median": float(frames.median()),
-                "max": int(frames.max()),
-            },
-        }
     record = {
         "model": table.name,
         "revision": table.revision,
-        "datasets": records,
-        "versions": _versions(),
+        "datasets": {name: count_rows(rows) for name, rows in table.rows.groupby("dataset")},
+        "versions": versions(*OF_METRICS),
         **run,
     }
-    partial = {name: folder / f".{name}.partial" for name in RESULT_FILES}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        table.rows.to_parquet(partial["predictions.parquet"], index=False)
+    with complete_files(folder, RESULT_FILES) as paths:
+        table.rows.to_parquet(paths["predictions.parquet"], index=False)
         for name, content in (("run.json", record), ("metrics.json", metrics)):
-            partial[name].write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        for name in RESULT_FILES:
-            os.replace(partial[name], folder / name)
-    except OSError as error:
-        raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
-    finally:
-        if folder.is_dir():
-            for path in partial.values():
-                path.unlink(missing_ok=True)
+            paths[name].write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    remove_what_is_of_another_run(folder, record)
     return metrics
-
-
-def _versions() -> dict[str, str | None]:
-    """Return the versions of what the metrics depend on; torch is not among it, and not imported for this."""
-    found = {"python": platform.python_version()}
-    found |= {library.__name__: library.__version__ for library in (np, pd, scipy, sklearn)}
-    try:
-        found["dcl"] = importlib.metadata.version("dcl-face-forgery")
-    except importlib.metadata.PackageNotFoundError:  # run from a path, not installed
-        found["dcl"] = None
-    return found
 
 
 def shared_rows(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -254,6 +254,8 @@ def test_the_broken_row_is_named(tmp_path, suffix, column, value, said):
         ("p_fake", "inf", "has the p_fake 'inf'"),
         ("label", "spoof", "has the label 'spoof': write 0 or real, 1 or fake"),
         ("frame", "004.png", "has the frame '004.png'"),
+        ("p_fake", "1" + "0" * 400, "has the p_fake"),
+        ("frame", "1" + "0" * 400, "has the frame"),
         ("logit", "high", "has the logit 'high': give a number, or leave the column out"),
     ],
 )
@@ -279,6 +281,10 @@ def test_a_missing_column(tmp_path, column):
         ("theirs.csv", b"dataset,method,video_id,label,p_fake\n", "has no rows"),
         ("theirs.csv", b"a,b\n1,2\n1,2,3,4\n", "cannot be read"),
         ("theirs.csv", b"a,b\n\xff\xfe,2\n", "cannot be read"),
+        ("theirs.csv", b"a,b,c\n1,2,3\n\n1,2\n", "line 4 has 2 fields, and the header 3"),
+        ("theirs.csv", b"a,b\n1,2,3\n1,2,3\n", "line 2 has 3 fields, and the header 2"),
+        ("theirs.json", b"[" * 200000, "cannot be read"),
+        ("theirs.jsonl", b"[" * 200000, "cannot be read"),
         ("theirs.json", b"", "has no rows"),
         ("theirs.json", b"[]", "has no rows"),
         ("theirs.json", b"{", "cannot be read"),
@@ -296,6 +302,127 @@ def test_a_file_that_is_no_table(tmp_path, name, content, said):
         read_predictions(str(tmp_path / name))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("column", "what"), [("p_fake", "probability"), ("frame", "whole number")])
+def test_a_number_that_no_float_can_be(tmp_path, column, what):
+    rows = make_table().to_dict("records")
+    rows[4][column] = 10**400
+    (tmp_path / "theirs.json").write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=rf"row 5 of .* has the {column} 1000000.*\.\.\.: give .*{what}"):
+        read_predictions(str(tmp_path / "theirs.json"))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("column", ["video_id", "tone"])
+def test_a_list_is_no_name(tmp_path, suffix, column):
+    table = make_table()
+    table[column] = [[text, "x"] for text in table[column]]
+    with pytest.raises(InputError) as error:
+        read_predictions(str(write(table, tmp_path / f"theirs{suffix}")), group_by="tone")
+    shown = {"video_id": "['000', 'x']", "tone": "['dark', 'x']"}[column]
+    assert f"row 1 of '{tmp_path}/theirs{suffix}' (the first is 1) has the {column} {shown}: write" in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+@pytest.mark.parametrize(
+    "labels", [{0: "0.0", 1: "1.0"}, {0: "False", 1: "TRUE"}, {0: False, 1: True}, {0: 0.0, 1: 1.0}]
+)
+def test_labels_as_programs_write_them(tmp_path, suffix, labels):
+    table = make_table()
+    path = write(table.assign(label=table["label"].map(labels)), tmp_path / f"theirs{suffix}")
+    assert read_predictions(str(path)).rows["label"].tolist() == table["label"].tolist()
+
+
+def test_only_a_newline_ends_a_line_of_json(tmp_path):
+    table = make_table()
+    table["video_id"] = table["video_id"] + "\u2028\x85/"
+    lines = [json.dumps(row, ensure_ascii=False) for row in table.to_dict("records")]
+    (tmp_path / "theirs.jsonl").write_bytes("\r\n".join(lines).encode())
+    assert read_predictions(str(tmp_path / "theirs.jsonl")).rows["video_id"].tolist() == table["video_id"].tolist()
+
+
+def test_errors_show_plain_numbers(tmp_path):
+    for column in ("p_fake", "frame"):
+        path = write(changed(column, np.nan).infer_objects(), tmp_path / "theirs.parquet")
+        with pytest.raises(InputError, match=f"has the {column} nan: give"):
+            read_predictions(str(path))
+    path = write(make_table().assign(label=0.5), tmp_path / "theirs.parquet")
+    with pytest.raises(InputError, match=r"has the label 0\.5: write"):
+        read_predictions(str(path))
+
+
+@pytest.mark.parametrize("name", ["predictions.parquet", "differences.json", "robustness.csv"])
+def test_results_do_not_overwrite_what_they_are_computed_from(capsys, tmp_path, monkeypatch, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    path = write(make_table(), out / name)
+    before = path.read_bytes()
+    (tmp_path / "link").symlink_to(out)
+    monkeypatch.chdir(out)
+    for given in (path, name, tmp_path / "link" / name):
+        said = sentence_of(capsys, "--predictions", given, "--output_dir", out)
+        assert said == (
+            f"error: the results would overwrite '{given}', from which they are computed: choose another --output_dir."
+        )
+    assert [file.name for file in out.iterdir()] == [name] and path.read_bytes() == before
+    other = write(make_table(1), tmp_path / "other.csv")
+    evaluate(tmp_path / "both", path, other, options=["--bootstrap", "0"])  # each has a folder of its own there
+
+
+def test_what_another_run_left_goes_when_new_results_come(tmp_path):
+    path = write(make_table(), tmp_path / "theirs.csv")
+    out = tmp_path / "out"
+    (out / "pictures").mkdir(parents=True)
+    old = ["differences.json", "robustness.json", "robustness.csv", "robustness.md", "robustness.png", "report.html"]
+    for name in (*old, "pictures/1_celeb_df_roc.webp"):
+        (out / name).write_text("{}")
+    evaluate(out, path, options=["--bootstrap", "0"])
+    assert sorted(file.name for file in out.iterdir()) == sorted(
+        ["metrics.json", "predictions.parquet", "run.json", "table.csv", "table.json", "table.md"]
+    )
+    (out / "pictures").mkdir()
+    (out / "pictures/mine.webp").touch()
+    (out / "report.html").touch()
+    (out / "notes.txt").touch()
+    evaluate(out, path, options=["--bootstrap", "0"])
+    assert not (out / "report.html").exists()
+    assert (out / "pictures/mine.webp").exists() and (out / "notes.txt").exists()
+
+
+def test_refused_results_leave_those_that_are_there(tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "metrics.json").mkdir(parents=True)  # cannot be replaced by a file
+    (out / "differences.json").touch()
+    said = sentence_of(capsys, "--predictions", write(make_table(), tmp_path / "t.csv"), "--output_dir", out)
+    assert "nothing can be written" in said
+    assert (out / "differences.json").exists() and not list(out.glob(".*"))
+
+
+def test_a_rank_without_a_world_size_silences_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    evaluate(tmp_path / "out", write(make_table(), tmp_path / "theirs.csv"), options=["--bootstrap", "0"])
+    assert (tmp_path / "out/table.md").exists() and (tmp_path / "out/metrics.json").exists()
+    assert "celeb_df" in capsys.readouterr().out
+
+
+def test_false_alarms_are_printed_where_there_is_no_auc(tmp_path, capsys):
+    table = make_table()
+    table = table[table["label"] == 0].assign(p_fake=[0.1, 0.2, 0.9] * 12)
+    evaluate(tmp_path / "out", write(table, tmp_path / "theirs.csv"), options=["--bootstrap", "0"])
+    assert "it takes both kinds; at .5, FPR 0.333 (36 frames), FPR 0.000 (12 videos)" in capsys.readouterr().out
+
+
+def test_it_cautions_of_the_split_on_which_thresholds_are_chosen(here, tmp_path, capsys):
+    for split, cautions in (("validation", True), ("VAL", True), ("test", False)):
+        path = write(make_table().assign(split=split), tmp_path / "theirs.csv")
+        evaluate(tmp_path / "out", path, options=["--bootstrap", "0"])
+        assert (f"caution: on a split such as {split!r}" in capsys.readouterr().out) == cautions
+    write_split(tmp_path / "set", "validation", make_rows(range(2)))
+    common = ["--model", str(here / "model"), "--dataset", str(tmp_path / "set"), "--split", "validation"]
+    main([*common, "--device", "cpu", "--bootstrap", "0", "--output_dir", str(tmp_path / "of_model")])
+    assert "caution: on a split such as 'validation'" in capsys.readouterr().out
 
 
 def test_a_file_that_is_not_there(capsys, tmp_path):
