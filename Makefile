@@ -36,7 +36,7 @@ demo: $(STAMP)  ## Prepare the demo data, train, evaluate on unseen people, and 
 	$(BIN)/dcl-prepare demo --output data/demo
 	$(BIN)/dcl-prepare assets efficientnet_lite0 --output data/assets
 	$(BIN)/python train.py -c configs/demo.yaml
-	$(BIN)/python evaluate_dcl.py --model runs/demo --data_root data --dataset demo --output_dir runs/demo/evaluation
+	$(BIN)/python evaluate_dcl.py --model runs/demo --data_root data --dataset demo --output_dir runs/demo/evaluation --report
 
 demo-table: $(STAMP)  ## Make the README's table: linear probe, cross-entropy alone, DCL, on the same data and budget.
 	$(BIN)/dcl-prepare demo --output data/demo
