@@ -33,7 +33,7 @@ STAGE_STYLES = {"before": {"color": "#8C8C8C", "marker": "s"}, "after": {"color"
 DPI = 150
 WIDTH = 4.6  # inches: on the 390 px of a phone, letters of 9 points are as large as a footnote
 LONGEST_NAME = 28
-LONGEST_OF_TWO = 18  # beside another
+LONGEST_OF_TWO = 18  # with room for another beside it
 LOWEST_RATE = 1e-3  # where axes of error rates begin, or lower if the reals tell more
 SCORE_BINS = 20
 ROWS_PER_SHEET = 6
@@ -294,7 +294,7 @@ def draw_embeddings(points: np.ndarray, methods: Sequence[str], labels: np.ndarr
     """
     methods, labels = np.asarray(methods, object), np.asarray(labels)
     forged = sorted(set(methods[labels == FAKE]))
-    columns = 2
+    columns = 2 if max(map(len, forged), default=0) <= LONGEST_OF_TWO else 1
     figure = _new(4.2 + 0.17 * math.ceil((len(forged) + 1) / columns))
     axes = figure.subplots()
     groups = [("real", labels != FAKE, REAL_COLOUR, "o")]
@@ -306,9 +306,7 @@ def draw_embeddings(points: np.ndarray, methods: Sequence[str], labels: np.ndarr
         axes.scatter(*points[chosen].T, s=16, c=colour, marker=marker, alpha=0.75, linewidths=0)
         for _, chosen, colour, marker in groups
     ]
-    names = [
-        f" {plain(name, LONGEST_OF_TWO)} ({int(chosen.sum()):,})" for name, chosen, _, _ in groups
-    ]  # "_x" would be left out
+    names = [f" {plain(name)} ({int(chosen.sum()):,})" for name, chosen, _, _ in groups]  # "_x" would be left out
     figure.legend(handles, names, fontsize=8, ncols=columns, loc="outside lower center", frameon=False)
     axes.set_xticks([])
     axes.set_yticks([])
