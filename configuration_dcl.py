@@ -67,7 +67,7 @@ class DCLConfig(PreTrainedConfig):
     """
 
     model_type = "dcl"
-    keys_to_ignore_at_inference = ["evidence", "feature_map", "query", "key"]  # noqa: RUF012 (transformers adds lists to it)
+    keys_to_ignore_at_inference = ["evidence", "feature_map", "embedding", "query", "key"]  # noqa: RUF012 (transformers adds lists to it)
 
     backbone: str = "tf_efficientnet_b4.ns_jft_in1k"
     backbone_kwargs: dict[str, Any] | None = None

@@ -43,11 +43,13 @@ class DCLImageClassifierOutput(ModelOutput):
         logits: float32 (N, 2), real and fake.
         evidence: float32 (N, h, w), the share of each cell in the margin z_fake - z_real: its mean over the cells plus
             the difference of the two biases is the margin.
+        embedding: float32 (N, C), the mean of the feature map over its cells, as a unit vector.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     evidence: torch.FloatTensor | None = None
+    embedding: torch.FloatTensor | None = None
 
 
 @dataclass
@@ -58,6 +60,7 @@ class DCLForPreTrainingOutput(ModelOutput):
         logits: float32 (N, 2), real and fake, of the query view.
         evidence: float32 (N, h, w), the share of each cell in the margin z_fake - z_real.
         feature_map: (N, C, h, w), the backbone's map of the query view.
+        embedding: float32 (N, C), its mean over the cells, as a unit vector; in evaluation only.
         query: float32 (N, D), unit embedding of the query view.
         key: float32 (N, D), unit embedding of the key view by the momentum encoder, without gradient.
     """
@@ -65,6 +68,7 @@ class DCLForPreTrainingOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
     evidence: torch.FloatTensor | None = None
     feature_map: torch.FloatTensor | None = None
+    embedding: torch.FloatTensor | None = None
     query: torch.FloatTensor | None = None
     key: torch.FloatTensor | None = None
 
@@ -328,6 +332,11 @@ class DCLModel(DCLPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features.mean((2, 3)))
 
 
+def unit_mean(features: torch.Tensor) -> torch.Tensor:
+    """Return the mean of feature maps (N, C, h, w) over their cells, as float32 unit vectors (N, C)."""
+    return F.normalize(features.float().mean((2, 3)), dim=1)
+
+
 class DCLClassifier(nn.Module):
     """Mean over cells, dropout, linear: the head of DCL, in float32 whatever the precision around it."""
 
@@ -375,9 +384,10 @@ class DCLForImageClassification(DCLPreTrainedModel):
             labels: int64 (N,), 0 real, 1 fake; gives the cross-entropy.
             **kwargs: ignored.
         """
-        logits, evidence = self.classifier(self.dcl(pixel_values).last_hidden_state)
+        features = self.dcl(pixel_values).last_hidden_state
+        logits, evidence = self.classifier(features)
         loss = None if labels is None else F.cross_entropy(logits, labels)
-        return DCLImageClassifierOutput(loss=loss, logits=logits, evidence=evidence)
+        return DCLImageClassifierOutput(loss=loss, logits=logits, evidence=evidence, embedding=unit_mean(features))
 
     def p_fake(self, logits: torch.Tensor) -> torch.Tensor:
         """Turn logits into calibrated probabilities, see `calibrate`.
@@ -483,14 +493,16 @@ class DCLForPreTraining(DCLPreTrainedModel):
 
         Args:
             pixel_values: (N, 3, H, W), the query view.
-            key_pixel_values: (N, 3, H, W), the key view of the same images; without it there are no embeddings, as in
-                evaluation.
+            key_pixel_values: (N, 3, H, W), the key view of the same images; without it there is neither query nor key,
+                as in evaluation.
             **kwargs: ignored.
         """
         features = self.dcl(pixel_values).last_hidden_state
         logits, evidence = self.classifier(features)
         if key_pixel_values is None:
-            return DCLForPreTrainingOutput(logits=logits, evidence=evidence, feature_map=features)
+            return DCLForPreTrainingOutput(
+                logits=logits, evidence=evidence, feature_map=features, embedding=unit_mean(features)
+            )
         with torch.no_grad():
             key = self.momentum_embedding_head(self.momentum_dcl(key_pixel_values).last_hidden_state)
         return DCLForPreTrainingOutput(

@@ -202,6 +202,17 @@ def test_evidence_is_the_exact_share_of_each_cell_in_the_margin(any_model, image
     torch.testing.assert_close(output.evidence.mean((1, 2)) + bias[1] - bias[0], margin, rtol=1e-5, atol=1e-5)
 
 
+def test_both_classifiers_give_the_unit_mean_of_the_feature_map(any_model, images):
+    with torch.no_grad():
+        output = any_model(images)
+        classifier = DCLForImageClassification(any_model.config).eval()
+        classifier.load_state_dict(any_model.state_dict(), strict=False)
+        expected = F.normalize(output.feature_map.mean((2, 3)), dim=1)
+        torch.testing.assert_close(output.embedding, expected)
+        torch.testing.assert_close(classifier(images).embedding, expected)
+    assert output.embedding.dtype == torch.float32
+
+
 def test_evidence_of_a_cell_is_what_the_margin_loses_without_it(model):
     features = torch.randn(1, model.dcl.geometry.channels, 3, 3)
     classifier = model.classifier.eval()
