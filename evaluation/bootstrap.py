@@ -167,7 +167,7 @@ def paired_differences(one: Ranking, other: Ranking, draws: int = DRAWS, seed: i
 
 
 def largest_gap(
-    estimates: Mapping[str, float], draws: Mapping[str, np.ndarray] | None = None, families: int = 0
+    name: str, estimates: Mapping[str, float], draws: Mapping[str, np.ndarray] | None = None, families: int = 0
 ) -> dict[str, Any]:
     """Find how far the best and the worst group are apart.
 
@@ -176,13 +176,15 @@ def largest_gap(
     measured, as in Tukey's test; wider where families are few, as Student's t is than the normal distribution.
 
     Args:
+        name: the metric, which decides how large a gap can be.
         estimates: `{group: value}`, at least two.
         draws: `{group: (b,)}`, the values of the same draws; None for no interval.
         families: how many the group with the fewest rests on.
 
     Returns:
-        `value`, `highest` and `lowest` (groups), and with `draws` `interval`, at 95 %, in [0, inf); a lower end of 0
-        says that the groups may all be alike. None, with a `reason`, where the draws do not tell.
+        `value`, `highest` and `lowest` (groups), and with `draws` `interval`, at 95 %, in [0, 1], of the log loss in
+        [0, inf); a lower end of 0 says that the groups may all be alike. It is None, with a `reason`, where the draws
+        do not tell.
     """
     highest, lowest = (choose(estimates, key=estimates.__getitem__) for choose in (max, min))
     found: dict[str, Any] = {
@@ -205,7 +207,8 @@ def largest_gap(
     else:
         wider = _quantile(families) / float(ndtri((1 + CONFIDENCE) / 2))
         reach = wider * float(np.quantile(np.ptp(errors, axis=0), CONFIDENCE))
-        found["interval"] = [max(0.0, found["value"] - reach), found["value"] + reach]
+        most = np.inf if name == "log_loss" else 1.0
+        found["interval"] = [max(0.0, found["value"] - reach), min(most, found["value"] + reach)]
     return found
 
 

@@ -191,7 +191,7 @@ def _by_group(rows: pd.DataFrame, column: str, level: _Levels, where: str) -> di
                 if metric in WITHOUT_INTERVAL:
                     drawn = {}
                 families = min(groups[group][which].get("families", 0) for group in defined)
-                gap[metric] = largest_gap(defined, drawn if len(drawn) == len(defined) else None, families)
+                gap[metric] = largest_gap(metric, defined, drawn if len(drawn) == len(defined) else None, families)
     return {"column": column, "groups": groups, "gap": gaps}
 
 

@@ -73,7 +73,9 @@ def test_the_interval_of_a_gap_covers_it_though_the_groups_were_chosen_by_the_da
         groups = codes % 3  # three groups alike: the true gap is nil
         rankings = [Ranking(labels[groups == g], scores[groups == g], codes[groups == g], 90) for g in range(3)]
         values = {g: ranking.metrics()["auc"][0] for g, ranking in enumerate(rankings)}
-        gap = largest_gap(values, {g: ranking.draws(200, case)["auc"] for g, ranking in enumerate(rankings)}, 30)
+        gap = largest_gap(
+            "auc", values, {g: ranking.draws(200, case)["auc"] for g, ranking in enumerate(rankings)}, 30
+        )
         hits += gap["interval"][0] == 0
     print(f"covered {hits / 300:.3f}")
     assert 0.91 <= hits / 300 <= 0.99
@@ -275,14 +277,27 @@ def test_a_gap_by_hand():
     # Errors of the draws: a -.1 .1, b .1 -.1: ranges .2 and .2, so the gap of .3 is told to .2, times t over z.
     estimates = {"a": 0.9, "b": 0.6}
     draws = {"a": np.array([0.8, 1.0]), "b": np.array([0.7, 0.5])}
-    found = largest_gap(estimates, draws, families=10)
+    found = largest_gap("auc", estimates, draws, families=10)
     reach = 0.2 * student.ppf(0.975, 9) / ndtri(0.975)
     assert (found["highest"], found["lowest"]) == ("a", "b")
     assert found["value"] == pytest.approx(0.3)
     assert found["interval"] == pytest.approx([0.3 - reach, 0.3 + reach])
-    assert "interval" not in largest_gap(estimates)
-    assert largest_gap(estimates, {"a": np.array([0.9, 0.9]), "b": np.array([0.6, 0.6])}, 10)["interval"] is None
-    assert "single family" in largest_gap(estimates, draws, families=1)["reason"]
+    assert "interval" not in largest_gap("auc", estimates)
+    assert (
+        largest_gap("auc", estimates, {"a": np.array([0.9, 0.9]), "b": np.array([0.6, 0.6])}, 10)["interval"] is None
+    )
+    assert "single family" in largest_gap("auc", estimates, draws, families=1)["reason"]
+
+
+@pytest.mark.parametrize(("name", "most"), [("auc", 1), ("fpr_at_threshold_eer", 1), ("log_loss", np.inf)])
+def test_a_gap_is_no_larger_than_its_metric_can_be(name, most):
+    # Errors of the draws: a -.2 .1, b .1 -.2: ranges .3 and .3.
+    estimates = {"a": 0.9, "b": 0.2}
+    draws = {"a": np.array([0.7, 1.0]), "b": np.array([0.3, 0.0])}
+    low, high = largest_gap(name, estimates, draws, families=10)["interval"]
+    reach = 0.3 * student.ppf(0.975, 9) / ndtri(0.975)
+    assert low == pytest.approx(0.7 - reach)
+    assert 0.7 + reach > 1 and high == pytest.approx(min(most, 0.7 + reach))
 
 
 def test_intervals_belong_to_the_metrics_that_are_given():
