@@ -182,16 +182,14 @@ def largest_gap(
         families: how many the group with the fewest rests on.
 
     Returns:
-        `value`, `highest` and `lowest` (groups), and with `draws` `interval`, at 95 %, in [0, 1], of the log loss in
-        [0, inf); a lower end of 0 says that the groups may all be alike. It is None, with a `reason`, where the draws
-        do not tell.
+        `value`, `highest` and `lowest` (groups; None if all have the same value), and with `draws` `interval`, at
+        95 %, in [0, 1], of the log loss in [0, inf); a lower end of 0 says that the groups may all be alike. It is
+        None, with a `reason`, where the draws do not tell.
     """
     highest, lowest = (choose(estimates, key=estimates.__getitem__) for choose in (max, min))
-    found: dict[str, Any] = {
-        "value": estimates[highest] - estimates[lowest],
-        "highest": highest,
-        "lowest": lowest,
-    }
+    found: dict[str, Any] = {"value": estimates[highest] - estimates[lowest], "highest": highest, "lowest": lowest}
+    if highest == lowest:  # all have the same value
+        found |= {"highest": None, "lowest": None}
     if draws is None:
         return found
     errors = np.stack([draws[group] - value for group, value in estimates.items()])

@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Value
 from ..dataset_dcl import CLASS_NAMES, check_labels, find_crop, fingerprint, load_prepared, metadata
 from ..errors_dcl import InputError, reason
 from ..hub_dcl import hub_is_reachable
-from .metrics import group_names
+from .metrics import check_group_column
 
 MODEL_TYPE = "dcl"  # that of DCLConfig, whose module takes seconds to import
 
@@ -193,10 +193,11 @@ def load_evaluation_sets(
 
 
 def check_groups(sets: Sequence[EvaluationSet], column: str) -> None:
-    """Check that every data set can be divided by a column, before anything is scored.
+    """Check that every data set can be divided by a column, before anything is scored; warn of a single group.
 
     Raises:
-        InputError: if one has no such column, or it is no plain one, or has more values than there can be groups.
+        InputError: if one has no such column, or it is no plain one, or has no value, or more than there can be
+            groups.
     """
     for data in sets:
         features = data.dataset.features
@@ -205,7 +206,10 @@ def check_groups(sets: Sequence[EvaluationSet], column: str) -> None:
             raise InputError(
                 f"{data.where} cannot be grouped by {column!r}: pass --group_by with one of {', '.join(plain)}."
             )
-        group_names(metadata(data.dataset.select_columns([column])).to_pandas()[column], column, data.where)
+        values = metadata(data.dataset.select_columns([column])).to_pandas()[column]
+        if isinstance(features[column], ClassLabel):
+            values = values.map(dict(enumerate(features[column].names)))  # a class that is not known is -1
+        check_group_column(values, column, data.where)
 
 
 def _short_name(source: str, data_root: str | Path | None) -> str:

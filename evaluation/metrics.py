@@ -3,6 +3,7 @@
 A number that the data cannot give is None, and a `"reason"` beside it says why; of a single metric, `"NAME_reason"`.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,16 @@ from ..dataset_dcl import CLASS_NAMES, FAKE, REAL
 from ..errors_dcl import InputError
 from .bootstrap import DRAWS, WITHOUT_INTERVAL, family_codes, intervals, largest_gap, paired_differences
 from .localisation import CellCounts, localisation_metrics
-from .ranking import BINS, FALSE_POSITIVE_RATES, METRICS, THRESHOLD, Ranking, equal_error_rate
+from .ranking import AT_THRESHOLDS, BINS, FALSE_POSITIVE_RATES, METRICS, THRESHOLD, Ranking, equal_error_rate
 
 REALS_PER_RATE = 5  # false alarms that the reals must allow at a false positive rate
 MOST_GROUPS = 100  # whose values are compared; of more methods than that, none has intervals
 DEEPFAKEBENCH = ("video_auc_deepfakebench", "video_eer_deepfakebench")
 UNKNOWN = "unknown"
+#: Of one class these are another thing than of both: the accuracy on fakes alone is their TPR.
+OF_BOTH_CLASSES = ("accuracy", "log_loss", "brier", "ece")
+
+logger = logging.getLogger(__name__)
 
 
 def frame_and_video_metrics(
@@ -57,7 +62,9 @@ def frame_and_video_metrics(
         `video_eer_deepfakebench`, see `deepfakebench_metrics`.
         With `group_by` also `"by_group": {"column": ..., "groups": {value: {"frame": {...}, "video": {...}}},
         "gap": {"frame": {metric: {...}}, "video": {...}}}`: each group by itself, and what `largest_gap` finds between
-        those that define a metric.
+        those that define a metric. Groups of one class are compared by nothing that takes both, nor by accuracy, log
+        loss, Brier score and ECE; `left_out` lists the groups that a gap is not of. With fewer than two others, its
+        `value` is None, and `reason` says why.
 
     Raises:
         InputError: if `group_by` is no column, or one of more than 100 values.
@@ -173,26 +180,70 @@ def group_names(values: pd.Series, column: str, where: str) -> np.ndarray:
     return names
 
 
+def check_group_column(values: pd.Series, column: str, where: str) -> None:
+    """Check that a column has groups to compare; warn if it has a single one.
+
+    Args:
+        values: of each row.
+        column: its name, for the error.
+        where: of what, for the error.
+
+    Raises:
+        InputError: if no row has a value, or they are more than 100.
+    """
+    if values.isna().all():
+        raise InputError(
+            f"the column {column!r} of {where} is empty, there is no group to compare: group by a column with values, "
+            "or leave --group_by out."
+        )
+    names = set(group_names(values, column, where))
+    if len(names) == 1:
+        logger.warning(
+            "the column %r of %s has the value %r in every row: a gap takes two groups, and there is none.",
+            column,
+            where,
+            *names,
+        )
+
+
 def _by_group(rows: pd.DataFrame, column: str, level: _Levels, where: str) -> dict[str, Any]:
     values = group_names(rows[column], column, where)
     groups, draws = {}, {}
     for group in sorted(set(values)):
         draws[group] = {}
         groups[group] = level.metrics(values == group, draws[group])
-    gaps: dict[str, dict[str, Any]] = {"frame": {}, "video": {}}
-    for which, gap in gaps.items():
-        for metric in dict.fromkeys(
-            key for levels in groups.values() for key in levels[which].get("intervals", METRICS)
-        ):
-            values_of = {group: levels[which].get(metric) for group, levels in groups.items()}
-            defined = {group: value for group, value in values_of.items() if value is not None}
-            if len(defined) > 1:
-                drawn = {group: draws[group][which][metric] for group in defined if which in draws[group]}
-                if metric in WITHOUT_INTERVAL:
-                    drawn = {}
-                families = min(groups[group][which].get("families", 0) for group in defined)
-                gap[metric] = largest_gap(metric, defined, drawn if len(drawn) == len(defined) else None, families)
+    gaps = {}
+    for which in ("frame", "video"):
+        points = [name for name, at in sorted((level.thresholds.get(which) or {}).items()) if at is not None]
+        names = [f"{name}_at_threshold_{point}" for point in points for name in AT_THRESHOLDS]
+        scores = {group: levels[which] for group, levels in groups.items()}
+        drawn = {group: draws[group].get(which, {}) for group in groups}
+        gaps[which] = {metric: _gap(metric, scores, drawn) for metric in (*METRICS, *names)}
     return {"column": column, "groups": groups, "gap": gaps}
+
+
+def _gap(
+    metric: str, groups: Mapping[str, Mapping[str, Any]], draws: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, Any]:
+    """Compare the groups of one level by one metric."""
+    if len(groups) == 1:
+        return {"value": None, "reason": "there is one group only: a gap takes two"}
+    takes_both = metric.split("_at_threshold_")[0] in OF_BOTH_CLASSES
+    values = {
+        group: scores[metric]
+        for group, scores in groups.items()
+        if scores.get(metric) is not None and not (takes_both and "reason" in scores)
+    }
+    left_out = [group for group in groups if group not in values]
+    if len(values) < 2:
+        first = groups[left_out[0]]
+        why = first.get(f"{metric}_reason") or first.get("reason")
+        reason = f"a gap takes two groups that define it, and {len(values)} of {len(groups)} do"
+        return {"value": None, "reason": f"{reason}; of {left_out[0]}, {why}", "left_out": left_out}
+    drawn = {} if metric in WITHOUT_INTERVAL else {g: draws[g][metric] for g in values if metric in draws[g]}
+    families = min(groups[group].get("families", 0) for group in values)
+    gap = largest_gap(metric, values, drawn if len(drawn) == len(values) else None, families)
+    return gap | ({"left_out": left_out} if left_out else {})
 
 
 def compare_models(
@@ -426,7 +477,7 @@ def _measure(
         name: value if np.isfinite(value) and name not in reasons else None for name, value in values.items()
     }
     for name in [name for name in thresholds if name not in known]:
-        for key in ("accuracy", "balanced_accuracy", "fpr", "tpr"):
+        for key in AT_THRESHOLDS:
             metrics[f"{key}_at_threshold_{name}"] = None
             reasons[f"{key}_at_threshold_{name}"] = "the threshold is not known"
     metrics["n"] = n
@@ -448,11 +499,11 @@ __all__ = [
     "METRICS",
     "THRESHOLD",
     "binary_metrics",
+    "check_group_column",
     "compare_models",
     "deepfakebench_metrics",
     "equal_error_rate",
     "frame_and_video_metrics",
-    "group_names",
     "rank_scores",
     "video_scores",
 ]

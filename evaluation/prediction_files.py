@@ -16,7 +16,7 @@ import pyarrow as pa
 from ..dataset_dcl import CLASS_NAMES, FAKE, REAL
 from ..errors_dcl import InputError, reason
 from .bootstrap import DRAWS
-from .metrics import frame_and_video_metrics, group_names
+from .metrics import check_group_column, frame_and_video_metrics
 from .records import OF_METRICS, count_rows, versions
 from .result_files import RESULT_FILES, complete_files, remove_what_is_of_another_run
 
@@ -60,7 +60,7 @@ def read_predictions(name: str, group_by: str | None = None) -> PredictionTable:
 
     Raises:
         InputError: if the file cannot be read, has no rows or lacks a column, or a value cannot be; the first such row
-            is named.
+            is named. Or if the column to group by has no values in a data set, or too many.
     """
     path = Path(name)
     if path.suffix.lower() not in SUFFIXES:
@@ -107,7 +107,7 @@ def read_predictions(name: str, group_by: str | None = None) -> PredictionTable:
         if group_by not in COLUMNS:
             rows[group_by] = check.texts(group_by)
         for dataset, part in rows.groupby("dataset"):
-            group_names(part[group_by], group_by, f"{name} ({dataset})")
+            check_group_column(part[group_by], group_by, f"{name} ({dataset})")
     if "frame" in rows and (repeated := rows.duplicated(KEYS).to_numpy()).any():
         at = int(np.argmax(repeated))
         video, frame = rows["video_id"].iloc[at], rows["frame"].iloc[at]

@@ -26,6 +26,8 @@ METRICS = (
 )
 #: Of these, what depends on the order of the scores alone, and not on what they are.
 RANKED = ("auc", "eer", "ap", *FALSE_POSITIVE_RATES)
+#: Of these, what is computed at every operating point, too.
+AT_THRESHOLDS = ("accuracy", "balanced_accuracy", "fpr", "tpr")
 CELLS_PER_BLOCK = 1 << 18  # of draws times scores: what a core's cache holds
 
 
@@ -86,8 +88,7 @@ class Ranking:
         self.are_probabilities = bool(scores[0] <= 1 and scores[-1] >= 0)
 
         self.points = {"": THRESHOLD} | {f"_at_threshold_{name}": at for name, at in (thresholds or {}).items()}
-        at_points = ("accuracy", "balanced_accuracy", "fpr", "tpr")
-        self.names = (*METRICS, *(name + point for point in list(self.points)[1:] for name in at_points))
+        self.names = (*METRICS, *(name + point for point in list(self.points)[1:] for name in AT_THRESHOLDS))
         sums = [fake, ~fake]
         for threshold in self.points.values():
             called = scores >= threshold

@@ -289,6 +289,10 @@ def test_a_gap_by_hand():
     assert "single family" in largest_gap("auc", estimates, draws, families=1)["reason"]
 
 
+def test_groups_that_are_all_alike_have_no_highest():
+    assert largest_gap("auc", {"a": 0.5, "b": 0.5}) == {"value": 0, "highest": None, "lowest": None}
+
+
 @pytest.mark.parametrize(("name", "most"), [("auc", 1), ("fpr_at_threshold_eer", 1), ("log_loss", np.inf)])
 def test_a_gap_is_no_larger_than_its_metric_can_be(name, most):
     # Errors of the draws: a -.2 .1, b .1 -.2: ranges .3 and .3.

@@ -20,7 +20,7 @@ from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import FEATURES, encode_image
 from dcl.errors_dcl import InputError
 from dcl.evaluate_dcl import main, name_folders
-from dcl.evaluation.inputs import find_checkpoint
+from dcl.evaluation.inputs import check_groups, find_checkpoint, load_evaluation_sets
 from dcl.evaluation.metrics import binary_metrics, frame_and_video_metrics
 from dcl.evaluation.summary import summarize
 from dcl.image_processing_dcl import DCLImageProcessor
@@ -285,7 +285,7 @@ def test_any_column_of_the_data_set_can_be_grouped_by(tmp_path):
     rows[0]["people"] = None
     write_set(tmp_path / "set", rows, features)
     arguments = ["--model", "a/final", "--dataset", str(tmp_path / "set"), "--device", "cpu", "--bootstrap", "20"]
-    for column, groups in (("people", ["old", "unknown", "young"]), ("source_id", 4), ("compression", ["unknown"])):
+    for column, groups in (("people", ["old", "unknown", "young"]), ("source_id", 4)):
         main([*arguments, "--output_dir", str(tmp_path / column), "--group_by", column])
         found = json.loads((tmp_path / column / "metrics.json").read_text())["set"]["by_group"]
         assert found["column"] == column
@@ -464,6 +464,27 @@ def test_one_model_twice_under_two_names(capsys, tmp_path):
 def test_a_column_that_cannot_group(capsys, tmp_path, column):
     said = refused_dataset(capsys, tmp_path, "data/noise", "--group_by", column)
     assert f"data/noise (test) cannot be grouped by {column!r}: pass --group_by with one of label, method" in said
+
+
+def test_a_column_without_a_value(capsys, tmp_path):
+    said = refused_dataset(capsys, tmp_path, "data/noise", "--group_by", "compression")
+    assert "the column 'compression' of data/noise (test) is empty, there is no group to compare" in said
+    features = FEATURES.copy()
+    features["people"] = ClassLabel(names=["young", "old"])
+    write_set(tmp_path / "set", [{**row, "people": None} for row in make_rows()], features)
+    said = refused_dataset(capsys, tmp_path, tmp_path / "set", "--group_by", "people")
+    assert "the column 'people' of" in said and "is empty" in said
+
+
+def test_a_column_of_a_single_value_is_warned_of(tmp_path, caplog):
+    features = FEATURES.copy()
+    features["people"] = ClassLabel(names=["young", "old"])
+    write_set(tmp_path / "set", [{**row, "people": 1} for row in make_rows()], features)
+    sets = load_evaluation_sets([str(tmp_path / "set")], "test", None)
+    check_groups(sets, "method")
+    assert not caplog.records
+    check_groups(sets, "people")
+    assert "(test) has the value 'old' in every row: a gap takes two groups, and there is none" in caplog.text
 
 
 def test_a_column_of_too_many_values(capsys, tmp_path):

@@ -603,11 +603,43 @@ def test_groups_without_a_name_or_of_one_class_are_kept():
     found = frame_and_video_metrics(rows, group_by="people", bootstrap=0)["demo"]["by_group"]
     assert list(found["groups"]) == ["a", "unknown"]
     assert "interval" not in found["gap"]["frame"]["auc"]
-    by_label = frame_and_video_metrics(rows, group_by="label", bootstrap=50)["demo"]["by_group"]
-    assert list(by_label["groups"]) == ["0", "1"]
-    assert by_label["groups"]["0"]["frame"]["auc"] is None
-    assert "auc" not in by_label["gap"]["frame"]
-    assert by_label["gap"]["frame"]["accuracy"]["value"] > 0
+
+
+@pytest.mark.parametrize("bootstrap", [0, 50])
+def test_groups_of_one_class_are_not_compared_by_what_takes_both(bootstrap):
+    thresholds = {"frame": {"eer": 0.4, "fpr_0.01": None}}
+    options = {"bootstrap": bootstrap, "thresholds": thresholds}
+    found = frame_and_video_metrics(grouped(), group_by="method", **options)["demo"]["by_group"]
+    assert list(found["groups"]) == ["real", "swap", "warp"]
+    assert found["groups"]["real"]["frame"]["accuracy"] is not None
+    gaps = found["gap"]["frame"]
+    for metric in ("auc", "eer", "ap", "accuracy", "balanced_accuracy", "log_loss", "brier", "ece"):
+        assert gaps[metric]["value"] is None and "interval" not in gaps[metric]
+        assert gaps[metric]["reason"].startswith("a gap takes two groups that define it, and 0 of 3 do; of real, all ")
+    assert "0 of 3 do" in gaps["accuracy_at_threshold_eer"]["reason"]
+    assert "1 of 3 do; of swap, all 60 frames are fake" in gaps["fpr"]["reason"]
+    assert "accuracy_at_threshold_fpr_0.01" not in gaps
+    for metric in ("tpr", "tpr_at_threshold_eer"):  # of fakes alone
+        rates = [found["groups"][method]["frame"][metric] for method in ("swap", "warp")]
+        assert gaps[metric]["value"] == abs(rates[0] - rates[1])
+        assert gaps[metric]["left_out"] == ["real"]
+        assert ("interval" in gaps[metric]) == (bootstrap > 0)
+
+
+def test_a_gap_leaves_out_the_group_that_has_one_class():
+    rows = grouped()
+    rows.loc[(rows.people == "b") & (rows.label == 1) & (rows.index < 90), "people"] = "c"
+    gaps = frame_and_video_metrics(rows, group_by="people", bootstrap=0)["demo"]["by_group"]["gap"]["video"]
+    for metric in ("auc", "accuracy", "log_loss"):
+        assert gaps[metric]["left_out"] == ["c"]
+        assert {gaps[metric]["highest"], gaps[metric]["lowest"]} == {"a", "b"}
+    assert "left_out" not in gaps["tpr"]
+
+
+def test_a_single_group_has_no_gap():
+    gaps = frame_and_video_metrics(grouped(), group_by="dataset", bootstrap=0)["demo"]["by_group"]["gap"]
+    for level in ("frame", "video"):
+        assert gaps[level]["auc"] == {"value": None, "reason": "there is one group only: a gap takes two"}
 
 
 def test_a_column_that_is_not_there_or_never_the_same_is_refused():

@@ -439,6 +439,22 @@ def test_a_column_that_cannot_group(capsys, tmp_path, column, said):
     assert said in sentence_of(capsys, "--predictions", path, "--output_dir", tmp_path / "out", "--group_by", column)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_a_column_without_a_value_cannot_group(capsys, tmp_path, suffix):
+    path = write(make_table().assign(tone=None), tmp_path / f"theirs{suffix}")
+    said = sentence_of(capsys, "--predictions", path, "--output_dir", tmp_path / "out", "--group_by", "tone")
+    assert f"the column 'tone' of {path} (celeb_df) is empty, there is no group to compare" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_single_group_is_warned_of(tmp_path, caplog):
+    path = write(make_table().assign(tone="dark"), tmp_path / "theirs.csv")
+    read_predictions(str(path), group_by="method")
+    assert not caplog.records
+    read_predictions(str(path), group_by="tone")
+    assert "has the value 'dark' in every row: a gap takes two groups" in caplog.text
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -271,6 +271,19 @@ def test_calibration_thresholds_and_groups_are_shown(tmp_path):
     assert f"FPR at .5 differs between the groups of people by {gap['value']:.3f} (old above young)" in page.shown
 
 
+@pytest.mark.parametrize("column", ["method", "dataset"])
+def test_nothing_is_concluded_from_a_gap_that_is_not_defined(tmp_path, column):
+    metrics = write_results(tmp_path, make_table(families=30), group_by=column)
+    gaps = metrics["noise"]["by_group"]["gap"]["frame"]
+    assert gaps["auc"]["value"] is gaps["accuracy"]["value"] is None
+    write_report(tmp_path, bootstrap=0)
+    page = read(tmp_path)
+    assert "AUC differs between" not in page.shown and "accuracy at .5 differs between" not in page.shown
+    assert page.shown.count(gaps["auc"]["reason"]) >= 3  # of AUC, EER and accuracy
+    assert ("without orl, of which it is not defined" in page.shown) == (column == "method")  # TPR has a gap
+    assert "None" not in page.shown and "Undefined" not in page.shown
+
+
 def test_several_data_sets_and_a_comparison(tmp_path):
     table = pd.concat([make_table("a"), make_table("b", seed=1)], ignore_index=True)
     write_results(tmp_path, table)
