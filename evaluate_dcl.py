@@ -65,7 +65,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--group_by",
         metavar="COLUMN",
-        help="column of the data sets, such as a group of people, whose values are compared",
+        help="column of the data sets, such as a group of people, whose values are compared; not needed for methods, "
+        "each of which is set against all reals anyway",
     )
     parser.add_argument(
         "--bootstrap",

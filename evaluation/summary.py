@@ -9,6 +9,7 @@ import pandas as pd
 
 from ..calibration_dcl import LEVELS
 from ..errors_dcl import InputError
+from .groups import groups_printed
 from .metrics import compare_models
 from .prediction_files import shared_rows
 from .result_files import DIFFERENCES, complete_files
@@ -38,9 +39,13 @@ def print_result(
     if len(points):
         print("\nat the operating points of the checkpoint, chosen on its validation split:")
         print(points.to_string(index=False, na_rep="-", float_format="%.3f"))
+    if groups := groups_printed(result.metrics):
+        print(f"\n{groups}\n")
     for dataset, levels in result.metrics.items():
         if why := levels["frame"].get("reason"):
             print(f"{dataset} gives no AUC: {why}{_rates(levels)}")
+        elif why := levels["video"].get("reason"):
+            print(f"{dataset} gives no AUC of videos: {why}")
         for level in LEVELS:
             if warning := levels[level].get("warning"):
                 print(f"caution, {dataset}, {level} level: {warning}")

@@ -2,7 +2,9 @@
 
 `table.json` and `table.csv` have one row for every model, data set, method and level. `table.md` shows them as three
 kinds of table: models by data sets, models by the methods of a data set, and models on a method that they were not
-trained on while they were on others of its data set.
+trained on while they were on others of its data set. Groups that were asked for, and the gaps between them, have lists
+of their own in `table.json` and sections in `table.md`; `table.csv` is without them, since they are other parts of the
+same rows.
 """
 
 import json
@@ -15,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from ..calibration_dcl import LEVELS
+from .groups import gap_rows, group_rows, groups_text
 from .names import cell as escaped
 from .result_files import TABLE_FILES, complete_files
 from .seen import how_much_was_seen
@@ -180,11 +183,14 @@ def write_tables(results: Sequence[Result], folder: Path, published: bool = Fals
         beside = {kind: published_rows(kind, data_sets) for kind in beside}
         notes = json.loads(PUBLISHED.read_text(encoding="utf-8"))["notes"]
     rows = own + [row for kind in beside.values() for row in kind]
-    text = tables_text(across, by_method, beside, notes)
+    groups = [row for result in results for row in group_rows(result.model, result.metrics)]
+    gaps = [row for result in results for row in gap_rows(result.model, result.metrics)]
+    text = tables_text(across, by_method, beside, notes, groups_text(groups, gaps))
     flat = pd.DataFrame(rows)
     flat["trained_on"] = [None if methods is None else ", ".join(methods) for methods in flat["trained_on"]]
+    content = {"rows": rows, "groups": groups, "gaps": gaps, "notes": notes}
     contents = {
-        "table.json": json.dumps({"rows": rows, "notes": notes}, indent=2, allow_nan=False) + "\n",
+        "table.json": json.dumps(content, indent=2, allow_nan=False) + "\n",
         "table.csv": flat.to_csv(index=False),
         "table.md": text,
     }
@@ -199,6 +205,7 @@ def tables_text(
     by_method: Sequence[Mapping[str, Any]],
     beside: Mapping[str, Sequence[Mapping[str, Any]]],
     notes: Sequence[str] = (),
+    groups: Sequence[str] = (),
 ) -> str:
     """Return the wide tables as Markdown.
 
@@ -207,6 +214,7 @@ def tables_text(
         by_method: rows of single methods.
         beside: published rows by the kind of table.
         notes: what a reader of published rows needs to know.
+        groups: sections on groups.
     """
     sources = list(dict.fromkeys(row["source"] for rows in beside.values() for row in rows))
     parts = [
@@ -228,6 +236,7 @@ def tables_text(
     if rows:
         title = "## Trained on other methods, tested on one, frame level: accuracy at .5 / AUC"
         parts.append(f"{title}\n\n{_wide(rows, sources, _data_set_and_method, _accuracy_auc)}")
+    parts += groups
     if sources:
         listed = [f"- [{number}] {source}" for number, source in enumerate(sources, 1)]
         parts.append("## Published numbers\n\n" + "\n".join([*listed, "", *(f"- {note}" for note in notes)]) + "\n")

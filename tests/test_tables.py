@@ -12,7 +12,7 @@ import pytest
 from dcl.evaluate_dcl import main
 from dcl.evaluation import tables
 from dcl.evaluation.metrics import frame_and_video_metrics
-from dcl.evaluation.summary import summarize
+from dcl.evaluation.summary import print_result, summarize
 from dcl.evaluation.tables import PUBLISHED, Result, find_published, published_rows, result_rows, write_tables
 
 ROOT = Path(tables.__file__).parents[1]
@@ -183,6 +183,144 @@ def test_of_reals_alone_the_long_form_has_the_false_alarms(tmp_path):
     table = pd.read_csv(tmp_path / "table.csv")
     assert table["fpr"].tolist() == [0.25, 0.25]
     assert {"fpr_low", "fpr_high"} < set(table.columns)
+
+
+# ------------------------------------------------------------------------------------------------------------- groups
+
+THRESHOLDS = {"frame": {"eer": 0.45, "fpr_0.01": None}, "video": {}}
+
+
+def make_groups(column="people", families=24, bootstrap=40, **options):
+    """Metrics of two groups of people; the reals of the old look like fakes."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "dataset": "mine",
+            "method": method,
+            "video_id": f"{method}/{clip}",
+            "source_id": f"{clip}",
+            "label": int(method != "real"),
+            "p_fake": rng.uniform(0.4 * (method != "real" or clip % 2), 0.9),
+            "people": ("young", "old")[clip % 2],
+            "no|body": "<b>",
+        }
+        for clip in range(families)
+        for method in ("real", "swap", "warp")
+        for _ in range(2)
+    ]
+    return frame_and_video_metrics(pd.DataFrame(rows), group_by=column, bootstrap=bootstrap, **options)
+
+
+def printed_of(metrics, tmp_path, capsys):
+    print_result([Result("m", metrics)], [tmp_path], (), 0, 0)
+    return capsys.readouterr().out
+
+
+def test_groups_and_their_gaps_are_in_the_tables(tmp_path):
+    metrics = make_groups(thresholds=THRESHOLDS)
+    text = write_tables([Result("m", metrics), Result("n", make_groups(bootstrap=0))], tmp_path)
+    found = metrics["mine"]["by_group"]
+    content = json.loads((tmp_path / "table.json").read_text())
+    assert len(content["groups"]) == 2 * 2 * 2 and len(content["gaps"]) == 2 * 2 * 4
+    for row in content["groups"][:4]:
+        scores = found["groups"][row["group"]][row["level"]]
+        suffix = "_at_threshold_eer" if row["level"] == "frame" else ""  # of videos it has none
+        assert row["point"] == ("eer" if row["level"] == "frame" else ".5")
+        assert (row["auc"], row["eer"], row["fpr"]) == (scores["auc"], scores["eer"], scores[f"fpr{suffix}"])
+        assert [row["tpr_low"], row["tpr_high"]] == (scores["intervals"][f"tpr{suffix}"] or [None, None])
+        assert (row["frames"], row["videos"]) == (72, 36)
+        assert row["warning"].startswith("only 12 families")
+    gap = found["gap"]["frame"]["fpr_at_threshold_eer"]
+    (row,) = [row for row in content["gaps"][:8] if (row["level"], row["measure"]) == ("frame", "fpr")]
+    assert (row["gap"], row["highest"], row["lowest"]) == (gap["value"], "old", "young")
+    assert [row["gap_low"], row["gap_high"]] == gap["interval"]
+    assert content["gaps"][8]["gap_low"] is None  # without draws
+
+    lines = section(text, "Groups of mine by people, frame level")
+    assert [(line["model"], line["group"]) for line in lines] == [
+        (model, group) for model in "mn" for group in ("old", "young")
+    ]
+    old = found["groups"]["old"]["frame"]
+    low, high = old["intervals"]["auc"]
+    assert lines[0]["AUC"] == f"{100 * old['auc']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    assert lines[0]["FPR"].startswith(f"{100 * old['fpr_at_threshold_eer']:.1f}")
+    assert [line["FPR and TPR at"] for line in lines] == ["eer", "eer", ".5", ".5"]
+    (line,) = [
+        line
+        for line in section(text, "Gaps between the groups of mine by people, f")
+        if line["highest"] == "old" and line["gap of"] == "FPR at eer"
+    ]
+    assert line["gap"] == "{:.1f} ({:.1f} to {:.1f})".format(*(100 * x for x in (gap["value"], *gap["interval"])))
+    assert "group" not in pd.read_csv(tmp_path / "table.csv").columns
+
+
+def test_without_groups_the_tables_are_silent_of_them(results, tmp_path, capsys):
+    assert "Groups" not in write_tables(results, tmp_path)
+    content = json.loads((tmp_path / "table.json").read_text())
+    assert content["groups"] == content["gaps"] == []
+    said = printed_of(results[1].metrics, tmp_path, capsys)
+    assert " by " not in said and "gap" not in said
+
+
+def test_groups_and_their_gaps_are_printed(tmp_path, capsys):
+    metrics = make_groups(thresholds=THRESHOLDS)
+    said = printed_of(metrics, tmp_path, capsys)
+    found = metrics["mine"]["by_group"]
+    lines = said.splitlines()
+    at = lines.index("mine by people, frame level:")
+    assert re.split(r"  +", lines[at + 1].strip()) == [
+        "group", "frames", "videos", "AUC", "EER", "FPR at eer", "TPR at eer",
+    ]  # fmt: skip
+    old = found["groups"]["old"]["frame"]
+    low, high = old["intervals"]["auc"]
+    assert lines[at + 2].split()[:4] == ["old", "72", "36", f"{old['auc']:.3f}"]
+    assert f"{old['auc']:.3f} ({low:.3f} to {high:.3f})" in lines[at + 2]
+    gap = found["gap"]["frame"]["fpr_at_threshold_eer"]
+    assert re.search(
+        r"FPR at eer +{:.3f} \({:.3f} to {:.3f}\) +old +young".format(gap["value"], *gap["interval"]), said
+    )
+    assert "mine by people, video level:" in said and "TPR at .5" in said
+    assert "caution, old, young: only 12 families have reals" in said
+    assert "(" not in printed_of(make_groups(bootstrap=0), tmp_path, capsys).split("largest gap")[0]
+
+
+def test_of_groups_of_one_class_it_is_said_why_there_is_no_gap(tmp_path, capsys):
+    metrics = make_groups("method", bootstrap=0)
+    said = printed_of(metrics, tmp_path, capsys)
+    assert "no gap of AUC, EER: a gap takes two groups that define it, and 0 of 3 do; of real, all 48 frames" in said
+    assert "the gap of TPR at .5 is without real, of which it is not defined" in said
+    text = write_tables([Result("m", metrics)], tmp_path)
+    assert "- m: no gap of AUC, EER: a gap takes two groups" in text
+    assert section(text, "Gaps between the groups of mine by method, frame")[0] == {
+        "model": "m", "gap of": "AUC", "gap": "-", "highest": "-", "lowest": "-",
+    }  # fmt: skip
+
+
+def test_a_hostile_group_stays_in_its_cell(tmp_path):
+    text = write_tables([Result("m", make_groups("no|body", bootstrap=0))], tmp_path)
+    assert "<b>" not in text
+    lines = section(text, "Groups of mine by no\\|body, frame level")
+    assert lines[0]["group"] == "&lt;b&gt;"
+    assert "- m: no gap of AUC, EER, FPR at .5, TPR at .5: there is one group only" in text
+
+
+def test_a_missing_video_auc_is_printed_with_its_reason(tmp_path, capsys):
+    rows = pd.DataFrame(
+        {
+            "dataset": "clips",
+            "method": "x",
+            "video_id": list("aabb"),
+            "label": [0, 1, 0, 1],
+            "p_fake": [0.1, 0.9, 0.3, 0.2],
+        }
+    )
+    metrics = frame_and_video_metrics(rows, bootstrap=0)
+    assert metrics["clips"]["frame"]["auc"] is not None
+    said = printed_of(metrics, tmp_path, capsys)
+    assert "clips gives no AUC of videos: the video_id 'a' has real and fake frames" in said
+    assert "gives no AUC:" not in said
+    reals = printed_of(frame_and_video_metrics(rows.assign(label=0), bootstrap=0), tmp_path, capsys)
+    assert "clips gives no AUC: all 4 frames are real" in reals and "of videos" not in reals
 
 
 # ---------------------------------------------------------------------------------------------------------- published
