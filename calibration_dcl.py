@@ -164,8 +164,39 @@ def describe_calibration(calibration: Mapping[str, Any] | None) -> str:
     return " ".join(sentences)
 
 
+def missing_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
+    """Return what a reader of a checkpoint's scores must know of what its calibration lacks, a clause each.
+
+    Args:
+        calibration: `DCLConfig.calibration`.
+    """
+    if calibration is None:
+        return [
+            "the checkpoint is not calibrated: p_fake is the logistic function of the margin, and no "
+            "threshold is known but .5"
+        ]
+    lacking = []
+    if calibration["method"] == "none":
+        why = calibration.get("reason", "no reason is given")
+        lacking.append(f"the checkpoint is not calibrated ({why}): p_fake is the logistic function of the margin")
+    for level in LEVELS:
+        points = calibration.get(level, {})
+        if all(at is None for at in points.get("thresholds", {}).values()):
+            why = next(iter(points.get("reasons", {}).values()), "none was stored")
+            lacking.append(f"the checkpoint has no threshold for {level}s ({why}): only .5 can be used")
+    return lacking
+
+
 def _point(name: str) -> str:
     return f"FPR {100 * float(name[4:]):g} %" if name.startswith("fpr_") else name.upper()
 
 
-__all__ = ["LEVELS", "METHODS", "OPERATING_POINTS", "calibrate", "check_calibration", "describe_calibration"]
+__all__ = [
+    "LEVELS",
+    "METHODS",
+    "OPERATING_POINTS",
+    "calibrate",
+    "check_calibration",
+    "describe_calibration",
+    "missing_calibration",
+]

@@ -295,8 +295,8 @@ def check_labels(labels: np.ndarray, where: str) -> None:
     unlabelled = np.flatnonzero((labels != REAL) & (labels != FAKE))  # `datasets` writes -1
     if len(unlabelled):
         raise InputError(
-            f"{len(unlabelled)} rows of {where} have no label (the first is row {unlabelled[0]}): label them, or take "
-            "them out."
+            f"{len(unlabelled)} rows of {where} have no label (as row {unlabelled[0]}; the first is 0): label "
+            "them, or take them out."
         )
 
 

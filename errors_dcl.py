@@ -11,12 +11,15 @@ class InputError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line why something failed: what the first exception of the chain says."""
+    """Return in one line why something failed: what the first exception of the chain says, without a full stop."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror:  # else with a number, and a path that is named already
         return error.strerror
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Of a field that is of none of several types, one of them is enough.
+    line = line.rpartition("Errors: ")[2].split(";")[0] if " doesn't match any type in " in line else line
+    return line if line.endswith("..") else line.removesuffix(".")
 
 
 def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:

@@ -242,6 +242,7 @@ def run_models(
         run: what the records shall say.
         scoring: how metrics are computed: `group_by`, `bootstrap` and `seed`.
     """
+    from dcl.calibration_dcl import missing_calibration
     from dcl.dataset_dcl import split_names
     from dcl.evaluation.inputs import check_groups, find_checkpoint, load_evaluation_sets
     from dcl.evaluation.perturbations import find_types
@@ -264,7 +265,7 @@ def run_models(
 
     from dcl.evaluation.other_models import find_classes
     from dcl.evaluation.parts import remove_work_folders
-    from dcl.evaluation.predictions import load_checkpoint
+    from dcl.evaluation.predictions import calibration_of, load_checkpoint
     from dcl.evaluation.processes import first_process_ahead
     from dcl.evaluation.results import evaluate_checkpoint
 
@@ -292,7 +293,8 @@ def run_models(
         )
         results.append(Result(checkpoint.name, metrics, model.config.seen_methods))
         if _is_first_process():
-            print_result(results, folders, [arguments.split], arguments.bootstrap, arguments.seed)
+            cautions = missing_calibration(calibration_of(model)) if checkpoint.is_dcl else ()
+            print_result(results, folders, [arguments.split], arguments.bootstrap, arguments.seed, cautions)
         if types:
             from dcl.evaluation.robustness import evaluate_robustness, robustness_tables
 

@@ -23,6 +23,8 @@ from .inputs import Checkpoint
 from .labels import classify_labels
 
 AUTO_CLASS = "AutoModelForImageClassification"
+#: Where transformers keeps how pictures become model input; timm keeps it in its config.json.
+OF_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,12 @@ def load_classifier(
     if checkpoint.classes is None:
         (checkpoint,) = find_classes([checkpoint], (), trust_remote_code)
     config = _load_config(checkpoint, trust_remote_code)
+    has_processor = any((checkpoint.folder / name).is_file() for name in OF_PROCESSORS)
+    if not has_processor and checkpoint.model_type != "timm_wrapper":
+        raise InputError(
+            f"{checkpoint.name!r} has no {OF_PROCESSORS[0]}, which says how pictures become its input: copy it from "
+            "where the model comes from, or save the image processor beside the model."
+        )
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
         processor = AutoImageProcessor.from_pretrained(checkpoint.folder, **options)

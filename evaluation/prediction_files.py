@@ -4,7 +4,8 @@ import csv
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..dataset_dcl import CLASS_NAMES, FAKE, REAL
 from ..errors_dcl import InputError, reason
@@ -125,6 +127,7 @@ def _read(path: Path) -> pd.DataFrame:
         # As text: a video_id of "007" is no 7, nor a method "None" missing.
         return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
     if suffix == ".parquet":
+        _check_names(pq.read_schema(path).names)
         return pd.read_parquet(path)
     text = path.read_bytes().decode("utf-8-sig")
     if suffix == ".jsonl":  # texts may hold what else ends a line for Python, such as U+2028
@@ -136,11 +139,22 @@ def _read(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object)
 
 
+def _check_names(names: Sequence[str]) -> None:
+    """Raise a `ValueError` if a column is there twice: which of the two is meant?"""
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ValueError(f"{times} of its columns are called {name!r}")
+
+
 def _check_widths(path: Path) -> None:
-    """Raise a `ValueError` if a row has not as many fields as the header: pandas fills, shifts, or cuts such rows."""
+    """Raise a `ValueError` if a row has not as many fields as the header, or the header one name twice.
+
+    pandas fills, shifts, or cuts such rows, and renames such columns.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         header = next((row for row in reader if row), [])
+        _check_names(header)
         for row in reader:
             if row and len(row) != len(header):
                 raise ValueError(f"line {reader.line_num} has {len(row)} fields, and the header {len(header)}")

@@ -10,9 +10,16 @@ import pyarrow as pa
 import torch
 from datasets import ClassLabel
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
 
 from ..calibration_dcl import calibrate
+from ..configuration_dcl import DCLConfig
 from ..dataset_dcl import FAKE, REAL, CorruptImageError, decode_image, decode_mask
 from ..errors_dcl import InputError, reason
 from ..image_processing_dcl import DCLImageProcessor
@@ -57,8 +64,16 @@ def load_checkpoint(
     if not checkpoint.is_dcl:
         return load_classifier(checkpoint, device, trust_remote_code)
     model_class = AutoModelForImageClassification if trust_remote_code else DCLForImageClassification
+    config_class = AutoConfig if trust_remote_code else DCLConfig
     processor_class = AutoImageProcessor if trust_remote_code else DCLImageProcessor
     options = {"trust_remote_code": True} if trust_remote_code else {}
+    try:
+        config_class.from_pretrained(checkpoint.folder, **options)
+    except Exception as error:  # of what it says; that it is JSON was seen
+        raise InputError(
+            f"the config.json of {checkpoint.name!r} cannot be followed ({reason(error)}): correct it, or download it "
+            "again."
+        ) from error
     try:
         processor = processor_class.from_pretrained(checkpoint.folder, **options)
         model, loading = model_class.from_pretrained(
@@ -106,7 +121,7 @@ class _DecodedRows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.data.dataset[index]
-        where = f"row {index} of {self.data.where}"
+        where = f"row {index} (the first is 0) of {self.data.where}"
         try:
             row["image"] = decode_image(row["image"], where)
             row["mask"] = decode_mask(row.get("mask"), where) if row["label"] == FAKE else None

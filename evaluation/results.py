@@ -75,11 +75,6 @@ def evaluate_checkpoint(
     Raises:
         InputError: if a row cannot be decoded (all of a data set, with `skip_corrupt`), or `folder` not be written.
     """
-    if checkpoint.is_dcl and calibration_of(model) is None:
-        logger.warning(
-            "%s is not calibrated: p_fake is the logistic function of its margin, and no operating point is known.",
-            checkpoint.name,
-        )
     for data in sets:
         _warn_of_crop(data, processor.crop, checkpoint)
     with open_work_folder(folder, checkpoint, model, batch_size, seed) as work:

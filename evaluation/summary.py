@@ -21,7 +21,12 @@ VALIDATION = ("dev", "val", "valid", "validation")
 
 
 def print_result(
-    results: Sequence[Result], folders: Sequence[Path], splits: Collection[str], bootstrap: int, seed: int
+    results: Sequence[Result],
+    folders: Sequence[Path],
+    splits: Collection[str],
+    bootstrap: int,
+    seed: int,
+    cautions: Sequence[str] = (),
 ) -> None:
     """Print what the last of some results is, and by how much it differs from the first.
 
@@ -31,6 +36,7 @@ def print_result(
         splits: which splits the rows of the last one are of, as far as that is known.
         bootstrap: how often families are drawn for the intervals of differences; 0 for no differences.
         seed: for the draws.
+        cautions: what else a reader of the numbers must know.
     """
     result, folder = results[-1], folders[len(results) - 1]
     print(f"\n{result.model}")
@@ -49,6 +55,8 @@ def print_result(
         for level in LEVELS:
             if warning := levels[level].get("warning"):
                 print(f"caution, {dataset}, {level} level: {warning}")
+    for caution in cautions:
+        print(f"caution: {caution}")
     for split in sorted(split for split in splits if split.lower() in VALIDATION):
         print(
             f"caution: on a split such as {split!r} checkpoints and thresholds are chosen; if these were, they look "

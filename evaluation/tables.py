@@ -166,7 +166,7 @@ def write_tables(results: Sequence[Result], folder: Path, published: bool = Fals
         published: put the published numbers beside.
 
     Returns:
-        The content of `table.md`.
+        What to print: `table.md`, with published numbers only for what was evaluated here.
 
     Raises:
         InputError: if a file cannot be written.
@@ -197,7 +197,11 @@ def write_tables(results: Sequence[Result], folder: Path, published: bool = Fals
     with complete_files(folder, TABLE_FILES) as paths:
         for name, content in contents.items():
             paths[name].write_text(content, encoding="utf-8")
-    return text
+    measured = {(row["data_set"], row["method"]) for row in own}
+    near = {
+        kind: [row for row in rows if (row["data_set"], row["method"]) in measured] for kind, rows in beside.items()
+    }
+    return tables_text(across, by_method, near, notes, groups_text(groups, gaps))
 
 
 def tables_text(

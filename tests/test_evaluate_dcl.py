@@ -131,12 +131,13 @@ def test_one_model_leaves_its_files_in_the_output_folder(tmp_path, capsys):
     assert str(out) in printed
 
 
-def test_the_calibration_of_the_checkpoint_is_used_and_recorded(here, tmp_path, capsys, caplog):
+def test_the_calibration_of_the_checkpoint_is_used_and_recorded(here, tmp_path, capsys):
     arguments = ["--dataset", "data/noise", "--device", "cpu", "--bootstrap", "0", "--model"]
     main([*arguments, "a/final", "--output_dir", str(tmp_path / "plain")])
     plain = pd.read_parquet(tmp_path / "plain/predictions.parquet")
     assert plain["p_fake"].equals(plain["p_fake_raw"])
-    assert "a/final is not calibrated" in caplog.text and "operating points" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "caution: the checkpoint is not calibrated: p_fake is" in printed and "operating points" not in printed
     assert json.loads((tmp_path / "plain/run.json").read_text())["calibration"] is None
     assert "thresholds" not in json.loads((tmp_path / "plain/metrics.json").read_text())["noise"]["frame"]
 
@@ -146,7 +147,6 @@ def test_the_calibration_of_the_checkpoint_is_used_and_recorded(here, tmp_path, 
     shutil.copytree(here / "a/final", tmp_path / "calibrated")
     config = json.loads((tmp_path / "calibrated/config.json").read_text())
     (tmp_path / "calibrated/config.json").write_text(json.dumps(config | {"calibration": calibration}))
-    caplog.clear()
     for name, options in (("out", []), ("remote", ["--trust_remote_code"])):
         out = tmp_path / name
         main([*arguments, str(tmp_path / "calibrated"), "--output_dir", str(out), *options])
@@ -165,22 +165,30 @@ def test_the_calibration_of_the_checkpoint_is_used_and_recorded(here, tmp_path, 
         ]
         assert frame["log_loss"] != raw["log_loss"] and frame["auc"] == raw["auc"]
         assert json.loads((out / "run.json").read_text())["calibration"] == calibration
-        lines = [line.split() for line in capsys.readouterr().out.splitlines() if " eer " in line or "fpr_" in line]
+        printed = capsys.readouterr().out
+        assert "caution: the checkpoint" not in printed
+        lines = [line.split() for line in printed.splitlines() if " eer " in line or "fpr_" in line]
         assert [line[:4] for line in lines] == [
             ["noise", "frame", "eer", f"{at:.3f}"],
             ["noise", "video", "eer", "0.500"],
         ]
         assert lines[0][4:] == [f"{frame[f'{key}_at_threshold_eer']:.3f}" for key in ("accuracy", "fpr", "tpr")]
-    assert "not calibrated" not in caplog.text
 
 
 def test_a_calibration_that_cannot_be_followed_is_refused(here, tmp_path, capsys):
     shutil.copytree(here / "a/final", tmp_path / "model")
     config = json.loads((tmp_path / "model/config.json").read_text())
-    config["calibration"] = {"method": "temperature", "temperature": 0}
-    (tmp_path / "model/config.json").write_text(json.dumps(config))
-    said = refused_model(capsys, tmp_path, tmp_path / "model")
-    assert "cannot be loaded" in said and "above 0, got 0" in said
+    for calibration, why in (
+        (
+            {"method": "temperature", "temperature": 0},
+            "the temperature of `calibration` must be a finite number above 0, got 0",
+        ),
+        (3, "Field 'calibration' expected a dict, got int"),
+    ):
+        (tmp_path / "model/config.json").write_text(json.dumps(config | {"calibration": calibration}))
+        said = refused_model(capsys, tmp_path, tmp_path / "model")
+        assert said.endswith(f"/model' cannot be followed ({why}): correct it, or download it again.")
+        assert "the config.json of" in said
 
 
 def test_two_runs_give_the_same_files(tmp_path):
@@ -374,7 +382,7 @@ def test_a_corrupt_image_is_named_or_skipped(capsys, tmp_path):
     rows[20] = {**rows[20], "image": {"bytes": rows[20]["image"]["bytes"][:30], "path": None}}
     write_set(tmp_path / "set", rows)
     said = refused_dataset(capsys, tmp_path, tmp_path / "set")
-    assert "row 20 of" in said
+    assert "row 20 (the first is 0) of" in said
     assert "--skip_corrupt" in said
     out = tmp_path / "skipped"
     arguments = ["--model", "a/final", "--dataset", str(tmp_path / "set"), "--output_dir", str(out)]

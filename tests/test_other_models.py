@@ -319,7 +319,8 @@ def test_a_backbone_without_its_classifier(here, tmp_path):
 def test_a_checkpoint_without_an_image_processor(here, tmp_path):
     shutil.copytree(here / "vit", tmp_path / "model")
     (tmp_path / "model/preprocessor_config.json").unlink()
-    assert "cannot be loaded" in sentence_of(tmp_path / "out", str(tmp_path / "model"))
+    said = sentence_of(tmp_path / "out", str(tmp_path / "model"))
+    assert "has no preprocessor_config.json, which says how pictures become its input: copy it" in said
 
 
 @pytest.mark.parametrize(

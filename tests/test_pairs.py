@@ -322,7 +322,7 @@ def corrupt(tmp_path):
 
 
 def test_a_corrupt_image_is_named_with_its_row(corrupt):
-    name = re.escape(f"row 9 (textures, {corrupt[9]['video_id']}, frame {corrupt[9]['frame']})")
+    name = re.escape(f"row 9 (the first is 0) of textures ({corrupt[9]['video_id']}, frame {corrupt[9]['frame']})")
     with pytest.raises(CorruptImageError, match=name):
         plain(corrupt)[0, 9]
     with pytest.raises(CorruptImageError, match=name):

@@ -6,6 +6,8 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
@@ -274,6 +276,12 @@ def test_a_missing_column(tmp_path, column):
         read_predictions(str(path))
 
 
+def test_a_parquet_file_with_one_column_twice(tmp_path):
+    pq.write_table(pa.table([[0.1], [0.2]], names=["p_fake", "p_fake"]), tmp_path / "theirs.parquet")
+    with pytest.raises(InputError, match="2 of its columns are called 'p_fake'"):
+        read_predictions(str(tmp_path / "theirs.parquet"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -283,6 +291,7 @@ def test_a_missing_column(tmp_path, column):
         ("theirs.csv", b"a,b\n\xff\xfe,2\n", "cannot be read"),
         ("theirs.csv", b"a,b,c\n1,2,3\n\n1,2\n", "line 4 has 2 fields, and the header 3"),
         ("theirs.csv", b"a,b\n1,2,3\n1,2,3\n", "line 2 has 3 fields, and the header 2"),
+        ("theirs.csv", b"a,b,a\n1,2,3\n", "2 of its columns are called 'a'"),
         ("theirs.json", b"[" * 200000, "cannot be read"),
         ("theirs.jsonl", b"[" * 200000, "cannot be read"),
         ("theirs.json", b"", "has no rows"),

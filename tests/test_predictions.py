@@ -158,7 +158,7 @@ def test_a_corrupt_image_is_named_by_its_row(loaded, tmp_path):
     rows = make_rows()
     rows[11] = corrupt(rows[11])
     (data,) = load_evaluation_sets([str(write_set(tmp_path / "noise", rows))], "test")
-    with pytest.raises(CorruptImageError, match=r"row 11 of .*noise \(test\)"):
+    with pytest.raises(CorruptImageError, match=r"row 11 \(the first is 0\) of .*noise \(test\)"):
         list(predict(*loaded, data, batch_size=4))
 
 
@@ -380,7 +380,7 @@ def test_rows_without_a_label_are_refused(tmp_path):
     rows = make_rows()
     rows[4] = {**rows[4], "label": -1}
     write_set(tmp_path / "noise", rows)
-    with pytest.raises(InputError, match=r"1 rows of .*noise \(test\) have no label \(the first is row 4\)"):
+    with pytest.raises(InputError, match=r"1 rows of .*noise \(test\) have no label \(as row 4; the first is 0\)"):
         load_evaluation_sets([str(tmp_path / "noise")], "test")
 
 

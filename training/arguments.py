@@ -94,7 +94,7 @@ class ModelArguments:
         try:
             return DCLConfig(**settings)
         except StrictDataclassError as error:
-            raise InputError(reason(error)) from error
+            raise InputError(f"{reason(error)}.") from error
 
     def refuse_conflicts(self, config: DCLConfig, given: Collection[str]) -> None:
         """Check the settings against the configuration of the checkpoint to start from, which is what counts.
