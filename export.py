@@ -1,0 +1,91 @@
+"""Export a checkpoint to ONNX, compare it with the model, and quantise it to int8 if wished.
+
+python export.py --model runs/demo --output runs/demo-onnx
+python export.py --model runs/demo --output runs/demo-onnx --int8 --dataset demo --data_root data
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dcl.errors_dcl import InputError, report_input_errors
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(prog="dcl-export", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder of a checkpoint of DCL, or its model id on the Hub")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for the export; one made before is replaced"
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="write model_int8.onnx, too, and print the AUC that it costs"
+    )
+    parser.add_argument(
+        "--dataset",
+        help="prepared data set whose validation split calibrates int8 and on which everything is compared: a name "
+        "under --data_root, a folder, or an id of the Hub (without it, random images are compared)",
+    )
+    parser.add_argument("--data_root", type=Path, help="where the name of the data set is looked up first")
+    return parser
+
+
+@report_input_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        argv: its arguments; those of the process if None.
+    """
+    arguments = make_parser().parse_args(argv)
+    if arguments.int8 and arguments.dataset is None:
+        raise InputError("int8 is calibrated and measured on validation images: pass --dataset, or leave out --int8.")
+    if arguments.data_root is not None and arguments.dataset is None:
+        raise InputError("--data_root is where a data set is looked up, and none was named: pass --dataset.")
+    # Imported step by step: --help needs nothing, and a wrong name is reported before torch is imported.
+    from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
+
+    checkpoint = find_checkpoint(arguments.model, only_dcl=True)
+    data = None
+    if arguments.dataset is not None:
+        data = load_evaluation_sets([arguments.dataset], "validation", arguments.data_root)[0]
+
+    import torch
+
+    from dcl.evaluation.exporting import check_output, check_packages, export
+    from dcl.evaluation.predictions import load_checkpoint
+
+    check_packages()
+    check_output(arguments.output)
+    model, processor = load_checkpoint(checkpoint, torch.device("cpu"))
+    exported = export(checkpoint, model, processor, arguments.output, data, arguments.int8)
+    print(describe(exported.record))
+    print(f"the export is in {exported.folder}")
+
+
+def describe(record: dict[str, Any]) -> str:
+    """Return in a few lines what an export's record says.
+
+    Args:
+        record: the content of `export.json`.
+    """
+    parity = record["parity"]
+    differences = ", ".join(f"{name} {value:.1e}" for name, value in parity["largest_difference"].items())
+    lines = [
+        *(f"{name}: {size / 1e6:.1f} MB" for name, size in record["bytes"].items()),
+        f"largest difference from the model on {parity['on']}: {differences}",
+    ]
+    if int8 := record["int8"]:
+        errors = ", ".join(f"{name} {error:.3g}" for name, error in int8["margin_errors"].items())
+        lines += [
+            f"int8 by {int8['method']} on {int8['calibration_images']} images; error of the margin: {errors}",
+            f"frame AUC on {int8['frames']} frames of {int8['data']}: {int8['auc_float32']:.4f} in float32, "
+            f"{int8['auc_int8']:.4f} in int8, which costs {int8['auc_cost']:.4f}; p_fake changes by "
+            f"{int8['p_fake_change']['mean']:.3f} on average, {int8['p_fake_change']['largest']:.3f} at most",
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

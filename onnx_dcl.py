@@ -1,0 +1,175 @@
+"""A checkpoint as an ONNX graph: the classifier of DCL run by ONNX Runtime, called as the model itself."""
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import torch
+
+from .configuration_dcl import DCLConfig
+from .errors_dcl import InputError, reason
+from .hub_dcl import hub_is_reachable
+from .modeling_dcl import DCLForImageClassification, DCLImageClassifierOutput
+
+try:
+    import onnxruntime
+except ImportError:  # only who runs graphs needs it
+    onnxruntime = None
+
+INPUT = "pixel_values"
+#: What the graph gives, and how many dimensions each has; the first is the batch.
+OUTPUTS = {"logits": 2, "evidence": 3, "embedding": 2}
+FLOAT = "tensor(float)"
+
+
+class OnnxClassifier:
+    """The classifier of a checkpoint that was exported to ONNX, on the CPU.
+
+    Args:
+        path: the graph. Its input is `pixel_values`, float32 (N, 3, H, W), and its outputs are `logits` (N, 2),
+            `evidence` (N, h, w) and `embedding` (N, C), float32, for any N.
+        config: of the checkpoint; its calibration holds for the graph.
+        threads: with how many threads one call computes; all cores if None.
+
+    Attributes:
+        config: as given.
+        device: the CPU, on which inputs are taken and outputs are given.
+
+    Raises:
+        InputError: if ONNX Runtime is not installed, or cannot read the graph, or it is another graph.
+    """
+
+    device = torch.device("cpu")
+    p_fake = DCLForImageClassification.p_fake  # it needs the configuration only
+
+    def __init__(self, path: str | Path, config: DCLConfig, threads: int | None = None):
+        if onnxruntime is None:
+            raise InputError("ONNX Runtime, which runs ONNX graphs, is not installed: `pip install onnxruntime`.")
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+            raise InputError(f"threads is {threads!r}: choose a whole number from 1 on, or None for all cores.")
+        self.config = config
+        self.path = Path(path)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what fails is raised, and need not be printed, too
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            # By its path, so that ONNX Runtime lets tensors be in other files of its folder only.
+            self._session = onnxruntime.InferenceSession(self.path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has a class for each of its status codes
+            raise InputError(
+                f"ONNX Runtime cannot run {str(self.path)!r} ({reason(error)}): export the checkpoint again."
+            ) from error
+        self._check_graph()
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, file: str = "model.onnx", threads: int | None = None
+    ) -> "OnnxClassifier":
+        """Load what `export.py` wrote.
+
+        Args:
+            name: its folder, or a model id on the Hub.
+            file: which graph in it, such as `model_int8.onnx`.
+            threads: with how many threads one call computes; all cores if None.
+
+        Raises:
+            InputError: if there is no such folder, model or file, or the graph cannot be run.
+        """
+        if Path(file).name != file or not file.endswith(".onnx"):
+            raise InputError(
+                f"{str(file)!r} is not the name of a graph: pass one such as model.onnx, without a folder."
+            )
+        folder = Path(name) if Path(name).is_dir() else _download(str(name), file)
+        if not (folder / file).is_file():
+            there = sorted(path.name for path in folder.glob("*.onnx"))
+            remedy = f"pass file={there[0]!r}" if there else "export the checkpoint by export.py"
+            raise InputError(f"there is no {file} in {str(name)!r}: {remedy}.")
+        try:
+            config = DCLConfig.from_pretrained(folder)
+        except Exception as error:  # of the file, or of what it says
+            raise InputError(
+                f"the config.json of {str(name)!r} cannot be read ({reason(error)}): export the checkpoint again."
+            ) from error
+        return cls(folder / file, config, threads)
+
+    def _check_graph(self) -> None:
+        """Refuse a graph that is not called as the model is."""
+        inputs = {node.name: (node.type, node.shape) for node in self._session.get_inputs()}
+        outputs = {node.name: (node.type, node.shape) for node in self._session.get_outputs()}
+        size = self.config.image_size
+        type_, shape = inputs.get(INPUT, (None, ()))
+        fits = list(inputs) == [INPUT] and type_ == FLOAT and len(shape) == 4
+        if not fits or isinstance(shape[0], int) or list(shape[1:]) != [3, size, size]:
+            raise InputError(
+                f"{str(self.path)!r} is not a graph of this checkpoint: its input is {_shown(inputs)}, not "
+                f"{INPUT} (batch, 3, {size}, {size}) of float32; export the checkpoint again."
+            )
+        kinds = {name: (type_, len(shape)) for name, (type_, shape) in outputs.items()}
+        if kinds != {name: (FLOAT, dimensions) for name, dimensions in OUTPUTS.items()}:
+            raise InputError(
+                f"{str(self.path)!r} is not a graph of this checkpoint: its outputs are {_shown(outputs)}, not "
+                f"{', '.join(OUTPUTS)} of float32; export the checkpoint again."
+            )
+
+    def __call__(self, pixel_values: torch.Tensor | np.ndarray) -> DCLImageClassifierOutput:
+        """Tell real faces from forged ones.
+
+        Args:
+            pixel_values: (N, 3, H, W), as the image processor gives it.
+
+        Returns:
+            `logits` (N, 2), `evidence` (N, h, w) and `embedding` (N, C), float32 tensors on the CPU.
+
+        Raises:
+            InputError: if the images have another shape, or the graph fails on them.
+        """
+        pixel_values = torch.as_tensor(pixel_values).detach().to("cpu", torch.float32).contiguous()
+        size = self.config.image_size
+        if pixel_values.ndim != 4 or not len(pixel_values) or tuple(pixel_values.shape[1:]) != (3, size, size):
+            raise InputError(
+                f"the graph takes images of the shape (N, 3, {size}, {size}), N at least 1, got "
+                f"{tuple(pixel_values.shape)}: make them by the checkpoint's image processor."
+            )
+        try:
+            values = self._session.run(list(OUTPUTS), {INPUT: pixel_values.numpy()})
+        except Exception as error:
+            raise InputError(
+                f"{str(self.path)!r} fails on {len(pixel_values)} images ({reason(error)}): export the checkpoint "
+                "again."
+            ) from error
+        for (name, dimensions), value in zip(OUTPUTS.items(), values, strict=True):
+            if (
+                value.ndim != dimensions
+                or len(value) != len(pixel_values)
+                or (name == "logits" and value.shape[1] != 2)
+            ):
+                raise InputError(
+                    f"{str(self.path)!r} gives {name} of the shape {value.shape} for {len(pixel_values)} images: it "
+                    "is not a graph of this checkpoint, export the checkpoint again."
+                )
+        return DCLImageClassifierOutput(**dict(zip(OUTPUTS, map(torch.from_numpy, values), strict=True)))
+
+
+def _shown(nodes: dict[str, tuple[str, list[Any]]]) -> str:
+    text = ", ".join(f"{name} {tuple(shape)} of {type_}" for name, (type_, shape) in nodes.items())
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _download(name: str, file: str) -> Path:
+    if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:  # cannot be a Hub id
+        raise InputError(f"there is no export {name!r}: it is not a folder; make one by export.py, or pass a Hub id.")
+    reachable = hub_is_reachable()
+    try:
+        folder = huggingface_hub.snapshot_download(name, allow_patterns=["config.json", file], ignore_patterns=["*/*"])
+    except Exception as error:  # of the Hub, the network, or the disk
+        where = f"({reason(error)})" if reachable else "and the Hub cannot be reached"
+        raise InputError(
+            f"there is no folder {name!r}, and no model of that name came from the Hub {where}: check the name, or "
+            "the network."
+        ) from error
+    return Path(folder)
+
+
+__all__ = ["INPUT", "OUTPUTS", "OnnxClassifier"]
