@@ -29,7 +29,7 @@ endif
 $(STAMP): pyproject.toml requirements.txt | $(BIN)/python
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch, torchvision' 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install --editable '.[train,trackers,cluster,lmdb,metrics,report,dev]'
+	$(BIN)/python -m pip install --editable '.[train,trackers,cluster,lmdb,metrics,onnx,report,dev]'
 	@echo '$(CURDIR)' > $@
 
 demo: $(STAMP)  ## Prepare the demo data, train, evaluate on unseen people, and print the table.

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 PUBLISHED_FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"),
     *("configuration_dcl.py", "calibration_dcl.py", "modeling_dcl.py", "image_processing_dcl.py", "errors_dcl.py"),
+    *("onnx_dcl.py", "hub_dcl.py", "*.onnx"),  # where the checkpoint was exported, too
 )
 #: The validation metrics that can choose a checkpoint, and whether more is better.
 VALIDATION_METRICS = {"auc": True, "eer": False, "accuracy": True, "video_auc": True, "loss": False}
