@@ -412,12 +412,13 @@ def export(
             data.name,
             checkpoint.name,
         )
-    partial = folder.absolute().parent / f".{folder.absolute().name}.partial"
+    target = folder.resolve()  # a link to a folder stays one
+    partial = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir(parents=True)
         record = _fill(partial, checkpoint, model, processor, data, int8)
-        _replace(folder, partial)
+        _replace(target, partial)
     except OSError as error:
         raise InputError(f"nothing can be written to {str(folder)!r} ({error}): choose another --output.") from error
     finally:
@@ -426,13 +427,11 @@ def export(
 
 
 def _replace(folder: Path, complete: Path) -> None:
-    if not folder.exists():
-        complete.replace(folder)
-        return
     check_output(folder)  # hours may have passed
-    old = complete.with_name(f".{folder.absolute().name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    folder.replace(old)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of a run that was killed
+    if folder.exists():
+        folder.replace(old)
     complete.replace(folder)
     shutil.rmtree(old, ignore_errors=True)
 

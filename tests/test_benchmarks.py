@@ -22,6 +22,18 @@ def test_the_training_step_is_timed_against_its_backbone():
     assert result["dcl_peak_gib"] >= result["bare_peak_gib"] * 0.9 > 0
 
 
+@pytest.mark.slow
+def test_the_ways_to_run_a_classifier_are_timed_against_eager_floats():
+    pytest.importorskip("onnxruntime")
+    flags = ["--backbone", "test_efficientnet", "--image_size", "96", "--batch_size", "2", "--turns", "3", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "export.py"), *flags]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert set(result["ways"]) == {"float32 eager", "bf16 autocast", "ONNX float32", "ONNX int8"}
+    for way in result["ways"].values():
+        assert way["seconds"] > 0 and 0 < way["least"] <= way["times_as_fast"] <= way["largest"]
+    assert result["ways"]["float32 eager"]["times_as_fast"] == 1 and result["cpu"]
+
+
 def test_the_table_puts_seen_methods_first_and_averages_over_seeds_and_methods():
     runs = [{"swap": 0.9, "warp": 0.6, "blend": 0.7}, {"swap": 0.8, "warp": 0.5, "blend": 0.7}]
     table = as_markdown({"Linear probe": [runs[0]], "DCL": runs}, seen=["swap", "blend"], seeds=2)

@@ -237,7 +237,9 @@ def test_an_export_is_replaced_and_nothing_else_is(checkpoint, known_graph, tmp_
         run("--model", checkpoint, "--output", output)
         assert {path.name for path in output.iterdir()} == FOLDER | CODE
     assert "on random images" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "link").symlink_to(output)
+    run("--model", checkpoint, "--output", tmp_path / "link")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "link"} and (tmp_path / "link").is_symlink()
     (output / "notes.txt").write_text("mine")
     with pytest.raises(SystemExit, match=r"it has notes\.txt"):
         run("--model", checkpoint, "--output", output)

@@ -532,6 +532,18 @@ def test_a_push_by_hand_makes_the_repository_and_uses_its_token(hub, build, tmp_
     assert 'from_pretrained("someone/out"' in (commit.folder / "README.md").read_text()
 
 
+def test_graphs_are_published_where_they_are_there(hub, build, tmp_path):
+    trainer = build()
+    folder = Path(trainer.args.output_dir)
+    folder.mkdir(exist_ok=True)
+    for name in ("model.onnx", "model_int8.onnx", "onnx_dcl.py", "hub_dcl.py", "model.onnx.data.bin"):
+        (folder / name).write_text("")
+    trainer.push_to_hub()
+    names = set(hub.commits[0].names)
+    assert {"model.onnx", "model_int8.onnx", "onnx_dcl.py", "hub_dcl.py", "model.safetensors"} <= names
+    assert "model.onnx.data.bin" not in names
+
+
 def test_nothing_is_pushed_in_training_where_only_the_end_was_asked_for(hub, prepared, tmp_path):
     train.main(training_flags(prepared, tmp_path / "run", push_to_hub=True, hub_strategy="end", max_steps=2))
     assert [commit.message for commit in hub.commits] == ["Model save"]
