@@ -197,7 +197,7 @@ def choose_rows(data: EvaluationSet, count: int) -> tuple[list[int], list[int]]:
 
 def read_pixels(data: EvaluationSet, processor: BaseImageProcessor, rows: Sequence[int]) -> torch.Tensor:
     """Decode rows and make model input of them, float32 (N, 3, H, W)."""
-    images = [decode_image(data.dataset[row]["image"], f"row {row} of {data.where}") for row in rows]
+    images = [decode_image(data.dataset[row]["image"], f"row {row} (the first is 0) of {data.where}") for row in rows]
     return torch.cat([processor([image], return_tensors="pt")["pixel_values"] for image in images])
 
 

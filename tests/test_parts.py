@@ -197,14 +197,14 @@ def test_only_folders_of_its_own_making_are_removed(loaded, textures, tmp_path):
 
 def test_a_corrupt_row_leaves_the_parts_before_it_to_a_run_that_skips_it(loaded, here, tmp_path, asked):
     (data,) = load_evaluation_sets([str(here / "broken")], "test")
-    with pytest.raises(InputError, match="row 10 of"):
+    with pytest.raises(InputError, match=r"row 10 \(the first is 0\) of"):
         evaluate(loaded, data, tmp_path)
     asked.rows = 0
     evaluate(loaded, data, tmp_path, skip_corrupt=True, keep_parts=True)
     assert asked.rows == ROWS - 8
     record = json.loads((tmp_path / "run.json").read_text())["datasets"]["broken"]
     assert record["skipped_corrupt"] == {"count": 1, "rows": [10]}
-    with pytest.raises(InputError, match="row 10 of"):  # what was skipped before is not forgiven
+    with pytest.raises(InputError, match=r"row 10 \(the first is 0\) of"):  # what was skipped before is not forgiven
         evaluate(loaded, data, tmp_path)
 
 
@@ -317,7 +317,7 @@ def test_a_corrupt_row_of_the_second_process_ends_both_with_one_sentence(here, t
     done = finish(here, tmp_path, processes=2, pause=1.0, dataset="broken")
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(said) == 1, done.stderr[-3000:]
-    assert "row 10 of" in said[0] and "--skip_corrupt" in said[0]
+    assert "row 10 (the first is 0) of" in said[0] and "--skip_corrupt" in said[0]
     assert done.returncode != 0
     assert "Traceback" not in done.stderr.split("error: ")[0]
     assert not set(RESULTS) & set(os.listdir(tmp_path))
