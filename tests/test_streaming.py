@@ -643,7 +643,8 @@ def test_a_corrupt_image_ends_a_streamed_run_in_one_sentence(tmp_path):
     write_shards(tmp_path / "data", "train", groups)
     write_shards(tmp_path / "data", "validation", families(range(4, 6)))
     flags = training_flags(tmp_path / "data", tmp_path / "run", **RUN, dataloader_num_workers=1)
-    with pytest.raises(SystemExit, match=r"^error: the image of row \d+ \(the first is 0\) of textures \(original/\d+, frame 0\)") as stop:
+    said = r"^error: the image of row \d+ \(the first is 0\) of textures \(original/\d+, frame 0\)"
+    with pytest.raises(SystemExit, match=said) as stop:
         train.main([*flags, "--streaming"])
     assert "\n" not in str(stop.value) and "--skip_corrupt" in str(stop.value)
     train.main([*flags, "--streaming", "--skip_corrupt"])
