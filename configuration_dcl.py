@@ -6,6 +6,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .abstention_dcl import check_familiarity
 from .calibration_dcl import check_calibration
 
 
@@ -55,6 +56,14 @@ class DCLConfig(PreTrainedConfig):
             "reason": ...}`; in each `"frame"` and `"video"`, `{"reals", "fakes", "families", "thresholds":
             {name: p_fake or None}, "reasons": {name: why there is no threshold}}`; and `"evidence_threshold"`, from
             where on a cell is called forged.
+        familiarity (`dict`, *optional*):
+            What the checkpoint has seen, so that it can abstain from the rest; fitted on the validation split at the
+            end of training, see `distances` and `reason_to_abstain`. `{"faces", "families", "sharpness_threshold",
+            "distance_threshold", "statistics"}`: below the one and above the other lie 1 % of the validation faces.
+            The statistics are of the embeddings: `{"dimension", "centres", "directions", "variances", "rest"}`, the
+            means of the classes and the directions in which faces differ most, as base64 of float16, with the
+            variances along these and along each of the others. Where the split is too small, the thresholds and the
+            statistics are `None`, with a `"reason"`.
 
     Example:
     ```python
@@ -84,6 +93,7 @@ class DCLConfig(PreTrainedConfig):
     mask_threshold: float | int = 0.01
     seen_methods: list[str] | None = None
     calibration: dict[str, Any] | None = None
+    familiarity: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
         if self.id2label is None and kwargs.get("num_labels") in (None, 2):
@@ -118,6 +128,7 @@ class DCLConfig(PreTrainedConfig):
                 f"(`hard_samples`, {self.hard_samples}): enlarge the queue or choose fewer hard samples."
             )
         check_calibration(self.calibration)
+        check_familiarity(self.familiarity)
         if dict(self.id2label) != {0: "real", 1: "fake"}:
             raise ValueError(f"The classes of DCL are 0 (real) and 1 (fake), got `id2label` {dict(self.id2label)}.")
 

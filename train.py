@@ -279,7 +279,7 @@ def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple
             f"the checkpoint {arguments.model!r} cannot be loaded ({reason(error)}): copy or download it again."
         ) from error
     arguments.refuse_conflicts(model.config, given)
-    model.config.calibration = None  # of other weights, soon
+    model.config.calibration = model.config.familiarity = None  # of other weights, soon
     missing = sorted(name for name in loading["missing_keys"] if name.startswith(("dcl.", "classifier.")))
     if missing:
         raise InputError(

@@ -1,0 +1,354 @@
+"""When a checkpoint does not judge a face: it is too small, turned too far, too blurred, or unlike what it has seen.
+
+Size and pose have fixed limits. How blurred is too blurred, and how far is too far, belongs to a checkpoint:
+`DCLConfig.familiarity` is fitted on the validation split at the end of training (`evaluation/familiarity.py`).
+"""
+
+import base64
+import binascii
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+#: Long side of the smallest face that is judged, in pixels of the picture.
+SMALLEST_FACE = 32
+#: A crop is enlarged at most so many times: above, nearly all it shows was made by interpolation. A face cut at 380 px
+#: with a margin of 1.3 then has at least 73 px.
+MOST_ENLARGED = 4.0
+#: Degrees to either side. At this yaw the nose tip stands beyond the eye that is turned away; training rotates faces
+#: by up to 30 degrees.
+LARGEST_YAW, LARGEST_ROLL = 60.0, 45.0
+#: Share of the validation faces above the threshold of distance, and of those below that of sharpness.
+REFUSED = 0.01
+
+#: Share of a crop's side around its centre in which sharpness is measured: the inner face, not what is behind it.
+_INNER = 0.6
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+_ROUNDING = 1 / 12  # variance of what is lost by rounding to whole numbers
+_LARGEST_STATISTICS = 4 << 20  # characters; a hostile configuration may hold anything
+
+
+@dataclass(frozen=True)
+class FaceQuality:
+    """What can be measured of a face before any network sees it."""
+
+    size_px: float
+    """The long side of its box, in pixels of the picture."""
+    enlargement: float
+    """How many pixels of the crop one of the picture becomes, along a side; below 1, the crop is smaller."""
+    sharpness: float
+    """See `measure_sharpness`."""
+    yaw: float | None
+    """How far the head is turned, in degrees, positive towards the image's right; None without landmarks. Rough: it
+    takes the nose to stand out by half the distance of the eyes."""
+    roll: float | None
+    """How far the face is tilted in the crop, in degrees, positive clockwise; None without landmarks."""
+
+
+@dataclass(frozen=True)
+class Abstention:
+    """Why a face is not judged."""
+
+    code: str
+    """`"too_small"`, `"extreme_pose"`, `"too_blurred"` or `"unfamiliar"`."""
+    sentence: str
+    """The same for people, with the numbers."""
+
+
+def measure_face(crop: np.ndarray, face: Any, crop_transform: np.ndarray) -> FaceQuality:
+    """Measure a face that was found in a picture and cut out.
+
+    Args:
+        crop: uint8 RGB (S, S, 3).
+        face: its `faces_dcl.Face`, in coordinates of the picture.
+        crop_transform: from the picture into the crop, (2, 3), see `faces_dcl.crop_transform`.
+
+    Returns:
+        What `reason_to_abstain` judges by.
+    """
+    left, top, right, bottom = (float(edge) for edge in face.box)
+    linear = np.asarray(crop_transform, np.float64)[:, :2]
+    yaw, roll = (None, None) if face.landmarks is None else _pose(np.asarray(face.landmarks, np.float64) @ linear.T)
+    return FaceQuality(
+        size_px=max(right - left, bottom - top),
+        enlargement=math.sqrt(abs(np.linalg.det(linear))),
+        sharpness=measure_sharpness(crop),
+        yaw=yaw,
+        roll=roll,
+    )
+
+
+def _pose(landmarks: np.ndarray) -> tuple[float, float]:
+    """Return yaw and roll in degrees from eyes, nose tip and mouth corners, (5, 2), wherever they lie."""
+    eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
+    between = landmarks[1] - landmarks[0]
+    roll = math.degrees(math.atan2(between[1], between[0]))
+    apart = math.hypot(*between)
+    down = mouth - eyes
+    length = math.hypot(*down)
+    if apart == 0 or length == 0:  # seen exactly from the side, or no face at all
+        return 90.0, roll
+    nose = landmarks[2] - eyes
+    beside = (nose[0] * down[1] - nose[1] * down[0]) / length  # off the line from between the eyes to the mouth
+    return math.degrees(math.atan2(2 * beside, apart)), roll
+
+
+def measure_sharpness(crop: np.ndarray) -> float:
+    """Measure how fine the detail of a face is, whatever its contrast and brightness.
+
+    It is the energy of the Laplacian over that of the gradient, of the grey inner face: the mean square of spatial
+    frequency, weighted by what there is of the gradient. What rounding to 8 bits adds to either is taken off: else the
+    steps of a smooth surface would be the finest detail.
+
+    Args:
+        crop: uint8 RGB (S, S, 3).
+
+    Returns:
+        From 0, for a surface without detail, to about 8, for a chequerboard; 5 for white noise.
+    """
+    height, width = crop.shape[:2]
+    top, left = round(height * (1 - _INNER) / 2), round(width * (1 - _INNER) / 2)
+    grey = crop[top : height - top, left : width - left].astype(np.float32) @ _GREY
+    if min(grey.shape) < 3:
+        return 0.0
+    inner = grey[1:-1, 1:-1]
+    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * inner
+    across, along = grey[1:-1, 2:] - inner, grey[2:, 1:-1] - inner
+    gradients = float(np.square(across).mean() + np.square(along).mean()) - 4 * _ROUNDING
+    detail = float(np.square(laplacian).mean()) - 20 * _ROUNDING
+    return detail / gradients if detail > 0 and gradients > 0 else 0.0
+
+
+# ------------------------------------------------------------------------------------------ what a checkpoint has seen
+
+
+def distances(embeddings: Any, familiarity: Mapping[str, Any] | None) -> np.ndarray:
+    """Tell how far faces are from what a checkpoint has seen.
+
+    The root mean square over all directions of the deviation from the nearer class mean of the validation faces, each
+    direction in units of its standard deviation: that within a class along the few directions in which faces differ
+    most, one for all along the others (the Mahalanobis distance of probabilistic PCA).
+
+    Args:
+        embeddings: floats (N, C), the `embedding` that the checkpoint gives.
+        familiarity: its `DCLConfig.familiarity`.
+
+    Returns:
+        float64 (N,): about 1 for what it has seen; NaN where nothing could be fitted, or an embedding is not finite.
+
+    Raises:
+        ValueError: if the embeddings are of another length than those that the checkpoint was fitted on.
+    """
+    embeddings = np.asarray(embeddings, np.float64)
+    if familiarity is None or familiarity.get("statistics") is None:
+        return np.full(len(embeddings), np.nan)
+    statistics = familiarity["statistics"]
+    dimension = statistics["dimension"]
+    if embeddings.shape[1:] != (dimension,):
+        raise ValueError(
+            f"embeddings of shape {embeddings.shape} cannot be compared with the {dimension} numbers of "
+            "`familiarity`: pass those of the checkpoint that it belongs to."
+        )
+    centres, directions = (unpack(statistics[name], dimension) for name in ("centres", "directions"))
+    rest = statistics["rest"]
+    squares = []
+    for centre in centres:
+        deviation = embeddings - centre
+        along = deviation @ directions.T
+        # As if all directions had the variance of the rest, and then those that are known to have another.
+        weights = 1 / np.asarray(statistics["variances"], np.float64).reshape(-1) - 1 / rest
+        squares.append(np.square(deviation).sum(1) / rest + np.square(along) @ weights)
+    return np.sqrt(np.maximum(np.min(squares, axis=0), 0) / dimension)
+
+
+def reason_to_abstain(
+    quality: FaceQuality, distance: float | None, familiarity: Mapping[str, Any] | None
+) -> Abstention | None:
+    """Return why a face should not be judged; None if it can be.
+
+    Args:
+        quality: what `measure_face` found.
+        distance: of its embedding, see `distances`; None while no network has seen it, or where it gives no embedding.
+        familiarity: `DCLConfig.familiarity`; without it, only size and pose are looked at.
+
+    Returns:
+        The first reason, of size, pose, blur and distance.
+    """
+    if quality.size_px < SMALLEST_FACE:
+        return Abstention(
+            "too_small",
+            f"The face is too small: {quality.size_px:.0f} pixels in the picture, and it takes {SMALLEST_FACE}.",
+        )
+    if quality.enlargement > MOST_ENLARGED:
+        return Abstention(
+            "too_small",
+            f"The face is too small: with {quality.size_px:.0f} pixels it would be enlarged "
+            f"{quality.enlargement:.1f} times, and more than {MOST_ENLARGED:g} times leaves no traces of a forgery.",
+        )
+    for angle, limit, how in ((quality.yaw, LARGEST_YAW, "turned"), (quality.roll, LARGEST_ROLL, "tilted")):
+        if angle is not None and not abs(angle) <= limit:
+            return Abstention(
+                "extreme_pose",
+                f"The face is {how} too far: by about {abs(angle):.0f} degrees, and {limit:.0f} can be judged.",
+            )
+    familiarity = familiarity or {}
+    sharpest = familiarity.get("sharpness_threshold")
+    if sharpest is not None and not quality.sharpness >= sharpest:
+        return Abstention(
+            "too_blurred",
+            f"The face is too blurred: its sharpness is {quality.sharpness:.2f}, and {100 * (1 - REFUSED):g} % of the "
+            f"faces on which this checkpoint was validated have at least {sharpest:.2f}.",
+        )
+    farthest = familiarity.get("distance_threshold")
+    if distance is not None and farthest is not None and not distance <= farthest:
+        return Abstention(
+            "unfamiliar",
+            f"The face is unlike those that the checkpoint has seen: its distance from them is {distance:.2f}, and "
+            f"that of {100 * (1 - REFUSED):g} % of the faces on which it was validated at most {farthest:.2f}.",
+        )
+    return None
+
+
+# ------------------------------------------------------------------------------------------- what a configuration says
+
+
+def pack(rows: np.ndarray) -> str:
+    """Return numbers as text that a configuration can hold: base64 of their float16, little endian, row by row."""
+    return base64.b64encode(np.ascontiguousarray(rows, "<f2").tobytes()).decode("ascii")
+
+
+def unpack(text: str, dimension: int) -> np.ndarray:
+    """Return what `pack` made of rows of that length, float64 (n, dimension).
+
+    Raises:
+        ValueError: if it is not such text.
+    """
+    try:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError("it is no base64") from error
+    if len(data) % (2 * dimension):
+        raise ValueError(f"its {len(data)} bytes are no rows of {dimension} float16 numbers")
+    return np.frombuffer(data, "<f2").astype(np.float64).reshape(-1, dimension)
+
+
+def check_familiarity(familiarity: Mapping[str, Any] | None) -> None:
+    """Check what a configuration says that its checkpoint has seen: it may have been edited, or come from a stranger.
+
+    Args:
+        familiarity: `DCLConfig.familiarity`.
+
+    Raises:
+        ValueError: if it is none that `distances` and `reason_to_abstain` can follow.
+    """
+    if familiarity is None:
+        return
+    for name in ("faces", "families"):
+        count = familiarity.get(name)
+        if count is not None and not (isinstance(count, int) and not isinstance(count, bool) and count >= 0):
+            raise ValueError(f"the number of {name} of `familiarity` must be 0 or more, got {_shown(count)}.")
+    for name in ("sharpness_threshold", "distance_threshold"):
+        at = familiarity.get(name)
+        if at is not None and not (_is_number(at) and at >= 0):
+            raise ValueError(f"the {name} of `familiarity` must be a finite number from 0 on, got {_shown(at)}.")
+    why = familiarity.get("reason")
+    if why is not None and not isinstance(why, str):
+        raise ValueError(f"the reason of `familiarity` must be a text, got {_shown(why)}.")
+    statistics = familiarity.get("statistics")
+    if statistics is not None:
+        _check_statistics(statistics)
+    elif familiarity.get("distance_threshold") is not None:
+        raise ValueError("`familiarity` has a distance_threshold and no statistics from which distances are measured.")
+
+
+def _check_statistics(statistics: Any) -> None:
+    if not isinstance(statistics, Mapping):
+        raise ValueError(f"the statistics of `familiarity` must be a mapping, got {_shown(statistics)}.")
+    dimension = statistics.get("dimension")
+    if not isinstance(dimension, int) or isinstance(dimension, bool) or dimension < 1:
+        raise ValueError(f"the dimension of `familiarity` must be a whole number above 0, got {_shown(dimension)}.")
+    rows = {}
+    for name in ("centres", "directions"):
+        text = statistics.get(name)
+        if not isinstance(text, str) or len(text) > _LARGEST_STATISTICS:
+            raise ValueError(f"the {name} of `familiarity` must be a text of base64, got {_shown(text)}.")
+        try:
+            rows[name] = unpack(text, dimension)
+        except ValueError as error:
+            raise ValueError(f"the {name} of `familiarity` cannot be read: {error}.") from error
+        if not np.isfinite(rows[name]).all():
+            raise ValueError(f"the {name} of `familiarity` must be finite numbers.")
+    if not len(rows["centres"]):
+        raise ValueError("`familiarity` has no centres: it takes one at least.")
+    variances = statistics.get("variances")
+    if not isinstance(variances, list) or not all(_is_number(value) and value > 0 for value in variances):
+        raise ValueError(f"the variances of `familiarity` must be numbers above 0, got {_shown(variances)}.")
+    if len(variances) != len(rows["directions"]):
+        raise ValueError(
+            f"directions and variances of `familiarity` must be equally many, got {len(rows['directions'])} and "
+            f"{len(variances)}."
+        )
+    rest = statistics.get("rest")
+    if not (_is_number(rest) and rest > 0):
+        raise ValueError(f"the rest of `familiarity` must be a finite number above 0, got {_shown(rest)}.")
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can be
+        return False
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def describe_abstention(familiarity: Mapping[str, Any] | None) -> str:
+    """Return in one sentence when a checkpoint does not judge a face.
+
+    Args:
+        familiarity: its `DCLConfig.familiarity`.
+    """
+    fixed = (
+        f"smaller than {SMALLEST_FACE} pixels, enlarged more than {MOST_ENLARGED:g} times, or turned by more than "
+        f"about {LARGEST_YAW:.0f} or tilted by more than {LARGEST_ROLL:.0f} degrees"
+    )
+    familiarity = familiarity or {}
+    if familiarity.get("sharpness_threshold") is None and familiarity.get("distance_threshold") is None:
+        why = familiarity.get("reason", "it was not fitted on a validation split")
+        return (
+            f"No number is given where there is no face, or a face is {fixed}; how blurred or how unlike its training "
+            f"data a face may be is not known ({why})."
+        )
+    of = [f"{familiarity[name]} {name}" for name in ("faces", "families") if familiarity.get(name) is not None]
+    share = f"{100 * (1 - REFUSED):g} %"
+    return (
+        f"No number is given where there is no face, or a face is {fixed}, or is more blurred, or farther from what "
+        f"the model has seen, than {share} of the validation split{' (' + ' of '.join(of) + ')' if of else ''}."
+    )
+
+
+__all__ = [
+    "LARGEST_ROLL",
+    "LARGEST_YAW",
+    "MOST_ENLARGED",
+    "REFUSED",
+    "SMALLEST_FACE",
+    "Abstention",
+    "FaceQuality",
+    "check_familiarity",
+    "describe_abstention",
+    "distances",
+    "measure_face",
+    "measure_sharpness",
+    "pack",
+    "reason_to_abstain",
+    "unpack",
+]
