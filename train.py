@@ -21,10 +21,12 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from transformers import EvalPrediction, set_seed
 from transformers.utils import logging
 
+from dcl.abstention_dcl import describe_abstention
 from dcl.calibration_dcl import describe_calibration
 from dcl.dataset_dcl import FAKE, find_crop, fingerprint, split_names
 from dcl.errors_dcl import InputError, reason, report_input_errors
 from dcl.evaluation.calibration import fit_calibration
+from dcl.evaluation.familiarity import fit_familiarity
 from dcl.evaluation.inputs import EvaluationSet, find_checkpoint
 from dcl.evaluation.localisation import CellCounts, best_iou_threshold
 from dcl.evaluation.metrics import binary_metrics, video_scores
@@ -76,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     calibrate_checkpoint(trainer, run)
     if trainer.is_world_process_zero():
         print(describe_calibration(trainer.model.config.calibration))
+        print(describe_abstention(trainer.model.config.familiarity))
     trainer.save_model()
     trainer.save_state()
     trainer.create_model_card()
@@ -219,7 +222,7 @@ def build_trainer(run: TrainingRun, rows: tuple[Dataset | StreamedRows, Dataset]
 
 
 def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun) -> None:
-    """Fit the calibration of the trained model on the validation split, and put it into its configuration.
+    """Fit calibration and familiarity of the trained model on the validation split, for its configuration.
 
     The first process scores the split, as an evaluation would, and tells the others. The model is saved before: it
     must not be lost if that fails.
@@ -228,38 +231,41 @@ def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun) -> None:
     trainer.save_model(_internal_call=True)
     if args.calibration == "none":
         return
-    answer: list[dict[str, Any] | None] = [None]
+    answer: list[dict[str, Any] | None] = [None, None]
     if args.process_index == 0:
-        answer[0] = fit_on_validation(trainer, run)
+        answer[:] = fit_on_validation(trainer, run)
     if args.world_size > 1:  # it may take longer than the training's own group of processes would wait
         patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
         dist.broadcast_object_list(answer, group=patient)
         dist.destroy_process_group(patient)
-    trainer.model.config.calibration = answer[0]
+    trainer.model.config.calibration, trainer.model.config.familiarity = answer
 
 
-def fit_on_validation(trainer: DCLTrainer, run: TrainingRun) -> dict[str, Any]:
-    """Return the calibration of the trained model, fitted on what it says of the validation split."""
+def fit_on_validation(trainer: DCLTrainer, run: TrainingRun) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return calibration and familiarity of the trained model, fitted on what it says of the validation split."""
     args, rows = trainer.args, trainer.eval_dataset.rows
     source, split = " and ".join(run.data.dataset), run.data.validation_split
     crop = trainer.processing_class.crop
     data = EvaluationSet(source, source, split, rows, fingerprint(rows), crop, run.data.allow_mixed_crops)
-    tables, cells = [], CellCounts()
+    tables, embeddings, sharpness, cells = [], [], [], CellCounts()
     batches = predict(
         trainer.model.eval(),
         trainer.processing_class,
         data,
         args.per_device_eval_batch_size,
         args.dataloader_num_workers,
+        familiarity=True,
     )
     for batch in batches:
         tables.append(batch.rows.to_pandas())
+        embeddings.append(batch.embeddings)
+        sharpness.append(batch.sharpness)
         cells.add(batch.evidence, batch.forged)
     predictions, keys = pd.concat(tables, ignore_index=True), keys_of(rows)
     predictions[["video_id", "source_id"]] = keys[["video_id", "source_id"]]  # apart from namesakes in other sets
     calibration = fit_calibration(predictions, args.calibration)
     calibration["evidence_threshold"] = best_iou_threshold(cells)
-    return calibration
+    return calibration, fit_familiarity(predictions, np.concatenate(embeddings), np.concatenate(sharpness))
 
 
 def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple[DCLForPreTraining, DCLImageProcessor]:

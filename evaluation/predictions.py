@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from ..abstention_dcl import measure_sharpness
 from ..calibration_dcl import calibrate
 from ..configuration_dcl import DCLConfig
 from ..dataset_dcl import FAKE, REAL, CorruptImageError, decode_image, decode_mask
@@ -107,14 +108,21 @@ class PredictedBatch:
     """bool (c,), whether the mask covers more of that cell than `config.mask_threshold`."""
     corrupt: list[int]
     """Rows that were left out because they cannot be decoded."""
+    embeddings: np.ndarray | None = None
+    """float32 (n, C), the unit embedding of each row, if it was asked for; None from a model that gives none."""
+    sharpness: np.ndarray | None = None
+    """float64 (n,), `measure_sharpness` of each row, if it was asked for."""
 
 
 class _DecodedRows(torch.utils.data.Dataset):
     """Rows with image and mask decoded, and the image changed if wished; of a corrupt row, the error."""
 
-    def __init__(self, data: EvaluationSet, change: Callable[[np.ndarray, str, int], np.ndarray] | None):
+    def __init__(
+        self, data: EvaluationSet, change: Callable[[np.ndarray, str, int], np.ndarray] | None, familiarity: bool
+    ):
         self.data = data
         self.change = change
+        self.familiarity = familiarity
 
     def __len__(self) -> int:
         return len(self.data.dataset)
@@ -129,6 +137,8 @@ class _DecodedRows(torch.utils.data.Dataset):
             return {"index": index, "error": error}
         if self.change is not None:
             row["image"] = self.change(row["image"], row["video_id"], row["frame"])
+        if self.familiarity:
+            row["sharpness"] = measure_sharpness(row["image"])
         return row
 
 
@@ -158,6 +168,7 @@ def predict(
     group_by: str | None = None,
     change: Callable[[np.ndarray, str, int], np.ndarray] | None = None,
     batches: Sequence[Sequence[int]] | None = None,
+    familiarity: bool = False,
 ) -> Iterator[PredictedBatch]:
     """Score the rows of a data set, in its order.
 
@@ -173,6 +184,7 @@ def predict(
         change: what happens to an image before the processor sees it, given the image (uint8 RGB), `video_id` and
             `frame` of its row, such as a `Perturbation`. It runs in the processes that decode.
         batches: the rows of each batch, instead of all rows by `batch_size`.
+        familiarity: give `embeddings` and `sharpness`, too.
 
     Yields:
         One result a batch.
@@ -182,7 +194,7 @@ def predict(
     """
     schema = predictions_schema(group_by)
     calibration = calibration_of(model)
-    decoded = _DecodedRows(data, change)
+    decoded = _DecodedRows(data, change, familiarity)
     if batches is None:
         batches = batches_of(len(decoded), batch_size)
     loader = DataLoader(decoded, batch_sampler=batches, num_workers=num_workers, collate_fn=_Collate(processor))
@@ -190,11 +202,13 @@ def predict(
         if corrupt and not skip_corrupt:
             raise corrupt[0]["error"]
         evidence, forged = [np.empty(0, np.float32)], [np.empty(0, bool)]
-        margins = torch.empty(0, dtype=torch.float64)
+        margins, embeddings = torch.empty(0, dtype=torch.float64), None
         if rows:
             outputs = model(pixel_values.to(model.device))
             logits = outputs.logits.double().cpu()
             margins = logits[:, FAKE] - logits[:, REAL]
+            if familiarity and getattr(outputs, "embedding", None) is not None:
+                embeddings = outputs.embedding.float().cpu().numpy()
             unshown = outputs.evidence is None or change is not None  # of changed images only the scores are asked for
             shown = [None] * len(rows) if unshown else outputs.evidence.float().cpu().numpy()
             for row, cells in zip(rows, shown, strict=True):
@@ -218,6 +232,8 @@ def predict(
             np.concatenate(evidence),
             np.concatenate(forged),
             [row["index"] for row in corrupt],
+            embeddings,
+            np.array([row["sharpness"] for row in rows], np.float64) if familiarity else None,
         )
 
 

@@ -87,6 +87,7 @@ def test_a_run_leaves_a_checkpoint_a_card_its_settings_and_its_results(finished)
     names = {path.name for path in finished.iterdir() if path.is_file()}
     assert names == {
         "README.md",
+        "abstention_dcl.py",
         "all_results.json",
         "calibration_dcl.py",
         "config.json",

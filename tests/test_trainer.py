@@ -498,6 +498,7 @@ def test_what_is_pushed_in_and_after_training_loads_and_has_no_pickle(hub, prepa
         assert commit.names == sorted(
             [
                 "README.md",
+                "abstention_dcl.py",
                 "calibration_dcl.py",
                 "config.json",
                 "configuration_dcl.py",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..abstention_dcl import describe_abstention
 from ..calibration_dcl import describe_calibration
 from ..dataset_dcl import metadata
 
@@ -94,6 +95,7 @@ def write_model_card(trainer: "DCLTrainer", name: str, source: str) -> Path:
         datasets=datasets,
         scores={VALIDATION_METRICS[key]: f"{value:.4f}" for key, value in scores.items()},
         calibration=describe_calibration(config.calibration),
+        abstention=describe_abstention(config.familiarity),
         step=step,
         architecture={key: getattr(config, key) for key in ARCHITECTURE},
         hyperparameters={key: _plain(getattr(args, key)) for key in HYPERPARAMETERS},

@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 #: What makes a repository of the Hub that loads: no pickle, no state of the optimizer.
 PUBLISHED_FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"),
-    *("configuration_dcl.py", "calibration_dcl.py", "modeling_dcl.py", "image_processing_dcl.py", "errors_dcl.py"),
+    *("configuration_dcl.py", "calibration_dcl.py", "abstention_dcl.py", "modeling_dcl.py"),
+    *("image_processing_dcl.py", "errors_dcl.py"),
     *("onnx_dcl.py", "hub_dcl.py", "*.onnx"),  # where the checkpoint was exported, too
 )
 #: The validation metrics that can choose a checkpoint, and whether more is better.
@@ -75,7 +76,10 @@ class DCLTrainingArguments(TrainingArguments):
     )
     calibration: Literal["temperature", "isotonic", "none"] = field(
         default="temperature",
-        metadata={"help": "What makes probabilities of margins, fitted on the validation split at the end."},
+        metadata={
+            "help": "What makes probabilities of margins, fitted on the validation split at the end, as is what the "
+            "checkpoint abstains from; none: fit neither."
+        },
     )
     channels_last: bool = field(
         default=False, metadata={"help": "Memory format of images and weights; often faster on GPUs, measure it."}
