@@ -21,7 +21,7 @@ MOST_ENLARGED = 4.0
 #: Degrees to either side. At this yaw the nose tip stands beyond the eye that is turned away; training rotates faces
 #: by up to 30 degrees.
 LARGEST_YAW, LARGEST_ROLL = 60.0, 45.0
-#: Share of the validation faces above the threshold of distance, and of those below that of sharpness.
+#: Largest share of the validation faces above the threshold of distance, and of those below that of sharpness.
 REFUSED = 0.01
 
 #: Share of a crop's side around its centre in which sharpness is measured: the inner face, not what is behind it.
@@ -199,15 +199,15 @@ def reason_to_abstain(
     if sharpest is not None and not quality.sharpness >= sharpest:
         return Abstention(
             "too_blurred",
-            f"The face is too blurred: its sharpness is {quality.sharpness:.2f}, and {100 * (1 - REFUSED):g} % of the "
-            f"faces on which this checkpoint was validated have at least {sharpest:.2f}.",
+            f"The face is too blurred: its sharpness is {quality.sharpness:.2f}, and at least "
+            f"{100 * (1 - REFUSED):g} % of the faces on which the model was validated have {sharpest:.2f} or more.",
         )
     farthest = familiarity.get("distance_threshold")
     if distance is not None and farthest is not None and not distance <= farthest:
         return Abstention(
             "unfamiliar",
-            f"The face is unlike those that the checkpoint has seen: its distance from them is {distance:.2f}, and "
-            f"that of {100 * (1 - REFUSED):g} % of the faces on which it was validated at most {farthest:.2f}.",
+            f"The face is unlike those that the model has seen: its distance from them is {distance:.2f}, and "
+            f"at least {100 * (1 - REFUSED):g} % of the faces on which it was validated have {farthest:.2f} or less.",
         )
     return None
 
@@ -328,10 +328,10 @@ def describe_abstention(familiarity: Mapping[str, Any] | None) -> str:
             f"data a face may be is not known ({why})."
         )
     of = [f"{familiarity[name]} {name}" for name in ("faces", "families") if familiarity.get(name) is not None]
-    share = f"{100 * (1 - REFUSED):g} %"
+    share = f"{100 * (1 - REFUSED):g} % of the validation split"
     return (
         f"No number is given where there is no face, or a face is {fixed}, or is more blurred, or farther from what "
-        f"the model has seen, than {share} of the validation split{' (' + ' of '.join(of) + ')' if of else ''}."
+        f"the model has seen, than at least {share}{' (' + ' of '.join(of) + ')' if of else ''}."
     )
 
 
