@@ -7,6 +7,7 @@ go through the same transform. Coordinates are continuous: pixel (0, 0) covers t
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +39,8 @@ ALIGNED_LANDMARKS = (
     / 112
 )
 CROP_KINDS = ("box", "aligned5")
+#: Intersection over union of boxes above which a face goes on where one of the frame before was.
+SAME_FACE = 0.1
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DCL_CACHE") or "~/.cache/dcl").expanduser()
 
 
-def find_yunet() -> Path | None:
-    """Return the YuNet model file: `DCL_YUNET` if set, else from the Hub, else from the cache folder, or None."""
+def find_yunet(ask_hub: bool = True) -> Path | None:
+    """Return the YuNet model file: `DCL_YUNET` if set, else from the Hub, else from the cache folder, or None.
+
+    Args:
+        ask_hub: whether it may be downloaded; else only what was downloaded before is looked through.
+    """
     if given := os.environ.get("DCL_YUNET"):
         return Path(given)
     try:
-        path = Path(hf_hub_download(YUNET_REPOSITORY, YUNET_FILE, local_files_only=not hub_is_reachable()))
+        local = not (ask_hub and hub_is_reachable())
+        path = Path(hf_hub_download(YUNET_REPOSITORY, YUNET_FILE, local_files_only=local))
         if hashlib.sha256(path.read_bytes()).hexdigest() == YUNET_SHA256:
             return path
         logger.warning("the Hub has another %s than the one this was tested with: it is not used.", YUNET_FILE)
@@ -84,6 +92,23 @@ def find_yunet() -> Path | None:
         logger.debug("%s was not to be had from the Hub: %s", YUNET_FILE, error)
     cached = cache_folder() / YUNET_FILE
     return cached if cached.is_file() else None
+
+
+def yunet_of_checkpoint(name: str, revision: str | None = None) -> Path | None:
+    """Return the YuNet model file that came with a checkpoint, None if none did.
+
+    Args:
+        name: its folder, or its id on the Hub, as `PreTrainedModel.name_or_path` says it; it may be empty.
+        revision: the commit on the Hub.
+    """
+    if not name or Path(name).is_dir():
+        path = Path(name, YUNET_FILE)
+        return path if name and path.is_file() else None
+    try:
+        return Path(hf_hub_download(name, YUNET_FILE, revision=revision, local_files_only=not hub_is_reachable()))
+    except Exception as error:  # as above; and a folder that is gone is no name of a repository
+        logger.debug("%s did not come with %s: %s", YUNET_FILE, name, error)
+        return None
 
 
 class YuNet:
@@ -303,6 +328,32 @@ def map_points(points: np.ndarray, transform: np.ndarray) -> np.ndarray:
     return (np.asarray(points, np.float64) @ transform[:, :2].T + transform[:, 2]).astype(np.float32)
 
 
+def overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """Return the intersection over union of two boxes (left, top, right, bottom), in [0, 1]."""
+    extent = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+    shared = float(np.prod(np.maximum(extent, 0)))
+    return shared / float(np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared)
+
+
+def go_on(boxes: Sequence[np.ndarray], last: Sequence[np.ndarray]) -> list[int | None]:
+    """Link the faces of a frame to those seen last: those that overlap most first, each at most once.
+
+    Args:
+        boxes: of the faces of a frame, (4,) each.
+        last: the boxes where faces were seen last.
+
+    Returns:
+        For each of `boxes` the place in `last` of the one that it goes on from, None if it overlaps none of those left
+        by more than `SAME_FACE`.
+    """
+    pairs = [(overlap(box, other), i, j) for i, box in enumerate(boxes) for j, other in enumerate(last)]
+    found: list[int | None] = [None] * len(boxes)
+    for share, i, j in sorted(pairs, key=lambda pair: -pair[0]):
+        if share > SAME_FACE and found[i] is None and j not in found:
+            found[i] = j
+    return found
+
+
 def _require_opencv() -> None:
     if cv2 is None:
         raise InputError("finding and cutting faces needs OpenCV: pip install opencv-python-headless.")
@@ -311,6 +362,7 @@ def _require_opencv() -> None:
 __all__ = [
     "CROP_KINDS",
     "DSFD",
+    "SAME_FACE",
     "Face",
     "FaceDetector",
     "YuNet",
@@ -320,5 +372,8 @@ __all__ = [
     "cut",
     "find_yunet",
     "fit_similarity",
+    "go_on",
     "map_points",
+    "overlap",
+    "yunet_of_checkpoint",
 ]

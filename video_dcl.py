@@ -17,6 +17,24 @@ _ERRORS = (OSError, ValueError, *([] if av is None else [av.FFmpegError]))  # Py
 
 #: Suffixes of what is taken for a video.
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+#: Containers that are opened, by FFmpeg's names. Others, as playlists, lead to further files or into the network,
+#: whatever the name of the file.
+_CONTAINERS = (
+    "mov",
+    "matroska",
+    "webm",
+    "avi",
+    "mpeg",
+    "mpegts",
+    "mpegvideo",
+    "m4v",
+    "h264",
+    "hevc",
+    "flv",
+    "asf",
+    "ogg",
+)
+_OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
 
 
 class Video:
@@ -38,7 +56,7 @@ class Video:
             raise InputError("reading videos needs PyAV: pip install av.")
         self.path = Path(path)
         try:
-            self._container = av.open(str(path), metadata_errors="ignore")
+            self._container = av.open(str(path), metadata_errors="ignore", options=_OPTIONS)
         except _ERRORS as error:
             raise InputError(
                 f"the video {path} cannot be opened ({reason(error)}): copy or download it again."
@@ -76,6 +94,21 @@ class Video:
     def numbers(self) -> range:
         """The numbers of the frames that are there."""
         return range(len(self._times))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of a frame in pixels as the header claims them, before it is turned upright."""
+        return self._stream.codec_context.width, self._stream.codec_context.height
+
+    @property
+    def duration(self) -> float:
+        """How long all frames are shown, in seconds; the last one as long as the others on average."""
+        length = len(self._times)
+        return self.time(length - 1) * length / (length - 1) if length > 1 else 0.0
+
+    def time(self, number: int) -> float:
+        """Return when a frame is shown, in seconds after the first one."""
+        return float((self._times[number] - self._times[0]) * self._stream.time_base)
 
     def __enter__(self) -> "Video":
         return self
@@ -122,6 +155,24 @@ class Video:
                 yield at, _upright(frame)
             else:
                 raise InputError(f"{self.path} gives no frame {wanted}: copy or download it again.")
+
+    def read_readable(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray | InputError]]:
+        """Decode frames, in order; one that cannot be decoded costs only itself.
+
+        Args:
+            numbers: of the wanted frames, of `self.numbers`, in any order.
+
+        Yields:
+            The number, and the frame as `read` gives it, or why it cannot be had.
+        """
+        waiting = sorted(set(numbers))
+        while waiting:
+            try:
+                for number, image in self.read(waiting):
+                    waiting.remove(number)
+                    yield number, image
+            except InputError as error:  # the decoder may start anew after the damage
+                yield waiting.pop(0), error
 
     def _decode(self, start: int) -> Iterator[tuple[int, "av.VideoFrame"]]:
         """Yield frames and their numbers, from a frame that a decoder can start from."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..dataset_dcl import DEFAULT_ENCODING, FAKE, REAL, encode_image
 from ..errors_dcl import InputError, reason
-from ..faces_dcl import Face, FaceDetector, crop_transform, cut
+from ..faces_dcl import SAME_FACE, Face, FaceDetector, crop_transform, cut, overlap
 from ..video_dcl import evenly_spaced
 from .clips import Clip
 from .failures import Failures
@@ -24,8 +24,7 @@ _PASSING = {
     *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET),
 }
 _FORGED_ABOVE = 40  # of 255: a mask that went through a video codec is grey around what it marks
-_SAME_FACE = 0.1  # intersection over union above which a face goes on where it was
-_SAME_PLACE = 0.5  # the same, above which a face of a forgery is cut as that of its source frame
+_SAME_PLACE = 0.5  # intersection over union above which a face of a forgery is cut as that of its source frame
 _COMPARABLE = 0.5  # of the longest clip of a family: a shorter one has broken off, and the others do not wait for it
 
 
@@ -102,7 +101,7 @@ class _Place(NamedTuple):
 
     def is_about(self, face: Face, image: np.ndarray) -> bool:
         """Whether a face is at this place, in an image of the same size."""
-        return self.size == image.shape[:2] and _overlap(self.face.box, face.box) > _SAME_PLACE
+        return self.size == image.shape[:2] and overlap(self.face.box, face.box) > _SAME_PLACE
 
 
 @contextmanager
@@ -262,8 +261,8 @@ def choose_face(faces: Sequence[Face], mask: np.ndarray | None = None, last: Fac
     if mask is not None and mask.any():
         return max(faces, key=lambda face: _mask_inside(face, mask))
     if last is not None:
-        nearest = max(faces, key=lambda face: _overlap(face.box, last.box))
-        if _overlap(nearest.box, last.box) > _SAME_FACE:
+        nearest = max(faces, key=lambda face: overlap(face.box, last.box))
+        if overlap(nearest.box, last.box) > SAME_FACE:
             return nearest
     return faces[0]
 
@@ -271,13 +270,6 @@ def choose_face(faces: Sequence[Face], mask: np.ndarray | None = None, last: Fac
 def _mask_inside(face: Face, mask: np.ndarray) -> int:
     left, top, right, bottom = np.maximum(np.round(face.box), 0).astype(int)
     return int(mask[top:bottom, left:right].sum(dtype=np.int64))
-
-
-def _overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Return the intersection over union of two boxes."""
-    extent = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
-    shared = float(np.prod(np.maximum(extent, 0)))
-    return shared / float(np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared)
 
 
 __all__ = ["Extraction", "choose_face", "family_rows"]

@@ -81,18 +81,8 @@ class VideoFrames:
 
 class _VideoReader:
     def __init__(self, video: Video):
-        self._video = video
         self.numbers = video.numbers
-
-    def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, Frame]]:
-        waiting = sorted(set(numbers))
-        while waiting:
-            try:
-                for number, image in self._video.read(waiting):
-                    waiting.remove(number)
-                    yield number, image
-            except InputError as error:  # the decoder may start anew after the damage
-                yield waiting.pop(0), error
+        self.read = video.read_readable
 
 
 @dataclass(frozen=True)
