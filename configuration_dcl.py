@@ -1,5 +1,6 @@
 """Configuration of DCL."""
 
+import copy
 import math
 from typing import Any, Literal
 
@@ -8,6 +9,15 @@ from transformers import PreTrainedConfig
 
 from .abstention_dcl import check_familiarity
 from .calibration_dcl import check_calibration
+
+#: What `transformers.pipeline` finds in a checkpoint beside its own tasks.
+CUSTOM_PIPELINES = {
+    "face-forgery-detection": {
+        "impl": "pipeline_dcl.FaceForgeryDetectionPipeline",
+        "pt": ["AutoModelForImageClassification"],
+        "type": "image",
+    }
+}
 
 
 @strict
@@ -107,6 +117,10 @@ class DCLConfig(PreTrainedConfig):
             "AutoModelForPreTraining": "modeling_dcl.DCLForPreTraining",
             **(getattr(self, "auto_map", None) or {}),
         }
+        self.custom_pipelines = {
+            **(getattr(self, "custom_pipelines", None) or {}),
+            **copy.deepcopy(CUSTOM_PIPELINES),
+        }
 
     def validate_architecture(self) -> None:
         """Check that every number is in its range and that the two classes are real and fake."""
@@ -135,4 +149,4 @@ class DCLConfig(PreTrainedConfig):
 
 DCLConfig.register_for_auto_class()
 
-__all__ = ["DCLConfig"]
+__all__ = ["CUSTOM_PIPELINES", "DCLConfig"]

@@ -13,9 +13,13 @@ Source: Sun et al., "Dual Contrastive Learning for General Face Forgery Detectio
 import copy
 import difflib
 import functools
+import hashlib
 import json
+import os
+import shutil
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -30,6 +34,11 @@ from transformers.utils import ModelOutput, logging
 from .calibration_dcl import calibrate
 from .configuration_dcl import DCLConfig
 from .errors_dcl import InputError
+from .faces_dcl import YUNET_FILE, YUNET_SHA256, find_yunet, yunet_of_checkpoint
+
+if TYPE_CHECKING:
+    # What is imported relatively anywhere in a file ships with it: so every checkpoint carries its pipeline.
+    from .pipeline_dcl import FaceForgeryDetectionPipeline  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
@@ -294,6 +303,24 @@ class DCLPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if isinstance(module, DCLModel):
                 module.backbone.set_grad_checkpointing(enable)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the model with its code, its pipeline, and the face detector if its file is on this machine.
+
+        Args:
+            save_directory: the folder.
+            **kwargs: as of `PreTrainedModel.save_pretrained`.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        target = Path(save_directory, YUNET_FILE)
+        if kwargs.get("is_main_process", True) and not target.exists():
+            source = yunet_of_checkpoint(self.name_or_path, getattr(self.config, "_commit_hash", None)) or find_yunet(
+                ask_hub=False
+            )
+            if source is None:
+                logger.info("the face detector %s is not on this machine: the checkpoint goes without it.", YUNET_FILE)
+            elif hashlib.sha256(source.read_bytes()).hexdigest() == YUNET_SHA256:
+                shutil.copyfile(source, target)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -32,12 +32,11 @@ from .views import apply_device_views, cell_masks
 
 logger = logging.getLogger(__name__)
 
-#: What makes a repository of the Hub that loads: no pickle, no state of the optimizer.
+#: What makes a repository of the Hub that loads, its pipeline and face detector with it: no pickle, no state of the
+#: optimizer. Of code there is in a checkpoint what ships with it.
 PUBLISHED_FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"),
-    *("configuration_dcl.py", "calibration_dcl.py", "abstention_dcl.py", "modeling_dcl.py"),
-    *("image_processing_dcl.py", "errors_dcl.py"),
-    *("onnx_dcl.py", "hub_dcl.py", "*.onnx"),  # where the checkpoint was exported, too
+    *("*_dcl.py", "*.onnx"),
 )
 #: The validation metrics that can choose a checkpoint, and whether more is better.
 VALIDATION_METRICS = {"auc": True, "eer": False, "accuracy": True, "video_auc": True, "loss": False}

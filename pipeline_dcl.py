@@ -1,0 +1,898 @@
+"""The pipeline `face-forgery-detection`: pictures and videos in, a verdict on each face and each person out.
+
+    pipe = pipeline("face-forgery-detection", model=FOLDER_OR_ID, trust_remote_code=True)
+    pipe("photograph.jpg")
+    for event in pipe.stream(["holiday/", "interview.mp4"]): ...
+
+Everything that decides an answer comes with the checkpoint: how faces are cut, how margins become probabilities, from
+where on a face is called forged, and what lies too far from what the model saw to be judged at all.
+
+The rules of the verdicts. A face is "forged" at or above the checkpoint's threshold for frames, a person in a video at
+or above its threshold for videos, on the mean of the calibrated `p_fake` of the frames that were judged; what is below
+is "not_called_forged", never "real". The two thresholds can disagree, as when single frames of a person reach the one
+and their mean does not reach the other: then the person's verdict holds. A picture has the verdict of its most
+suspicious face, a video that of its most suspicious person; where nothing was judged it is "abstained".
+"""
+
+import copy
+import itertools
+import os
+import re
+import tempfile
+import threading
+import urllib.request
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Pipeline, PreTrainedModel
+
+from .abstention_dcl import Abstention, FaceQuality, distances, measure_face, reason_to_abstain
+from .calibration_dcl import OPERATING_POINTS, calibrate
+from .configuration_dcl import CUSTOM_PIPELINES
+from .errors_dcl import InputError, reason
+from .faces_dcl import Face, YuNet, crop_transform, cut, find_yunet, go_on, map_points, yunet_of_checkpoint
+from .hub_dcl import hub_is_reachable
+from .image_processing_dcl import DCLImageProcessor
+from .images_dcl import MOST_PIXELS, PICTURE_KINDS, PICTURE_SUFFIXES, file_kind, read_picture
+from .modeling_dcl import DCLForImageClassification
+from .onnx_dcl import OnnxClassifier
+from .video_dcl import VIDEO_SUFFIXES, Video, evenly_spaced
+
+try:  # drawing and finding faces needs it, and says so
+    import cv2
+except ImportError:
+    cv2 = None
+
+BACKENDS = ("torch", "onnx")
+FORGED, NOT_CALLED_FORGED, ABSTAINED = "forged", "not_called_forged", "abstained"
+NO_THRESHOLD = 0.5  # where the checkpoint has none
+_POINTS = {
+    "eer": "equal error rates",
+    "fpr_0.05": "a false positive rate of 5 %",
+    "fpr_0.01": "a false positive rate of 1 %",
+}
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+_MOST_DOWNLOADED = 2 << 30  # bytes
+_PATIENCE = 30.0  # seconds without a byte of a download
+_GAP = 3  # frames that a person may be out of sight
+_CUT = 40.0  # of 255, mean difference of two thumbnails: the scene is another
+_FEWEST_FRAMES = 3  # of a person in a longer video: less may be a face where there is none
+_RISE = 0.1  # of p_fake from one frame to the next that is worth a look
+
+
+@dataclass(frozen=True)
+class DetectionOptions:
+    """How pictures and videos are looked at; given to the pipeline when it is made, or to a call.
+
+    Attributes:
+        num_frames: of a video, evenly spaced, at most.
+        batch_size: faces that go through the model at once, of one file or of several.
+        operating_point: which of the checkpoint's thresholds decides, a name of `OPERATING_POINTS`; None is "eer"
+            where the checkpoint has it, else 0.5, and each sentence says so.
+        abstain: whether faces that are too small, too blurred, too much turned, or too far from what the model saw,
+            are left without a number.
+        allow_urls: whether http and https addresses are fetched.
+        most_pixels: a larger picture or frame is refused before it is decoded.
+        most_seconds: a longer video is refused; None: none is.
+        largest_only: whether only the largest face of a picture or frame is looked at.
+
+    Raises:
+        InputError: if a value is out of its range.
+    """
+
+    num_frames: int = 32
+    batch_size: int = 16
+    operating_point: str | None = None
+    abstain: bool = True
+    allow_urls: bool = False
+    most_pixels: int = MOST_PIXELS
+    most_seconds: float | None = None
+    largest_only: bool = False
+
+    def __post_init__(self):
+        for name in ("num_frames", "batch_size", "most_pixels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name} is {value!r}: choose a whole number from 1 on.")
+        if self.operating_point not in (None, *OPERATING_POINTS):
+            raise InputError(
+                f"operating_point is {self.operating_point!r}: choose one of {', '.join(OPERATING_POINTS)}."
+            )
+        if self.most_seconds is not None and not self.most_seconds > 0:
+            raise InputError(f"most_seconds is {self.most_seconds!r}: choose a number above 0, or None.")
+
+    def changed(self, changes: dict[str, Any]) -> "DetectionOptions":
+        """Return these options with some changed; raises `InputError` if there is no such option."""
+        known = [each.name for each in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise InputError(f"there is no option {name!r}: choose from {', '.join(known)}.")
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class _Threshold:
+    """From where on something is called forged, and how sentences call that."""
+
+    value: float
+    point: str | None
+
+    def verdict(self, p_fake: float) -> str:
+        return FORGED if p_fake >= self.value else NOT_CALLED_FORGED
+
+    def sentence(self, who: str, number: str, p_fake: float, what: str) -> str:
+        """Say in words what `verdict` says; `what` is what the threshold is for."""
+        name = f"the checkpoint's threshold for {what} ({_POINTS.get(self.point)})"
+        if self.point is None:
+            name = f"a mere convention: the checkpoint brings no threshold for {what}, take it with caution"
+        if p_fake >= self.value:
+            return f"{who} is called forged: {number} {p_fake:.3f} is at or above {self.value:.3f}, {name}."
+        return (
+            f"{who} is not called forged: {number} {p_fake:.3f} is below {self.value:.3f}, {name}. "
+            "That does not prove it real."
+        )
+
+
+@dataclass
+class _Found:
+    """A face on its way to the model."""
+
+    record: dict[str, Any]
+    who: str
+    pixels: np.ndarray
+    quality: FaceQuality
+    subject: "_Subject"
+
+
+@dataclass
+class _Subject:
+    """A picture or video on its way through the pipeline."""
+
+    name: str | None
+    waiting: int = 0  # faces that the model has not seen yet
+    read: bool = False
+    result: dict[str, Any] = field(default_factory=dict)
+    people: "_People | None" = None
+    error: str | None = None
+
+
+@dataclass
+class _Person:
+    box: np.ndarray
+    step: int  # at which the face was seen last
+    frames: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _People:
+    """Links the faces of a video's frames to people: by place, within a scene."""
+
+    def __init__(self):
+        self.all: list[_Person] = []
+        self._step = 0
+        self._thumbnail: np.ndarray | None = None
+        self._scene_began = 0
+
+    def follow(self, image: np.ndarray, faces: list[Face]) -> list[_Person]:
+        """Return whose faces those of the next frame are, in their order."""
+        thumbnail = cv2.resize(image, (16, 9), interpolation=cv2.INTER_AREA).astype(np.float32)
+        if self._thumbnail is not None and np.abs(thumbnail - self._thumbnail).mean() > _CUT:
+            self._scene_began = self._step
+        self._thumbnail = thumbnail
+        there = [p for p in self.all if p.step >= max(self._scene_began, self._step - _GAP)]
+        found = []
+        for face, place in zip(faces, go_on([f.box for f in faces], [p.box for p in there]), strict=True):
+            person = _Person(face.box, self._step) if place is None else there[place]
+            person.box, person.step = face.box, self._step
+            if place is None:
+                self.all.append(person)
+            found.append(person)
+        self._step += 1
+        return found
+
+
+class FaceForgeryDetectionPipeline(Pipeline):
+    """Finds the faces of pictures and videos, and tells of each whether it is called forged, and why.
+
+    Made by `pipeline("face-forgery-detection", model=FOLDER_OR_ID, trust_remote_code=True)`, or, by the code of this
+    package and not the checkpoint's, by `from_pretrained`.
+
+    Args:
+        model: a `DCLForImageClassification` or an `OnnxClassifier`.
+        *args: as of `Pipeline`.
+        backend: "onnx" runs the `model.onnx` that lies beside the weights instead of them, on the CPU.
+        **kwargs: as of `Pipeline`, `image_processor` among them, and fields of `DetectionOptions`.
+
+    Attributes:
+        options: what holds for calls that do not say otherwise.
+
+    Raises:
+        InputError: if an option is wrong, or the checkpoint does not say how YuNet's faces are cut for it.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, model: PreTrainedModel | OnnxClassifier, *args: Any, backend: str = "torch", **kwargs: Any):
+        known = {each.name for each in fields(DetectionOptions)}
+        self.options = DetectionOptions(**{name: kwargs.pop(name) for name in known & kwargs.keys()})
+        if backend not in BACKENDS:
+            raise InputError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}.")
+        if backend == "onnx" and isinstance(model, PreTrainedModel):
+            model = OnnxClassifier.from_pretrained(model.name_or_path)
+        if not isinstance(model, PreTrainedModel):
+            kwargs["device"] = "cpu"
+        # `pipeline()` puts classes in place of their names, which no config.json can hold.
+        others = getattr(model.config, "custom_pipelines", None) or {}
+        model.config.custom_pipelines = {**others, **copy.deepcopy(CUSTOM_PIPELINES)}
+        super().__init__(model, *args, **kwargs)
+        if isinstance(model, PreTrainedModel):
+            model.eval()
+        self.crop = _checked_crop(getattr(self.image_processor, "crop", None), _name_of(model))
+        self._detector: YuNet | None = None
+        self._detecting = threading.Lock()  # YuNet keeps the size of its image
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, backend: str = "torch", device: str | None = None, **options: Any
+    ) -> "FaceForgeryDetectionPipeline":
+        """Load a checkpoint, or what `export.py` made of one, by the code of this package.
+
+        Args:
+            name: its folder, or its id on the Hub.
+            backend: "torch" runs the weights, "onnx" the graph `model.onnx`.
+            device: such as cpu, cuda:1 or mps; the fastest there is if None.
+            **options: fields of `DetectionOptions`.
+
+        Raises:
+            InputError: if there is no such checkpoint or device, or an option is wrong.
+        """
+        name = str(name)
+        if backend not in BACKENDS:
+            raise InputError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}.")
+        if not Path(name).is_dir():
+            if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+                raise InputError(f"there is no folder {name}: give that of a checkpoint, or an id of the Hub.")
+            hub_is_reachable()
+        elif backend == "torch" and not list(Path(name).glob("*.safetensors")) and Path(name, "model.onnx").is_file():
+            raise InputError(f"{name} holds a graph and no weights: choose the backend onnx.")
+        if device is not None:
+            try:
+                torch.zeros(1, device=device).item()
+            except Exception as error:  # RuntimeError, AssertionError or others, by the kind of device
+                raise InputError(f"there is no device {device!r} here: choose another one, such as cpu.") from error
+        try:
+            processor = DCLImageProcessor.from_pretrained(name)
+            model = (
+                OnnxClassifier.from_pretrained(name)
+                if backend == "onnx"
+                else DCLForImageClassification.from_pretrained(name)
+            )
+        except InputError:
+            raise
+        except Exception as error:  # of the files, of what they say, or of the Hub
+            raise InputError(
+                f"{name} cannot be loaded as a checkpoint ({reason(error)}): give the folder of one, or an id of the "
+                "Hub."
+            ) from error
+        return cls(model, backend=backend, image_processor=processor, task=TASK, device=device, **options)
+
+    # ------------------------------------------------------------------------------------------------- what is called
+
+    def __call__(self, inputs: Any, **options: Any) -> dict[str, Any] | list[dict[str, Any]]:
+        """Judge a picture, a video, a folder, or a list of them.
+
+        Args:
+            inputs: the path of a picture, video or folder; an address, with `allow_urls`; a `PIL.Image`; a uint8 RGB
+                array (height, width, 3); or a list of those.
+            **options: fields of `DetectionOptions` that differ in this call.
+
+        Returns:
+            The result of one file or picture; of a folder or list, a list with one for each, in order, where
+            `{"kind": "error", "name", "sentence"}` stands for what cannot be read.
+
+        Raises:
+            InputError: if an option is wrong, or a single input cannot be read.
+        """
+        several = _is_several(inputs)
+        results = [result for event in self.stream(inputs, **options) if (result := result_of(event)) is not None]
+        return results if several else results[0]
+
+    def stream(self, inputs: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        """Judge as `__call__` does, and yield what happens as it happens; closing the iterator frees everything.
+
+        Args:
+            inputs: as of `__call__`; of a list, also any iterable, which is read as it is needed.
+            **options: as of `__call__`.
+
+        Yields:
+            `{"event": "progress", "name", "done", "total"}` after each frame of a video, and for each input, in order,
+            `{"event": "result", "result"}` or, in a list or folder, `{"event": "error", "name", "sentence"}`.
+
+        Raises:
+            InputError: if an option is wrong, or a single input cannot be read.
+        """
+        chosen = self.options.changed(options)
+        thresholds = {level: self._threshold(level, chosen) for level in ("frame", "video")}
+        several = _is_several(inputs)
+        return self._stream(_each(inputs) if several else iter([inputs]), several, thresholds, chosen)
+
+    def read_frames(self, path: str | Path, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield frames of a video in order, each with its number: RGB, uint8 (height, width, 3), upright.
+
+        Raises:
+            InputError: if the video cannot be opened, or a frame not be decoded.
+        """
+        with Video(path) as video:
+            yield from video.read(numbers)
+
+    # -------------------------------------------------------------------------------------------- one after the other
+
+    def _stream(
+        self,
+        inputs: Iterator[Any],
+        several: bool,
+        thresholds: dict[str, _Threshold],
+        options: DetectionOptions,
+    ) -> Iterator[dict[str, Any]]:
+        subjects: deque[_Subject] = deque()
+        faces: list[_Found] = []  # of the last subjects, fewer than a batch
+        for item in inputs:
+            subject = _Subject(_name_of(item))
+            subjects.append(subject)
+            try:
+                for done, total, found in self._look(item, subject, options):
+                    subject.waiting += len(found)
+                    faces += found
+                    while len(faces) >= options.batch_size:
+                        self._judge(faces[: options.batch_size], thresholds["frame"], options)
+                        del faces[: options.batch_size]
+                    if total is not None:
+                        yield {"event": "progress", "name": subject.name, "done": done, "total": total}
+            except InputError as error:
+                if not several:
+                    raise
+                subject.error = str(error)
+                subject.waiting = 0
+                faces = [face for face in faces if face.subject is not subject]
+            subject.read = True
+            if len(subjects) > options.batch_size:  # pictures without a face wait behind one with a face
+                self._judge(faces, thresholds["frame"], options)
+                faces = []
+            while subjects and subjects[0].read and not subjects[0].waiting:
+                yield _event(subjects.popleft(), thresholds)
+        self._judge(faces, thresholds["frame"], options)
+        for subject in subjects:
+            yield _event(subject, thresholds)
+
+    def _look(
+        self, item: Any, subject: _Subject, options: DetectionOptions
+    ) -> Iterator[tuple[int, int | None, list[_Found]]]:
+        """Read one input and yield the faces that are found: how far it is, of how much, and those of this frame."""
+        with ExitStack() as stack:
+            if isinstance(item, str) and _ADDRESS.match(item):
+                if not options.allow_urls:
+                    raise InputError(f"{item} is an address: pass allow_urls=True to have it fetched.")
+                item = stack.enter_context(_downloaded(item))
+            if _is_video(item):
+                yield from self._look_at_video(Path(item), subject, options)
+                return
+            image = read_picture(item, options.most_pixels)
+            subject.result = {"kind": "image", "name": subject.name, "width": image.shape[1], "height": image.shape[0]}
+            faces = self._detect(image, options)
+            subject.result["faces"] = [{"face": number} for number in range(1, len(faces) + 1)]
+            found = [
+                self._prepared(image, face, record, f"Face {record['face']}", subject, options)
+                for face, record in zip(faces, subject.result["faces"], strict=True)
+            ]
+            yield 1, None, [face for face in found if face is not None]
+
+    def _look_at_video(
+        self, path: Path, subject: _Subject, options: DetectionOptions
+    ) -> Iterator[tuple[int, int, list[_Found]]]:
+        with Video(path) as video:
+            width, height = video.size
+            if width * height > options.most_pixels:
+                raise InputError(
+                    f"the frames of {path} have {width}x{height} pixels, more than {options.most_pixels:,}: make them "
+                    "smaller, or raise most_pixels."
+                )
+            if options.most_seconds is not None and video.duration > options.most_seconds:
+                raise InputError(
+                    f"{path} lasts {video.duration:.1f} s, more than {options.most_seconds:g} s: cut it, or raise "
+                    "most_seconds."
+                )
+            numbers = evenly_spaced(len(video.numbers), options.num_frames)
+            subject.people, frames_read, error = _People(), 0, None
+            for done, (number, image) in enumerate(video.read_readable(numbers), start=1):
+                found: list[_Found | None] = []
+                if isinstance(image, InputError):
+                    error = image
+                else:
+                    frames_read += 1
+                    height, width = image.shape[:2]
+                    faces, time = self._detect(image, options), video.time(number)
+                    for face, person in zip(faces, subject.people.follow(image, faces), strict=True):
+                        record = {"frame": number, "time": time}
+                        person.frames.append(record)
+                        who = f"The face at {time:.2f} s"
+                        found.append(self._prepared(image, face, record, who, subject, options))
+                yield done, len(numbers), [face for face in found if face is not None]
+            if not frames_read:
+                raise error
+            subject.result = {
+                "kind": "video",
+                "name": subject.name,
+                "width": width,
+                "height": height,
+                "duration": video.duration,
+                "frame_rate": len(video.numbers) / video.duration if video.duration else None,
+                "frames_read": frames_read,
+            }
+
+    def _detect(self, image: np.ndarray, options: DetectionOptions) -> list[Face]:
+        with self._detecting:
+            if self._detector is None:
+                self._detector = YuNet(_yunet_of(self.model))
+            faces = self._detector.detect(image)
+        return faces[:1] if options.largest_only else faces
+
+    def _prepared(
+        self,
+        image: np.ndarray,
+        face: Face,
+        record: dict[str, Any],
+        who: str,
+        subject: _Subject,
+        options: DetectionOptions,
+    ) -> _Found | None:
+        """Fill a face's record as far as it is known, and cut it out; None where it need not be judged."""
+        size = self.crop["size"]
+        transform = crop_transform(face, self.crop)
+        back = np.linalg.inv(np.vstack([transform, [0, 0, 1]]))[:2]
+        corners = np.array([[0, 0], [size, 0], [size, size], [0, size]])
+        record |= {
+            "box": [float(value) for value in face.box],
+            "detection_score": float(face.score),
+            "p_fake": None,
+            "p_fake_raw": None,
+            "verdict": ABSTAINED,
+            "sentence": "",
+            "reason": None,
+            "evidence": None,
+            "evidence_box": map_points(corners, back).tolist(),
+        }
+        pixels = cut(image, transform, size)
+        quality = measure_face(pixels, face, transform)
+        if options.abstain:  # what needs no look of the model
+            abstention = reason_to_abstain(quality, None, self._familiarity)
+            if abstention is not None:
+                _abstain(record, who, abstention)
+                return None
+        return _Found(record, who, pixels, quality, subject)
+
+    @property
+    def _familiarity(self) -> dict[str, Any] | None:
+        return getattr(self.model.config, "familiarity", None)
+
+    def _judge(self, faces: list[_Found], threshold: _Threshold, options: DetectionOptions) -> None:
+        """Let the model look at faces, and write into their records what it says."""
+        if not faces:
+            return
+        judged = self.postprocess(self.forward(self.preprocess([face.pixels for face in faces])))
+        familiarity = self._familiarity
+        far = [None] * len(faces) if familiarity is None else distances(judged["embedding"], familiarity)
+        for index, face in enumerate(faces):
+            face.subject.waiting -= 1
+            if options.abstain:
+                distance = None if far[index] is None else float(far[index])
+                abstention = reason_to_abstain(face.quality, distance, familiarity)
+                if abstention is not None:
+                    _abstain(face.record, face.who, abstention)
+                    continue
+            p_fake = float(judged["p_fake"][index])
+            face.record |= {
+                "p_fake": p_fake,
+                "p_fake_raw": float(judged["p_fake_raw"][index]),
+                "verdict": threshold.verdict(p_fake),
+                "sentence": threshold.sentence(face.who, "its p_fake of", p_fake, "faces"),
+                "evidence": judged["evidence"][index],
+            }
+
+    def _threshold(self, level: str, options: DetectionOptions) -> _Threshold:
+        points = (self.model.config.calibration or {}).get(level, {})
+        point = options.operating_point or "eer"
+        value = points.get("thresholds", {}).get(point)
+        if value is not None:
+            return _Threshold(float(value), point)
+        if options.operating_point is None:
+            return _Threshold(NO_THRESHOLD, None)
+        why = points.get("reasons", {}).get(point, "it was not calibrated for it")
+        there = [name for name, at in points.get("thresholds", {}).items() if at is not None]
+        raise InputError(
+            f"the checkpoint has no threshold {point} for a {level} ({why}): "
+            + (
+                f"choose {' or '.join(there)}, or leave operating_point out."
+                if there
+                else "leave operating_point out."
+            )
+        )
+
+    # ------------------------------------------------------------------------------------- the steps of a `Pipeline`
+
+    def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
+        if parameters:
+            DetectionOptions().changed(parameters)
+        return {}, {}, {}
+
+    def preprocess(self, crops: list[np.ndarray]) -> dict[str, torch.Tensor]:
+        """Make model input of face crops, uint8 (size, size, 3)."""
+        return {"pixel_values": self.image_processor(crops, return_tensors="pt")["pixel_values"]}
+
+    def _forward(self, inputs: dict[str, torch.Tensor]) -> Any:
+        return self.model(inputs["pixel_values"])
+
+    def postprocess(self, outputs: Any) -> dict[str, np.ndarray]:
+        """Make arrays of the model's answers: `p_fake` and `p_fake_raw` (N,), `evidence` (N, h, w), `embedding`."""
+        logits = outputs["logits"].double()
+        return {
+            "p_fake": self.model.p_fake(outputs["logits"]).numpy(),
+            "p_fake_raw": calibrate((logits[:, 1] - logits[:, 0]).numpy(), None),
+            "evidence": outputs["evidence"].float().numpy(),
+            "embedding": outputs["embedding"].float().numpy(),
+        }
+
+
+TASK = next(iter(CUSTOM_PIPELINES))
+
+# ------------------------------------------------------------------------------------------------------------- inputs
+
+
+def find_files(folder: str | Path) -> list[Path]:
+    """Return the pictures and videos of a folder and its sub-folders by their suffixes, in the order of their paths.
+
+    Hidden files and folders are left out, and links to folders are not followed.
+
+    Raises:
+        InputError: if there are none.
+    """
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        suffixes = PICTURE_SUFFIXES | VIDEO_SUFFIXES
+        found += [
+            Path(place, name)
+            for name in sorted(names)
+            if Path(name).suffix.lower() in suffixes and not name.startswith(".")
+        ]
+    if not found:
+        raise InputError(f"{folder} holds no picture and no video: give a folder that does.")
+    return found
+
+
+def _is_several(inputs: Any) -> bool:
+    if isinstance(inputs, str | Path):
+        return not _is_address(inputs) and os.path.isdir(inputs)
+    return isinstance(inputs, Iterable) and not isinstance(inputs, np.ndarray | Image.Image | bytes)
+
+
+def _is_address(item: Any) -> bool:
+    return isinstance(item, str) and _ADDRESS.match(item) is not None
+
+
+def _each(inputs: Any) -> Iterator[Any]:
+    """Yield the single inputs of a folder or a list, in which there may be folders."""
+    for item in find_files(inputs) if isinstance(inputs, str | Path) else inputs:
+        if isinstance(item, str | Path) and _is_several(item):
+            yield from find_files(item)
+        else:
+            yield item
+
+
+def _name_of(item: Any) -> str | None:
+    if isinstance(item, str | Path):
+        return str(item)
+    return str(getattr(item, "name_or_path", None) or getattr(item, "filename", None) or "") or None
+
+
+def _is_video(item: Any) -> bool:
+    """Whether a path leads to a video, by what is in it; raises `InputError` where its name says another thing."""
+    if not isinstance(item, str | Path):
+        return False
+    path = Path(item)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}: check its path.")
+    kind, suffix = file_kind(path), path.suffix.lower()
+    if kind == "video" and suffix in PICTURE_SUFFIXES:
+        raise InputError(f"{path} is a video under the name of a picture: give it the name of what it is.")
+    if kind in PICTURE_KINDS and suffix in VIDEO_SUFFIXES:
+        raise InputError(f"{path} is a picture under the name of a video: give it the name of what it is.")
+    return kind == "video" or (kind == "no picture" and suffix in VIDEO_SUFFIXES)
+
+
+@contextmanager
+def _downloaded(address: str) -> Iterator[Path]:
+    """Fetch an address into a file that is there inside of the `with`."""
+    suffix = Path(address.split("?")[0].split("#")[0]).suffix.lower()
+    with tempfile.TemporaryDirectory(prefix="dcl-") as folder:
+        path = Path(folder, f"file{suffix if suffix in PICTURE_SUFFIXES | VIDEO_SUFFIXES else ''}")
+        try:
+            with urllib.request.urlopen(address, timeout=_PATIENCE) as answer, path.open("wb") as file:
+                while part := answer.read(1 << 20):
+                    file.write(part)
+                    if file.tell() > _MOST_DOWNLOADED:
+                        raise InputError(f"{address} has more than {_MOST_DOWNLOADED >> 30} GiB: give a smaller file.")
+        except InputError:
+            raise
+        except (OSError, ValueError) as error:  # URLError is an OSError
+            raise InputError(f"{address} cannot be fetched ({reason(error)}): check it and the network.") from error
+        yield path
+
+
+def _checked_crop(crop: dict[str, Any] | None, name: str | None) -> dict[str, Any]:
+    whose = f"the checkpoint {name}" if name else "the checkpoint"
+    if not crop or crop.get("kind") == "given":
+        raise InputError(
+            f"{whose} does not say how its faces were cut out of pictures, so none can be cut for it: judge ready "
+            "crops by pipeline('image-classification'), or train on data that dcl-prepare cut."
+        )
+    if crop.get("detector") != YuNet.name:
+        raise InputError(
+            f"{whose} learned faces found by {crop.get('detector')!r}, and only {YuNet.name} finds them here: judge "
+            "ready crops by pipeline('image-classification'), or train on data that dcl-prepare cut by YuNet."
+        )
+    return crop
+
+
+def _yunet_of(model: Any) -> Path | None:
+    """Return the detector's file that came with a checkpoint, or that can be had otherwise."""
+    if isinstance(model, PreTrainedModel):
+        return yunet_of_checkpoint(model.name_or_path, getattr(model.config, "_commit_hash", None)) or find_yunet()
+    return yunet_of_checkpoint(str(model.path.parent)) or find_yunet()
+
+
+# ------------------------------------------------------------------------------------------------------------ results
+
+
+def _abstain(record: dict[str, Any], who: str, abstention: Abstention) -> None:
+    why = abstention.sentence
+    record |= {"reason": abstention.code, "sentence": f"{who} was not judged: {why[:1].lower()}{why[1:]}"}
+
+
+def _event(subject: _Subject, thresholds: dict[str, _Threshold]) -> dict[str, Any]:
+    if subject.error is not None:
+        return {"event": "error", "name": subject.name, "sentence": subject.error}
+    result = subject.result
+    if result["kind"] == "image":
+        return {"event": "result", "result": _picture_result(result, thresholds["frame"])}
+    return {"event": "result", "result": _video_result(result, subject.people, thresholds)}
+
+
+def result_of(event: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the result that an event of `stream` brings, None if none: of an error, one of the kind "error"."""
+    if event["event"] == "error":
+        return {"kind": "error", "name": event["name"], "sentence": event["sentence"]}
+    return event.get("result")
+
+
+def _picture_result(result: dict[str, Any], threshold: _Threshold) -> dict[str, Any]:
+    faces = result.pop("faces")
+    verdict, sentence = _together(faces, "face")
+    if not faces:
+        sentence = "No face was found, so nothing was judged."
+    return {**result, **_ruling(verdict, sentence, threshold), "faces": faces}
+
+
+def _ruling(verdict: str, sentence: str, threshold: _Threshold) -> dict[str, Any]:
+    return {
+        "verdict": verdict,
+        "sentence": sentence,
+        "operating_point": threshold.point,
+        "threshold": threshold.value,
+    }
+
+
+def _together(members: list[dict[str, Any]], kind: str) -> tuple[str, str]:
+    """Return the verdict on a picture or video with these faces or people, and a sentence."""
+    if len(members) == 1:
+        return members[0]["verdict"], members[0]["sentence"]
+    forged = [member for member in members if member["verdict"] == FORGED]
+    judged = [member for member in members if member["verdict"] != ABSTAINED]
+    plural = {"face": "faces", "person": "people"}[kind]
+    if not judged:
+        reasons = ", ".join(sorted({str(member["reason"]) for member in members}))
+        return ABSTAINED, f"None of {len(members)} {plural} was judged ({reasons})."
+    left = len(members) - len(judged)
+    rest = f" {left} of {len(members)} {plural} {'was' if left == 1 else 'were'} not judged." if left else ""
+    worst = max(judged, key=lambda member: member["p_fake"])
+    if forged:
+        are = "is" if len(forged) == 1 else "are"
+        of = f"{len(forged)} of {len(judged)} {plural if len(judged) > 1 else kind}"
+        return FORGED, f"{of} {are} called forged. {worst['sentence']}{rest}"
+    if len(judged) == 1:
+        return NOT_CALLED_FORGED, f"{worst['sentence']}{rest}"
+    return NOT_CALLED_FORGED, f"None of {len(judged)} {plural} is called forged. {worst['sentence']}{rest}"
+
+
+def _video_result(result: dict[str, Any], people: _People, thresholds: dict[str, _Threshold]) -> dict[str, Any]:
+    # Who is seen longest comes first, then whose face is largest.
+    ordered = sorted(people.all, key=lambda person: (-len(person.frames), -_area(person.frames[0]["box"])))
+    found = [
+        _person_result(number, person.frames, result["frames_read"], thresholds)
+        for number, person in enumerate(ordered, start=1)
+    ]
+    verdict, sentence = _together(found, "person")
+    if not found:
+        sentence = f"No face was found in {_frames(result['frames_read'])}, so nothing was judged."
+    return {**result, **_ruling(verdict, sentence, thresholds["video"]), "people": found}
+
+
+def _area(box: list[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _frames(count: int) -> str:
+    return f"{count} frame{'' if count == 1 else 's'}"
+
+
+def _person_result(
+    number: int, frames: list[dict[str, Any]], frames_read: int, thresholds: dict[str, _Threshold]
+) -> dict[str, Any]:
+    judged = [frame for frame in frames if frame["p_fake"] is not None]
+    person = {"person": number, "p_fake": None, "verdict": ABSTAINED, "sentence": "", "reason": None}
+    counts = {"judged": len(judged), "seen": len(frames)}
+    who = f"Person {number}"
+    if not judged:
+        code = Counter(frame["reason"] for frame in frames).most_common(1)[0][0]
+        why = next(frame["sentence"] for frame in frames if frame["reason"] == code)
+        why = why.partition(" was not judged: ")[2]
+        person |= {
+            "reason": code,
+            "sentence": f"{who} was not judged in any of {_frames(len(frames))}, mostly for this reason: {why}",
+        }
+    elif len(judged) < min(_FEWEST_FRAMES, frames_read):
+        person |= {
+            "reason": "too_brief",
+            "sentence": f"{who} was not judged: only {_frames(len(judged))} of {frames_read} could be judged, and a "
+            f"verdict takes {_FEWEST_FRAMES}.",
+        }
+    else:
+        threshold = thresholds["video"]
+        p_fake = float(np.mean([frame["p_fake"] for frame in judged]))
+        sentence = threshold.sentence(who, f"the mean p_fake over {_frames(len(judged))},", p_fake, "videos")
+        highest = max(judged, key=lambda frame: frame["p_fake"])
+        sentence += f" The highest is {highest['p_fake']:.3f} at {highest['time']:.2f} s."
+        alone = sum(frame["verdict"] == FORGED for frame in judged)
+        if p_fake < threshold.value and alone:
+            reach = "frame reaches" if alone == 1 else "frames reach"
+            sentence += f" Taken alone, {alone} {reach} the threshold for single faces."
+        person |= {"p_fake": p_fake, "verdict": threshold.verdict(p_fake), "sentence": sentence}
+    return {**person, **counts, "moments": _moments(judged) if person["p_fake"] is not None else [], "frames": frames}
+
+
+def _moments(judged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the moments of a person that are worth a look, the most suspicious first."""
+
+    def moment(frame: dict[str, Any], why: str) -> dict[str, Any]:
+        return {"time": frame["time"], "frame": frame["frame"], "p_fake": frame["p_fake"], "why": why}
+
+    found = [moment(max(judged, key=lambda frame: frame["p_fake"]), "highest")]
+    rises = [(after["p_fake"] - before["p_fake"], after) for before, after in itertools.pairwise(judged)]
+    if rises:
+        rise, frame = max(rises, key=lambda pair: pair[0])
+        if rise >= _RISE:
+            found.append(moment(frame, "rise"))
+    return found
+
+
+def to_json(result: dict[str, Any], evidence: bool = False) -> dict[str, Any]:
+    """Return a result as plain JSON values.
+
+    Args:
+        result: of a picture, a video, or an error.
+        evidence: whether the maps of evidence are put in, as nested lists; else they are left out.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items() if evidence or name != "evidence"}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
+    return plain(result)
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+_COLOURS = {FORGED: (214, 40, 40), NOT_CALLED_FORGED: (29, 107, 196), ABSTAINED: (110, 110, 110)}
+_WORDS = {FORGED: "forged", NOT_CALLED_FORGED: "not called forged", ABSTAINED: "not judged"}
+
+
+def annotate(picture: np.ndarray, faces: list[dict[str, Any]], evidence: float = 0.0) -> np.ndarray:
+    """Draw faces into a copy of their picture: boxes, numbers, p_fake, and where the evidence was seen.
+
+    Args:
+        picture: RGB, uint8 (height, width, 3).
+        faces: of its result, or frames of people, whose number is then that of their `person`, if they have one.
+        evidence: opacity of the maps in [0, 1]: red is what speaks for a forgery, blue what speaks against it.
+
+    Returns:
+        RGB, uint8 (height, width, 3).
+
+    Raises:
+        InputError: if the opacity is out of its range.
+    """
+    if not 0 <= evidence <= 1:
+        raise InputError(f"the opacity of the evidence is {evidence}: choose it in [0, 1].")
+    drawn = picture.copy()
+    for face in faces:
+        if evidence and face["evidence"] is not None:
+            _blend_evidence(drawn, face["evidence"], face["evidence_box"], evidence)
+    unit = max(1.0, max(picture.shape[:2]) / 640)
+    thickness, scale = max(1, round(1.5 * unit)), 0.45 * unit
+    for face in faces:
+        colour = _COLOURS[face["verdict"]]
+        left, top, right, bottom = (round(value) for value in face["box"])
+        cv2.rectangle(drawn, (left, top), (right, bottom), colour, thickness)
+        number = face.get("face", face.get("person"))
+        label = "" if number is None else f"{number}: "
+        label += _WORDS[face["verdict"]]
+        label += f" {face['p_fake']:.2f}" if face["p_fake"] is not None else f" ({face['reason']})"
+        (width, height), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
+        x = int(np.clip(left, 0, max(0, picture.shape[1] - width - 4)))
+        y = top - 4 if top > height + 8 else min(bottom + height + 4, picture.shape[0] - 4)
+        cv2.rectangle(drawn, (x, y - height - 4), (x + width + 4, y + 4), colour, cv2.FILLED)
+        cv2.putText(drawn, label, (x + 2, y), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thickness, cv2.LINE_AA)
+    return drawn
+
+
+def _blend_evidence(picture: np.ndarray, evidence: np.ndarray, corners: list[list[float]], opacity: float) -> None:
+    """Blend a map of evidence into a picture, at the place of its crop."""
+    points = np.array(corners)
+    height, width = picture.shape[:2]
+    left, top = np.floor(points.min(0)).clip(0, (width, height)).astype(int)
+    right, bottom = np.ceil(points.max(0)).clip(0, (width, height)).astype(int)
+    if right <= left or bottom <= top:
+        return
+    rows, columns = evidence.shape
+    # From the cells to the region; OpenCV counts from the centre of the first one.
+    matrix = cv2.getAffineTransform(
+        np.array([[0, 0], [columns, 0], [0, rows]], np.float32),
+        (points[[0, 1, 3]] - (left, top)).astype(np.float32),
+    )
+    matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
+    size = (int(right - left), int(bottom - top))
+    spread = cv2.warpAffine(
+        evidence.astype(np.float32), matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    inside = np.zeros(size[::-1], np.uint8)
+    cv2.fillConvexPoly(inside, np.round(points - (left, top)).astype(np.int32), 1)
+    strength = np.abs(np.tanh(spread / 2)) * opacity * inside  # of the cell: |2 p - 1|, by its logistic function
+    colour = np.where(spread[..., None] > 0, _COLOURS[FORGED], _COLOURS[NOT_CALLED_FORGED])
+    region = picture[top:bottom, left:right]
+    region[:] = np.round(region + (colour - region.astype(np.float64)) * strength[..., None]).astype(np.uint8)
+
+
+__all__ = [
+    "ABSTAINED",
+    "BACKENDS",
+    "FORGED",
+    "NOT_CALLED_FORGED",
+    "TASK",
+    "DetectionOptions",
+    "FaceForgeryDetectionPipeline",
+    "annotate",
+    "find_files",
+    "result_of",
+    "to_json",
+]
