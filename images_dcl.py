@@ -127,14 +127,14 @@ def read_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> np.ndarray:
         end = None
     if end is None or end > len(data):
         raise InputError(f"the picture {path} breaks off or is damaged: copy or download it again.")
-    behind = data[end:].strip(_PADDING)
-    if behind:
+    if data[end:].strip(_PADDING):
         raise InputError(
-            f"{path} has {len(behind)} bytes of something else behind the picture's end: save the picture anew, alone."
+            f"{path} has {len(data) - end} bytes of something else behind the picture's end: save the "
+            "picture anew, alone."
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is another one
+            warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF and of a limit that is another one here
             with Image.open(BytesIO(data), formats=[kind]) as image:
                 _check_size(path, image.size, most_pixels)
                 return _decoded(path, image)
