@@ -1,0 +1,523 @@
+"""The pipeline: pictures and videos of real faces in, verdicts with reasons out, and never a number for nothing."""
+
+import functools
+import http.server
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from dcl import pipeline_dcl
+from dcl.abstention_dcl import Abstention
+from dcl.calibration_dcl import calibrate
+from dcl.configuration_dcl import DCLConfig
+from dcl.data_scripts.assets import fetch
+from dcl.errors_dcl import InputError
+from dcl.evaluation.exporting import write_graph
+from dcl.faces_dcl import YUNET_FILE, crop_transform, cut
+from dcl.image_processing_dcl import DCLImageProcessor
+from dcl.images_dcl import read_picture
+from dcl.modeling_dcl import DCLForImageClassification
+from dcl.pipeline_dcl import TASK, FaceForgeryDetectionPipeline, annotate, find_files, to_json
+from dcl.tests.raw_data_sets import TALKING, encode, person_frames
+
+CROP = {"kind": "box", "margin": 1.3, "size": 112, "detector": "yunet_2023mar"}
+CALIBRATION = {
+    "method": "temperature",
+    "temperature": 2.0,
+    "frame": {"thresholds": {"eer": 0.4, "fpr_0.05": None}, "reasons": {"fpr_0.05": "40 real frames do not tell it"}},
+    "video": {"thresholds": {"eer": 0.45}},
+}
+
+
+def save_checkpoint(folder, crop=CROP, calibration=CALIBRATION):
+    torch.manual_seed(0)
+    config = DCLConfig(backbone="test_efficientnet", image_size=96, queue_size=16, calibration=calibration)
+    model = DCLForImageClassification(config).eval()
+    torch.nn.init.normal_(model.classifier.linear.weight)
+    model.save_pretrained(folder)
+    DCLImageProcessor(size={"height": 96, "width": 96}, crop=crop).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    fetch("yunet")  # where checkpoints find it when they are saved
+    return save_checkpoint(tmp_path_factory.mktemp("hub") / "my-model.v1")
+
+
+@pytest.fixture
+def pipe(checkpoint):
+    return FaceForgeryDetectionPipeline.from_pretrained(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def portrait():
+    return read_picture(fetch("astronaut"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Twelve frames of a talking face at 25 frames a second."""
+    path = tmp_path_factory.mktemp("clip") / "talking.mp4"
+    encode(path, person_frames(TALKING), crf=18)
+    return path
+
+
+def with_answers(pipe, monkeypatch, answers, map_size=(3, 3)):
+    """Let the model give these p_fake, one face after the other."""
+    answers = iter(answers)
+
+    def judged(outputs):
+        p_fake = np.array([next(answers) for _ in range(len(outputs["logits"]))])
+        count = len(p_fake)
+        return {
+            "p_fake": p_fake,
+            "p_fake_raw": p_fake,
+            "evidence": np.zeros((count, *map_size), np.float32),
+            "embedding": outputs["embedding"].numpy(),
+        }
+
+    monkeypatch.setattr(pipe, "postprocess", judged)
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def test_a_picture_gets_the_answer_of_the_model_on_the_crop_it_was_trained_with(pipe, checkpoint, portrait):
+    result = pipe(str(fetch("astronaut")))
+    (face,) = result["faces"]
+    assert (result["kind"], result["width"], result["height"]) == ("image", 512, 512)
+    assert result["name"] == str(fetch("astronaut"))
+    transform = crop_transform(pipe._detector.detect(portrait)[0], CROP)
+    crop = cut(portrait, transform, 112)
+    model = DCLForImageClassification.from_pretrained(checkpoint)
+    with torch.no_grad():
+        outputs = model(**DCLImageProcessor.from_pretrained(checkpoint)(crop, return_tensors="pt"))
+    margin = (outputs.logits[0, 1] - outputs.logits[0, 0]).item()
+    assert face["p_fake"] == pytest.approx(calibrate(margin, CALIBRATION), abs=1e-5)
+    assert face["p_fake_raw"] == pytest.approx(calibrate(margin, None), abs=1e-5)
+    assert np.allclose(face["evidence"], outputs.evidence[0], atol=1e-4)
+    corners = np.array(face["evidence_box"]) @ transform[:, :2].T + transform[:, 2]
+    assert np.allclose(corners, [[0, 0], [112, 0], [112, 112], [0, 112]], atol=1e-2)
+    left, top, right, bottom = face["box"]
+    assert 150 < left < right < 300 and 40 < top < bottom < 200 and 0.7 < face["detection_score"] <= 1
+    assert result["threshold"] == 0.4 and result["operating_point"] == "eer"
+    assert result["verdict"] == face["verdict"] == ("forged" if face["p_fake"] >= 0.4 else "not_called_forged")
+
+
+def test_path_pil_and_array_are_judged_alike(pipe, portrait):
+    results = pipe([str(fetch("astronaut")), fetch("astronaut"), Image.fromarray(portrait), portrait])
+    assert [result["name"] for result in results] == [str(fetch("astronaut"))] * 2 + [None] * 2
+    assert len({result["faces"][0]["p_fake"] for result in results}) == 1
+
+
+@pytest.mark.parametrize(("p_fake", "verdict"), [(0.4, "forged"), (0.399, "not_called_forged")])
+def test_a_face_is_forged_at_or_above_the_threshold_and_never_called_real(
+    pipe, monkeypatch, portrait, p_fake, verdict
+):
+    with_answers(pipe, monkeypatch, [p_fake])
+    result = pipe(portrait)
+    assert result["verdict"] == verdict
+    assert f"its p_fake of {p_fake:.3f} is" in result["sentence"] and "(equal error rates)" in result["sentence"]
+    assert ("That does not prove it real." in result["sentence"]) == (verdict != "forged")
+
+
+def test_a_picture_has_the_verdict_of_its_most_suspicious_face(pipe, monkeypatch, portrait):
+    wide = np.zeros((512, 1024, 3), np.uint8)
+    wide[:, :512] = portrait
+    wide[:384, 512:896] = cv2.resize(portrait, (384, 384))
+    with_answers(pipe, monkeypatch, [0.1, 0.8])
+    result = pipe(wide)
+    assert [(face["face"], face["verdict"]) for face in result["faces"]] == [(1, "not_called_forged"), (2, "forged")]
+    assert result["verdict"] == "forged"
+    assert result["sentence"].startswith("1 of 2 faces is called forged. Face 2 is called forged: its p_fake of 0.800")
+    with_answers(pipe, monkeypatch, [0.1])
+    assert len(pipe(wide, largest_only=True)["faces"]) == 1
+
+
+def test_without_thresholds_it_is_a_half_and_the_sentence_says_so(tmp_path, portrait):
+    pipe = FaceForgeryDetectionPipeline.from_pretrained(save_checkpoint(tmp_path, calibration=None), device="cpu")
+    result = pipe(portrait)
+    assert result["threshold"] == 0.5 and result["operating_point"] is None
+    assert "a mere convention: the checkpoint brings no threshold for faces" in result["sentence"]
+
+
+def test_an_operating_point_that_the_checkpoint_has_not_is_refused(pipe, portrait):
+    with pytest.raises(InputError, match=r"no threshold fpr_0.05 for a frame \(40 real frames do not tell it\).*eer"):
+        pipe(portrait, operating_point="fpr_0.05")
+
+
+# ---------------------------------------------------------------------------------------------------------- abstention
+
+
+def test_without_a_face_there_is_no_number(pipe):
+    result = pipe(np.full((90, 120, 3), 127, np.uint8))
+    assert result["verdict"] == "abstained" and result["faces"] == []
+    assert result["sentence"] == "No face was found, so nothing was judged."
+
+
+def test_a_face_that_is_too_small_is_not_shown_to_the_model(pipe, monkeypatch, portrait):
+    monkeypatch.setattr(pipe, "forward", lambda *_: pytest.fail("the model was asked"))
+    (face,) = pipe(cv2.resize(portrait, (100, 100), interpolation=cv2.INTER_AREA))["faces"]
+    assert face["verdict"] == "abstained" and face["reason"] == "too_small"
+    assert face["p_fake"] is face["p_fake_raw"] is face["evidence"] is None
+    assert face["sentence"].startswith("Face 1 was not judged: the face is too small")
+
+
+def test_a_face_far_from_what_the_model_saw_has_no_number_unless_it_is_wanted(pipe, monkeypatch, portrait):
+    pipe.model.config.familiarity = {"distance_threshold": 1.0, "statistics": None, "reason": "", "faces": 1}
+    monkeypatch.setattr(pipeline_dcl, "distances", lambda embedding, _: np.full(len(embedding), 7.0))
+    (face,) = pipe(portrait)["faces"]
+    assert face["reason"] == "unfamiliar" and face["p_fake"] is face["p_fake_raw"] is face["evidence"] is None
+    (face,) = pipe(portrait, abstain=False)["faces"]
+    assert face["p_fake"] is not None and face["reason"] is None
+
+
+def test_a_person_who_is_never_judged_has_no_number(pipe, monkeypatch, clip):
+    monkeypatch.setattr(pipeline_dcl, "reason_to_abstain", lambda *_: Abstention("too_blurred", "It is a blur."))
+    result = pipe(clip, num_frames=4)
+    (person,) = result["people"]
+    assert person["p_fake"] is None and person["moments"] == [] and person["judged"] == 0 and person["seen"] == 4
+    assert result["verdict"] == person["verdict"] == "abstained" and person["reason"] == "too_blurred"
+    assert result["sentence"].endswith("mostly for this reason: it is a blur.")
+
+
+# -------------------------------------------------------------------------------------------------------------- videos
+
+
+def test_a_video_is_judged_person_by_person_over_time(pipe, monkeypatch, clip):
+    with_answers(pipe, monkeypatch, [0.2, 0.1, 0.7, 0.9, 0.6, 0.5])
+    result = pipe(clip, num_frames=6, batch_size=4)
+    assert (result["kind"], result["width"], result["height"], result["frames_read"]) == ("video", 264, 216, 6)
+    assert result["duration"] == pytest.approx(12 / 25, abs=1e-3) and result["frame_rate"] == pytest.approx(
+        25, abs=0.1
+    )
+    (person,) = result["people"]
+    assert [frame["frame"] for frame in person["frames"]] == [0, 2, 4, 6, 8, 11]
+    assert [frame["time"] for frame in person["frames"]] == pytest.approx(np.array([0, 2, 4, 6, 8, 11]) / 25, abs=1e-3)
+    assert [frame["p_fake"] for frame in person["frames"]] == [0.2, 0.1, 0.7, 0.9, 0.6, 0.5]
+    assert person["p_fake"] == pytest.approx(0.5) and (person["judged"], person["seen"]) == (6, 6)
+    assert person["verdict"] == result["verdict"] == "forged" and result["threshold"] == 0.45
+    assert [(m["why"], m["frame"], m["p_fake"]) for m in person["moments"]] == [("highest", 6, 0.9), ("rise", 4, 0.7)]
+    assert "the mean p_fake over 6 frames, 0.500 is at or above 0.450" in person["sentence"]
+
+
+def test_the_threshold_for_videos_decides_where_single_frames_reach_their_own(pipe, monkeypatch, clip):
+    with_answers(pipe, monkeypatch, [0.42, 0.1, 0.41])
+    result = pipe(clip, num_frames=3)
+    assert result["verdict"] == "not_called_forged"
+    assert "Taken alone, 2 frames reach the threshold for single faces." in result["sentence"]
+
+
+def test_two_people_side_by_side_keep_their_numbers(pipe, monkeypatch, tmp_path):
+    left, right = person_frames(3, 6), person_frames(TALKING, 6)
+    encode(tmp_path / "two.mp4", [np.hstack(pair) for pair in zip(left, right, strict=True)], crf=18)
+    seen = []
+    monkeypatch.setattr(pipe, "_detector", None)
+    result = pipe(tmp_path / "two.mp4", num_frames=6)
+    assert [person["seen"] for person in result["people"]] == [6, 6]
+    for person in result["people"]:
+        seen.append({frame["box"][0] > 264 for frame in person["frames"]})
+    assert sorted(map(sorted, seen)) == [[False], [True]]
+
+
+def test_after_a_cut_the_face_at_the_same_place_is_another_person(pipe, tmp_path):
+    encode(tmp_path / "cut.mp4", [*person_frames(3, 4), *person_frames(TALKING, 4)], crf=18)
+    people = pipe(tmp_path / "cut.mp4", num_frames=8)["people"]
+    assert sorted([frame["frame"] for frame in person["frames"]] for person in people) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_face_seen_too_briefly_is_not_judged(pipe, tmp_path):
+    frames = [np.full((216, 264, 3), 90, np.uint8)] * 6 + list(person_frames(TALKING, 2))
+    encode(tmp_path / "brief.mp4", frames, crf=18)
+    (person,) = pipe(tmp_path / "brief.mp4", num_frames=8)["people"]
+    assert (
+        person["reason"] == "too_brief" and person["p_fake"] is None and (person["judged"], person["seen"]) == (2, 2)
+    )
+
+
+def test_a_long_video_holds_few_crops_at_a_time(pipe, monkeypatch, clip):
+    sizes = []
+    original = pipe.preprocess
+    monkeypatch.setattr(pipe, "preprocess", lambda crops: sizes.append(len(crops)) or original(crops))
+    assert pipe(clip, batch_size=5)["frames_read"] == 12
+    assert sizes == [5, 5, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({"most_seconds": 0.2}, r"lasts 0.5 s, more than 0.2 s"), ({"most_pixels": 1000}, "have 264x216 pixels")],
+)
+def test_videos_beyond_the_limits_are_refused_before_they_are_decoded(pipe, monkeypatch, clip, options, sentence):
+    monkeypatch.setattr(pipeline_dcl.Video, "read", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(InputError, match=sentence):
+        pipe(clip, **options)
+
+
+def test_frames_of_a_moment_can_be_read_again(pipe, clip):
+    frames = dict(pipe.read_frames(clip, [3, 7]))
+    assert list(frames) == [3, 7] and frames[3].shape == (216, 264, 3)
+
+
+# ------------------------------------------------------------------------------------------------ lists and the stream
+
+
+def test_events_come_in_order_and_bad_files_cost_only_themselves(pipe, clip, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"<svg/>")
+    blank = np.full((64, 64, 3), 90, np.uint8)
+    events = list(pipe.stream([fetch("astronaut"), str(tmp_path / "bad.jpg"), clip, blank], num_frames=3))
+    assert [event["event"] for event in events if event["event"] != "progress"] == [
+        "result",
+        "error",
+        "result",
+        "result",
+    ]
+    assert [(e["done"], e["total"]) for e in events if e["event"] == "progress"] == [(1, 3), (2, 3), (3, 3)]
+    error = next(event for event in events if event["event"] == "error")
+    assert error["name"] == str(tmp_path / "bad.jpg") and "is an SVG" in error["sentence"]
+    results = pipe([fetch("astronaut"), str(tmp_path / "bad.jpg")])
+    assert [result["kind"] for result in results] == ["image", "error"]
+    with pytest.raises(InputError, match="is an SVG"):
+        pipe(str(tmp_path / "bad.jpg"))
+
+
+def test_faces_of_several_pictures_share_a_batch(pipe, monkeypatch, portrait):
+    sizes = []
+    original = pipe.preprocess
+    monkeypatch.setattr(pipe, "preprocess", lambda crops: sizes.append(len(crops)) or original(crops))
+    alone = pipe(portrait)["faces"][0]["p_fake"]
+    results = pipe([portrait] * 5, batch_size=4)
+    assert sizes == [1, 4, 1]
+    assert [result["faces"][0]["p_fake"] for result in results] == pytest.approx([alone] * 5, abs=1e-5)
+
+
+def test_results_do_not_wait_for_a_batch_that_is_never_full(pipe, portrait):
+    blank = np.full((64, 64, 3), 90, np.uint8)
+    read = []
+    inputs = (read.append(1) or picture for picture in [portrait, *[blank] * 50])
+    next(pipe.stream(inputs, batch_size=4))
+    assert len(read) <= 5
+
+
+def test_closing_the_stream_closes_the_video(pipe, monkeypatch, clip):
+    closed = []
+    original = pipeline_dcl.Video.close
+    monkeypatch.setattr(pipeline_dcl.Video, "close", lambda self: closed.append(1) or original(self))
+    events = pipe.stream(clip)
+    assert next(events)["event"] == "progress"
+    assert not closed
+    events.close()
+    assert closed
+
+
+def test_a_folder_is_judged_file_by_file(pipe, clip, tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "empty").mkdir()
+    shutil.copy(fetch("astronaut"), tmp_path / "b" / "x.PNG")
+    shutil.copy(fetch("astronaut"), tmp_path / ".hidden" / "x.png")
+    shutil.copy(clip, tmp_path / "a.mp4")
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert find_files(tmp_path) == [tmp_path / "a.mp4", tmp_path / "b" / "x.PNG"]
+    results = pipe(str(tmp_path), num_frames=3)
+    assert [result["kind"] for result in results] == ["video", "image"]
+    assert len(pipe([tmp_path, fetch("astronaut")], num_frames=3)) == 3
+    with pytest.raises(InputError, match="holds no picture and no video"):
+        pipe(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "sentence"),
+    [("clip", "x.jpg", "is a video under the name of a picture"), ("photo", "x.mp4", "a picture under the name of a")],
+)
+def test_renamed_files_are_refused(pipe, clip, tmp_path, source, name, sentence):
+    shutil.copy(clip if source == "clip" else fetch("astronaut"), tmp_path / name)
+    with pytest.raises(InputError, match=sentence):
+        pipe(tmp_path / name)
+
+
+def test_a_playlist_under_the_name_of_a_video_leads_nowhere(pipe, clip, tmp_path):
+    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{clip}\n#EXT-X-ENDLIST\n")
+    (tmp_path / "concat.avi").write_text(f"ffconcat version 1.0\nfile {clip}\n")
+    for name in ("list.mp4", "concat.avi"):
+        with pytest.raises(InputError, match="cannot be opened"):
+            pipe(tmp_path / name)
+
+
+def test_addresses_are_fetched_only_where_that_is_allowed(pipe, tmp_path):
+    shutil.copy(fetch("astronaut"), tmp_path / "a.png")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.func.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.png?x=1"
+        with pytest.raises(InputError, match="pass allow_urls=True"):
+            pipe(address)
+        assert len(pipe(address, allow_urls=True)["faces"]) == 1
+        with pytest.raises(InputError, match="cannot be fetched"):
+            pipe(f"{address.split('?')[0]}.none", allow_urls=True)
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_frames": 0}, "num_frames is 0: choose a whole number from 1 on"),
+        ({"batch_size": True}, "batch_size is True"),
+        ({"operating_point": "best"}, "operating_point is 'best': choose one of eer"),
+        ({"most_seconds": -1}, "most_seconds is -1"),
+        ({"frames": 3}, "there is no option 'frames': choose from num_frames"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_read(pipe, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        pipe.stream("nowhere.jpg", **options)
+
+
+# ------------------------------------------------------------------------------------------------- results and drawing
+
+
+def test_results_are_plain_json(pipe, clip, portrait):
+    for result in pipe([portrait, clip], num_frames=3):
+        assert json.loads(json.dumps(to_json(result), allow_nan=False)) == to_json(result)
+        assert "evidence" not in json.dumps(to_json(result)).replace("evidence_box", "")
+    assert np.shape(to_json(pipe(portrait), evidence=True)["faces"][0]["evidence"]) == (3, 3)
+
+
+def test_drawing_marks_the_face_and_its_evidence_at_their_place(pipe, portrait):
+    (face,) = pipe(portrait)["faces"]
+    face["evidence"] = np.zeros((3, 3), np.float32)
+    face["evidence"][:, 0] = 9
+    drawn = annotate(portrait, [face], evidence=1.0)
+    changed = (drawn != portrait).any(axis=2)
+    left, top, right, bottom = np.array(face["evidence_box"])[[0, 2]].reshape(-1).round().astype(int)
+    outside = changed.copy()
+    outside[top - 25 : bottom + 1, left - 1 : right + 60] = False
+    assert not outside.any()
+    third = (right - left) // 3
+    assert changed[top + 3 : bottom - 3, left + 2 : left + third - 4].mean() > 0.9
+    assert changed[top + 3 : bottom - 3, right - third // 2 :].mean() < 0.5
+    assert np.array_equal(portrait, read_picture(fetch("astronaut"))), "the picture itself was drawn into"
+    with pytest.raises(InputError, match="opacity"):
+        annotate(portrait, [face], evidence=2)
+
+
+def test_drawing_at_the_edge_of_a_picture_does_not_fail(pipe, portrait):
+    (face,) = pipe(portrait)["faces"]
+    for shift in itertools.product((-200, 0, 400), repeat=2):
+        moved = face | {"box": (np.array(face["box"]) + np.tile(shift, 2)).tolist()}
+        moved["evidence_box"] = (np.array(face["evidence_box"]) + shift).tolist()
+        assert annotate(portrait, [moved], 0.5).shape == portrait.shape
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize(
+    ("crop", "sentence"),
+    [
+        (None, "does not say how its faces were cut"),
+        ({"kind": "given", "margin": None, "size": 64, "detector": None}, "does not say how its faces were cut"),
+        (CROP | {"detector": "dsfd"}, "learned faces found by 'dsfd', and only yunet_2023mar"),
+    ],
+)
+def test_a_checkpoint_for_which_no_face_can_be_cut_is_refused(tmp_path, crop, sentence):
+    folder = save_checkpoint(tmp_path / "model", crop)
+    with pytest.raises(InputError, match=sentence):
+        FaceForgeryDetectionPipeline.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("/nowhere/model", {}, "there is no folder /nowhere/model"),
+        ("lab/none", {}, "lab/none cannot be loaded as a checkpoint"),
+        (None, {"device": "cuda:99"}, "there is no device 'cuda:99'"),
+        (None, {"backend": "tensorrt"}, "backend is 'tensorrt'"),
+        (None, {"backend": "onnx"}, "there is no model.onnx"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(checkpoint, name, options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        FaceForgeryDetectionPipeline.from_pretrained(name or checkpoint, **options)
+
+
+def test_the_detector_that_came_with_the_checkpoint_is_used_and_checked(checkpoint, tmp_path, monkeypatch, portrait):
+    monkeypatch.setenv("DCL_CACHE", str(tmp_path / "empty"))
+    monkeypatch.delenv("DCL_YUNET", raising=False)
+    assert len(FaceForgeryDetectionPipeline.from_pretrained(checkpoint, device="cpu")(portrait)["faces"]) == 1
+    shutil.copytree(checkpoint, tmp_path / "other")
+    (tmp_path / "other" / YUNET_FILE).write_bytes(b"another network")
+    with pytest.raises(InputError, match="is not the released"):
+        FaceForgeryDetectionPipeline.from_pretrained(tmp_path / "other", device="cpu")(portrait)
+
+
+def test_a_graph_gives_the_verdicts_of_the_weights(checkpoint, tmp_path, pipe, portrait):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    for name in ("config.json", "preprocessor_config.json"):
+        shutil.copy(checkpoint / name, tmp_path)
+    write_graph(pipe.model, tmp_path / "model.onnx")
+    graph = FaceForgeryDetectionPipeline.from_pretrained(tmp_path, backend="onnx")
+    expected = pipe(portrait)["faces"][0]["p_fake"]
+    assert graph(portrait)["faces"][0]["p_fake"] == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(InputError, match="holds a graph and no weights: choose the backend onnx"):
+        FaceForgeryDetectionPipeline.from_pretrained(tmp_path)
+    shutil.copytree(checkpoint, tmp_path / "both")
+    shutil.copy(tmp_path / "model.onnx", tmp_path / "both")
+    both = pipeline(TASK, model=str(tmp_path / "both"), trust_remote_code=True, backend="onnx")
+    assert both(portrait)["faces"][0]["p_fake"] == pytest.approx(expected, abs=1e-4)
+
+
+#: What a user runs; `dcl` cannot be imported, as if it were not installed.
+PROGRAM = """
+import json, sys
+sys.modules["dcl"] = None
+from transformers import pipeline
+
+folder, again, picture = sys.argv[1:]
+pipe = pipeline("face-forgery-detection", model=folder, trust_remote_code=True)
+pipe.save_pretrained(again)
+second = pipeline("face-forgery-detection", model=again, trust_remote_code=True, abstain=False)
+print(json.dumps({
+    "first": pipe(picture)["faces"][0]["p_fake"],
+    "second": second(picture)["faces"][0]["p_fake"],
+    "modules": [type(pipe).__module__, type(second).__module__],
+    "own": [name for name in sys.modules if name.startswith("dcl.")],
+}))
+"""
+
+
+def test_a_checkpoint_carries_its_pipeline_also_saved_again_by_remote_code(checkpoint, tmp_path, pipe):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(checkpoint), str(tmp_path / "again"), str(fetch("astronaut"))],
+        **{"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "cwd": tmp_path, "timeout": 120},
+        env={**os.environ, "DCL_CACHE": str(tmp_path / "empty")},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    expected = pipe(str(fetch("astronaut")))["faces"][0]["p_fake"]
+    assert found["first"] == pytest.approx(expected, abs=1e-5) and found["second"] == found["first"]
+    assert all(name.startswith("transformers_modules.") for name in found["modules"]) and found["own"] == []
+    first, second = ({path.name for path in folder.iterdir()} for folder in (checkpoint, tmp_path / "again"))
+    assert first <= second and YUNET_FILE in second
+
+
+def test_the_installed_pipeline_is_made_by_transformers_too(checkpoint, portrait):
+    pipe = pipeline(
+        "face-forgery-detection", model=str(checkpoint), trust_remote_code=True, num_frames=7, device="cpu"
+    )
+    assert pipe.options.num_frames == 7 and pipe.model.config.custom_pipelines == DCLConfig().custom_pipelines
+    json.dumps(pipe.model.config.to_dict())
+    assert len(pipe(portrait)["faces"]) == 1
