@@ -1,12 +1,14 @@
 """Open pictures by their content: upright, as RGB, and nothing that is also, or really, something else.
 
-What a file is called does not decide what it is. Its first bytes say which format it has, the format says where the
-picture ends, and behind that end nothing may follow; the number of pixels is known before any of them is decoded.
+What a file is called does not decide what it is: its first bytes do. The number of pixels is known before any of them
+is decoded. What cameras append to their pictures, such as a short film, is let be, since it is never looked at; a
+script or an archive for which a picture is the disguise is not.
 """
 
 import re
 import struct
 import warnings
+import zipfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from .errors_dcl import InputError, reason
 MOST_PIXELS = 50_000_000
 MOST_BYTES = 256 << 20  # of a file: no picture of that many pixels needs more
 #: Suffixes by which pictures are found in a folder.
-PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".webp"}
-PICTURE_KINDS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
+PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+PICTURE_KINDS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 #: What files begin with that are mistaken for pictures, or passed off as them.
 _OTHERS = (
@@ -29,7 +31,6 @@ _OTHERS = (
     (rb"\x1f\x8b", "a gzip archive"),
     (rb"MZ|\x7fELF", "a program"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file"),
-    (rb"II\*\0|MM\0\*", "a TIFF"),
     (rb"8BPS", "a Photoshop file"),
     (rb"\0\0\0\x0cjP  ", "a JPEG 2000"),
     (rb"\0\0\0.ftyp(avif|avis)", "an AVIF"),
@@ -43,8 +44,9 @@ _VIDEOS = (
     rb"\0\0\x01[\xb0-\xbf]",
 )
 _MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|!doctype|!--|[a-z])", re.IGNORECASE)
-_JPEG_END_OF_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # restarts and stuffed bytes belong to the scan
-_PADDING = b"\0\n\r "
+#: What browsers, interpreters and readers of documents look for, in lower case, and how far from either end of a file.
+_FOREIGN = (b"<script", b"<svg", b"<html", b"<!doctype", b"<?php", b"<iframe", b"%pdf-1", b"javascript:")
+_ENDS = 65536
 
 
 def content_kind(head: bytes) -> str:
@@ -68,6 +70,8 @@ def content_kind(head: bytes) -> str:
         return "BMP"
     if re.match(rb"P[56]\s", head):
         return "PPM"
+    if head[:4] in (b"II*\0", b"MM\0*"):
+        return "TIFF"
     for pattern, name in _OTHERS:
         if re.match(pattern, head, re.DOTALL):
             return name
@@ -98,11 +102,11 @@ def read_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     what is transparent is laid on white.
 
     Args:
-        picture: the path of a JPEG, PNG, WebP, BMP, GIF, PGM or PPM file, or a `PIL.Image`, or a uint8 RGB array.
+        picture: the path of a JPEG, PNG, WebP, BMP, GIF, TIFF, PGM or PPM file, a `PIL.Image`, or a uint8 RGB array.
         most_pixels: a larger picture is refused before it is decoded.
 
     Raises:
-        InputError: if it is too large, breaks off, is damaged, has something behind its end, or is no picture.
+        InputError: if it is too large, breaks off, is damaged, is something else as well, or is no picture.
     """
     if isinstance(picture, np.ndarray):
         return _checked_array(picture, most_pixels)
@@ -120,18 +124,9 @@ def read_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     kind = content_kind(data[:512])
     if kind not in PICTURE_KINDS:
         kind = "a video" if kind == "video" else kind
-        raise InputError(f"{path} is {kind}, whatever its name says: give a JPEG, PNG, WebP, BMP or GIF.")
-    try:
-        end = _ENDS[kind](data)
-    except (struct.error, IndexError, ValueError):
-        end = None
-    if end is None or end > len(data):
-        raise InputError(f"the picture {path} breaks off or is damaged: copy or download it again.")
-    if data[end:].strip(_PADDING):
-        raise InputError(
-            f"{path} has {len(data) - end} bytes of something else behind the picture's end: save the "
-            "picture anew, alone."
-        )
+        raise InputError(f"{path} is {kind}, whatever its name says: give a JPEG, PNG, WebP, BMP, GIF or TIFF.")
+    if _is_something_else(data):
+        raise InputError(f"{path} is a picture and a script or an archive at once: save the picture anew.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF and of a limit that is another one here
@@ -206,96 +201,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-# ---------------------------------------------------------------------------------- where the picture ends, in bytes
+def _is_something_else(data: bytes) -> bool:
+    """Whether another program would find an archive, a document or a script in a picture."""
+    ends = (data[:_ENDS] + b"\n" + data[-_ENDS:]).lower()
+    return zipfile.is_zipfile(BytesIO(data)) or any(mark in ends for mark in _FOREIGN)
 
-
-def _jpeg_end(data: bytes) -> int | None:
-    at = _one_jpeg_end(data, 0)
-    # Cameras put smaller or brighter versions behind the picture, as JPEGs of their own.
-    while at is not None:
-        rest = len(data) - len(data[at:].lstrip(_PADDING))
-        if data[rest : rest + 3] != b"\xff\xd8\xff":
-            break
-        at = _one_jpeg_end(data, rest)
-    return at
-
-
-def _one_jpeg_end(data: bytes, at: int) -> int | None:
-    at += 2
-    while at < len(data):
-        if data[at] != 0xFF:
-            return None
-        while data[at] == 0xFF:
-            at += 1
-        marker = data[at]
-        at += 1
-        if marker == 0xD9:
-            return at
-        if marker == 0x01 or 0xD0 <= marker <= 0xD7:
-            continue
-        at += struct.unpack(">H", data[at : at + 2])[0]
-        if marker == 0xDA:
-            found = _JPEG_END_OF_SCAN.search(data, at)
-            if found is None:
-                return None
-            at = found.start()
-    return None
-
-
-def _png_end(data: bytes) -> int | None:
-    at = 8
-    while True:
-        length, name = struct.unpack(">I4s", data[at : at + 8])
-        at += 12 + length
-        if name == b"IEND":
-            return at
-
-
-def _webp_end(data: bytes) -> int:
-    length = struct.unpack("<I", data[4:8])[0]
-    return 8 + length + length % 2 if 8 + length < len(data) else 8 + length
-
-
-def _gif_end(data: bytes) -> int | None:
-    def colours(flags: int) -> int:
-        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-    def skip_blocks(at: int) -> int:
-        while data[at]:
-            at += 1 + data[at]
-        return at + 1
-
-    at = 13 + colours(data[10])
-    while data[at] != 0x3B:
-        if data[at] == 0x21:  # an extension
-            at = skip_blocks(at + 2)
-        elif data[at] == 0x2C:  # a frame
-            at = skip_blocks(at + 11 + colours(data[at + 9]))
-        else:
-            return None
-    return at + 1
-
-
-def _bmp_end(data: bytes) -> int:
-    declared, _, start, header = struct.unpack("<IIII", data[2:18])
-    if header == 12:
-        (width, height, _, bits), compression = struct.unpack("<HHHH", data[18:26]), 0
-    else:
-        width, height, _, bits, compression = struct.unpack("<iiHHI", data[18:34])
-    packed = compression in (1, 2, 4, 5)  # of whose length only the header knows
-    return declared if packed else start + (width * bits + 31) // 32 * 4 * abs(height)
-
-
-def _ppm_end(data: bytes) -> int | None:
-    header = re.match(rb"P([56])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s", data)
-    if header is None:
-        return None
-    kind, width, height, most = (int(group) for group in header.groups())
-    end = header.end() + width * height * (3 if kind == 6 else 1) * (2 if most > 255 else 1)
-    # The ends of lines in it, too, grew in files that were once moved as text, as some of old data sets.
-    return len(data) if end < len(data) <= end + (end >> 7) else end
-
-
-_ENDS = {"BMP": _bmp_end, "GIF": _gif_end, "JPEG": _jpeg_end, "PNG": _png_end, "PPM": _ppm_end, "WEBP": _webp_end}
 
 __all__ = ["MOST_PIXELS", "PICTURE_KINDS", "PICTURE_SUFFIXES", "content_kind", "file_kind", "read_picture"]

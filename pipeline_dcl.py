@@ -58,6 +58,7 @@ _POINTS = {
     "fpr_0.05": "a false positive rate of 5 %",
     "fpr_0.01": "a false positive rate of 1 %",
 }
+NOT_FINITE = Abstention("not_finite", "The model gave no finite number for it: its weights may be damaged.")
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _MOST_DOWNLOADED = 2 << 30  # bytes
 _PATIENCE = 30.0  # seconds without a byte of a download
@@ -500,6 +501,9 @@ class FaceForgeryDetectionPipeline(Pipeline):
                     _abstain(face.record, face.who, abstention)
                     continue
             p_fake = float(judged["p_fake"][index])
+            if not np.isfinite(p_fake):
+                _abstain(face.record, face.who, NOT_FINITE)
+                continue
             face.record |= {
                 "p_fake": p_fake,
                 "p_fake_raw": float(judged["p_fake_raw"][index]),

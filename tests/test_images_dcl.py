@@ -1,7 +1,6 @@
 """Pictures are opened by what they are: right in every format, and refused where they are something else, too."""
 
 import io
-import struct
 import zipfile
 
 import numpy as np
@@ -45,6 +44,7 @@ def refused(path, sentence, **options):
         ("WEBP", {"lossless": True}, 0),
         ("BMP", {}, 0),
         ("PPM", {}, 0),
+        ("TIFF", {}, 0),
         ("GIF", {}, 40),
     ],
 )
@@ -123,22 +123,22 @@ def archive():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-@pytest.mark.parametrize("other", [archive(), b"<html><script>1</script></html>", encoded("PNG")])
-def test_what_has_something_else_behind_its_end_is_refused(write, kind, other):
-    data = encoded(kind)
-    refused(write(data + other), f"has {len(other)} bytes of something else behind the picture's end: save")
-    assert read_picture(write(data + bytes(16))).shape == RGB.shape  # padding is nothing
+@pytest.mark.parametrize("other", [archive(), b"<html><ScRipt>1</script></html>", b"%PDF-1.7\n"])
+def test_what_is_something_else_too_is_refused(write, kind, other):
+    refused(write(encoded(kind) + other), "is a picture and a script or an archive at once: save")
 
 
-def test_webp_with_a_length_that_lies_is_refused(write):
-    data = encoded("WEBP", lossless=True)
-    refused(write(data[:4] + struct.pack("<I", len(data)) + data[8:]), "breaks off")
+def test_a_script_in_the_description_of_a_picture_is_refused(write):
+    refused(write(encoded("JPEG", comment=b"<script>alert(1)</script>")), "a script or an archive")
 
 
-def test_a_jpeg_with_more_versions_of_itself_behind_it_is_a_picture(write):
+@pytest.mark.parametrize(
+    "other", [encoded("JPEG"), bytes(9) + b"\0\0\0\x18ftypmp42" + bytes(99), b"SEFH" + bytes(40) + b"SEFT"]
+)
+def test_what_cameras_append_is_let_be(write, other):
+    """A second picture, a short film, a block of a maker's own."""
     data = encoded("JPEG", quality=98, subsampling=0)
-    assert read_picture(write(data + encoded("JPEG") + bytes(9) + encoded("JPEG"))).shape == RGB.shape
-    refused(write(data + encoded("JPEG") + archive()), "something else behind")
+    assert np.array_equal(read_picture(write(data + other)), read_picture(write(data)))
 
 
 @pytest.mark.parametrize("prefix", [b"%PDF-1.4\n", archive(), b"<html>", b"\x00\x01"])
@@ -159,18 +159,17 @@ def test_what_has_something_else_before_it_is_refused(write, prefix):
         (b"\0\0\0\x18ftypisom", "a video"),
         (b"RIFF\0\0\0\0AVI LIST", "a video"),
         (b"hello, world", "no picture"),
-        (b"II*\0\x08\0\0\0", "a TIFF"),
     ],
 )
 def test_what_is_no_picture_is_called_by_what_it_is(write, data, what):
-    refused(write(data), f"is {what}, whatever its name says: give a JPEG, PNG, WebP, BMP or GIF")
+    refused(write(data), f"is {what}, whatever its name says: give a JPEG, PNG, WebP, BMP, GIF or TIFF")
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM"])
-@pytest.mark.parametrize("share", [0.3, 0.9, "last byte"])
+@pytest.mark.parametrize("kind", PICTURE_KINDS)
+@pytest.mark.parametrize("share", [0.3, 0.9])
 def test_what_breaks_off_is_refused(write, kind, share):
     data = encoded(kind)
-    refused(write(data[: -1 if share == "last byte" else int(len(data) * share)]), "breaks off")
+    refused(write(data[: int(len(data) * share)]), "copy or download it again|save it anew")
 
 
 @pytest.mark.parametrize("kind", PICTURE_KINDS)

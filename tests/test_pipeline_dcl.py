@@ -184,6 +184,13 @@ def test_a_face_far_from_what_the_model_saw_has_no_number_unless_it_is_wanted(pi
     assert face["p_fake"] is not None and face["reason"] is None
 
 
+def test_a_number_that_is_not_finite_is_no_verdict(pipe, monkeypatch, portrait):
+    postprocess = pipe.postprocess
+    monkeypatch.setattr(pipe, "postprocess", lambda outputs: {**postprocess(outputs), "p_fake": np.array([np.nan])})
+    (face,) = pipe(portrait, abstain=False)["faces"]
+    assert (face["p_fake"], face["verdict"], face["reason"]) == (None, "abstained", "not_finite")
+
+
 def test_a_person_who_is_never_judged_has_no_number(pipe, monkeypatch, clip):
     monkeypatch.setattr(pipeline_dcl, "reason_to_abstain", lambda *_: Abstention("too_blurred", "It is a blur."))
     result = pipe(clip, num_frames=4)
