@@ -20,7 +20,7 @@ FOLDS = 10
 #: How sure it should be that no more than 1 % of the faces of other families are refused. On the demo's four
 #: validation families, each held out from the other three, the quantile itself refuses 4 % as blurred, the bound none.
 CONFIDENCE = 0.9
-_BLURRED = 0.01  # below this sharpness nothing is told apart, and 0 has no logarithm
+_BLURRED = 0.01  # what sharpness is counted from: below nothing is told apart, and 0 has no logarithm
 
 
 def fit_familiarity(predictions: pd.DataFrame, embeddings: np.ndarray, sharpness: np.ndarray) -> dict[str, Any]:
@@ -57,8 +57,9 @@ def fit_familiarity(predictions: pd.DataFrame, embeddings: np.ndarray, sharpness
         inside = folds != fold
         statistics = _statistics(embeddings[inside], labels[inside], weights[inside])
         held_out[~inside] = distances(embeddings[~inside], {"statistics": statistics})
+    bluntest = _threshold(1 / (sharpness + _BLURRED), weights, families)
     return found | {
-        "sharpness_threshold": 1 / _threshold(1 / np.maximum(sharpness, _BLURRED), weights, families),
+        "sharpness_threshold": round(max(0.0, 1 / bluntest - _BLURRED), 6),
         "distance_threshold": _threshold(held_out, weights, families),
         "statistics": _statistics(embeddings, labels, weights),
     }
@@ -72,6 +73,8 @@ def _refuse(faces: int, families: int, embeddings: np.ndarray) -> None:
         )
     if not np.isfinite(embeddings).all():
         raise ValueError("the embeddings are not finite")
+    if np.ptp(embeddings, axis=0).max() < 1e-6:
+        raise ValueError("the embeddings of all faces are the same")
 
 
 def _statistics(embeddings: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
@@ -85,8 +88,7 @@ def _statistics(embeddings: np.ndarray, labels: np.ndarray, weights: np.ndarray)
     kept = min(DIRECTIONS, dimension - 1)
     _, singular, directions = randomized_svd(deviation, kept, random_state=0)
     variances = np.square(singular.astype(np.float64))
-    # Where all faces are the same, every other one is far away.
-    smallest = 1e-12
+    smallest = 2.0**-20 / dimension  # what is less than this is the rounding of the centres
     return {
         "dimension": dimension,
         "centres": pack(centres),

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from dcl import evaluate_dcl, train
+from dcl.abstention_dcl import distances
 from dcl.calibration_dcl import calibrate
 from dcl.errors_dcl import InputError
 from dcl.evaluation.calibration import fit_calibration
@@ -61,6 +62,10 @@ def calibration_of(folder):
     return json.loads((folder / "config.json").read_text())["calibration"]
 
 
+def familiarity_of(folder):
+    return json.loads((folder / "config.json").read_text())["familiarity"]
+
+
 def assert_same_run(one, other):
     weights, others = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert weights.keys() == others.keys() and "memory.queue" in weights
@@ -68,6 +73,7 @@ def assert_same_run(one, other):
         assert torch.equal(value, others[name]), name
     assert history(one) == history(other)
     assert calibration_of(one) == calibration_of(other) is not None
+    assert familiarity_of(one) == familiarity_of(other) is not None
 
 
 RUN = {"max_steps": 7, "image_size": 64}
@@ -162,6 +168,34 @@ def test_the_evidence_threshold_is_the_best_on_the_validation_split(prepared, tm
     assert found["iou"] == pytest.approx(best, abs=0.01) and best > found["iou_all_forged"] + 0.01
 
 
+def test_a_run_stores_what_it_has_seen_in_the_pass_that_calibrates(prepared, tmp_path, monkeypatch, finished):
+    data, passes = tmp_path / "textures", []
+    shutil.copytree(prepared, data)
+    write_split(data, "validation", make_rows(range(6, 14), frames=5))
+
+    def watched(*args, **kwargs):
+        passes.append(kwargs)
+        return predict(*args, **kwargs)
+
+    monkeypatch.setattr(train, "predict", watched)
+    train.main(training_flags(data, tmp_path / "run", max_steps=1, image_size=64, dataloader_num_workers=1))
+    assert len(passes) == 1
+    found = familiarity_of(tmp_path / "run")
+    assert (found["faces"], found["families"]) == (120, 8) and found["distance_threshold"] > 0
+    model, processor = load_checkpoint(find_checkpoint(str(tmp_path / "run")), torch.device("cpu"))
+    (rows,) = load_evaluation_sets([str(data)], "validation")
+    rows.dataset = rows.dataset.select([i for i, method in enumerate(rows.dataset["method"]) if method != "unseen"])
+    batches = list(predict(model, processor, rows, familiarity=True))
+    sharpness = np.concatenate([batch.sharpness for batch in batches])
+    assert (sharpness < found["sharpness_threshold"]).mean() <= 0.01 and sharpness.min() > 0
+    far = distances(np.concatenate([batch.embeddings for batch in batches]), found)
+    assert (far > found["distance_threshold"]).mean() <= 0.01
+    assert "(120 faces of 8 families)" in (tmp_path / "run" / "README.md").read_text()
+    # A split too small for it says so.
+    assert "18 faces of 3 families do not tell it" in familiarity_of(finished)["reason"]
+    assert "18 faces of 3 families do not tell it" in (finished / "README.md").read_text()
+
+
 def test_nothing_but_the_end_of_a_run_is_calibrated(finished, prepared, tmp_path):
     assert calibration_of(finished) is not None
     assert (
@@ -169,12 +203,12 @@ def test_nothing_but_the_end_of_a_run_is_calibrated(finished, prepared, tmp_path
         in (finished / "README.md").read_text()
     )
     for folder in finished.glob("checkpoint-*"):
-        assert calibration_of(folder) is None
+        assert calibration_of(folder) is familiarity_of(folder) is None
     flags = training_flags(prepared, tmp_path / "run", **RUN, model=finished)
     trainer = train.build_trainer(train.parse_training_run(flags))
-    assert trainer.model.config.calibration is None
+    assert trainer.model.config.calibration is trainer.model.config.familiarity is None
     train.main(training_flags(prepared, tmp_path / "none", max_steps=1, image_size=64, calibration="none"))
-    assert calibration_of(tmp_path / "none") is None
+    assert calibration_of(tmp_path / "none") is familiarity_of(tmp_path / "none") is None
     assert "Not calibrated" in (tmp_path / "none" / "README.md").read_text()
 
 
