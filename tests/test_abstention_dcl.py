@@ -80,11 +80,11 @@ def quality_of(face, crop):
 # ------------------------------------------------------------------------------------------------------ measures
 
 
-@pytest.mark.parametrize("contrast", [1, 0.3, 0.1])
+@pytest.mark.parametrize("contrast", [1, 0.5, 0.3])
 def test_the_more_blurred_the_less_sharp_whatever_the_contrast(contrast):
     image = (texture() * contrast).astype(np.uint8)
     found = [measure_sharpness(image), *(measure_sharpness(blurred(image, sigma)) for sigma in (0.6, 1, 2))]
-    assert all(before > after or before == 0 for before, after in itertools.pairwise(found))
+    assert all(before > after for before, after in itertools.pairwise(found))
     assert found[-1] < 0.15 * found[0]
 
 

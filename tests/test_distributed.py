@@ -38,6 +38,7 @@ if int(stop):
 train.main(flags)
 rank = dist.get_rank()
 state = {"model": built[0].model.state_dict(), "world": world_size(), "calibration": built[0].model.config.calibration}
+state["familiarity"] = built[0].model.config.familiarity
 uneven = torch.arange(6.0).reshape(3, 2)[: 2 * rank + 1] + 10 * rank  # one row, then three
 state["gathered"] = gather_rows(uneven)
 state["integers"] = gather_rows(torch.arange(rank))  # none, then one
@@ -128,8 +129,10 @@ def test_two_processes_of_one_class_each_learn_what_one_process_learns(half_mask
     ranks = launch(tmp_path / "state", flags)
     train_alone(tmp_path / "one", half_masked, **SETTINGS, per_device_train_batch_size=2)
     assert_processes_learn_what_one_learns(ranks, tmp_path / "two", tmp_path / "one")
-    saved = json.loads((tmp_path / "two" / "config.json").read_text())["calibration"]
-    assert saved["frame"]["reals"] == 4 and ranks[0]["calibration"] == ranks[1]["calibration"] == saved
+    saved = json.loads((tmp_path / "two" / "config.json").read_text())
+    assert saved["calibration"]["frame"]["reals"] == 4 and saved["familiarity"]["families"] == 2
+    for name in ("calibration", "familiarity"):
+        assert ranks[0][name] == ranks[1][name] == saved[name]
     steps = steps_of(tmp_path / "two")
     assert 0 < sum("loss_intra_fake" in step for step in steps) < len(steps)  # some steps saw no mask anywhere
     for rank, other in ((0, 1), (1, 0)):

@@ -1,6 +1,7 @@
 """Predictions against the model asked by hand, evidence against masks, and what is recorded of a run."""
 
 import json
+import types
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from dcl.abstention_dcl import measure_sharpness
 from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import FEATURES, CorruptImageError, decode_image, encode_image
 from dcl.errors_dcl import InputError
@@ -120,6 +122,31 @@ def test_the_batch_size_and_the_workers_do_not_change_the_scores(loaded, noise):
     one = scores(batch_size=1)
     np.testing.assert_allclose(scores(batch_size=18), one, atol=1e-4)
     np.testing.assert_array_equal(scores(batch_size=1, num_workers=2), one)
+
+
+def test_embeddings_and_sharpness_are_given_for_each_row_where_they_are_asked_for(loaded, noise):
+    model, processor = loaded
+    assert all(batch.embeddings is batch.sharpness is None for batch in predict(model, processor, noise))
+    batches = list(predict(model, processor, noise, batch_size=7, familiarity=True))
+    images = [decode_image(cell, "") for cell in noise.dataset["image"]]
+    np.testing.assert_array_equal(
+        np.concatenate([batch.sharpness for batch in batches]), [measure_sharpness(image) for image in images]
+    )
+    with torch.no_grad():
+        expected = model(processor(images, return_tensors="pt")["pixel_values"]).embedding.numpy()
+    np.testing.assert_allclose(np.concatenate([batch.embeddings for batch in batches]), expected, atol=1e-5)
+
+
+def test_a_model_that_gives_no_embedding_has_none(loaded, noise):
+    class Plain(torch.nn.Module):
+        config, device = loaded[0].config, loaded[0].device
+
+        def forward(self, pixel_values):
+            outputs = loaded[0](pixel_values)
+            return types.SimpleNamespace(logits=outputs.logits, evidence=None)
+
+    for batch in predict(Plain(), loaded[1], noise, familiarity=True):
+        assert batch.embeddings is None and len(batch.sharpness) == batch.rows.num_rows
 
 
 def test_cells_are_those_of_fakes_with_a_known_mask(loaded, noise):
