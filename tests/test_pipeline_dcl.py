@@ -29,25 +29,8 @@ from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.images_dcl import read_picture
 from dcl.modeling_dcl import DCLForImageClassification
 from dcl.pipeline_dcl import TASK, FaceForgeryDetectionPipeline, annotate, find_files, to_json
+from dcl.tests.checkpoints import CALIBRATION, CROP, save_checkpoint
 from dcl.tests.raw_data_sets import TALKING, encode, person_frames
-
-CROP = {"kind": "box", "margin": 1.3, "size": 112, "detector": "yunet_2023mar"}
-CALIBRATION = {
-    "method": "temperature",
-    "temperature": 2.0,
-    "frame": {"thresholds": {"eer": 0.4, "fpr_0.05": None}, "reasons": {"fpr_0.05": "40 real frames do not tell it"}},
-    "video": {"thresholds": {"eer": 0.45}},
-}
-
-
-def save_checkpoint(folder, crop=CROP, calibration=CALIBRATION):
-    torch.manual_seed(0)
-    config = DCLConfig(backbone="test_efficientnet", image_size=96, queue_size=16, calibration=calibration)
-    model = DCLForImageClassification(config).eval()
-    torch.nn.init.normal_(model.classifier.linear.weight)
-    model.save_pretrained(folder)
-    DCLImageProcessor(size={"height": 96, "width": 96}, crop=crop).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +112,7 @@ def test_a_face_is_forged_at_or_above_the_threshold_and_never_called_real(
     with_answers(pipe, monkeypatch, [p_fake])
     result = pipe(portrait)
     assert result["verdict"] == verdict
-    assert f"its p_fake of {p_fake:.3f} is" in result["sentence"] and "(equal error rates)" in result["sentence"]
+    assert f"its p_fake is {p_fake:.3f}," in result["sentence"] and "(equal error rates)" in result["sentence"]
     assert ("That does not prove it real." in result["sentence"]) == (verdict != "forged")
 
 
@@ -141,7 +124,7 @@ def test_a_picture_has_the_verdict_of_its_most_suspicious_face(pipe, monkeypatch
     result = pipe(wide)
     assert [(face["face"], face["verdict"]) for face in result["faces"]] == [(1, "not_called_forged"), (2, "forged")]
     assert result["verdict"] == "forged"
-    assert result["sentence"].startswith("1 of 2 faces is called forged. Face 2 is called forged: its p_fake of 0.800")
+    assert result["sentence"].startswith("1 of 2 faces is called forged. Face 2 is called forged: its p_fake is 0.800")
     with_answers(pipe, monkeypatch, [0.1])
     assert len(pipe(wide, largest_only=True)["faces"]) == 1
 
@@ -217,7 +200,7 @@ def test_a_video_is_judged_person_by_person_over_time(pipe, monkeypatch, clip):
     assert person["p_fake"] == pytest.approx(0.5) and (person["judged"], person["seen"]) == (6, 6)
     assert person["verdict"] == result["verdict"] == "forged" and result["threshold"] == 0.45
     assert [(m["why"], m["frame"], m["p_fake"]) for m in person["moments"]] == [("highest", 6, 0.9), ("rise", 4, 0.7)]
-    assert "the mean p_fake over 6 frames, 0.500 is at or above 0.450" in person["sentence"]
+    assert "its mean p_fake over 6 frames is 0.500, at or above 0.450" in person["sentence"]
 
 
 def test_the_threshold_for_videos_decides_where_single_frames_reach_their_own(pipe, monkeypatch, clip):

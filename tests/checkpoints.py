@@ -1,0 +1,28 @@
+"""Tiny checkpoints for tests that detect: real faces are cut for them, and their answers mean nothing."""
+
+from pathlib import Path
+
+import torch
+
+from dcl.configuration_dcl import DCLConfig
+from dcl.image_processing_dcl import DCLImageProcessor
+from dcl.modeling_dcl import DCLForImageClassification
+
+CROP = {"kind": "box", "margin": 1.3, "size": 112, "detector": "yunet_2023mar"}
+CALIBRATION = {
+    "method": "temperature",
+    "temperature": 2.0,
+    "frame": {"thresholds": {"eer": 0.4, "fpr_0.05": None}, "reasons": {"fpr_0.05": "40 real frames do not tell it"}},
+    "video": {"thresholds": {"eer": 0.45}},
+}
+
+
+def save_checkpoint(folder: Path, crop: dict | None = CROP, calibration: dict | None = CALIBRATION) -> Path:
+    """Save a tiny classifier with random weights, the same each time, and its processor; return the folder."""
+    torch.manual_seed(0)
+    config = DCLConfig(backbone="test_efficientnet", image_size=96, queue_size=16, calibration=calibration)
+    model = DCLForImageClassification(config).eval()
+    torch.nn.init.normal_(model.classifier.linear.weight)
+    model.save_pretrained(folder)
+    DCLImageProcessor(size={"height": 96, "width": 96}, crop=crop).save_pretrained(folder)
+    return folder

@@ -1,0 +1,182 @@
+"""The command dcl-detect: what it prints and writes, what it exits with, and how it goes on."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcl import detect, pipeline_dcl
+from dcl.data_scripts.assets import fetch
+from dcl.images_dcl import read_picture
+from dcl.tests.checkpoints import save_checkpoint
+from dcl.tests.raw_data_sets import TALKING, encode, person_frames
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    fetch("yunet")
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures of faces, one without, a video, and what is none of these."""
+    root = tmp_path / "holiday"
+    (root / "day 2").mkdir(parents=True)
+    shutil.copy(fetch("astronaut"), root / "a.png")
+    shutil.copy(fetch("orl") / "s1" / "1.pgm", root / "day 2" / "b.pgm")
+    Image.new("RGB", (80, 60)).save(root / "c.jpg")
+    encode(root / "d.mp4", person_frames(TALKING, 4), crf=18)
+    (root / "e.jpg").write_bytes(b"<svg/>")
+    return root
+
+
+@pytest.fixture
+def run(checkpoint, capsys):
+    def command(*arguments):
+        """Return the exit status, or the sentence, and what was printed."""
+        status = 0
+        try:
+            detect.main([*map(str, arguments), "--model", str(checkpoint), "--device", "cpu"])
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return command
+
+
+def read_lines(path):
+    record, *results = map(json.loads, path.read_text().splitlines())
+    return record, {result["name"]: result for result in results}
+
+
+def test_a_sentence_is_printed_for_each_file_and_bad_files_make_the_status_3(run, folder):
+    status, out, err = run(folder)
+    assert status == 3
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        str(folder / name) for name in ("a.png", "c.jpg", "d.mp4", "day 2/b.pgm")
+    ]
+    assert "No face was found, so nothing was judged." in out
+    assert f"{folder / 'e.jpg'} is an SVG" in err and "1 of 5 files could not be read." in err
+
+
+def test_where_everything_can_be_read_the_status_is_0(run, folder):
+    assert run(folder / "a.png", folder / "c.jpg")[0] == 0
+
+
+def test_json_lines_and_the_table_say_the_same(run, folder, tmp_path):
+    assert run(folder, "--json", tmp_path / "r.jsonl", "--csv", tmp_path / "r.csv", "--num_frames", 3)[0] == 3
+    record, results = read_lines(tmp_path / "r.jsonl")
+    assert record["kind"] == "run" and record["options"]["num_frames"] == 3 and len(record["fingerprint"]) == 16
+    assert {result["kind"] for result in results.values()} == {"image", "video", "error"}
+    with (tmp_path / "r.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == list(results)
+    (face,) = results[str(folder / "a.png")]["faces"]
+    assert float(rows[0]["p_fake"]) == face["p_fake"] and float(rows[0]["right"]) == face["box"][2]
+    (person,) = results[str(folder / "d.mp4")]["people"]
+    row = next(row for row in rows if row["kind"] == "video")
+    assert (row["judged"], row["seen"], row["number"]) == (str(person["judged"]), str(person["seen"]), "1")
+
+
+def test_json_on_standard_output_is_nothing_but_json(run, folder):
+    status, out, _ = run(folder / "a.png", "--json", "-")
+    assert status == 0 and [json.loads(line)["kind"] for line in out.splitlines()] == ["image"]
+
+
+def test_a_torn_line_is_dropped_and_what_is_complete_is_not_done_again(run, folder, tmp_path, monkeypatch):
+    path = tmp_path / "r.jsonl"
+    assert run(folder, "--json", path, "--num_frames", 3)[0] == 3
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    path.write_text("".join(lines[:4]) + lines[4][:30])
+    judged = []
+    original = pipeline_dcl.FaceForgeryDetectionPipeline.stream
+    monkeypatch.setattr(
+        pipeline_dcl.FaceForgeryDetectionPipeline,
+        "stream",
+        lambda self, files, **options: judged.extend(files) or original(self, files, **options),
+    )
+    status, _, err = run(folder, "--json", path, "--num_frames", 3, "--csv", tmp_path / "r.csv")
+    assert status == 3 and "3 of 5 files were judged before" in err
+    assert judged == [json.loads(line)["name"] for line in lines[4:]]
+    assert {name: r["kind"] for name, r in read_lines(path)[1].items()} == {
+        json.loads(line)["name"]: json.loads(line)["kind"] for line in lines[1:]
+    }
+    with (tmp_path / "r.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 5
+    before = path.read_bytes()
+    assert run(folder, "--json", path, "--num_frames", 3)[0] == 3, "a file that could not be read counts again"
+    assert path.read_bytes() == before
+
+
+def test_interrupted_it_says_how_to_go_on(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(detect, "detect", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    status, _, err = run(folder / "a.png", "--json", tmp_path / "r.jsonl")
+    assert status == 130 and "the same command goes on" in err
+
+
+def test_results_of_other_settings_or_another_model_are_not_mixed(run, folder, tmp_path):
+    path = tmp_path / "r.jsonl"
+    run(folder / "a.png", "--json", path)
+    assert "made with num_frames 32 and not 5" in run(folder / "a.png", "--json", path, "--num_frames", 5)[0]
+    other = save_checkpoint(tmp_path / "other", calibration=None)
+    with pytest.raises(SystemExit, match="made with fingerprint"):
+        detect.main([str(folder / "a.png"), "--json", str(path), "--model", str(other), "--device", "cpu"])
+    path.write_text("a letter\n")
+    assert "line 1 of" in run(folder / "a.png", "--json", path)[0]
+    assert path.read_text() == "a letter\n"
+    path.write_text('{"kind": "image", "name": "a"}\n')
+    assert "holds no results of this command" in run(folder / "a.png", "--json", path)[0]
+
+
+def test_drawings_show_faces_and_carry_nothing_else(run, folder, tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "a secret"
+    Image.open(fetch("astronaut")).save(folder / "a.png", exif=exif)
+    assert run(folder, "--annotate", tmp_path / "drawn", "--num_frames", 4)[0] == 3
+    names = sorted(path.relative_to(tmp_path / "drawn").as_posix() for path in (tmp_path / "drawn").rglob("*.*"))
+    assert names[:2] == ["a.png.faces.png", "c.jpg.faces.png"] and names[-1] == "day 2/b.pgm.faces.png"
+    assert names[2].startswith("d.mp4.person1.frame") and len(names) == 4
+    with Image.open(tmp_path / "drawn" / "a.png.faces.png") as drawn:
+        assert not drawn.info and not drawn.getexif()
+        assert (np.asarray(drawn) != read_picture(folder / "a.png")).any()
+    assert np.array_equal(read_picture(tmp_path / "drawn" / "c.jpg.faces.png"), read_picture(folder / "c.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere.jpg"], "there is no file and no folder nowhere.jpg"),
+        (["{folder}/day 2/b.pgm", "--json", "{folder}/day 2/b.pgm"], "would be overwritten by the results"),
+        (["{folder}", "--json", "{folder}/none/r.jsonl"], "there is no folder"),
+        (["{folder}", "--json", "{folder}/r", "--csv", "{folder}/r"], "--csv and --json are both"),
+        (["{folder}", "--annotate", "{folder}/drawn"], "among what is judged"),
+        (["{folder}/a.png", "{folder}/twin/a.png", "--annotate", "out"], "would have one name"),
+        (["{folder}", "--evidence", "2"], "--evidence is 2: choose it in"),
+        (["{folder}", "--num_frames", "0"], "num_frames is 0"),
+        (["{folder}", "--operating_point", "fpr_0.01"], "has no threshold fpr_0.01 for a frame"),
+    ],
+)
+def test_what_cannot_work_is_said_in_a_sentence_at_once(run, folder, arguments, sentence):
+    (folder / "twin").mkdir()
+    shutil.copy(folder / "a.png", folder / "twin")
+    before = sorted(folder.rglob("*"))
+    status = run(*(argument.format(folder=folder) for argument in arguments))[0]
+    assert isinstance(status, str) and status.startswith("error: ") and sentence in status
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_names_that_spreadsheets_would_run_are_quoted():
+    row = {"name": "=HYPERLINK(1).jpg", "kind": "error", "sentence": "it is bad"}
+    assert [row["name"] for row in detect.rows_of(row)] == ["'=HYPERLINK(1).jpg"]
+
+
+def test_help_names_the_exit_statuses(capsys):
+    with pytest.raises(SystemExit):
+        detect.main(["--help"])
+    assert "3    some files could not be read" in capsys.readouterr().out
