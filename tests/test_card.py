@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoModelForImageClassification
 
 from dcl import train
+from dcl.data_scripts.assets import fetch
 from dcl.tests.prepared_data import make_face, training_flags
 from dcl.training.arguments import parse_training_run
 from dcl.training.card import write_model_card
@@ -98,6 +99,24 @@ def test_the_example_runs(trained, text, tmp_path, monkeypatch):
     with torch.no_grad():
         expected = model.p_fake(model(**names["inputs"]).logits)[0].item()
     assert names["p_fake"] == expected
+
+
+def test_where_faces_can_be_found_for_it_the_card_shows_the_pipeline_and_it_runs(trained, text, tmp_path, monkeypatch):
+    assert 'face-forgery-detection",' not in text, "the detector of these crops is not known"
+    processor, crop = trained.processing_class, trained.processing_class.crop
+    monkeypatch.setattr(processor, "crop", crop | {"detector": "yunet_2023mar", "margin": 1.3})
+    folder = tmp_path / "model"
+    trained.model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    card = write_model_card(trained, "a", str(folder)).read_text()
+    code = re.search(r"```python\n(.*?)```", card, flags=re.S).group(1)
+    Image.open(fetch("astronaut")).convert("RGB").save(tmp_path / "photograph.jpg")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    (face,) = names["result"]["faces"]
+    assert 0 <= face["p_fake"] <= 1
+    trained.create_model_card()
 
 
 def test_a_card_before_any_validation_says_that_nothing_was_measured(prepared, tmp_path):

@@ -20,7 +20,7 @@ from dcl.evaluation.inputs import load_evaluation_sets
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForImageClassification
 from dcl.onnx_dcl import OUTPUTS, OnnxClassifier
-from dcl.tests.prepared_data import CROP, make_rows, write_split
+from dcl.tests.prepared_data import CROP, SHIPPED_CODE, make_rows, write_split
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -28,10 +28,6 @@ pytest.importorskip("onnxruntime")
 
 SIZE = 96
 FOLDER = {"config.json", "export.json", "model.onnx", "preprocessor_config.json"}
-CODE = {
-    f"{name}_dcl.py"
-    for name in ("calibration", "configuration", "errors", "hub", "image_processing", "modeling", "onnx")
-}
 
 
 def make_model(backbone="test_resnet", image_size=SIZE, **arguments):
@@ -178,7 +174,7 @@ def test_int8_is_smaller_and_close_and_its_cost_is_measured(exported, checkpoint
     folder = exported
     record = json.loads((folder / "export.json").read_text())
     int8 = record["int8"]
-    assert {path.name for path in folder.iterdir()} == FOLDER | CODE | {"model_int8.onnx"}
+    assert {path.name for path in folder.iterdir()} == FOLDER | SHIPPED_CODE | {"model_int8.onnx"}
     assert record["bytes"]["model_int8.onnx"] < 0.7 * record["bytes"]["model.onnx"]
     assert int8["frames"] == 24 and int8["calibration_images"] + int8["choosing_images"] == 24
     assert int8["method"] == min(int8["margin_errors"], key=int8["margin_errors"].get)
@@ -235,7 +231,7 @@ def test_an_export_is_replaced_and_nothing_else_is(checkpoint, known_graph, tmp_
         if stale:
             (output / stale).write_text("of another time")
         run("--model", checkpoint, "--output", output)
-        assert {path.name for path in output.iterdir()} == FOLDER | CODE
+        assert {path.name for path in output.iterdir()} == FOLDER | SHIPPED_CODE
     assert "on random images" in capsys.readouterr().out
     (tmp_path / "link").symlink_to(output)
     run("--model", checkpoint, "--output", tmp_path / "link")
