@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -37,7 +38,6 @@ os.environ |= {
     "GRADIO_ANALYTICS_MAX_EVENTS": "100",
     "GRADIO_ANALYTICS_CACHE_FREQUENCY": "100",
 }
-tempfile.tempdir = str(UPLOADS)  # uploads on their way, too
 
 import gradio as gr  # noqa: E402
 import numpy as np  # noqa: E402
@@ -518,16 +518,16 @@ def show_video(result: dict[str, Any], frames: Iterator[tuple[int, np.ndarray]])
             f"{_marked_picture(picture, faces[number], SHOWN_FRAME_SIDE, words)}"
             f"<figcaption>{words}</figcaption></figure>"
         )
-    people = "".join(
-        f"<li>{_escape(person['sentence'])}"
-        + "".join(
-            f'<button type="button" data-jump="{places[moment["frame"]]}">'
-            f"{'Highest' if moment['why'] == 'highest' else 'Rise'}: {moment['time']:.2f} s</button>"
-            for moment in person["moments"]
+    people = ""
+    for person in result["people"]:
+        moments = {moment["frame"]: moment for moment in reversed(person["moments"])}  # of two in one frame, the first
+        jumps = "".join(
+            f'<button type="button" data-jump="{places[frame]}">'
+            f"{moment['why'].capitalize()} of person {person['person']}: {moment['time']:.2f} s</button>"
+            for frame, moment in sorted(moments.items())
         )
-        + "</li>"
-        for person in result["people"]
-    )
+        sentence = _escape(person["sentence"]) if len(result["people"]) > 1 else ""  # of one it stands above
+        people += f"<li>{sentence}{jumps}</li>" if sentence or jumps else ""
     body = ""
     if figures:
         body = (
@@ -613,8 +613,8 @@ CSS = """
 .dcl-line { stroke-width: 2px; } .dcl-cursor { stroke: var(--color-accent); stroke-width: 3px; opacity: .7; }
 .dcl-threshold { stroke-dasharray: 8 5; } .dcl-point { cursor: pointer; fill: var(--unjudged); }
 .dcl-point.forged { fill: var(--forged); } .dcl-point.not_called_forged { fill: var(--passed); }
-.dcl-list { margin: .6rem 0; padding-left: 1.2rem; } .dcl-list li { margin: .4rem 0; }
-.dcl button { margin: .2rem 0 .2rem .5rem; padding: .3rem .7rem; min-height: 2rem; border-radius: 4px;
+.dcl-list { margin: .6rem 0; padding: 0; list-style: none; } .dcl-list li { margin: .4rem 0; }
+.dcl button { margin: .2rem .5rem .2rem 0; padding: .3rem .7rem; min-height: 2rem; border-radius: 4px;
   border: 1px solid var(--border-color-primary); background: var(--button-secondary-background-fill);
   color: var(--button-secondary-text-color); }
 .dcl :focus-visible { outline: 3px solid var(--color-accent); outline-offset: 2px; }
@@ -655,7 +655,7 @@ watch('value', () => {
 # ----------------------------------------------------------------------------------------------------------- requests
 
 
-def _log(what: str, error: Exception) -> None:
+def _log(what: str, error: BaseException) -> None:
     """Log that something failed, and where in the code, but nothing of what a user sent."""
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
@@ -770,7 +770,8 @@ DEMONSTRATION = (
 PRIVACY = (
     f"Files go after use, within a minute of the end of your visit, and are never logged. Limits: pictures of "
     f"{MOST_PICTURE_BYTES >> 20} MB and {MOST_PIXELS // 1_000_000} million pixels, videos of "
-    f"{MOST_UPLOAD_BYTES >> 20} MB and {MOST_SECONDS // 60} minutes, {MOST_REQUEST_SECONDS // 60} minutes of work, {MOST_WAITING} waiting."
+    f"{MOST_UPLOAD_BYTES >> 20} MB and {MOST_SECONDS // 60} minutes, {MOST_REQUEST_SECONDS // 60} minutes of work, "
+    f"{MOST_WAITING} waiting."
 )
 
 
@@ -811,7 +812,7 @@ def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str
             )
             with gr.Row():
                 start = gr.Button(f"Look at the {name.lower()}", variant="primary", min_width=120)
-                cancel = gr.Button("Cancel", variant="stop", min_width=80)
+                cancel = gr.Button("Cancel", min_width=80)
             examples = [
                 (path, gr.Button(f"Example: {path.stem.replace('_', ' ')}", size="sm", min_width=120))
                 for path in sorted(EXAMPLES.glob("*"))
@@ -820,6 +821,7 @@ def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str
         with gr.Column(scale=3, min_width=320):
             page = gr.HTML(
                 f'<p class="dcl">Choose a {name.lower()}, or take an example.</p>',
+                label="Page",
                 js_on_load=SCRIPT,
                 elem_id=f"{kind}-result",
             )
@@ -836,6 +838,9 @@ def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str
 def main() -> None:
     """Serve the page until it is stopped."""
     logging.basicConfig(level=logging.WARNING)
+    tempfile.tempdir = str(UPLOADS)  # for uploads on their way, too
+    # Gradio prints what fails outside of our functions with what the client sent in it.
+    traceback.print_exc = lambda *_, **__: _log("a request", sys.exc_info()[1])
     name = os.environ.get("DCL_MODEL") or str(HERE / "runs" / "demo")
     if "DCL_MODEL" not in os.environ and not Path(name).is_dir():
         sys.exit(f"error: there is no checkpoint {name}: run `make demo`, or set DCL_MODEL to a folder or an id.")
@@ -845,7 +850,7 @@ def main() -> None:
     demo.launch(
         app_kwargs={"middleware": [Middleware(Gate)], "docs_url": None, "redoc_url": None},
         css=CSS,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        theme=gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         max_file_size=MOST_UPLOAD_BYTES,
         max_threads=8,
         state_session_capacity=200,

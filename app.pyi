@@ -1,0 +1,870 @@
+"""The app: pictures and videos in a browser, judged by a checkpoint, and nothing of them kept.
+
+It imports nothing of this repository: model, processor and pipeline come with the checkpoint that the environment
+variable `DCL_MODEL` names (a folder, or an id on the Hub). So this one file, beside `requirements.txt`, is a Space.
+
+Sections: limits, uploads, the gate (what is let in), the detector, what is shown, requests, the page.
+"""
+
+import atexit
+import base64
+import html
+import io
+import json
+import logging
+import mimetypes
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+# Gradio reads these when it is imported: no word home, a folder of our own, and no long list of past requests.
+UPLOADS = Path(tempfile.mkdtemp(prefix="dcl-app-")).resolve()
+atexit.register(shutil.rmtree, UPLOADS, ignore_errors=True)
+os.environ |= {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_TEMP_DIR": str(UPLOADS),
+    "GRADIO_ANALYTICS_MAX_EVENTS": "100",
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": "100",
+}
+tempfile.tempdir = str(UPLOADS)  # uploads on their way, too
+
+import gradio as gr  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from PIL import Image  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
+
+logger = logging.getLogger("dcl.app")
+HERE = Path(__file__).resolve().parent
+EXAMPLES = HERE / "examples"
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+MOST_PICTURE_BYTES = 20 << 20
+MOST_UPLOAD_BYTES = 100 << 20
+MOST_FOLDER_BYTES = 4 << 30  # of all uploads together
+MOST_JSON_BYTES = 64 << 10
+MOST_PIXELS = 40_000_000  # of a picture or a frame, counted before it is decoded
+MOST_SECONDS = 300  # of a video
+NUM_FRAMES = (8, 16, 32)
+MOST_REQUEST_SECONDS = 120
+MOST_WAITING = 24  # requests; who comes when so many wait is told so at once
+SHOWN_SIDE = 960  # pixels of a picture that is shown
+SHOWN_FRAME_SIDE = 480
+
+# ------------------------------------------------------------------------------------------------------------ uploads
+
+
+class Uploads:
+    """The files that were uploaded: who uses them, and when they go.
+
+    A file stays while a request that names it waits or runs, and as long as it is the last one that an open page has
+    used, ten minutes at most. Every other file goes `grace` seconds after it came, so that it can be asked about.
+
+    Args:
+        folder: where they are.
+        grace: seconds.
+        longest: seconds that an open page holds on to a file.
+    """
+
+    def __init__(self, folder: Path, grace: float = 30, longest: float = 600):
+        self.folder, self.grace, self.longest = folder, grace, longest
+        self._open: Counter[str] = Counter()  # pages, by the hash of their session
+        self._held: dict[str, tuple[Path, float]] = {}  # what an open page used last, and since when
+
+    def owns(self, path: Any) -> bool:
+        """Whether this is the path of an uploaded file that is still there."""
+        try:
+            resolved = Path(path).resolve(strict=True)
+        except (OSError, TypeError, ValueError):
+            return False
+        return resolved.is_relative_to(self.folder) and resolved.is_file()
+
+    def use(self, path: str, session: str | None) -> None:
+        """Note that a session asks about a file; raises `OSError` if it is gone."""
+        os.utime(path)
+        if session is not None and self._open[session] > 0:
+            self._held[session] = (Path(path).resolve(), time.monotonic())
+
+    @contextmanager
+    def page(self, session: str) -> Iterator[None]:
+        """A page is open as long as this lasts."""
+        self._open[session] += 1
+        try:
+            yield
+        finally:
+            self._open[session] -= 1
+            if not self._open[session]:
+                del self._open[session]
+                self._held.pop(session, None)
+
+    def room(self) -> bool:
+        """Whether there is room for one more upload."""
+        return sum(file.stat().st_size for file in self._files()) + MOST_UPLOAD_BYTES < MOST_FOLDER_BYTES
+
+    def sweep(self, in_use: set[Path]) -> None:
+        """Delete every file that nothing holds and that is older than the grace."""
+        now = time.monotonic()
+        held = {path for path, since in list(self._held.values()) if now - since < self.longest}
+        for file in self._files():
+            try:
+                if file not in in_use | held and time.time() - file.stat().st_mtime > self.grace:
+                    file.unlink()
+                    if file.parent != self.folder:
+                        file.parent.rmdir()
+            except OSError:  # another upload of the same content came in between
+                continue
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.folder.rglob("*") if path.is_file()]
+
+
+uploads = Uploads(UPLOADS)
+
+
+def sweep_for_ever(queue: Any, every: float = 5) -> None:
+    """Delete what nothing holds, again and again: files, and answers that nobody came to fetch.
+
+    Args:
+        queue: Gradio's, which knows what waits and runs.
+        every: seconds.
+    """
+    waiting_since: dict[str, float] = {}
+    while True:
+        time.sleep(every)
+        try:
+            events = list(queue.event_ids_to_events.values())
+            uploads.sweep({Path(path) for event in events for path in _paths(getattr(event.data, "data", None))})
+            alive = {event.session_hash for event in events}
+            idle = [name for name in list(queue.pending_messages_per_session) if name not in alive]
+            waiting_since = {name: waiting_since.get(name, time.monotonic()) for name in idle}
+            for name, since in waiting_since.items():
+                if time.monotonic() - since > 60:
+                    queue.pending_messages_per_session.pop(name, None)
+                    queue.pending_event_ids_session.pop(name, None)
+        except Exception as error:
+            _log("sweeping", error)
+
+
+def _paths(value: Any) -> Iterator[Any]:
+    """Yield what every "path" in JSON data says."""
+    if isinstance(value, dict):
+        if value.get("path") is not None:
+            yield value["path"]
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _paths(item)
+
+
+# ----------------------------------------------------------------------------------------------------------- the gate
+
+_API = "/gradio_api"
+_POSTS = re.compile(rf"{_API}/(upload|queue/join|cancel|reset|call/(v2/)?\w+)/?")
+_CLOSED = re.compile(rf"(/monitoring|{_API}/(proxy=|stream/|deep_link|dev/|vibe|runs|run-history)).*", re.IGNORECASE)
+_FILE = re.compile(rf"{_API}/file[=/](.*)", re.DOTALL)
+_HEARTBEAT = re.compile(rf"{_API}/heartbeat/([\w-]+)")
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+        b"img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; "
+        b"base-uri 'self'; form-action 'self'; frame-ancestors 'self' https://huggingface.co https://*.hf.space",
+    ),
+)
+
+
+class _RefusalError(Exception):
+    def __init__(self, status: int, sentence: str):
+        super().__init__(sentence)
+        self.status = status
+
+
+class Gate:
+    """What stands before Gradio: it lets in what the page needs, and nothing that leads to other files or hosts.
+
+    Gradio fetches any address that a client writes in the place of an uploaded file's path, before a function of the
+    app is called. Here every path must be that of an upload; what was checked is what is passed on.
+    """
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        """Serve one request, as ASGI wants it."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *_HEADERS]
+            await send(message)
+
+        try:
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            if scope["method"] == "POST":
+                receive = await self._checked_post(path, dict(scope["headers"]), receive)
+            else:
+                self._check_get(path)
+        except _RefusalError as refusal:
+            body = json.dumps({"detail": str(refusal)}).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+            await send_with_headers({"type": "http.response.start", "status": refusal.status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+            return
+        if heartbeat := _HEARTBEAT.fullmatch(path):
+            with uploads.page(heartbeat[1]):
+                await self.app(scope, receive, send_with_headers)
+        else:
+            await self.app(scope, receive, send_with_headers)
+
+    @staticmethod
+    def _check_get(path: str) -> None:
+        file = _FILE.fullmatch(path)
+        if _CLOSED.fullmatch(path) or (file and not uploads.owns(file[1])):
+            raise _RefusalError(403, "This address is not open here: use the page, or the API that it describes.")
+
+    @staticmethod
+    async def _checked_post(path: str, headers: dict[bytes, bytes], receive: Any) -> Any:
+        """Check a POST and return from where its body can be received."""
+        post = _POSTS.fullmatch(path)
+        if post is None:
+            raise _RefusalError(403, "This address is not open here: use the page, or the API that it describes.")
+        length = headers.get(b"content-length", b"")
+        if not length.isdigit():
+            raise _RefusalError(411, "The request does not say how long it is: send a Content-Length.")
+        if post[1] == "upload":
+            if int(length) > MOST_UPLOAD_BYTES:
+                raise _RefusalError(413, f"Files may have up to {MOST_UPLOAD_BYTES >> 20} MB: choose a smaller one.")
+            if not uploads.room():
+                raise _RefusalError(503, "There are too many files here at the moment: try again in a minute.")
+            return receive
+        if int(length) > MOST_JSON_BYTES:
+            raise _RefusalError(413, "The request is too long: upload the file, and send no more than its path.")
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        checked = _checked_json(body)
+        first = iter([{"type": "http.request", "body": checked, "more_body": False}])
+
+        async def receive_checked() -> dict:
+            return next(first, None) or await receive()
+
+        return receive_checked
+
+
+def _checked_json(body: bytes) -> bytes:
+    """Return a request's JSON with the paths of uploads, and no others, and no address in it."""
+    try:
+        data = json.loads(body)
+        paths = list(_paths(data))
+    except (ValueError, RecursionError):
+        raise _RefusalError(400, "The request is no JSON: see the API that the page describes.") from None
+    if not isinstance(data, dict):
+        raise _RefusalError(400, "The request is no JSON object: see the API that the page describes.")
+    session = data.get("session_hash")
+    for path in paths:
+        if not uploads.owns(path):
+            raise _RefusalError(
+                403, "This file is not here (any more): uploads are deleted soon after their use. Choose it again."
+            )
+        uploads.use(path, session if isinstance(session, str) else None)
+    return json.dumps(_without_addresses(data)).encode()
+
+
+def _without_addresses(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_addresses(item) for name, item in value.items() if name != "url"}
+    return [_without_addresses(item) for item in value] if isinstance(value, list) else value
+
+from gradio.events import Dependency
+
+class Upload(gr.File):
+    """A file input that hands on the path of an upload as it is: no copy, no fetch, no look at its name."""
+
+    is_template = True  # for Gradio: it looks like its parent
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> Any:
+        """Return the path of an upload."""
+        return url_or_file_path
+
+    def preprocess(self, payload: Any) -> Path | None:
+        """Return the path of an upload."""
+        return None if payload is None else Path(payload.path)
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+_SEALED = {"socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"}
+
+
+def seal() -> None:
+    """From now on this process opens no connection and starts no program, whatever asks for it."""
+
+    def refuse(event: str, arguments: tuple) -> None:
+        if event in _SEALED:
+            raise PermissionError(f"{event} is closed while requests are served.")
+
+    sys.addaudithook(refuse)
+
+
+# ------------------------------------------------------------------------------------------------------- the detector
+
+#: What `dcl-prepare demo` and `dcl-prepare blend` forge by: who has seen nothing else is a demonstration.
+_SIMPLE_METHODS = {"self_blend", "identity_swap", "lowres_swap", "local_warp", "mouth_swap"}
+
+
+class Detector:
+    """A checkpoint's pipeline, one request at a time, and what its code offers beside it.
+
+    Args:
+        name: folder or id of the checkpoint.
+    """
+
+    def __init__(self, name: str):
+        cuda = torch.cuda.is_available()
+        self.pipe = transformers.pipeline(
+            "face-forgery-detection", model=name, trust_remote_code=True, device=0 if cuda else -1
+        )
+        self.device = torch.cuda.get_device_name(0) if cuda else "CPU"
+        code = sys.modules[type(self.pipe).__module__]
+        self.InputError, self.read_picture = code.InputError, code.read_picture
+        self.file_kind, self.to_json = code.file_kind, code.to_json
+        self._one = threading.Lock()  # a request that was cancelled may still be in its last step
+        list(self.events(np.zeros((64, 64, 3), np.uint8)))  # the face finder is loaded now
+
+    @property
+    def is_demonstration(self) -> bool:
+        """Whether the checkpoint saw simple forgeries only."""
+        seen = self.pipe.model.config.seen_methods
+        return bool(seen) and set(seen) <= _SIMPLE_METHODS
+
+    def operating_points(self, level: str) -> list[str]:
+        """Return the names of the thresholds that the checkpoint has for a "frame" or a "video"."""
+        thresholds = (self.pipe.model.config.calibration or {}).get(level, {}).get("thresholds", {})
+        return [name for name, value in thresholds.items() if value is not None]
+
+    def events(self, item: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        """Yield what `stream` of the pipeline yields, and end what takes too long."""
+        started = time.monotonic()
+        with closing(self.pipe.stream(item, most_pixels=MOST_PIXELS, most_seconds=MOST_SECONDS, **options)) as events:
+            while True:
+                with self._one:
+                    event = next(events, None)
+                if event is None:
+                    return
+                yield event
+                if time.monotonic() - started > MOST_REQUEST_SECONDS:
+                    raise self.InputError(
+                        f"This took longer than {MOST_REQUEST_SECONDS} s: choose fewer frames, or a smaller video."
+                    )
+
+
+# ------------------------------------------------------------------------------------------------------ what is shown
+
+TITLES = {"forged": "Called forged", "not_called_forged": "Not called forged", "abstained": "Not judged"}
+WORDS = {"forged": "forged", "not_called_forged": "not called forged", "abstained": "not judged"}
+MEANS = {
+    "forged": "The number p_fake of a face reached the threshold, which was chosen on faces kept aside in training. "
+    "Red marks the places that speak for a forgery, as the model sees it.",
+    "not_called_forged": "No number p_fake reached the threshold, which was chosen on faces kept aside in training. "
+    "Places in red spoke for a forgery, but too weakly.",
+    "abstained": "The model gives no answer: there is no face, or it is too small, too blurred, too much turned, or "
+    "too unlike what the model has seen. The sentence above says which.",
+}
+DOES_NOT_MEAN = {
+    "forged": "It is no proof. Real pictures are called forged too, most often by cameras, compression and people "
+    "that were not in the training data. Accuse nobody because of it.",
+    "not_called_forged": "It does not mean real. Forgeries by methods that the model never saw pass often, as does "
+    "what was forged beside the face.",
+    "abstained": "It does not mean real, and it does not mean forged. A larger or sharper picture may be judged.",
+}
+_RED, _BLUE = (214, 40, 40), (29, 107, 196)
+
+
+def _escape(text: Any) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def _data_url(picture: np.ndarray, side: int, **how: Any) -> str:
+    """Return a picture as an address that holds it, scaled down to a side, and without a word about its origin."""
+    image = Image.fromarray(picture)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, **how)
+    return f"data:image/{how['format'].lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _evidence_image(face: dict[str, Any]) -> str:
+    """Return the map of evidence as an SVG image that covers the crop: red speaks for a forgery, blue against it."""
+    if face["evidence"] is None:
+        return ""
+    rows, columns = face["evidence"].shape
+    smooth = Image.fromarray(face["evidence"].astype(np.float32)).resize((columns * 8, rows * 8), Image.BILINEAR)
+    values = np.asarray(smooth)
+    pixels = np.empty((*values.shape, 4), np.uint8)
+    pixels[..., :3] = np.where(values[..., None] > 0, _RED, _BLUE)
+    pixels[..., 3] = np.round(np.abs(np.tanh(values / 2)) * 255)
+    (x, y), (right_x, right_y), _, (down_x, down_y) = face["evidence_box"]
+    matrix = (right_x - x, right_y - y, down_x - x, down_y - y, x, y)
+    return (
+        f'<image class="dcl-evidence" href="{_data_url(pixels, 512, format="PNG")}" width="1" height="1" '
+        f'preserveAspectRatio="none" transform="matrix({" ".join(f"{number:.4f}" for number in matrix)})"/>'
+    )
+
+
+def _marked_picture(picture: np.ndarray, faces: list[tuple[int, dict[str, Any]]], side: int, caption: str) -> str:
+    """Return a picture with its faces boxed, named and overlaid with evidence.
+
+    Args:
+        picture: RGB, uint8 (height, width, 3).
+        faces: number and record of each.
+        side: longest side of what is shown, in pixels.
+        caption: what a screen reader says.
+    """
+    height, width = picture.shape[:2]
+    marks, tags = "", ""
+    for number, face in faces:
+        left, top, right, bottom = face["box"]
+        marks += _evidence_image(face)
+        marks += (
+            f'<rect class="dcl-box {face["verdict"]}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
+            f'height="{bottom - top:.1f}"/>'
+        )
+        value = "" if face["p_fake"] is None else f" {face['p_fake']:.2f}"
+        place = f"left:{100 * min(max(left / width, 0), 0.8):.2f}%;top:{100 * min(max(top / height, 0.06), 1):.2f}%"
+        tags += (
+            f'<span class="dcl-tag {face["verdict"]}" style="{place}">{number}: {WORDS[face["verdict"]]}{value}</span>'
+        )
+    return (
+        f'<div class="dcl-picture" role="img" aria-label="{_escape(caption)}" style="max-width:{width * 4}px">'
+        f'<img alt="" src="{_data_url(picture, side, format="WEBP", quality=80)}" '
+        f'width="{width}" height="{height}">'
+        f'<svg aria-hidden="true" viewBox="0 0 {width} {height}" preserveAspectRatio="none">{marks}</svg>{tags}</div>'
+    )
+
+
+def _page(result: dict[str, Any], body: str, evidence: bool) -> str:
+    """Return what is shown of a result: the verdict, its pictures, and what it means."""
+    verdict = result["verdict"]
+    slider = (
+        '<label class="dcl-slider">Evidence shown over the faces'
+        '<input type="range" min="0" max="100" value="60" data-evidence></label>'
+        '<p class="dcl-small">Red speaks for a forgery, blue against it; the paler, the weaker.</p>'
+    )
+    return (
+        f'<section class="dcl" aria-label="Result"><div class="dcl-verdict {verdict}" role="status">'
+        f"<h2>{TITLES[verdict]}</h2><p>{_escape(result['sentence'])}</p></div>{body}{slider if evidence else ''}"
+        f'<div class="dcl-means"><div><h3>What this means</h3><p>{MEANS[verdict]}</p></div>'
+        f"<div><h3>What it does not mean</h3><p>{DOES_NOT_MEAN[verdict]}</p></div></div></section>"
+    )
+
+
+def show_picture(picture: np.ndarray, result: dict[str, Any]) -> str:
+    """Return the page about a picture.
+
+    Args:
+        picture: RGB, uint8 (height, width, 3).
+        result: the pipeline's.
+    """
+    faces = [(face["face"], face) for face in result["faces"]]
+    body = _marked_picture(picture, faces, SHOWN_SIDE, f"The picture. {result['sentence']}")
+    if len(faces) > 1:
+        items = "".join(f"<li>{_escape(face['sentence'])}</li>" for _, face in faces)
+        body += f'<ol class="dcl-list">{items}</ol>'
+    return _page(result, body, any(face["evidence"] is not None for _, face in faces))
+
+
+def show_video(result: dict[str, Any], frames: Iterator[tuple[int, np.ndarray]]) -> str:
+    """Return the page about a video.
+
+    Args:
+        result: the pipeline's.
+        frames: number and picture of each frame on which a face was found.
+    """
+    faces: dict[int, list[tuple[int, dict[str, Any]]]] = {}
+    for person in result["people"]:
+        for face in person["frames"]:
+            faces.setdefault(face["frame"], []).append((person["person"], face))
+    numbers = sorted(faces)
+    places = {number: place for place, number in enumerate(numbers)}
+    first = min((moment["frame"] for person in result["people"] for moment in person["moments"][:1]), default=None)
+    start = places.get(first, 0)
+    figures = ""
+    for number, picture in frames:
+        words = f"{faces[number][0][1]['time']:.2f} s. " + " ".join(
+            f"Person {person}: {WORDS[face['verdict']]}"
+            + (f", p_fake {face['p_fake']:.2f}." if face["p_fake"] is not None else ".")
+            for person, face in faces[number]
+        )
+        figures += (
+            f'<figure data-frame="{places[number]}" data-words="{_escape(words)}"'
+            f"{'' if places[number] == start else ' hidden'}>"
+            f"{_marked_picture(picture, faces[number], SHOWN_FRAME_SIDE, words)}"
+            f"<figcaption>{words}</figcaption></figure>"
+        )
+    people = "".join(
+        f"<li>{_escape(person['sentence'])}"
+        + "".join(
+            f'<button type="button" data-jump="{places[moment["frame"]]}">'
+            f"{'Highest' if moment['why'] == 'highest' else 'Rise'}: {moment['time']:.2f} s</button>"
+            for moment in person["moments"]
+        )
+        + "</li>"
+        for person in result["people"]
+    )
+    body = ""
+    if figures:
+        body = (
+            f'<div class="dcl-frames">{figures}</div>{_timeline(result, places)}'
+            f'<label class="dcl-slider">Frame<input type="range" min="0" max="{len(numbers) - 1}" value="{start}" '
+            f'step="1" data-scrub></label><ul class="dcl-list">{people}</ul>'
+        )
+    return _page(result, body, bool(figures))
+
+
+def _timeline(result: dict[str, Any], places: dict[int, int]) -> str:
+    """Return a chart of p_fake over time, a line a person, whose points lead to their frames."""
+    width, height, edge = 600, 150, 12
+    duration = max([result["duration"] or 0, *(face["time"] for p in result["people"] for face in p["frames"]), 1e-6])
+
+    def at(face: dict[str, Any]) -> tuple[float, float]:
+        p_fake = face["p_fake"] or 0.0
+        return edge + face["time"] / duration * (width - 2 * edge), height - edge - p_fake * (height - 2 * edge)
+
+    drawn = ""
+    for person in result["people"]:
+        judged = [face for face in person["frames"] if face["p_fake"] is not None]
+        dash = ("", "6 4", "2 3")[(person["person"] - 1) % 3]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, judged))
+        drawn += f'<polyline class="dcl-line" stroke-dasharray="{dash}" points="{line}"/>'
+        for face in person["frames"]:
+            x, y = at(face)
+            drawn += (
+                f'<circle class="dcl-point {face["verdict"]}" data-jump="{places[face["frame"]]}" cx="{x:.1f}" '
+                f'cy="{y:.1f}" r="5"><title>{face["time"]:.2f} s</title></circle>'
+            )
+    y = height - edge - result["threshold"] * (height - 2 * edge)
+    words = (
+        f"p_fake over {duration:.1f} seconds, from 0 at the bottom to 1 at the top; dashed, the threshold for videos"
+    )
+    return (
+        f'<figure class="dcl-chart"><svg role="img" aria-label="{words}" viewBox="0 0 {width} {height}">'
+        f'<path class="dcl-axis" d="M{edge} {edge}V{height - edge}H{width - edge}"/>'
+        f'<line class="dcl-threshold" x1="{edge}" x2="{width - edge}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<line class="dcl-cursor" y1="0" y2="{height}"/>{drawn}</svg>'
+        f"<figcaption>{words}, {result['threshold']:.2f}. Points lead to their frames.</figcaption></figure>"
+    )
+
+
+def show_progress(done: int, total: int) -> str:
+    """Return the page while a video is read."""
+    return (
+        f'<section class="dcl" role="status"><label>Looking at the video: {done} of {total} frames'
+        f'<progress max="{total}" value="{done}"></progress></label></section>'
+    )
+
+
+def show_refusal(sentence: str) -> str:
+    """Return the page about a file that was refused."""
+    return (
+        '<section class="dcl"><div class="dcl-verdict abstained" role="alert"><h2>Not looked at</h2>'
+        f"<p>{_escape(sentence)}</p></div></section>"
+    )
+
+
+CSS = """
+.dcl { --evidence: .6; --forged: #c92a2a; --passed: #1864ab; --unjudged: #5c636a; font-size: 1rem; }
+.dcl h2, .dcl h3 { margin: 0; font-size: 1.05rem; } .dcl p { margin: .25rem 0; }
+.dcl-verdict { border-left: .5rem solid var(--unjudged); padding: .5rem .9rem; margin-bottom: .8rem;
+  background: var(--background-fill-secondary); border-radius: 4px; }
+.dcl-verdict.forged { border-color: var(--forged); } .dcl-verdict.not_called_forged { border-color: var(--passed); }
+.dcl-picture { position: relative; line-height: 0; margin: 0 auto; }
+.dcl-picture img { width: 100%; height: auto; border-radius: 4px; }
+.dcl-picture svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: hidden; }
+.dcl-evidence { opacity: var(--evidence); }
+.dcl-box { fill: none; stroke: var(--unjudged); stroke-width: 3px; vector-effect: non-scaling-stroke; }
+.dcl-box.forged { stroke: var(--forged); } .dcl-box.not_called_forged { stroke: var(--passed); }
+.dcl-box.abstained { stroke-dasharray: 6 4; }
+.dcl-tag { position: absolute; transform: translateY(-100%); padding: 0 .4em; background: var(--unjudged);
+  color: #fff; font-size: .8rem; line-height: 1.4rem; border-radius: 3px 3px 0 0; white-space: nowrap; }
+.dcl-tag.forged { background: var(--forged); } .dcl-tag.not_called_forged { background: var(--passed); }
+.dcl-slider { display: flex; flex-wrap: wrap; gap: .2rem .8rem; align-items: center; margin: .7rem 0 .2rem; }
+.dcl-slider input { flex: 1 1 12rem; min-height: 2rem; accent-color: var(--color-accent); }
+.dcl-small, .dcl figcaption { font-size: .9rem; color: var(--body-text-color); }
+.dcl-frames figure { margin: 0; } .dcl-frames figcaption { margin-top: .3rem; min-height: 2.8em; }
+.dcl-chart { margin: .6rem 0 0; } .dcl-chart svg { width: 100%; height: auto; }
+.dcl-axis, .dcl-line, .dcl-cursor, .dcl-threshold { fill: none; stroke: var(--body-text-color); stroke-width: 1.5px; }
+.dcl-line { stroke-width: 2px; } .dcl-cursor { stroke: var(--color-accent); stroke-width: 3px; opacity: .7; }
+.dcl-threshold { stroke-dasharray: 8 5; } .dcl-point { cursor: pointer; fill: var(--unjudged); }
+.dcl-point.forged { fill: var(--forged); } .dcl-point.not_called_forged { fill: var(--passed); }
+.dcl-list { margin: .6rem 0; padding-left: 1.2rem; } .dcl-list li { margin: .4rem 0; }
+.dcl button { margin: .2rem 0 .2rem .5rem; padding: .3rem .7rem; min-height: 2rem; border-radius: 4px;
+  border: 1px solid var(--border-color-primary); background: var(--button-secondary-background-fill);
+  color: var(--button-secondary-text-color); }
+.dcl :focus-visible { outline: 3px solid var(--color-accent); outline-offset: 2px; }
+.dcl-means { display: flex; flex-wrap: wrap; gap: .8rem; margin-top: 1rem; }
+.dcl-means > div { flex: 1 1 15rem; background: var(--background-fill-secondary); padding: .6rem .9rem;
+  border-radius: 4px; }
+.dcl progress { width: 100%; height: 1rem; accent-color: var(--color-accent); }
+.dark .dcl { --forged: #e03131; --passed: #1c7ed6; --unjudged: #868e96; }
+"""
+
+SCRIPT = """
+const show = (place) => {
+  const scrub = element.querySelector('[data-scrub]');
+  for (const figure of element.querySelectorAll('[data-frame]')) {
+    figure.hidden = Number(figure.dataset.frame) !== place;
+    if (!figure.hidden && scrub) scrub.setAttribute('aria-valuetext', figure.dataset.words);
+  }
+  if (scrub) scrub.value = place;
+  const point = element.querySelector(`circle[data-jump="${place}"]`);
+  const cursor = element.querySelector('.dcl-cursor');
+  if (point && cursor) for (const end of ['x1', 'x2']) cursor.setAttribute(end, point.getAttribute('cx'));
+};
+element.addEventListener('input', (event) => {
+  if (event.target.matches('[data-scrub]')) show(Number(event.target.value));
+  if (event.target.matches('[data-evidence]'))
+    event.target.closest('.dcl').style.setProperty('--evidence', event.target.value / 100);
+});
+element.addEventListener('click', (event) => {
+  const jump = event.target.closest('[data-jump]');
+  if (jump) show(Number(jump.dataset.jump));
+});
+watch('value', () => {
+  const scrub = element.querySelector('[data-scrub]');
+  if (scrub) show(Number(scrub.value));
+});
+"""
+
+# ----------------------------------------------------------------------------------------------------------- requests
+
+
+def _log(what: str, error: Exception) -> None:
+    """Log that something failed, and where in the code, but nothing of what a user sent."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    place = "" if at is None else f" at {at.tb_frame.f_code.co_filename}:{at.tb_lineno}"
+    logger.error("%s failed: %s%s", what, type(error).__name__, place)
+
+
+class Requests:
+    """What the page and the API ask for; every failure is a sentence, and no file is named in a log.
+
+    Args:
+        detector: who answers.
+    """
+
+    def __init__(self, detector: Detector):
+        self.detector = detector
+
+    def detect_image(self, file: Path | None, operating_point: str | None = None) -> Iterator[tuple[Any, Any]]:
+        """Tell of each face of a picture whether it is called forged, how sure, and where that was seen.
+
+        Args:
+            file: a JPEG, PNG, WebP, BMP or GIF, up to 20 MB and 40 million pixels.
+            operating_point: which of the checkpoint's thresholds decides.
+
+        Returns:
+            The result as a page in HTML, and as JSON: the verdict ("forged", "not_called_forged" or "abstained") with
+            its sentence, and for each face its box, p_fake (calibrated, 0 to 1), verdict and evidence.
+        """
+        yield from self._answer(self._look_at_picture, file, operating_point)
+
+    def detect_video(
+        self, file: Path | None, num_frames: int = 16, operating_point: str | None = None
+    ) -> Iterator[tuple[Any, Any]]:
+        """Tell of each person in a video whether they are called forged, how sure, and when and where that was seen.
+
+        Args:
+            file: an MP4, MOV, WebM, MKV or AVI, up to 100 MB and 300 seconds.
+            num_frames: how many frames are looked at, evenly spaced: 8, 16 or 32.
+            operating_point: which of the checkpoint's thresholds decides.
+
+        Returns:
+            The result as a page in HTML, and as JSON: the verdict ("forged", "not_called_forged" or "abstained") with
+            its sentence, and for each person p_fake, the moments worth a look, and every frame with its box.
+        """
+        yield from self._answer(self._look_at_video, file, operating_point, num_frames)
+
+    def _answer(self, look: Any, file: Path | None, *options: Any) -> Iterator[tuple[Any, Any]]:
+        try:
+            if file is None:
+                raise self.detector.InputError("There is no file yet: choose one, or take an example.")
+            if not file.is_file():
+                raise self.detector.InputError("This upload was deleted, as all are soon after use: choose it again.")
+            yield from look(file, *options)
+            return
+        except self.detector.InputError as error:
+            # The user knows the file by its name only, and cannot change the limits.
+            sentence = re.sub(r", or raise most_\w+", "", str(error).replace(str(file), file.name if file else ""))
+        except Exception as error:
+            _log("a request", error)
+            sentence = "Something failed here, and it is not known why: nothing was judged. Try another file."
+        yield show_refusal(sentence), None
+        raise gr.Error(sentence, title="Not looked at", print_exception=False)
+
+    def _check_kind(self, file: Path, wanted: str) -> None:
+        """Refuse a file whose content is not what is wanted, or not what its name says."""
+        found = self.detector.file_kind(file)
+        found = found if found == "video" else "picture" if found.isupper() else found
+        if wanted == "picture" and found == "video":
+            raise self.detector.InputError(f"{file} is a video: use the tab Video.")
+        if wanted == "video" and found != "video":
+            where = "use the tab Picture" if found == "picture" else "give an MP4, MOV, WebM, MKV or AVI"
+            what = {"picture": "a picture", "no picture": "no video"}.get(found, found)
+            raise self.detector.InputError(f"{file} is {what}, whatever its name says: {where}.")
+        named = (mimetypes.guess_type(file.name)[0] or "").partition("/")[0].replace("image", "picture")
+        if found == wanted and named not in ("", wanted):
+            raise self.detector.InputError(f"{file} is a {found} under another kind of name: name it as what it is.")
+
+    def _look_at_picture(self, file: Path, operating_point: str | None) -> Iterator[tuple[Any, Any]]:
+        self._check_kind(file, "picture")
+        if file.stat().st_size > MOST_PICTURE_BYTES:
+            raise self.detector.InputError(f"{file} has more than {MOST_PICTURE_BYTES >> 20} MB: make it smaller.")
+        picture = self.detector.read_picture(file, MOST_PIXELS)
+        for event in self.detector.events(picture, operating_point=operating_point):
+            if event["event"] == "result":
+                result = {**event["result"], "name": file.name}
+                yield show_picture(picture, result), self.detector.to_json(result, evidence=True)
+
+    def _look_at_video(self, file: Path, operating_point: str | None, num_frames: int) -> Iterator[tuple[Any, Any]]:
+        self._check_kind(file, "video")
+        for event in self.detector.events(file, operating_point=operating_point, num_frames=num_frames):
+            if event["event"] == "progress":
+                yield show_progress(event["done"], event["total"]), gr.skip()
+            else:
+                result = {**event["result"], "name": file.name}
+                numbers = {face["frame"] for person in result["people"] for face in person["frames"]}
+                page = show_video(result, self.detector.pipe.read_frames(file, numbers))
+                yield page, self.detector.to_json(result)
+
+
+# ----------------------------------------------------------------------------------------------------------- the page
+
+POINTS = {
+    "eer": "as many missed as wrongly called",
+    "fpr_0.05": "5 % of the real called forged",
+    "fpr_0.01": "1 % of the real called forged",
+}
+DEMONSTRATION = (
+    "**This is a demonstration.** Its checkpoint was trained on a few photographs forged by simple methods. "
+    "It is not fit to judge any picture of the world."
+)
+PRIVACY = (
+    f"Files go after use, within a minute of the end of your visit, and are never logged. Limits: pictures of "
+    f"{MOST_PICTURE_BYTES >> 20} MB and {MOST_PIXELS // 1_000_000} million pixels, videos of "
+    f"{MOST_UPLOAD_BYTES >> 20} MB and {MOST_SECONDS // 60} minutes, {MOST_REQUEST_SECONDS // 60} minutes of work, {MOST_WAITING} waiting."
+)
+
+
+def build(detector: Detector) -> gr.Blocks:
+    """Return the page."""
+    requests = Requests(detector)
+    work = {
+        "concurrency_id": "model",
+        "concurrency_limit": 1,
+        "show_progress": "minimal",
+    }  # one line, first come first
+    with gr.Blocks(title="Face forgery detection (DCL)", analytics_enabled=False) as demo:
+        gr.Markdown(
+            "# Face forgery detection\nFinds the faces of a picture or video, says of each whether it is called "
+            "forged and how sure that is, and shows where it was seen."
+            + (f"\n\n{DEMONSTRATION}" if detector.is_demonstration else "")
+        )
+        with gr.Tabs():
+            _tab("Picture", "image", requests.detect_image, [], detector.operating_points("frame"), work)
+            frames = gr.Radio(NUM_FRAMES, value=16, label="Frames to look at", render=False)
+            _tab("Video", "video", requests.detect_video, [frames], detector.operating_points("video"), work)
+        gr.Markdown(f"{PRIVACY} Runs on: {detector.device}.")
+    return demo.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
+
+
+def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str], work: dict[str, Any]) -> None:
+    """Lay out one tab: a file and options at the left, the answer at the right."""
+    with gr.Tab(name), gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            file = Upload(label=f"{name} to look at", file_types=[kind], height=140, elem_id=f"{kind}-file")
+            for option in options:
+                option.render()
+            point = gr.Radio(
+                [(POINTS[each], each) for each in points],
+                value=points[0] if points else None,
+                label="Threshold",
+                visible=len(points) > 1,
+            )
+            with gr.Row():
+                start = gr.Button(f"Look at the {name.lower()}", variant="primary", min_width=120)
+                cancel = gr.Button("Cancel", variant="stop", min_width=80)
+            examples = [
+                (path, gr.Button(f"Example: {path.stem.replace('_', ' ')}", size="sm", min_width=120))
+                for path in sorted(EXAMPLES.glob("*"))
+                if (mimetypes.guess_type(path)[0] or "").startswith(kind)
+            ]
+        with gr.Column(scale=3, min_width=320):
+            page = gr.HTML(
+                f'<p class="dcl">Choose a {name.lower()}, or take an example.</p>',
+                js_on_load=SCRIPT,
+                elem_id=f"{kind}-result",
+            )
+            with gr.Accordion("Numbers (JSON)", open=False):
+                numbers = gr.JSON(label="Numbers", show_label=False)
+    inputs, outputs = [file, *options, point], [page, numbers]
+    runs = [start.click(detect, inputs, outputs, api_name=f"detect_{kind}", **work)]
+    runs.append(file.upload(detect, inputs, outputs, api_visibility="private", **work))
+    for path, button in examples:
+        runs.append(button.click(partial(detect, path), [*options, point], outputs, api_visibility="private", **work))
+    cancel.click(None, cancels=runs)
+
+
+def main() -> None:
+    """Serve the page until it is stopped."""
+    logging.basicConfig(level=logging.WARNING)
+    name = os.environ.get("DCL_MODEL") or str(HERE / "runs" / "demo")
+    if "DCL_MODEL" not in os.environ and not Path(name).is_dir():
+        sys.exit(f"error: there is no checkpoint {name}: run `make demo`, or set DCL_MODEL to a folder or an id.")
+    demo = build(Detector(name))
+    threading.Thread(target=sweep_for_ever, args=[demo._queue], daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the uploads are removed at exit
+    demo.launch(
+        app_kwargs={"middleware": [Middleware(Gate)], "docs_url": None, "redoc_url": None},
+        css=CSS,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        max_file_size=MOST_UPLOAD_BYTES,
+        max_threads=8,
+        state_session_capacity=200,
+        run_history=False,
+        footer_links=["api"],
+        ssr_mode=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    seal()
+    print(f"The app is at {demo.local_url}", flush=True)
+    demo.block_thread()
+
+
+if __name__ == "__main__":
+    main()
