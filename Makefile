@@ -13,7 +13,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export MALLOC_TOP_PAD_ ?= 536870912
 
-.PHONY: help demo demo-table test test-slow lint figures clean
+.PHONY: help demo app demo-table test test-slow lint figures clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,7 +29,7 @@ endif
 $(STAMP): pyproject.toml requirements.txt | $(BIN)/python
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch, torchvision' 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install --editable '.[train,trackers,cluster,lmdb,metrics,onnx,report,dev]'
+	$(BIN)/python -m pip install --editable '.[train,trackers,cluster,lmdb,metrics,onnx,report,app,dev]'
 	@echo '$(CURDIR)' > $@
 
 demo: $(STAMP)  ## Prepare the demo data, train, evaluate on unseen people, and print the table.
@@ -37,6 +37,9 @@ demo: $(STAMP)  ## Prepare the demo data, train, evaluate on unseen people, and 
 	$(BIN)/dcl-prepare assets efficientnet_lite0 --output data/assets
 	$(BIN)/python train.py -c configs/demo.yaml
 	$(BIN)/python evaluate_dcl.py --model runs/demo --data_root data --dataset demo --output_dir runs/demo/evaluation --report
+
+app: $(STAMP)  ## Start the app on this machine, with the demo's checkpoint or that of DCL_MODEL.
+	$(BIN)/python app.py
 
 demo-table: $(STAMP)  ## Make the README's table: linear probe, cross-entropy alone, DCL, on the same data and budget.
 	$(BIN)/dcl-prepare demo --output data/demo
