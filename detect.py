@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="which of the checkpoint's thresholds decides (default: eer, or 0.5 where it has none)",
     )
     parser.add_argument("--num_frames", type=int, default=32, help="frames of a video, evenly spaced (default: 32)")
-    parser.add_argument("--batch_size", type=int, default=16, help="faces at a time (default: 16)")
+    parser.add_argument("--batch_size", type=int, help="faces at a time (default: 16, on a CPU 4)")
     parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="what runs the checkpoint")
     parser.add_argument("--device", help="such as cpu, cuda:1 or mps (default: the fastest there is)")
     parser.add_argument(

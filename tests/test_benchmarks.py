@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dcl.benchmarks.demo_table import as_markdown
+from dcl.tests.checkpoints import save_checkpoint
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -32,6 +33,16 @@ def test_the_ways_to_run_a_classifier_are_timed_against_eager_floats():
     for way in result["ways"].values():
         assert way["seconds"] > 0 and 0 < way["least"] <= way["times_as_fast"] <= way["largest"]
     assert result["ways"]["float32 eager"]["times_as_fast"] == 1 and result["cpu"]
+
+
+@pytest.mark.slow
+def test_detection_is_timed_against_its_parts(tmp_path):
+    flags = ["--model", str(save_checkpoint(tmp_path)), "--clips", "1", "--frames", "4", "--turns", "1", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "detect.py"), *flags]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert result["faces"] == 4 and result["faces_per_s"] > 0
+    assert result["over_floor_min"] <= result["over_floor"] <= result["over_floor_max"]
+    assert all(result[f"{part}_share"] > 0 for part in ("decode", "detection", "model"))
 
 
 def test_the_table_puts_seen_methods_first_and_averages_over_seeds_and_methods():

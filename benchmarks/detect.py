@@ -1,0 +1,110 @@
+"""Time detection in videos against bare decoding, detection and forward passes: `python benchmarks/detect.py --json`.
+
+The whole path is that of the pipeline: a video is opened, the wanted frames decoded, faces found, followed, cut out,
+measured and judged. The floor is what no such path can do without: PyAV decodes the same frames, YuNet looks at each,
+and the model runs once over as many inputs in the same batches, without anything around it. Both take turns in one
+process, over the same clips of ten seconds; the shares are those of the parts of the floor in the time of the whole.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from dcl.benchmarks.extract import RATE, SECONDS, write_clip
+from dcl.data_scripts.assets import fetch_detector
+from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
+from dcl.video_dcl import evenly_spaced
+
+
+def main() -> None:
+    """Parse the command line, measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="runs/demo", help="folder of a checkpoint (default: runs/demo)")
+    parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="what runs it")
+    parser.add_argument("--clips", type=int, default=2, help="clips of ten seconds")
+    parser.add_argument("--frames", type=int, default=32, help="of each clip")
+    parser.add_argument("--batch_size", type=int, default=4, help="faces at a time (default: 4)")
+    parser.add_argument("--turns", type=int, default=5, help="timed turns of each, after one to warm up")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(options, Path(folder))
+    print(json.dumps(result) if options.json else "\n".join(f"{key:24} {value}" for key, value in result.items()))
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, float | int]:
+    """Time both in turns, and take the median of the ratios within a turn."""
+    clips = [write_clip(folder / f"{index:03}.mp4", index) for index in range(options.clips)]
+    pipe = FaceForgeryDetectionPipeline.from_pretrained(options.model, options.backend, abstain=False)
+    seconds: dict[str, list[float]] = {"whole": [], "decode": [], "detection": [], "model": []}
+    for turn in range(options.turns + 1):
+        times = {"whole": whole(pipe, clips, options)} | floor(pipe, clips, options)
+        if turn:
+            for name, value in times.items():
+                seconds[name].append(value)
+    parts = ("decode", "detection", "model")
+    ratios = [total / sum(seconds[part][turn] for part in parts) for turn, total in enumerate(seconds["whole"])]
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    faces = options.clips * options.frames
+    return {
+        "clips": options.clips,
+        "faces": faces,
+        "faces_per_s": round(faces / median["whole"], 1),
+        "floor_faces_per_s": round(faces / sum(median[part] for part in parts), 1),
+        "over_floor": round(statistics.median(ratios), 3),
+        "over_floor_min": round(min(ratios), 3),
+        "over_floor_max": round(max(ratios), 3),
+        **{f"{part}_share": round(median[part] / median["whole"], 3) for part in parts},
+    }
+
+
+def whole(pipe: FaceForgeryDetectionPipeline, paths: Sequence[Path], options: argparse.Namespace) -> float:
+    """Judge the clips by the pipeline, and return the seconds."""
+    start = time.perf_counter()
+    results = pipe(list(paths), num_frames=options.frames, batch_size=options.batch_size)
+    seconds = time.perf_counter() - start
+    found = sum(person["judged"] for result in results for person in result["people"])
+    if found != len(paths) * options.frames:
+        sys.exit(f"error: {found} faces were found in {len(paths) * options.frames} frames.")
+    return seconds
+
+
+def floor(pipe: FaceForgeryDetectionPipeline, paths: Sequence[Path], options: argparse.Namespace) -> dict[str, float]:
+    """Decode the same frames, look for faces in them, run the model as often, and return the seconds of each."""
+    detector = fetch_detector()
+    seconds = {"decode": 0.0, "detection": 0.0, "model": 0.0}
+    for path in paths:
+        wanted, images = set(evenly_spaced(SECONDS * RATE, options.frames)), []
+        start = time.perf_counter()
+        with av.open(str(path)) as container:
+            container.streams.video[0].thread_type = "AUTO"
+            for number, frame in enumerate(container.decode(video=0)):
+                if number in wanted:
+                    images.append(frame.to_ndarray(format="rgb24"))
+        seconds["decode"] += time.perf_counter() - start
+        start = time.perf_counter()
+        for image in images:
+            detector.detect(image)
+        seconds["detection"] += time.perf_counter() - start
+    size = pipe.model.config.image_size
+    faces = len(paths) * options.frames
+    inputs = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1, (faces, 3, size, size)).astype(np.float32))
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for batch in inputs.split(options.batch_size):
+            pipe.model(batch.to(pipe.device))["logits"].cpu()
+    seconds["model"] = time.perf_counter() - start
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
