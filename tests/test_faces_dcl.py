@@ -22,7 +22,10 @@ from dcl.faces_dcl import (
     cut,
     find_yunet,
     fit_similarity,
+    go_on,
     map_points,
+    overlap,
+    yunet_of_checkpoint,
 )
 
 
@@ -185,6 +188,30 @@ def test_the_hub_is_asked_only_where_it_can_be_reached(tmp_path, monkeypatch):
     (tmp_path / faces_dcl.YUNET_FILE).write_bytes(b"")
     assert find_yunet() == tmp_path / faces_dcl.YUNET_FILE
     assert [call[2] for call in asked] == [False, False, True, True, True]
+
+
+def test_faces_go_on_where_they_overlap_most_each_once():
+    def box(left, side=10):
+        return np.array([left, 0, left + side, side], np.float32)
+
+    assert overlap(box(0), box(5)) == pytest.approx(1 / 3) and overlap(box(0), box(20)) == 0
+    assert go_on([box(0), box(100)], [box(101), box(1)]) == [1, 0]
+    assert go_on([box(0), box(2)], [box(2)]) == [None, 0], "the one that overlaps more goes on"
+    assert go_on([box(0)], [box(9.5)]) == [None]
+    assert go_on([], [box(0)]) == [] and go_on([box(0)], []) == [None]
+
+
+def test_the_detector_of_a_checkpoint_is_in_its_folder_or_in_its_repository(tmp_path, monkeypatch):
+    assert yunet_of_checkpoint("") is None and yunet_of_checkpoint(str(tmp_path)) is None
+    (tmp_path / faces_dcl.YUNET_FILE).write_bytes(b"")
+    assert yunet_of_checkpoint(str(tmp_path)) == tmp_path / faces_dcl.YUNET_FILE
+    asked = []
+    monkeypatch.setattr(faces_dcl, "hf_hub_download", lambda *names, **options: asked.append((names, options)) or "x")
+    monkeypatch.setattr(faces_dcl, "hub_is_reachable", lambda: True)
+    assert str(yunet_of_checkpoint("lab/dcl", "abc")) == "x"
+    assert asked == [(("lab/dcl", faces_dcl.YUNET_FILE), {"revision": "abc", "local_files_only": False})]
+    monkeypatch.setattr(faces_dcl, "hf_hub_download", lambda *names, **options: 1 / 0)
+    assert yunet_of_checkpoint("lab/dcl") is None
 
 
 def test_without_opencv_the_error_says_what_to_install(monkeypatch):

@@ -146,6 +146,29 @@ def test_sound_alone_is_refused(tmp_path):
         Video(path)
 
 
+def test_size_times_and_duration_are_those_of_the_frames(clip, tmp_path):
+    with Video(clip) as video:
+        assert video.size == (WIDTH, HEIGHT)
+        assert [video.time(number) for number in (0, 1, 59)] == pytest.approx([0, 1 / 25, 59 / 25])
+        assert video.duration == pytest.approx(60 / 25)
+    with Video(write_video(tmp_path / "one.mp4", 1)) as video:
+        assert video.duration == 0 and video.time(0) == 0
+
+
+def test_a_frame_that_cannot_be_decoded_costs_only_itself(tmp_path):
+    path = write_video(tmp_path / "a.avi", 30, "mjpeg")
+    data = bytearray(path.read_bytes())
+    half = len(data) // 2
+    data[half : half + len(data) // 10] = bytes(len(data) // 10)
+    path.write_bytes(data)
+    with Video(path) as video:
+        read = dict(video.read_readable(video.numbers))
+    bad = [number for number, image in read.items() if isinstance(image, InputError)]
+    assert list(read) == list(video.numbers)
+    assert 1 <= len(bad) < 10
+    assert sum(not isinstance(image, InputError) and number_of(image) == n for n, image in read.items()) >= 20
+
+
 @given(st.integers(1, 5000), st.integers(1, 64))
 def test_evenly_spaced_frames_reach_from_the_first_to_the_last(length, number):
     frames = evenly_spaced(length, number)
