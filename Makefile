@@ -39,7 +39,7 @@ demo: $(STAMP)  ## Prepare the demo data, train, evaluate on unseen people, and 
 	$(BIN)/python evaluate_dcl.py --model runs/demo --data_root data --dataset demo --output_dir runs/demo/evaluation --report
 
 app: $(STAMP)  ## Start the app on this machine, with the demo's checkpoint or that of DCL_MODEL.
-	$(BIN)/python app.py
+	env -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TRIM_THRESHOLD_ -u MALLOC_TOP_PAD_ $(BIN)/python app.py
 
 demo-table: $(STAMP)  ## Make the README's table: linear probe, cross-entropy alone, DCL, on the same data and budget.
 	$(BIN)/dcl-prepare demo --output data/demo

@@ -8,6 +8,8 @@ Sections: limits, uploads, the gate (what is let in), the detector, what is show
 
 import atexit
 import base64
+import contextlib
+import ctypes
 import html
 import io
 import json
@@ -296,18 +298,17 @@ def _without_addresses(value: Any) -> Any:
     return [_without_addresses(item) for item in value] if isinstance(value, list) else value
 
 
-class Upload(gr.File):
-    """A file input that hands on the path of an upload as it is: no copy, no fetch, no look at its name."""
+def upload_input(**settings: Any) -> gr.File:
+    """Return a file input that hands on the path of an upload as it is: no copy, no fetch, no look at its name."""
+    file = gr.File(**settings)
 
-    is_template = True  # for Gradio: it looks like its parent
+    async def as_it_is(path: Any) -> Any:
+        return path
 
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> Any:
-        """Return the path of an upload."""
-        return url_or_file_path
-
-    def preprocess(self, payload: Any) -> Path | None:
-        """Return the path of an upload."""
-        return None if payload is None else Path(payload.path)
+    # (A class of our own would have Gradio write a stub of it beside this file.)
+    file.async_move_resource_to_block_cache = as_it_is
+    file.preprocess = lambda payload: None if payload is None else Path(payload.path)
+    return file
 
 
 _SEALED = {"socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"}
@@ -388,8 +389,8 @@ MEANS = {
     "too unlike what the model has seen. The sentence above says which.",
 }
 DOES_NOT_MEAN = {
-    "forged": "It is no proof. Real pictures are called forged too, most often by cameras, compression and people "
-    "that were not in the training data. Accuse nobody because of it.",
+    "forged": "It is no proof. Real pictures are called forged too, most often those of cameras, compression and "
+    "people that were not in the training data. Accuse nobody because of it.",
     "not_called_forged": "It does not mean real. Forgeries by methods that the model never saw pass often, as does "
     "what was forged beside the face.",
     "abstained": "It does not mean real, and it does not mean forged. A larger or sharper picture may be judged.",
@@ -446,7 +447,7 @@ def _marked_picture(picture: np.ndarray, faces: list[tuple[int, dict[str, Any]]]
             f'<rect class="dcl-box {face["verdict"]}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
             f'height="{bottom - top:.1f}"/>'
         )
-        value = "" if face["p_fake"] is None else f" {face['p_fake']:.2f}"
+        value = "" if face["p_fake"] is None else f" {face['p_fake']:.3f}"
         place = f"left:{100 * min(max(left / width, 0), 0.8):.2f}%;top:{100 * min(max(top / height, 0.06), 1):.2f}%"
         tags += (
             f'<span class="dcl-tag {face["verdict"]}" style="{place}">{number}: {WORDS[face["verdict"]]}{value}</span>'
@@ -509,7 +510,7 @@ def show_video(result: dict[str, Any], frames: Iterator[tuple[int, np.ndarray]])
     for number, picture in frames:
         words = f"{faces[number][0][1]['time']:.2f} s. " + " ".join(
             f"Person {person}: {WORDS[face['verdict']]}"
-            + (f", p_fake {face['p_fake']:.2f}." if face["p_fake"] is not None else ".")
+            + (f", p_fake {face['p_fake']:.3f}." if face["p_fake"] is not None else ".")
             for person, face in faces[number]
         )
         figures += (
@@ -801,7 +802,7 @@ def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str
     """Lay out one tab: a file and options at the left, the answer at the right."""
     with gr.Tab(name), gr.Row():
         with gr.Column(scale=2, min_width=300):
-            file = Upload(label=f"{name} to look at", file_types=[kind], height=140, elem_id=f"{kind}-file")
+            file = upload_input(label=f"{name} to look at", file_types=[kind], height=140, elem_id=f"{kind}-file")
             for option in options:
                 option.render()
             point = gr.Radio(
@@ -814,7 +815,7 @@ def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str
                 start = gr.Button(f"Look at the {name.lower()}", variant="primary", min_width=120)
                 cancel = gr.Button("Cancel", min_width=80)
             examples = [
-                (path, gr.Button(f"Example: {path.stem.replace('_', ' ')}", size="sm", min_width=120))
+                (path, gr.Button(f"Example: {path.stem.replace('_', ' ')}", size="md", min_width=120))
                 for path in sorted(EXAMPLES.glob("*"))
                 if (mimetypes.guess_type(path)[0] or "").startswith(kind)
             ]
@@ -835,8 +836,16 @@ def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str
     cancel.click(None, cancels=runs)
 
 
+def _return_memory() -> None:
+    """Have malloc give back what large pictures took, and not keep a heap for each of Gradio's threads."""
+    with contextlib.suppress(OSError, AttributeError):  # where the C library is another one
+        for parameter, value in ((-8, 2), (-3, 32 << 20), (-1, 64 << 20)):  # arenas, mmap and trim thresholds
+            ctypes.CDLL(None).mallopt(parameter, value)
+
+
 def main() -> None:
     """Serve the page until it is stopped."""
+    _return_memory()
     logging.basicConfig(level=logging.WARNING)
     tempfile.tempdir = str(UPLOADS)  # for uploads on their way, too
     # Gradio prints what fails outside of our functions with what the client sent in it.

@@ -14,12 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from dcl.configuration_dcl import DCLConfig
 from dcl.data_scripts.assets import fetch_detector
-from dcl.faces_dcl import find_yunet
-from dcl.image_processing_dcl import DCLImageProcessor
-from dcl.modeling_dcl import DCLForImageClassification
-from dcl.pipeline_dcl import TASK, FaceForgeryDetectionPipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -70,6 +65,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def serve(checkpoint: Path, folder: Path, **environment: str):
     """Yield a `Server` of a checkpoint; its files are written into a folder."""
+    fetch_detector()
     port, output, attempts = free_port(), folder / "output.txt", folder / "attempts.txt"
     variables = {"DCL_MODEL": str(checkpoint), "GRADIO_SERVER_PORT": str(port), "TMPDIR": str(folder)}
     with output.open("w") as file:
@@ -91,22 +87,6 @@ def serve(checkpoint: Path, folder: Path, **environment: str):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
         process.kill()
-
-
-def save_checkpoint(folder: Path) -> Path:
-    """Write a tiny checkpoint that cuts the faces found by YuNet, with thresholds, and return its folder."""
-    fetch_detector()
-    config = DCLConfig(backbone="test_efficientnet", image_size=96, seen_methods=["self_blend"])
-    levels = {level: {"thresholds": {"eer": 0.5}, "reasons": {}} for level in ("frame", "video")}
-    config.calibration = {"method": "temperature", "temperature": 1.0, **levels}
-    processor = DCLImageProcessor(
-        size={"height": 96, "width": 96},
-        crop={"kind": "box", "margin": 1.3, "size": 96, "detector": "yunet_2023mar"},
-    )
-    pipe = FaceForgeryDetectionPipeline(DCLForImageClassification(config), image_processor=processor, task=TASK)
-    pipe.save_pretrained(folder)
-    assert find_yunet() is not None
-    return folder
 
 
 def write_video(path: Path, frames: int = 8, rate: int = 8, size: tuple[int, int] = (256, 256)) -> Path:

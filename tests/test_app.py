@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 import time
+import tomllib
 import zipfile
 import zlib
 
@@ -19,9 +20,11 @@ import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
+from packaging.specifiers import SpecifierSet
 from PIL import Image
 
-from dcl.tests.app_server import EXAMPLES, ROOT, save_checkpoint, serve, write_video
+from dcl.tests.app_server import EXAMPLES, ROOT, serve, write_video
+from dcl.tests.checkpoints import save_checkpoint
 
 API = "gradio_api"
 
@@ -143,8 +146,8 @@ PICTURES = {
     "HTML": ("page.png", lambda: b"<!doctype html><script>alert(1)</script>"),
     "a PDF": ("paper.jpg", lambda: b"%PDF-1.7\n"),
     "a ZIP": ("archive.webp", lambda: b"PK\x03\x04" + bytes(100)),
-    "something else behind": ("both.jpg", polyglot),
-    "breaks off": ("half.jpg", lambda: (EXAMPLES / "portrait.jpg").read_bytes()[:20_000]),
+    "a script or an archive": ("both.jpg", polyglot),
+    "cannot be decoded": ("half.jpg", lambda: (EXAMPLES / "portrait.jpg").read_bytes()[:20_000]),
     "pixels": ("bomb.png", bomb),
     "is empty": ("nothing.png", lambda: b"\0"),
     "use the tab Video": ("clip.jpg", lambda: (EXAMPLES / "portrait_forged_from_2_s.mp4").read_bytes()),
@@ -405,3 +408,14 @@ def test_the_app_imports_nothing_of_the_repository():
             imported.add(node.module.partition(".")[0])
     allowed = {"gradio", "torch", "transformers", "numpy", "PIL", "huggingface_hub", "starlette"}
     assert imported - set(sys.stdlib_module_names) <= allowed
+
+
+def test_a_space_gets_what_the_app_and_a_checkpoint_need():
+    card = (ROOT / "space" / "README.md").read_text()
+    assert re.search(r"^app_file: app.py$", card, re.MULTILINE) and re.search(r"^sdk: gradio$", card, re.MULTILINE)
+    version = re.search(r"^sdk_version: (.*)$", card, re.MULTILINE)[1]
+    (bounds,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["app"]
+    assert SpecifierSet(bounds.removeprefix("gradio")).contains(version)
+    ours = (ROOT / "requirements.txt").read_text().splitlines()
+    needed = (ROOT / "space" / "requirements.txt").read_text().splitlines()
+    assert set(needed) <= set(ours) and len(needed) == 9

@@ -54,3 +54,16 @@ def test_the_table_puts_seen_methods_first_and_averages_over_seeds_and_methods()
     ]
     assert probe == "| Linear probe | 0.700 | 0.900 | 0.600 | 0.800 | 0.600 |"
     assert "0.850 (0.800-0.900)" in dcl and "0.775 (0.750-0.800)" in dcl and "0.550 (0.500-0.600)" in dcl
+
+
+@pytest.mark.slow
+def test_visitors_of_the_app_are_answered_or_refused_in_turn(tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "checkpoint")
+    flags = ["--model", str(checkpoint), "--clients", "30", "--seconds", "20", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "load.py"), *flags]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert result["alive"] and result["without_words"] == 0
+    assert not [outcome for outcome in result["outcomes"] if "no answer" in outcome]
+    assert result["outcomes"]["picture: answered"] > 0 and result["outcomes"]["video: answered"] > 0
+    assert result["outcomes"]["address: refused"] > 0
+    assert result["wait_over_time_of_those_ahead_median"] < 1.5  # its tail is the noise of so tiny a model

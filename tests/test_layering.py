@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WINGS = ("training", "evaluation", "data_scripts")
-DOORS = {"train", "evaluate_dcl", "detect", "export", "data_scripts.prepare"}
+DOORS = {"app", "train", "evaluate_dcl", "detect", "export", "data_scripts.prepare"}
 DATA = "dataset_dcl"  # below the wings, above what ships
 PACKAGES_OF_A_CHECKPOINT = {"torch", "torchvision", "timm", "transformers", "huggingface_hub", "numpy", "PIL"}
 

@@ -1,0 +1,234 @@
+"""Many visitors of the app at once: is every request answered or refused in words, in turn, and does memory stay flat?
+
+    python benchmarks/load.py --model runs/demo --json
+
+The app runs in a process of its own, on loopback. Each visitor uploads a picture, a short video, or something hostile,
+waits for what becomes of it, and comes again; who finds the line full comes back a moment later. Prints how many
+requests were answered, refused and turned away, the memory of the app's process, and how long requests waited against
+what is fair: the number of requests ahead of them times the mean time that one takes.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = (ROOT / "examples" / "portrait.jpg").read_bytes()
+VIDEO = (ROOT / "examples" / "portrait_forged_from_2_s.mp4").read_bytes()
+API = "/gradio_api"
+#: What is sent, with its share: name of the file, its content, endpoint, options.
+WORK = {
+    "picture": (0.55, "portrait.jpg", PICTURE, "detect_image", ["eer"]),
+    "video": (0.2, "clip.mp4", VIDEO, "detect_video", [8, "eer"]),
+    "svg": (0.05, "drawing.jpg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "detect_image", ["eer"]),
+    "half a picture": (0.05, "half.jpg", PICTURE[:20_000], "detect_image", ["eer"]),
+    "half a video": (0.05, "half.mp4", VIDEO[:2_000], "detect_video", [8, "eer"]),
+    "address": (0.05, None, "http://127.0.0.1:9/a.jpg", "detect_image", ["eer"]),
+    "foreign path": (0.05, None, "/etc/passwd", "detect_image", ["eer"]),
+}
+WARM_UP = 0.25  # share of the time after which memory counts
+TURNED_AWAY = "Queue is full"
+
+
+@dataclass
+class Request:
+    """One request that was let into the line: its kind, and when it joined, was begun, and ended, in seconds."""
+
+    kind: str
+    joined: float
+    begun: float = float("nan")
+    ended: float = float("nan")
+
+
+class Visitors:
+    """What visitors do, and what becomes of it.
+
+    Args:
+        url: of the app.
+        seconds: how long they come.
+        seed: of what they send.
+    """
+
+    def __init__(self, url: str, seconds: float, seed: int):
+        self.url, self.until, self.random = url, time.monotonic() + seconds, random.Random(seed)
+        self.outcomes: Counter[str] = Counter()
+        self.requests: list[Request] = []
+        self.unexplained: list[str] = []
+
+    async def come_and_go(self, number: int) -> None:
+        """Be one visitor until the time is over."""
+        kinds, shares = list(WORK), [work[0] for work in WORK.values()]
+        async with httpx.AsyncClient(base_url=self.url, timeout=300) as http:
+            count = 0
+            while time.monotonic() < self.until:
+                count += 1
+                kind = self.random.choices(kinds, shares)[0]
+                try:
+                    outcome, words = await self.ask(http, kind, f"visitor{number}-{count}")
+                except httpx.HTTPError as error:
+                    outcome, words = "no answer", type(error).__name__
+                self.outcomes[f"{kind}: {outcome}"] += 1
+                if not words:
+                    self.unexplained.append(f"{kind}: {outcome}")
+                if outcome == "turned away":
+                    await asyncio.sleep(self.random.uniform(0.5, 2))
+
+    async def ask(self, http: httpx.AsyncClient, kind: str, session: str) -> tuple[str, str]:
+        """Send one request and return what became of it, and in which words."""
+        _, name, content, endpoint, options = WORK[kind]
+        path = content
+        if name is not None:
+            uploaded = await http.post(f"{API}/upload", files={"files": (name, content)})
+            if uploaded.status_code != 200:
+                return "refused", uploaded.text
+            path = uploaded.json()[0]
+        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, *options]
+        request = Request(kind, time.monotonic())
+        joined = await http.post(
+            f"{API}/queue/join", json={"data": data, "session_hash": session, **self.functions[endpoint]}
+        )
+        if joined.status_code != 200:
+            words = str(joined.json()["detail"])
+            return ("turned away" if TURNED_AWAY in words else "refused"), words
+        self.requests.append(request)
+        async with http.stream("GET", f"{API}/queue/data", params={"session_hash": session}) as answer:
+            async for line in answer.aiter_lines():
+                if not line.startswith("data: "):
+                    continue
+                if '"process_starts"' in line[:60]:
+                    request.begun = time.monotonic()
+                elif '"process_completed"' in line[:60]:
+                    request.ended = time.monotonic()
+                    message = json.loads(line[6:])
+                    if message["success"]:
+                        return "answered", message["output"]["data"][1]["sentence"]
+                    return "refused", message["output"].get("error") or ""
+        return "no answer", ""
+
+    async def run(self, clients: int) -> None:
+        """Let so many visitors come at once."""
+        config = httpx.get(f"{self.url}/config").json()
+        self.functions = {each["api_name"]: {"fn_index": each["id"]} for each in config["dependencies"]}
+        await asyncio.gather(*(self.come_and_go(number) for number in range(clients)))
+
+
+def waiting(requests: list[Request]) -> dict[str, float]:
+    """Return how long requests waited against what is fair, for those that were not alone.
+
+    Fair is the number of requests ahead times the mean time of one. A video takes longer than a picture, and not every
+    mixture is the mean one: so also against the time that those ahead really took.
+    """
+    served = [each for each in requests if each.ended == each.ended and each.begun == each.begun]
+    mean = float(np.mean([each.ended - each.begun for each in served]))
+    ratios: dict[str, list[float]] = {"fair": [], "time_of_those_ahead": []}
+    for each in served:
+        ahead = [other for other in served if other.joined < each.joined < other.ended]
+        if not ahead:
+            continue
+        wait = each.begun - each.joined
+        ratios["fair"].append(wait / (len(ahead) * mean))
+        spent = sum(other.ended - max(other.begun, each.joined) for other in ahead)
+        ratios["time_of_those_ahead"].append(wait / spent)
+    waits = [each.begun - each.joined for each in served]
+    result = {
+        "requests": len(served),
+        "service_s": mean,
+        "wait_median_s": float(np.median(waits)),
+        "wait_max_s": float(np.max(waits)),
+    }
+    for name, values in ratios.items():
+        result |= {
+            f"wait_over_{name}_median": float(np.median(values)),
+            f"wait_over_{name}_p95": float(np.percentile(values, 95)),
+            f"wait_over_{name}_max": float(np.max(values)),
+            f"wait_within_1.5_of_{name}": float(np.mean(np.array(values) <= 1.5)),
+        }
+    return result
+
+
+def resident_mib(pid: int) -> float:
+    """Return the memory of a process in MiB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+async def measure(process: subprocess.Popen, url: str, clients: int, seconds: float, seed: int) -> dict:
+    """Let visitors come and return what was measured."""
+    await Visitors(url, 5, seed).run(2)
+    visitors, memory = Visitors(url, seconds, seed + 1), []
+
+    async def watch() -> None:
+        while True:
+            memory.append(resident_mib(process.pid))
+            await asyncio.sleep(0.5)
+
+    watching = asyncio.create_task(watch())
+    await visitors.run(clients)
+    watching.cancel()
+    warm = memory[int(len(memory) * WARM_UP) :]
+    third = max(1, len(warm) // 3)
+    early, late = float(np.mean(warm[:third])), float(np.mean(warm[-third:]))
+    return {
+        "clients": clients,
+        "seconds": seconds,
+        "alive": process.poll() is None,
+        "outcomes": dict(sorted(visitors.outcomes.items())),
+        "without_words": len(visitors.unexplained),
+        "memory_warm_mib": early,
+        "memory_end_mib": late,
+        "memory_max_mib": max(memory),
+        "memory_growth": late / early - 1,
+        **waiting(visitors.requests),
+    }
+
+
+def main() -> None:
+    """Parse the command line, start the app, and print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "runs" / "demo"), help="folder or id of the checkpoint")
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environment = {**os.environ, "DCL_MODEL": arguments.model, "GRADIO_SERVER_PORT": str(port)}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py")],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        if "The app is at" not in (process.stdout.readline() or ""):
+            sys.exit(f"error: the app did not start: run DCL_MODEL={arguments.model} python app.py to see why.")
+        url = f"http://127.0.0.1:{port}"
+        result = asyncio.run(measure(process, url, arguments.clients, arguments.seconds, arguments.seed))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        for name, value in result.items():
+            print(f"{name:36} {value:.3f}" if isinstance(value, float) else f"{name:36} {value}")
+
+
+if __name__ == "__main__":
+    main()
