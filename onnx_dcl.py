@@ -9,6 +9,7 @@ import torch
 
 from .configuration_dcl import DCLConfig
 from .errors_dcl import InputError, reason
+from .faces_dcl import YUNET_FILE
 from .hub_dcl import hub_is_reachable
 from .modeling_dcl import DCLForImageClassification, DCLImageClassifierOutput
 
@@ -83,7 +84,7 @@ class OnnxClassifier:
             )
         folder = Path(name) if Path(name).is_dir() else _download(str(name), file)
         if not (folder / file).is_file():
-            there = sorted(path.name for path in folder.glob("*.onnx"))
+            there = sorted(path.name for path in folder.glob("*.onnx") if path.name != YUNET_FILE)
             remedy = f"pass file={there[0]!r}" if there else "export the checkpoint by export.py"
             raise InputError(f"there is no {file} in {str(name)!r}: {remedy}.")
         try:

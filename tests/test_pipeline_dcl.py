@@ -435,7 +435,7 @@ def test_a_checkpoint_for_which_no_face_can_be_cut_is_refused(tmp_path, crop, se
         ("lab/none", {}, "lab/none cannot be loaded as a checkpoint"),
         (None, {"device": "cuda:99"}, "there is no device 'cuda:99'"),
         (None, {"backend": "tensorrt"}, "backend is 'tensorrt'"),
-        (None, {"backend": "onnx"}, "there is no model.onnx"),
+        (None, {"backend": "onnx"}, "there is no model.onnx in .*: export the checkpoint"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(checkpoint, name, options, sentence):
