@@ -30,6 +30,7 @@ EXIT_CODES = """exit status:
 --json FILE holds a JSON object a line: first what the results were made with, then one for each file. Given again, the
 command judges the files that have no line yet. Standard output (-) has the lines of the files only.
 """
+_LONGEST_NAME = 255  # bytes that file systems allow
 _COLUMNS = (
     *("name", "kind", "number", "verdict", "p_fake", "reason", "threshold", "operating_point"),
     *("left", "top", "right", "bottom", "judged", "seen", "highest_at", "sentence"),
@@ -86,8 +87,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     if not 0 <= arguments.evidence <= 1:
         raise InputError(f"--evidence is {arguments.evidence:g}: choose it in [0, 1].")
-    files, roots = find_inputs(arguments.files)
-    check_outputs(arguments, roots)
+    try:
+        files, roots = find_inputs(arguments.files)
+        check_outputs(arguments, roots)
+    except OSError as error:  # a name that is too long, or lies where nothing may be looked up
+        raise InputError(
+            f"{error.filename} cannot be reached ({reason(error)}): check its path and its permissions."
+        ) from error
     # Imported here: --help and wrong names need no torch.
     from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
 
@@ -124,6 +130,8 @@ def find_inputs(names: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
     roots: dict[str, Path] = {}
     for name in names:
         path = Path(name)
+        if not name:  # to a Path, the current folder
+            raise InputError("one of the names of files and folders is empty: leave it out.")
         if path.is_dir():
             from dcl.pipeline_dcl import find_files  # imports torch: only where it is needed
 
@@ -402,7 +410,7 @@ def draw(pipe: "FaceForgeryDetectionPipeline", result: dict[str, Any], target: P
 
     if result["kind"] == "image":
         picture = read_picture(result["name"], pipe.options.most_pixels)
-        _save(annotate(picture, result["faces"], evidence), target.with_name(f"{target.name}.faces.png"))
+        _save(annotate(picture, result["faces"], evidence), drawing_of(target, ".faces.png"))
         return
     wanted: dict[int, int] = {}
     for person in result["people"]:
@@ -417,7 +425,22 @@ def draw(pipe: "FaceForgeryDetectionPipeline", result: dict[str, Any], target: P
             if face["frame"] == frame
         ]
         drawn = annotate(images[frame], faces, evidence)
-        _save(drawn, target.with_name(f"{target.name}.person{number}.frame{frame}.png"))
+        _save(drawn, drawing_of(target, f".person{number}.frame{frame}.png"))
+
+
+def drawing_of(target: Path, ending: str) -> Path:
+    """Return the path of a drawing: the target's with an ending, cut where file systems would refuse so long a name.
+
+    Args:
+        target: the path to which the ending is added.
+        ending: of ASCII characters.
+    """
+    name = os.fsencode(target.name)
+    if len(name) + len(ending) <= _LONGEST_NAME:
+        return target.with_name(target.name + ending)
+    digest = hashlib.sha256(name).hexdigest()[:12]  # tells names apart that begin alike
+    start = name[: _LONGEST_NAME - len(ending) - len(digest) - 1].decode(errors="ignore")
+    return target.with_name(f"{start}~{digest}{ending}")
 
 
 def _save(image: Any, path: Path) -> None:

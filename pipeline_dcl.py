@@ -573,13 +573,18 @@ TASK = next(iter(CUSTOM_PIPELINES))
 def find_files(folder: str | Path) -> list[Path]:
     """Return the pictures and videos of a folder and its sub-folders by their suffixes, in the order of their paths.
 
-    Hidden files and folders are left out, and links to folders are not followed.
+    Hidden files and folders are left out, and links to folders are not followed. A folder that cannot be listed stands
+    for what is in it: what is not judged is named.
 
     Raises:
         InputError: if there are none.
     """
-    found = []
-    for place, folders, names in os.walk(folder):
+    found: list[Path] = []
+
+    def keep(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for place, folders, names in os.walk(folder, onerror=keep):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         suffixes = PICTURE_SUFFIXES | VIDEO_SUFFIXES
         found += [
@@ -622,8 +627,15 @@ def _is_video(item: Any) -> bool:
     if not isinstance(item, str | Path):
         return False
     path = Path(item)
-    if not path.is_file():
-        raise InputError(f"there is no file {path}: check its path.")
+    try:
+        if os.path.isdir(item):  # an empty name is none, but to a Path the current one
+            raise InputError(f"the folder {path} cannot be listed: check its permissions.")
+        if not path.is_file():
+            if os.path.exists(item):
+                raise InputError(f"{path} is no regular file: copy what it gives into one.")
+            raise InputError(f"there is no file {path}: check its path.")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): check its path and its permissions.") from error
     kind, suffix = file_kind(path), path.suffix.lower()
     if kind == "video" and suffix in PICTURE_SUFFIXES:
         raise InputError(f"{path} is a video under the name of a picture: give it the name of what it is.")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import numpy as np
@@ -152,6 +153,9 @@ def test_drawings_show_faces_and_carry_nothing_else(run, folder, tmp_path):
     ("arguments", "sentence"),
     [
         (["nowhere.jpg"], "there is no file and no folder nowhere.jpg"),
+        ([""], "one of the names of files and folders is empty"),
+        (["x" * 300], "check its path"),
+        (["{folder}", "--json", "x" * 300], "check its path"),
         (["{folder}/day 2/b.pgm", "--json", "{folder}/day 2/b.pgm"], "would be overwritten by the results"),
         (["{folder}", "--json", "{folder}/none/r.jsonl"], "there is no folder"),
         (["{folder}", "--json", "{folder}/r", "--csv", "{folder}/r"], "--csv and --json are both"),
@@ -169,6 +173,37 @@ def test_what_cannot_work_is_said_in_a_sentence_at_once(run, folder, arguments, 
     status = run(*(argument.format(folder=folder) for argument in arguments))[0]
     assert isinstance(status, str) and status.startswith("error: ") and sentence in status
     assert sorted(folder.rglob("*")) == before
+
+
+def test_drawings_of_pictures_whose_names_are_as_long_as_can_be_are_told_apart(run, folder, tmp_path):
+    names = ["臉" * 83 + end for end in ("1.png", "2.png")]
+    for name in names:
+        shutil.copy(folder / "c.jpg", folder / name)
+    assert run(*(folder / name for name in names), "--annotate", tmp_path / "drawn")[0] == 0
+    drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert len(drawn) == 2 and all(name.startswith("臉" * 70) and name.endswith(".faces.png") for name in drawn)
+    assert detect.drawing_of(tmp_path / "a.jpg", ".faces.png") == tmp_path / "a.jpg.faces.png"
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_the_rest_is_judged(run, folder, monkeypatch):
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("day 2"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (folder / "e.jpg").unlink()
+    status, out, err = run(folder, "--num_frames", 2)
+    assert status == 3 and f"the folder {folder / 'day 2'} cannot be listed" in err and str(folder / "a.png") in out
+
+
+def test_what_is_no_regular_file_is_named_as_that(run, folder):
+    (folder / "e.jpg").unlink()
+    os.mkfifo(folder / "pipe.png")
+    status, _, err = run(folder, "--num_frames", 2)
+    assert status == 3 and "pipe.png is no regular file" in err
 
 
 def test_names_that_spreadsheets_would_run_are_quoted():
