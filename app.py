@@ -853,7 +853,12 @@ def main() -> None:
     name = os.environ.get("DCL_MODEL") or str(HERE / "runs" / "demo")
     if "DCL_MODEL" not in os.environ and not Path(name).is_dir():
         sys.exit(f"error: there is no checkpoint {name}: run `make demo`, or set DCL_MODEL to a folder or an id.")
-    demo = build(Detector(name))
+    try:
+        detector = Detector(name)
+    except (OSError, ValueError, KeyError) as error:  # of the Hub, of the files, or a checkpoint without the pipeline
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
+        sys.exit(f"error: {name} cannot be loaded ({why}): set DCL_MODEL to a trained checkpoint, a folder or an id.")
+    demo = build(detector)
     threading.Thread(target=sweep_for_ever, args=[demo._queue], daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the uploads are removed at exit
     demo.launch(
