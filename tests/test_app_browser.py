@@ -149,7 +149,7 @@ def test_a_bad_file_gets_a_sentence_on_the_page(visit, tmp_path):
     assert result.get_by_role("alert").count() == 1
     page.get_by_role("button", name=re.compile("Clear|Remove")).first.click()
     page.locator("#image-file input[type=file]").set_input_files(tmp_path / "<b>{{bold}}${1}.jpg")
-    result.get_by_text("breaks off or is damaged").wait_for()
+    result.get_by_text("cannot be decoded").wait_for()
     assert result.locator("b").count() == 0
 
 
