@@ -356,9 +356,10 @@ class Detector:
         return bool(seen) and set(seen) <= _SIMPLE_METHODS
 
     def operating_points(self, level: str) -> list[str]:
-        """Return the names of the thresholds that the checkpoint has for a "frame" or a "video"."""
-        thresholds = (self.pipe.model.config.calibration or {}).get(level, {}).get("thresholds", {})
-        return [name for name, value in thresholds.items() if value is not None]
+        """Return the names of the thresholds by which a "frame" or a "video", whose frames are judged too, can be."""
+        calibration = self.pipe.model.config.calibration or {}
+        there = [calibration.get(each, {}).get("thresholds", {}) for each in dict.fromkeys(("frame", level))]
+        return [name for name in there[-1] if all(thresholds.get(name) is not None for thresholds in there)]
 
     def events(self, item: Any, **options: Any) -> Iterator[dict[str, Any]]:
         """Yield what `stream` of the pipeline yields, and end what takes too long."""

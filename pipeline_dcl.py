@@ -162,6 +162,7 @@ class _Subject:
     """A picture or video on its way through the pipeline."""
 
     name: str | None
+    threshold: _Threshold | None = None  # for the whole of it
     waiting: int = 0  # faces that the model has not seen yet
     read: bool = False
     result: dict[str, Any] = field(default_factory=dict)
@@ -325,14 +326,15 @@ class FaceForgeryDetectionPipeline(Pipeline):
             `{"event": "result", "result"}` or, in a list or folder, `{"event": "error", "name", "sentence"}`.
 
         Raises:
-            InputError: if an option is wrong, or a single input cannot be read.
+            InputError: if an option is wrong, or a single input cannot be read, or is a video and the checkpoint has
+                no such threshold for videos.
         """
         chosen = self.options.changed(options)
         if chosen.batch_size is None:
             chosen = replace(chosen, batch_size=4 if self.device.type == "cpu" else 16)
-        thresholds = {level: self._threshold(level, chosen) for level in ("frame", "video")}
+        threshold = self._threshold("frame", chosen)
         several = _is_several(inputs)
-        return self._stream(_each(inputs) if several else iter([inputs]), several, thresholds, chosen)
+        return self._stream(_each(inputs) if several else iter([inputs]), several, threshold, chosen)
 
     def read_frames(self, path: str | Path, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield frames of a video in order, each with its number: RGB, uint8 (height, width, 3), upright.
@@ -349,20 +351,20 @@ class FaceForgeryDetectionPipeline(Pipeline):
         self,
         inputs: Iterator[Any],
         several: bool,
-        thresholds: dict[str, _Threshold],
+        threshold: _Threshold,
         options: DetectionOptions,
     ) -> Iterator[dict[str, Any]]:
         subjects: deque[_Subject] = deque()
         faces: list[_Found] = []  # of the last subjects, fewer than a batch
         for item in inputs:
-            subject = _Subject(_name_of(item))
+            subject = _Subject(_name_of(item), threshold)
             subjects.append(subject)
             try:
                 for done, total, found in self._look(item, subject, options):
                     subject.waiting += len(found)
                     faces += found
                     while len(faces) >= options.batch_size:
-                        self._judge(faces[: options.batch_size], thresholds["frame"], options)
+                        self._judge(faces[: options.batch_size], threshold, options)
                         del faces[: options.batch_size]
                     if total is not None:
                         yield {"event": "progress", "name": subject.name, "done": done, "total": total}
@@ -374,13 +376,13 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 faces = [face for face in faces if face.subject is not subject]
             subject.read = True
             if len(subjects) > options.batch_size:  # pictures without a face wait behind one with a face
-                self._judge(faces, thresholds["frame"], options)
+                self._judge(faces, threshold, options)
                 faces = []
             while subjects and subjects[0].read and not subjects[0].waiting:
-                yield _event(subjects.popleft(), thresholds)
-        self._judge(faces, thresholds["frame"], options)
+                yield _event(subjects.popleft())
+        self._judge(faces, threshold, options)
         for subject in subjects:
-            yield _event(subject, thresholds)
+            yield _event(subject)
 
     def _look(
         self, item: Any, subject: _Subject, options: DetectionOptions
@@ -407,6 +409,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
     def _look_at_video(
         self, path: Path, subject: _Subject, options: DetectionOptions
     ) -> Iterator[tuple[int, int, list[_Found]]]:
+        subject.threshold = self._threshold("video", options)  # pictures can do without it
         with Video(path) as video:
             width, height = video.size
             if width * height > options.most_pixels:
@@ -693,13 +696,13 @@ def _abstain(record: dict[str, Any], who: str, abstention: Abstention) -> None:
     record |= {"reason": abstention.code, "sentence": f"{who} was not judged: {why[:1].lower()}{why[1:]}"}
 
 
-def _event(subject: _Subject, thresholds: dict[str, _Threshold]) -> dict[str, Any]:
+def _event(subject: _Subject) -> dict[str, Any]:
     if subject.error is not None:
         return {"event": "error", "name": subject.name, "sentence": subject.error}
     result = subject.result
     if result["kind"] == "image":
-        return {"event": "result", "result": _picture_result(result, thresholds["frame"])}
-    return {"event": "result", "result": _video_result(result, subject.people, thresholds)}
+        return {"event": "result", "result": _picture_result(result, subject.threshold)}
+    return {"event": "result", "result": _video_result(result, subject.people, subject.threshold)}
 
 
 def result_of(event: dict[str, Any]) -> dict[str, Any] | None:
@@ -748,17 +751,17 @@ def _together(members: list[dict[str, Any]], kind: str) -> tuple[str, str]:
     return NOT_CALLED_FORGED, f"None of {len(judged)} {plural} is called forged. {worst['sentence']}{rest}"
 
 
-def _video_result(result: dict[str, Any], people: _People, thresholds: dict[str, _Threshold]) -> dict[str, Any]:
+def _video_result(result: dict[str, Any], people: _People, threshold: _Threshold) -> dict[str, Any]:
     # Who is seen longest comes first, then whose face is largest.
     ordered = sorted(people.all, key=lambda person: (-len(person.frames), -_area(person.frames[0]["box"])))
     found = [
-        _person_result(number, person.frames, result["frames_read"], thresholds)
+        _person_result(number, person.frames, result["frames_read"], threshold)
         for number, person in enumerate(ordered, start=1)
     ]
     verdict, sentence = _together(found, "person")
     if not found:
         sentence = f"No face was found in {_frames(result['frames_read'])}, so nothing was judged."
-    return {**result, **_ruling(verdict, sentence, thresholds["video"]), "people": found}
+    return {**result, **_ruling(verdict, sentence, threshold), "people": found}
 
 
 def _area(box: list[float]) -> float:
@@ -770,7 +773,7 @@ def _frames(count: int) -> str:
 
 
 def _person_result(
-    number: int, frames: list[dict[str, Any]], frames_read: int, thresholds: dict[str, _Threshold]
+    number: int, frames: list[dict[str, Any]], frames_read: int, threshold: _Threshold
 ) -> dict[str, Any]:
     judged = [frame for frame in frames if frame["p_fake"] is not None]
     person = {"person": number, "p_fake": None, "verdict": ABSTAINED, "sentence": "", "reason": None}
@@ -791,7 +794,6 @@ def _person_result(
             f"verdict takes {_FEWEST_FRAMES}.",
         }
     else:
-        threshold = thresholds["video"]
         p_fake = float(np.mean([frame["p_fake"] for frame in judged]))
         sentence = threshold.sentence(who, f"its mean p_fake over {_frames(len(judged))}", p_fake, "videos")
         highest = max(judged, key=lambda frame: frame["p_fake"])

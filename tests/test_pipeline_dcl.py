@@ -141,6 +141,17 @@ def test_an_operating_point_that_the_checkpoint_has_not_is_refused(pipe, portrai
         pipe(portrait, operating_point="fpr_0.05")
 
 
+def test_a_threshold_that_is_missing_for_videos_is_asked_of_videos_only(tmp_path, portrait, clip):
+    frame = {"thresholds": {"eer": 0.4, "fpr_0.01": 0.9}}
+    video = {"thresholds": {"eer": 0.45, "fpr_0.01": None}, "reasons": {"fpr_0.01": "9 real videos do not tell it"}}
+    checkpoint = save_checkpoint(tmp_path / "model", calibration=CALIBRATION | {"frame": frame, "video": video})
+    pipe = FaceForgeryDetectionPipeline.from_pretrained(checkpoint, device="cpu")
+    assert pipe(portrait, operating_point="fpr_0.01")["threshold"] == 0.9
+    with pytest.raises(InputError, match=r"no threshold fpr_0.01 for a video \(9 real videos do not tell it\)"):
+        pipe(clip, operating_point="fpr_0.01")
+    assert [each["kind"] for each in pipe([clip, portrait], operating_point="fpr_0.01")] == ["error", "image"]
+
+
 # ---------------------------------------------------------------------------------------------------------- abstention
 
 
