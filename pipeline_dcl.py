@@ -15,6 +15,7 @@ suspicious face, a video that of its most suspicious person; where nothing was j
 """
 
 import copy
+import http.client
 import itertools
 import os
 import re
@@ -596,8 +597,12 @@ def find_files(folder: str | Path) -> list[Path]:
             if Path(name).suffix.lower() in suffixes and not name.startswith(".")
         ]
     if not found:
-        raise InputError(f"{folder} holds no picture and no video: give a folder that does.")
+        raise _nothing_in(folder)
     return found
+
+
+def _nothing_in(folder: str | Path) -> InputError:
+    return InputError(f"{folder} holds no picture and no video: give a folder that does.")
 
 
 def _is_several(inputs: Any) -> bool:
@@ -613,10 +618,14 @@ def _is_address(item: Any) -> bool:
 def _each(inputs: Any) -> Iterator[Any]:
     """Yield the single inputs of a folder or a list, in which there may be folders."""
     for item in find_files(inputs) if isinstance(inputs, str | Path) else inputs:
-        if isinstance(item, str | Path) and _is_several(item):
-            yield from find_files(item)
-        else:
+        if not isinstance(item, str | Path) or not _is_several(item):
             yield item
+            continue
+        try:
+            files = find_files(item)
+        except InputError:  # said where an input is looked at, so that it costs the others nothing
+            files = [item]
+        yield from files
 
 
 def _name_of(item: Any) -> str | None:
@@ -632,6 +641,8 @@ def _is_video(item: Any) -> bool:
     path = Path(item)
     try:
         if os.path.isdir(item):  # an empty name is none, but to a Path the current one
+            if os.access(item, os.R_OK | os.X_OK):
+                raise _nothing_in(path)
             raise InputError(f"the folder {path} cannot be listed: check its permissions.")
         if not path.is_file():
             if os.path.exists(item):
@@ -661,7 +672,7 @@ def _downloaded(address: str) -> Iterator[Path]:
                         raise InputError(f"{address} has more than {_MOST_DOWNLOADED >> 30} GiB: give a smaller file.")
         except InputError:
             raise
-        except (OSError, ValueError) as error:  # URLError is an OSError
+        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
             raise InputError(f"{address} cannot be fetched ({reason(error)}): check it and the network.") from error
         yield path
 
@@ -787,11 +798,11 @@ def _person_result(
             "reason": code,
             "sentence": f"{who} was not judged in any of {_frames(len(frames))}, mostly for this reason: {why}",
         }
-    elif len(judged) < min(_FEWEST_FRAMES, frames_read):
+    elif len(judged) < (fewest := min(_FEWEST_FRAMES, frames_read)):
         person |= {
             "reason": "too_brief",
             "sentence": f"{who} was not judged: only {_frames(len(judged))} of {frames_read} could be judged, and a "
-            f"verdict takes {_FEWEST_FRAMES}.",
+            f"verdict takes {fewest}.",
         }
     else:
         p_fake = float(np.mean([frame["p_fake"] for frame in judged]))

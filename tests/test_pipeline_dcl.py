@@ -246,6 +246,9 @@ def test_a_face_seen_too_briefly_is_not_judged(pipe, tmp_path):
     assert (
         person["reason"] == "too_brief" and person["p_fake"] is None and (person["judged"], person["seen"]) == (2, 2)
     )
+    assert "only 2 frames of 8 could be judged, and a verdict takes 3." in person["sentence"]
+    (person,) = pipe(tmp_path / "brief.mp4", num_frames=2)["people"]  # the first of all frames, and the last
+    assert person["sentence"].endswith("only 1 frame of 2 could be judged, and a verdict takes 2.")
 
 
 def test_a_long_video_holds_few_crops_at_a_time(pipe, monkeypatch, clip):
@@ -287,8 +290,10 @@ def test_events_come_in_order_and_bad_files_cost_only_themselves(pipe, clip, tmp
     assert [(e["done"], e["total"]) for e in events if e["event"] == "progress"] == [(1, 3), (2, 3), (3, 3)]
     error = next(event for event in events if event["event"] == "error")
     assert error["name"] == str(tmp_path / "bad.jpg") and "is an SVG" in error["sentence"]
-    results = pipe([fetch("astronaut"), str(tmp_path / "bad.jpg")])
-    assert [result["kind"] for result in results] == ["image", "error"]
+    (tmp_path / "nothing").mkdir()
+    results = pipe([fetch("astronaut"), str(tmp_path / "bad.jpg"), tmp_path / "nothing", blank])
+    assert [result["kind"] for result in results] == ["image", "error", "error", "image"]
+    assert results[2]["sentence"] == f"{tmp_path / 'nothing'} holds no picture and no video: give a folder that does."
     with pytest.raises(InputError, match="is an SVG"):
         pipe(str(tmp_path / "bad.jpg"))
 
@@ -368,6 +373,9 @@ def test_addresses_are_fetched_only_where_that_is_allowed(pipe, tmp_path):
         assert len(pipe(address, allow_urls=True)["faces"]) == 1
         with pytest.raises(InputError, match="cannot be fetched"):
             pipe(f"{address.split('?')[0]}.none", allow_urls=True)
+        for malformed in (f"{address} b", "http://[", "http://x:port/a.png"):
+            with pytest.raises(InputError, match="cannot be fetched"):
+                pipe(malformed, allow_urls=True)
         server.shutdown()
 
 
