@@ -148,11 +148,11 @@ def check_outputs(arguments: argparse.Namespace, roots: dict[str, Path]) -> None
     """Raise an `InputError` if an output would overwrite an input, or be judged by the next run."""
     outputs = [arguments.csv, None if arguments.json in (None, "-") else Path(arguments.json)]
     for path in outputs:
-        if path is not None and path.exists() and any(path.samefile(name) for name in arguments.files):
+        if path is not None and path.exists() and any(path.samefile(name) for name in roots):
             raise InputError(f"{path} would be overwritten by the results: choose another file for them.")
         if path is not None and not path.parent.is_dir():
             raise InputError(f"there is no folder {path.parent} for {path.name}: make it.")
-    if outputs[0] is not None and outputs[1] is not None and outputs[0].absolute() == outputs[1].absolute():
+    if outputs[0] is not None and outputs[1] is not None and outputs[0].resolve() == outputs[1].resolve():
         raise InputError(f"--csv and --json are both {outputs[0]}: choose two files.")
     if arguments.annotate is not None:
         for name in arguments.files:
@@ -378,10 +378,10 @@ def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
     Args:
         result: as `pipeline_dcl.to_json` gives it.
     """
-    name = result["name"] or ""
-    if name[:1] in "=+-@\t\r":  # spreadsheets would run it
-        name = f"'{name}"
-    whole = {key: result.get(key) for key in ("kind", "verdict", "sentence", "threshold", "operating_point")}
+    whole = {key: result.get(key) for key in ("name", "kind", "verdict", "sentence", "threshold", "operating_point")}
+    for key in ("name", "sentence"):  # that of an error may begin with the name
+        if (whole[key] or "").startswith(tuple("=+-@\t\r")):  # spreadsheets would run it
+            whole[key] = f"'{whole[key]}"
     rows = []
     for member in [*result.get("faces", ()), *result.get("people", ())]:
         row = {key: member.get(key) for key in ("verdict", "p_fake", "reason", "judged", "seen", "sentence")}
@@ -390,7 +390,7 @@ def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
         if member.get("moments"):
             row["highest_at"] = member["moments"][0]["time"]
         rows.append(row)
-    return [{"name": name, **whole, **row} for row in rows or [{}]]
+    return [{**whole, **row} for row in rows or [{}]]
 
 
 def draw(pipe: "FaceForgeryDetectionPipeline", result: dict[str, Any], target: Path, evidence: float) -> None:

@@ -157,6 +157,7 @@ def test_drawings_show_faces_and_carry_nothing_else(run, folder, tmp_path):
         (["x" * 300], "check its path"),
         (["{folder}", "--json", "x" * 300], "check its path"),
         (["{folder}/day 2/b.pgm", "--json", "{folder}/day 2/b.pgm"], "would be overwritten by the results"),
+        (["{folder}", "--csv", "{folder}/day 2/b.pgm"], "would be overwritten by the results"),
         (["{folder}", "--json", "{folder}/none/r.jsonl"], "there is no folder"),
         (["{folder}", "--json", "{folder}/r", "--csv", "{folder}/r"], "--csv and --json are both"),
         (["{folder}", "--annotate", "{folder}/drawn"], "among what is judged"),
@@ -207,8 +208,8 @@ def test_what_is_no_regular_file_is_named_as_that(run, folder):
 
 
 def test_names_that_spreadsheets_would_run_are_quoted():
-    row = {"name": "=HYPERLINK(1).jpg", "kind": "error", "sentence": "it is bad"}
-    assert [row["name"] for row in detect.rows_of(row)] == ["'=HYPERLINK(1).jpg"]
+    (row,) = detect.rows_of({"name": "=HYPERLINK(1).jpg", "kind": "error", "sentence": "=HYPERLINK(1).jpg is a PDF"})
+    assert (row["name"], row["sentence"]) == ("'=HYPERLINK(1).jpg", "'=HYPERLINK(1).jpg is a PDF")
 
 
 def test_help_names_the_exit_statuses(capsys):
