@@ -26,7 +26,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,11 @@ class Uploads:
 
     def room(self) -> bool:
         """Whether there is room for one more upload."""
-        return sum(file.stat().st_size for file in self._files()) + MOST_UPLOAD_BYTES < MOST_FOLDER_BYTES
+        taken = 0
+        for file in self._files():
+            with suppress(FileNotFoundError):  # it went in between
+                taken += file.stat().st_size
+        return taken + MOST_UPLOAD_BYTES < MOST_FOLDER_BYTES
 
     def sweep(self, in_use: set[Path]) -> None:
         """Delete every file that nothing holds and that is older than the grace."""
@@ -130,7 +134,8 @@ class Uploads:
                 continue
 
     def _files(self) -> list[Path]:
-        return [path for path in self.folder.rglob("*") if path.is_file()]
+        # A folder that goes in between is passed over.
+        return [Path(place, name) for place, _, names in os.walk(self.folder) for name in names]
 
 
 uploads = Uploads(UPLOADS)
@@ -175,7 +180,7 @@ def _paths(value: Any) -> Iterator[Any]:
 
 _API = "/gradio_api"
 _POSTS = re.compile(rf"{_API}/(upload|queue/join|cancel|reset|call/(v2/)?\w+)/?")
-_CLOSED = re.compile(rf"(/monitoring|{_API}/(proxy=|stream/|deep_link|dev/|vibe|runs|run-history)).*", re.IGNORECASE)
+_CLOSED = re.compile(rf"(?is)(/monitoring|{_API}/(proxy=|stream/|deep_link|dev/|vibe|runs|run-history)).*")
 _FILE = re.compile(rf"{_API}/file[=/](.*)", re.DOTALL)
 _HEARTBEAT = re.compile(rf"{_API}/heartbeat/([\w-]+)")
 _HEADERS = (
@@ -249,7 +254,7 @@ class Gate:
         if post is None:
             raise _RefusalError(403, "This address is not open here: use the page, or the API that it describes.")
         length = headers.get(b"content-length", b"")
-        if not length.isdigit():
+        if not length.isdigit() or b"transfer-encoding" in headers:  # which would count, and not the length
             raise _RefusalError(411, "The request does not say how long it is: send a Content-Length.")
         if post[1] == "upload":
             if int(length) > MOST_UPLOAD_BYTES:
@@ -277,19 +282,22 @@ def _checked_json(body: bytes) -> bytes:
     """Return a request's JSON with the paths of uploads, and no others, and no address in it."""
     try:
         data = json.loads(body)
-        paths = list(_paths(data))
+        paths, rest = list(_paths(data)), _without_addresses(data)
     except (ValueError, RecursionError):
         raise _RefusalError(400, "The request is no JSON: see the API that the page describes.") from None
     if not isinstance(data, dict):
         raise _RefusalError(400, "The request is no JSON object: see the API that the page describes.")
     session = data.get("session_hash")
-    for path in paths:
-        if not uploads.owns(path):
-            raise _RefusalError(
-                403, "This file is not here (any more): uploads are deleted soon after their use. Choose it again."
-            )
-        uploads.use(path, session if isinstance(session, str) else None)
-    return json.dumps(_without_addresses(data)).encode()
+    try:
+        for path in paths:
+            if not uploads.owns(path):
+                raise FileNotFoundError(path)
+            uploads.use(path, session if isinstance(session, str) else None)
+    except OSError:
+        raise _RefusalError(
+            403, "This file is not here (any more): uploads are deleted soon after their use. Choose it again."
+        ) from None
+    return json.dumps(rest).encode()
 
 
 def _without_addresses(value: Any) -> Any:

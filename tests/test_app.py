@@ -1,6 +1,7 @@
 """The app through its API: what it answers, what it refuses and in which words, and that nothing gets in or out."""
 
 import ast
+import asyncio
 import base64
 import importlib.util
 import io
@@ -214,6 +215,8 @@ def test_too_much_is_refused_by_its_length(server):
     assert "413" in (answer := post("upload", f"Content-Length: {200 << 20}")) and "up to 100 MB" in answer
     assert "413" in (answer := post("queue/join", f"Content-Length: {1 << 20}")) and "too long" in answer
     assert "411" in (answer := post("upload", "Transfer-Encoding: chunked")) and "Content-Length" in answer
+    both = post("queue/join", "Content-Length: 3\r\nTransfer-Encoding: chunked")
+    assert both.split()[1] in ("400", "411")
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"[" * 30_000, b"\xff", b'"a"'])
@@ -296,7 +299,9 @@ def test_nor_by_the_queue_or_other_routes(server, listener):
             "deep_link",
         ):
             assert http.get(f"{api}/{route}").status_code in (403, 404)
-        assert http.get(f"{server.url}monitoring").status_code == 403
+        for ending in ("", "%0a", "/x%0ay"):
+            assert http.get(f"{server.url}monitoring{ending}").status_code == 403
+            assert http.get(f"{api}/deep_link{ending}").status_code == 403
         assert http.post(f"{api}/upload", json={"url": f"{address}/a.jpg"}).status_code == 400
         assert http.post(f"{api}/process_recording", json={}).status_code == 403
         assert http.post(f"{api}/vibe-edit", json={}).status_code == 403
@@ -390,6 +395,18 @@ def test_a_page_holds_an_upload_for_ten_minutes_at_most(app_module, tmp_path):
         os.utime(tmp_path / "picture.jpg", (time.time() - 100,) * 2)
         uploads.sweep(set())
         assert not (tmp_path / "picture.jpg").exists()
+
+
+def test_a_length_beside_which_chunks_would_count_is_refused(app_module):
+    headers = {b"content-length": b"3", b"transfer-encoding": b"chunked"}
+    with pytest.raises(app_module._RefusalError, match="Content-Length"):
+        asyncio.run(app_module.Gate._checked_post(f"/{API}/queue/join", headers, None))
+
+
+def test_uploads_that_go_while_they_are_counted_take_no_room(app_module, tmp_path, monkeypatch):
+    uploads = app_module.Uploads(tmp_path)
+    monkeypatch.setattr(uploads, "_files", lambda: [tmp_path / "gone"])
+    assert uploads.room()
 
 
 def test_links_out_of_the_folder_are_no_uploads(app_module, tmp_path):
