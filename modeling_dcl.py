@@ -317,7 +317,7 @@ class DCLPreTrainedModel(PreTrainedModel):
             source = yunet_of_checkpoint(self.name_or_path, getattr(self.config, "_commit_hash", None)) or find_yunet(
                 ask_hub=False
             )
-            if source is None:
+            if source is None or not source.is_file():  # DCL_YUNET may name what is not there
                 logger.info("the face detector %s is not on this machine: the checkpoint goes without it.", YUNET_FILE)
             elif hashlib.sha256(source.read_bytes()).hexdigest() == YUNET_SHA256:
                 shutil.copyfile(source, target)

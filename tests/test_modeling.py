@@ -431,6 +431,13 @@ def test_training_goes_on_from_an_inference_checkpoint(config, tmp_path):
     assert model.memory.filled.tolist() == [0, 0]
 
 
+def test_a_face_detector_that_is_not_where_it_was_said_to_be_stops_no_saving(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("DCL_YUNET", str(tmp_path / "nowhere.onnx"))
+    model.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert not list((tmp_path / "model").glob("*.onnx"))
+
+
 def test_weights_are_saved_without_a_pickle(saved):
     names = {path.name for path in saved.iterdir()}
     assert {"config.json", "model.safetensors", "configuration_dcl.py", "modeling_dcl.py"} <= names
