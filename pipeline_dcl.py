@@ -412,12 +412,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
     ) -> Iterator[tuple[int, int, list[_Found]]]:
         subject.threshold = self._threshold("video", options)  # pictures can do without it
         with Video(path) as video:
-            width, height = video.size
-            if width * height > options.most_pixels:
-                raise InputError(
-                    f"the frames of {path} have {width}x{height} pixels, more than {options.most_pixels:,}: make them "
-                    "smaller, or raise most_pixels."
-                )
+            _check_frames(path, video.size, options.most_pixels)
             if options.most_seconds is not None and video.duration > options.most_seconds:
                 raise InputError(
                     f"{path} lasts {video.duration:.1f} s, more than {options.most_seconds:g} s: cut it, or raise "
@@ -432,6 +427,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 else:
                     frames_read += 1
                     height, width = image.shape[:2]
+                    _check_frames(path, (width, height), options.most_pixels)  # the header may claim another size
                     faces, time = self._detect(image, options), video.time(number)
                     for face, person in zip(faces, subject.people.follow(image, faces), strict=True):
                         record = {"frame": number, "time": time}
@@ -656,6 +652,14 @@ def _is_video(item: Any) -> bool:
     if kind in PICTURE_KINDS and suffix in VIDEO_SUFFIXES:
         raise InputError(f"{path} is a picture under the name of a video: give it the name of what it is.")
     return kind == "video" or (kind == "no picture" and suffix in VIDEO_SUFFIXES)
+
+
+def _check_frames(path: Path, size: tuple[int, int], most_pixels: int) -> None:
+    if size[0] * size[1] > most_pixels:
+        raise InputError(
+            f"the frames of {path} have {size[0]}x{size[1]} pixels, more than {most_pixels:,}: make them smaller, or "
+            "raise most_pixels."
+        )
 
 
 @contextmanager

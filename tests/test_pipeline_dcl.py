@@ -269,6 +269,13 @@ def test_videos_beyond_the_limits_are_refused_before_they_are_decoded(pipe, monk
         pipe(clip, **options)
 
 
+def test_frames_that_are_larger_than_the_header_claims_are_refused(pipe, monkeypatch, clip):
+    monkeypatch.setattr(pipeline_dcl.Video, "size", (16, 16))
+    monkeypatch.setattr(pipe, "_detect", lambda *_: pytest.fail("the frame was looked at"))
+    with pytest.raises(InputError, match=r"the frames of .* pixels, more than 1,000"):
+        pipe(clip, most_pixels=1000)
+
+
 def test_frames_of_a_moment_can_be_read_again(pipe, clip):
     frames = dict(pipe.read_frames(clip, [3, 7]))
     assert list(frames) == [3, 7] and frames[3].shape == (216, 264, 3)
