@@ -637,9 +637,11 @@ def _is_video(item: Any) -> bool:
     path = Path(item)
     try:
         if os.path.isdir(item):  # an empty name is none, but to a Path the current one
-            if os.access(item, os.R_OK | os.X_OK):
-                raise _nothing_in(path)
-            raise InputError(f"the folder {path} cannot be listed: check its permissions.")
+            try:
+                os.scandir(item).close()
+            except OSError as error:
+                raise InputError(f"the folder {path} cannot be listed: check its permissions.") from error
+            raise _nothing_in(path)
         if not path.is_file():
             if os.path.exists(item):
                 raise InputError(f"{path} is no regular file: copy what it gives into one.")
