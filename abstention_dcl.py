@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .checks_dcl import abridged, is_count, is_number
+
 #: Long side of the smallest face that is judged, in pixels of the picture.
 SMALLEST_FACE = 32
 #: A crop is enlarged at most so many times: above, nearly all it shows was made by interpolation. A face cut at 380 px
@@ -248,15 +250,15 @@ def check_familiarity(familiarity: Mapping[str, Any] | None) -> None:
         return
     for name in ("faces", "families"):
         count = familiarity.get(name)
-        if count is not None and not (isinstance(count, int) and not isinstance(count, bool) and count >= 0):
-            raise ValueError(f"the number of {name} of `familiarity` must be 0 or more, got {_shown(count)}.")
+        if count is not None and not is_count(count):
+            raise ValueError(f"the number of {name} of `familiarity` must be 0 or more, got {abridged(count)}.")
     for name in ("sharpness_threshold", "distance_threshold"):
         at = familiarity.get(name)
-        if at is not None and not (_is_number(at) and at >= 0):
-            raise ValueError(f"the {name} of `familiarity` must be a finite number from 0 on, got {_shown(at)}.")
+        if at is not None and not (is_number(at) and at >= 0):
+            raise ValueError(f"the {name} of `familiarity` must be a finite number from 0 on, got {abridged(at)}.")
     why = familiarity.get("reason")
     if why is not None and not isinstance(why, str):
-        raise ValueError(f"the reason of `familiarity` must be a text, got {_shown(why)}.")
+        raise ValueError(f"the reason of `familiarity` must be a text, got {abridged(why)}.")
     statistics = familiarity.get("statistics")
     if statistics is not None:
         _check_statistics(statistics)
@@ -266,15 +268,15 @@ def check_familiarity(familiarity: Mapping[str, Any] | None) -> None:
 
 def _check_statistics(statistics: Any) -> None:
     if not isinstance(statistics, Mapping):
-        raise ValueError(f"the statistics of `familiarity` must be a mapping, got {_shown(statistics)}.")
+        raise ValueError(f"the statistics of `familiarity` must be a mapping, got {abridged(statistics)}.")
     dimension = statistics.get("dimension")
-    if not isinstance(dimension, int) or isinstance(dimension, bool) or dimension < 1:
-        raise ValueError(f"the dimension of `familiarity` must be a whole number above 0, got {_shown(dimension)}.")
+    if not is_count(dimension, least=1):
+        raise ValueError(f"the dimension of `familiarity` must be a whole number above 0, got {abridged(dimension)}.")
     rows = {}
     for name in ("centres", "directions"):
         text = statistics.get(name)
         if not isinstance(text, str) or len(text) > _LARGEST_STATISTICS:
-            raise ValueError(f"the {name} of `familiarity` must be a text of base64, got {_shown(text)}.")
+            raise ValueError(f"the {name} of `familiarity` must be a text of base64, got {abridged(text)}.")
         try:
             rows[name] = unpack(text, dimension)
         except ValueError as error:
@@ -284,30 +286,16 @@ def _check_statistics(statistics: Any) -> None:
     if not len(rows["centres"]):
         raise ValueError("`familiarity` has no centres: it takes one at least.")
     variances = statistics.get("variances")
-    if not isinstance(variances, list) or not all(_is_number(value) and value > 0 for value in variances):
-        raise ValueError(f"the variances of `familiarity` must be numbers above 0, got {_shown(variances)}.")
+    if not isinstance(variances, list) or not all(is_number(value) and value > 0 for value in variances):
+        raise ValueError(f"the variances of `familiarity` must be numbers above 0, got {abridged(variances)}.")
     if len(variances) != len(rows["directions"]):
         raise ValueError(
             f"directions and variances of `familiarity` must be equally many, got {len(rows['directions'])} and "
             f"{len(variances)}."
         )
     rest = statistics.get("rest")
-    if not (_is_number(rest) and rest > 0):
-        raise ValueError(f"the rest of `familiarity` must be a finite number above 0, got {_shown(rest)}.")
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float can be
-        return False
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if not (is_number(rest) and rest > 0):
+        raise ValueError(f"the rest of `familiarity` must be a finite number above 0, got {abridged(rest)}.")
 
 
 def describe_abstention(familiarity: Mapping[str, Any] | None) -> str:

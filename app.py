@@ -353,7 +353,7 @@ class Detector:
         self.device = torch.cuda.get_device_name(0) if cuda else "CPU"
         code = sys.modules[type(self.pipe).__module__]
         self.InputError, self.read_picture = code.InputError, code.read_picture
-        self.file_kind, self.to_json = code.file_kind, code.to_json
+        self.file_kind, self.to_json = code.file_kind, self.pipe.to_json
         self._one = threading.Lock()  # a request that was cancelled may still be in its last step
         list(self.events(np.zeros((64, 64, 3), np.uint8)))  # the face finder is loaded now
 

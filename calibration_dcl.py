@@ -6,11 +6,12 @@ forged faces are equally likely. Where forgeries are rare, it is too high.
 """
 
 import itertools
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from .checks_dcl import abridged, is_count, is_number
 
 METHODS = ("temperature", "isotonic", "none")
 LEVELS = ("frame", "video")
@@ -55,23 +56,23 @@ def check_calibration(calibration: Mapping[str, Any] | None) -> None:
         raise ValueError(f"`calibration` has the method {method!r}: it must be one of {', '.join(METHODS)}.")
     if method == "temperature":
         temperature = calibration.get("temperature")
-        if not (_is_number(temperature) and temperature > 0):
+        if not (is_number(temperature) and temperature > 0):
             raise ValueError(
-                f"the temperature of `calibration` must be a finite number above 0, got {_shown(temperature)}."
+                f"the temperature of `calibration` must be a finite number above 0, got {abridged(temperature)}."
             )
     if method == "isotonic":
         _check_knots(calibration.get("margins"), calibration.get("p_fake"))
     for level in LEVELS:
         _check_level(level, calibration.get(level, {}))
     evidence = calibration.get("evidence_threshold")
-    if evidence is not None and not _is_number(evidence):
-        raise ValueError(f"the evidence_threshold of `calibration` must be a finite number, got {_shown(evidence)}.")
+    if evidence is not None and not is_number(evidence):
+        raise ValueError(f"the evidence_threshold of `calibration` must be a finite number, got {abridged(evidence)}.")
 
 
 def _check_knots(margins: Any, p_fake: Any) -> None:
     for name, knots in (("margins", margins), ("p_fake", p_fake)):
-        if not isinstance(knots, list) or not knots or not all(map(_is_number, knots)):
-            raise ValueError(f"the {name} of `calibration` must be a list of finite numbers, got {_shown(knots)}.")
+        if not isinstance(knots, list) or not knots or not all(map(is_number, knots)):
+            raise ValueError(f"the {name} of `calibration` must be a list of finite numbers, got {abridged(knots)}.")
     if len(margins) != len(p_fake):
         raise ValueError(
             f"margins and p_fake of `calibration` must be equally many, got {len(margins)} and {len(p_fake)}."
@@ -88,43 +89,29 @@ def _check_knots(margins: Any, p_fake: Any) -> None:
 
 def _check_level(level: str, points: Any) -> None:
     if not isinstance(points, Mapping):
-        raise ValueError(f"the {level} of `calibration` must be a mapping, got {_shown(points)}.")
+        raise ValueError(f"the {level} of `calibration` must be a mapping, got {abridged(points)}.")
     for name in ("reals", "fakes", "families"):
         count = points.get(name)
-        if count is not None and not (isinstance(count, int) and not isinstance(count, bool) and count >= 0):
+        if count is not None and not is_count(count):
             raise ValueError(
-                f"the number of {name} of `calibration` ({level}) must be 0 or more, got {_shown(count)}."
+                f"the number of {name} of `calibration` ({level}) must be 0 or more, got {abridged(count)}."
             )
     thresholds, reasons = points.get("thresholds", {}), points.get("reasons", {})
     for name, values in (("thresholds", thresholds), ("reasons", reasons)):
         if not isinstance(values, Mapping):
-            raise ValueError(f"the {name} of `calibration` ({level}) must be a mapping, got {_shown(values)}.")
+            raise ValueError(f"the {name} of `calibration` ({level}) must be a mapping, got {abridged(values)}.")
     for name in (*thresholds, *reasons):
         if name not in OPERATING_POINTS:
             raise ValueError(
-                f"`calibration` ({level}) has the operating point {_shown(name)}: it can have "
+                f"`calibration` ({level}) has the operating point {abridged(name)}: it can have "
                 f"{', '.join(OPERATING_POINTS)}."
             )
     for name, at in thresholds.items():
-        if at is not None and not (_is_number(at) and 0 <= at <= 1):
-            raise ValueError(f"the threshold {name} of `calibration` ({level}) must be in [0, 1], got {_shown(at)}.")
+        if at is not None and not (is_number(at) and 0 <= at <= 1):
+            raise ValueError(f"the threshold {name} of `calibration` ({level}) must be in [0, 1], got {abridged(at)}.")
     for name, why in reasons.items():
         if not isinstance(why, str):
-            raise ValueError(f"the reason for {name} of `calibration` ({level}) must be a text, got {_shown(why)}.")
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float can be
-        return False
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+            raise ValueError(f"the reason for {name} of `calibration` ({level}) must be a text, got {abridged(why)}.")
 
 
 def describe_calibration(calibration: Mapping[str, Any] | None) -> str:

@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from .abstention_dcl import check_familiarity
 from .calibration_dcl import check_calibration
+from .errors_dcl import reason
 
 #: What `transformers.pipeline` finds in a checkpoint beside its own tasks.
 CUSTOM_PIPELINES = {
@@ -147,6 +148,16 @@ class DCLConfig(PreTrainedConfig):
             raise ValueError(f"The classes of DCL are 0 (real) and 1 (fake), got `id2label` {dict(self.id2label)}.")
 
 
+def why_refused(error: Exception) -> str:
+    """Return in one line why a configuration cannot be made: of a field that is of none of its types, of one of them.
+
+    Args:
+        error: what making or loading it raised.
+    """
+    line = reason(error)
+    return line.rpartition("Errors: ")[2].split(";")[0] if "doesn't match any type in" in line else line
+
+
 DCLConfig.register_for_auto_class()
 
-__all__ = ["CUSTOM_PIPELINES", "DCLConfig"]
+__all__ = ["CUSTOM_PIPELINES", "DCLConfig", "why_refused"]

@@ -290,6 +290,11 @@ def metadata(dataset: Dataset) -> pa.Table:
     return dataset.select_columns(columns).with_format("arrow")[:]
 
 
+def name_row(index: int, where: str) -> str:
+    """Return how errors call a row of a data set, counted from 0."""
+    return f"row {index} (the first is 0) of {where}"
+
+
 def check_labels(labels: np.ndarray, where: str) -> None:
     """Raise an `InputError` unless every row of a data set has a label: none is left out silently."""
     unlabelled = np.flatnonzero((labels != REAL) & (labels != FAKE))  # `datasets` writes -1

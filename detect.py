@@ -183,7 +183,8 @@ def detect(
     """
     from tqdm.auto import tqdm
 
-    from dcl.pipeline_dcl import result_of, to_json
+    from dcl.pipeline_dcl import result_of
+    from dcl.verdicts_dcl import to_json
 
     lines = JsonLines(arguments.json, record_of(pipe, arguments)) if arguments.json is not None else None
     done = {} if lines is None else {name: failed for name, failed in lines.done.items() if name in roots}
@@ -376,7 +377,7 @@ def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a table that say what a result says.
 
     Args:
-        result: as `pipeline_dcl.to_json` gives it.
+        result: as `verdicts_dcl.to_json` gives it.
     """
     whole = {key: result.get(key) for key in ("name", "kind", "verdict", "sentence", "threshold", "operating_point")}
     for key in ("name", "sentence"):  # that of an error may begin with the name
@@ -405,8 +406,8 @@ def draw(pipe: "FaceForgeryDetectionPipeline", result: dict[str, Any], target: P
     Raises:
         InputError: if nothing can be written there.
     """
+    from dcl.drawing_dcl import annotate
     from dcl.images_dcl import read_picture
-    from dcl.pipeline_dcl import annotate
 
     if result["kind"] == "image":
         picture = read_picture(result["name"], pipe.options.most_pixels)

@@ -17,8 +17,6 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:  # else with a number, and a path that is named already
         return error.strerror
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    # Of a field that is of none of several types, one of them is enough.
-    line = line.rpartition("Errors: ")[2].split(";")[0] if " doesn't match any type in " in line else line
     return line if line.endswith("..") else line.removesuffix(".")
 
 

@@ -7,6 +7,7 @@ go through the same transform. Coordinates are continuous: pixel (0, 0) covers t
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,18 +95,20 @@ def find_yunet(ask_hub: bool = True) -> Path | None:
     return cached if cached.is_file() else None
 
 
-def yunet_of_checkpoint(name: str, revision: str | None = None) -> Path | None:
+def yunet_of_checkpoint(name: str, revision: str | None = None, ask_hub: bool = True) -> Path | None:
     """Return the YuNet model file that came with a checkpoint, None if none did.
 
     Args:
         name: its folder, or its id on the Hub, as `PreTrainedModel.name_or_path` says it; it may be empty.
         revision: the commit on the Hub.
+        ask_hub: whether it may be downloaded; else only what was downloaded before is looked through.
     """
     if not name or Path(name).is_dir():
         path = Path(name, YUNET_FILE)
         return path if name and path.is_file() else None
     try:
-        return Path(hf_hub_download(name, YUNET_FILE, revision=revision, local_files_only=not hub_is_reachable()))
+        local = not (ask_hub and hub_is_reachable())
+        return Path(hf_hub_download(name, YUNET_FILE, revision=revision, local_files_only=local))
     except Exception as error:  # as above; and a folder that is gone is no name of a repository
         logger.debug("%s did not come with %s: %s", YUNET_FILE, name, error)
         return None
@@ -328,6 +331,37 @@ def map_points(points: np.ndarray, transform: np.ndarray) -> np.ndarray:
     return (np.asarray(points, np.float64) @ transform[:, :2].T + transform[:, 2]).astype(np.float32)
 
 
+def copy_yunet(name: str, revision: str | None, folder: str | Path) -> None:
+    """Copy the YuNet model file to a checkpoint that is saved, if it is the released one and on this machine.
+
+    Args:
+        name: folder or id of the checkpoint that it may have come with, see `yunet_of_checkpoint`.
+        revision: the commit on the Hub.
+        folder: where the checkpoint is saved.
+    """
+    target = Path(folder, YUNET_FILE)
+    if target.exists():
+        return
+    source = yunet_of_checkpoint(name, revision, ask_hub=False) or find_yunet(ask_hub=False)
+    if source is None or not source.is_file():  # DCL_YUNET may name what is not there
+        logger.info("the face detector %s is not on this machine: the checkpoint goes without it.", YUNET_FILE)
+    elif hashlib.sha256(source.read_bytes()).hexdigest() == YUNET_SHA256:
+        shutil.copyfile(source, target)
+
+
+def why_not_cut(crop: dict[str, Any] | None) -> str | None:
+    """Return why the faces of pictures cannot be cut as a checkpoint learned them; None if they can.
+
+    Args:
+        crop: of its image processor.
+    """
+    if not crop or crop.get("kind") == "given":
+        return "it does not say how its faces were cut out of pictures"
+    if crop.get("detector") != YuNet.name:
+        return f"it learned faces found by {crop.get('detector')!r}, and only {YuNet.name} finds them here"
+    return None
+
+
 def overlap(box: np.ndarray, other: np.ndarray) -> float:
     """Return the intersection over union of two boxes (left, top, right, bottom), in [0, 1]."""
     extent = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
@@ -367,6 +401,7 @@ __all__ = [
     "FaceDetector",
     "YuNet",
     "cache_folder",
+    "copy_yunet",
     "crop_box",
     "crop_transform",
     "cut",
@@ -375,5 +410,6 @@ __all__ = [
     "go_on",
     "map_points",
     "overlap",
+    "why_not_cut",
     "yunet_of_checkpoint",
 ]

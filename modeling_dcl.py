@@ -13,12 +13,9 @@ Source: Sun et al., "Dual Contrastive Learning for General Face Forgery Detectio
 import copy
 import difflib
 import functools
-import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -34,7 +31,7 @@ from transformers.utils import ModelOutput, logging
 from .calibration_dcl import calibrate
 from .configuration_dcl import DCLConfig
 from .errors_dcl import InputError
-from .faces_dcl import YUNET_FILE, YUNET_SHA256, find_yunet, yunet_of_checkpoint
+from .faces_dcl import copy_yunet
 
 if TYPE_CHECKING:
     # What is imported relatively anywhere in a file ships with it: so every checkpoint carries its pipeline.
@@ -312,15 +309,8 @@ class DCLPreTrainedModel(PreTrainedModel):
             **kwargs: as of `PreTrainedModel.save_pretrained`.
         """
         super().save_pretrained(save_directory, **kwargs)
-        target = Path(save_directory, YUNET_FILE)
-        if kwargs.get("is_main_process", True) and not target.exists():
-            source = yunet_of_checkpoint(self.name_or_path, getattr(self.config, "_commit_hash", None)) or find_yunet(
-                ask_hub=False
-            )
-            if source is None or not source.is_file():  # DCL_YUNET may name what is not there
-                logger.info("the face detector %s is not on this machine: the checkpoint goes without it.", YUNET_FILE)
-            elif hashlib.sha256(source.read_bytes()).hexdigest() == YUNET_SHA256:
-                shutil.copyfile(source, target)
+        if kwargs.get("is_main_process", True):
+            copy_yunet(self.name_or_path, getattr(self.config, "_commit_hash", None), save_directory)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

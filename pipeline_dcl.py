@@ -7,22 +7,18 @@
 Everything that decides an answer comes with the checkpoint: how faces are cut, how margins become probabilities, from
 where on a face is called forged, and what lies too far from what the model saw to be judged at all.
 
-The rules of the verdicts. A face is "forged" at or above the checkpoint's threshold for frames, a person in a video at
-or above its threshold for videos, on the mean of the calibrated `p_fake` of the frames that were judged; what is below
-is "not_called_forged", never "real". The two thresholds can disagree, as when single frames of a person reach the one
-and their mean does not reach the other: then the person's verdict holds. A picture has the verdict of its most
-suspicious face, a video that of its most suspicious person; where nothing was judged it is "abstained".
+`verdicts_dcl.py` has the rules of the verdicts. `pipe.annotate(picture, result["faces"])` draws what was found, and
+`pipe.to_json(result)` makes plain values of it.
 """
 
 import copy
 import http.client
-import itertools
 import os
 import re
 import tempfile
 import threading
 import urllib.request
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -34,16 +30,37 @@ import torch
 from PIL import Image
 from transformers import Pipeline, PreTrainedModel
 
-from .abstention_dcl import Abstention, FaceQuality, distances, measure_face, reason_to_abstain
+from .abstention_dcl import FaceQuality, distances, measure_face, reason_to_abstain
 from .calibration_dcl import OPERATING_POINTS, calibrate
 from .configuration_dcl import CUSTOM_PIPELINES
+from .drawing_dcl import annotate
 from .errors_dcl import InputError, reason
-from .faces_dcl import Face, YuNet, crop_transform, cut, find_yunet, go_on, map_points, yunet_of_checkpoint
+from .faces_dcl import (
+    Face,
+    YuNet,
+    crop_transform,
+    cut,
+    find_yunet,
+    go_on,
+    map_points,
+    why_not_cut,
+    yunet_of_checkpoint,
+)
 from .hub_dcl import hub_is_reachable
 from .image_processing_dcl import DCLImageProcessor
 from .images_dcl import MOST_PIXELS, PICTURE_KINDS, PICTURE_SUFFIXES, file_kind, read_picture
 from .modeling_dcl import DCLForImageClassification
 from .onnx_dcl import OnnxClassifier
+from .verdicts_dcl import (
+    ABSTAINED,
+    NO_THRESHOLD,
+    NOT_FINITE,
+    Threshold,
+    abstain,
+    picture_result,
+    to_json,
+    video_result,
+)
 from .video_dcl import VIDEO_SUFFIXES, Video, evenly_spaced
 
 try:  # drawing and finding faces needs it, and says so
@@ -52,14 +69,6 @@ except ImportError:
     cv2 = None
 
 BACKENDS = ("torch", "onnx")
-FORGED, NOT_CALLED_FORGED, ABSTAINED = "forged", "not_called_forged", "abstained"
-NO_THRESHOLD = 0.5  # where the checkpoint has none
-_POINTS = {
-    "eer": "equal error rates",
-    "fpr_0.05": "a false positive rate of 5 %",
-    "fpr_0.01": "a false positive rate of 1 %",
-}
-NOT_FINITE = Abstention("not_finite", "The model gave no finite number for it: its weights may be damaged.")
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _MOST_DOWNLOADED = 2 << 30  # bytes
 _PATIENCE = 30.0  # seconds without a byte of a download
@@ -67,8 +76,6 @@ _GAP = 3  # frames that a person may be out of sight
 #: Of 255, mean difference of the thumbnails of two frames above which the scene is another: within the talking face's
 #: four seconds it is 22 at most, and between pictures of two people 17 to 65, of 66 pairs 4 below 25.
 _CUT = 25.0
-_FEWEST_FRAMES = 3  # of a person in a longer video: less may be a face where there is none
-_RISE = 0.1  # of p_fake from one frame to the next that is worth a look
 
 
 @dataclass(frozen=True)
@@ -124,29 +131,6 @@ class DetectionOptions:
         return replace(self, **changes)
 
 
-@dataclass(frozen=True)
-class _Threshold:
-    """From where on something is called forged, and how sentences call that."""
-
-    value: float
-    point: str | None
-
-    def verdict(self, p_fake: float) -> str:
-        return FORGED if p_fake >= self.value else NOT_CALLED_FORGED
-
-    def sentence(self, who: str, number: str, p_fake: float, what: str) -> str:
-        """Say in words what `verdict` says; `what` is what the threshold is for."""
-        name = f"the checkpoint's threshold for {what} ({_POINTS.get(self.point)})"
-        if self.point is None:
-            name = f"a mere convention: the checkpoint brings no threshold for {what}, take it with caution"
-        if p_fake >= self.value:
-            return f"{who} is called forged: {number} is {p_fake:.3f}, at or above {self.value:.3f}, {name}."
-        return (
-            f"{who} is not called forged: {number} is {p_fake:.3f}, below {self.value:.3f}, {name}. "
-            "That does not prove it real."
-        )
-
-
 @dataclass
 class _Found:
     """A face on its way to the model."""
@@ -163,7 +147,7 @@ class _Subject:
     """A picture or video on its way through the pipeline."""
 
     name: str | None
-    threshold: _Threshold | None = None  # for the whole of it
+    threshold: Threshold | None = None  # for the whole of it
     waiting: int = 0  # faces that the model has not seen yet
     read: bool = False
     result: dict[str, Any] = field(default_factory=dict)
@@ -223,6 +207,9 @@ class FaceForgeryDetectionPipeline(Pipeline):
     Raises:
         InputError: if an option is wrong, or the checkpoint does not say how YuNet's faces are cut for it.
     """
+
+    annotate = staticmethod(annotate)  # with the pipeline, whoever has no other code than the checkpoint's has them
+    to_json = staticmethod(to_json)
 
     _load_processor = False
     _load_image_processor = True
@@ -352,7 +339,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         self,
         inputs: Iterator[Any],
         several: bool,
-        threshold: _Threshold,
+        threshold: Threshold,
         options: DetectionOptions,
     ) -> Iterator[dict[str, Any]]:
         subjects: deque[_Subject] = deque()
@@ -484,7 +471,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         if options.abstain:  # what needs no look of the model
             abstention = reason_to_abstain(quality, None, self._familiarity)
             if abstention is not None:
-                _abstain(record, who, abstention)
+                abstain(record, who, abstention)
                 return None
         return _Found(record, who, pixels, quality, subject)
 
@@ -492,7 +479,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
     def _familiarity(self) -> dict[str, Any] | None:
         return getattr(self.model.config, "familiarity", None)
 
-    def _judge(self, faces: list[_Found], threshold: _Threshold, options: DetectionOptions) -> None:
+    def _judge(self, faces: list[_Found], threshold: Threshold, options: DetectionOptions) -> None:
         """Let the model look at faces, and write into their records what it says."""
         if not faces:
             return
@@ -505,11 +492,11 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 distance = None if far[index] is None else float(far[index])
                 abstention = reason_to_abstain(face.quality, distance, familiarity)
                 if abstention is not None:
-                    _abstain(face.record, face.who, abstention)
+                    abstain(face.record, face.who, abstention)
                     continue
             p_fake = float(judged["p_fake"][index])
             if not np.isfinite(p_fake):
-                _abstain(face.record, face.who, NOT_FINITE)
+                abstain(face.record, face.who, NOT_FINITE)
                 continue
             face.record |= {
                 "p_fake": p_fake,
@@ -519,14 +506,14 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 "evidence": judged["evidence"][index],
             }
 
-    def _threshold(self, level: str, options: DetectionOptions) -> _Threshold:
+    def _threshold(self, level: str, options: DetectionOptions) -> Threshold:
         points = (self.model.config.calibration or {}).get(level, {})
         point = options.operating_point or "eer"
         value = points.get("thresholds", {}).get(point)
         if value is not None:
-            return _Threshold(float(value), point)
+            return Threshold(float(value), point)
         if options.operating_point is None:
-            return _Threshold(NO_THRESHOLD, None)
+            return Threshold(NO_THRESHOLD, None)
         why = points.get("reasons", {}).get(point, "it was not calibrated for it")
         there = [name for name, at in points.get("thresholds", {}).items() if at is not None]
         raise InputError(
@@ -684,16 +671,10 @@ def _downloaded(address: str) -> Iterator[Path]:
 
 
 def _checked_crop(crop: dict[str, Any] | None, name: str | None) -> dict[str, Any]:
-    whose = f"the checkpoint {name}" if name else "the checkpoint"
-    if not crop or crop.get("kind") == "given":
+    if why := why_not_cut(crop):
         raise InputError(
-            f"{whose} does not say how its faces were cut out of pictures, so none can be cut for it: judge ready "
-            "crops by pipeline('image-classification'), or train on data that dcl-prepare cut."
-        )
-    if crop.get("detector") != YuNet.name:
-        raise InputError(
-            f"{whose} learned faces found by {crop.get('detector')!r}, and only {YuNet.name} finds them here: judge "
-            "ready crops by pipeline('image-classification'), or train on data that dcl-prepare cut by YuNet."
+            f"no faces can be cut for the checkpoint{f' {name}' if name else ''}: {why}. Judge ready crops by "
+            "pipeline('image-classification'), or train on data that dcl-prepare cut by YuNet."
         )
     return crop
 
@@ -708,18 +689,14 @@ def _yunet_of(model: Any) -> Path | None:
 # ------------------------------------------------------------------------------------------------------------ results
 
 
-def _abstain(record: dict[str, Any], who: str, abstention: Abstention) -> None:
-    why = abstention.sentence
-    record |= {"reason": abstention.code, "sentence": f"{who} was not judged: {why[:1].lower()}{why[1:]}"}
-
-
 def _event(subject: _Subject) -> dict[str, Any]:
     if subject.error is not None:
         return {"event": "error", "name": subject.name, "sentence": subject.error}
     result = subject.result
     if result["kind"] == "image":
-        return {"event": "result", "result": _picture_result(result, subject.threshold)}
-    return {"event": "result", "result": _video_result(result, subject.people, subject.threshold)}
+        return {"event": "result", "result": picture_result(result, subject.threshold)}
+    people = [person.frames for person in subject.people.all]
+    return {"event": "result", "result": video_result(result, people, subject.threshold)}
 
 
 def result_of(event: dict[str, Any]) -> dict[str, Any] | None:
@@ -729,214 +706,11 @@ def result_of(event: dict[str, Any]) -> dict[str, Any] | None:
     return event.get("result")
 
 
-def _picture_result(result: dict[str, Any], threshold: _Threshold) -> dict[str, Any]:
-    faces = result.pop("faces")
-    verdict, sentence = _together(faces, "face")
-    if not faces:
-        sentence = "No face was found, so nothing was judged."
-    return {**result, **_ruling(verdict, sentence, threshold), "faces": faces}
-
-
-def _ruling(verdict: str, sentence: str, threshold: _Threshold) -> dict[str, Any]:
-    return {
-        "verdict": verdict,
-        "sentence": sentence,
-        "operating_point": threshold.point,
-        "threshold": threshold.value,
-    }
-
-
-def _together(members: list[dict[str, Any]], kind: str) -> tuple[str, str]:
-    """Return the verdict on a picture or video with these faces or people, and a sentence."""
-    if len(members) == 1:
-        return members[0]["verdict"], members[0]["sentence"]
-    forged = [member for member in members if member["verdict"] == FORGED]
-    judged = [member for member in members if member["verdict"] != ABSTAINED]
-    plural = {"face": "faces", "person": "people"}[kind]
-    if not judged:
-        reasons = ", ".join(sorted({str(member["reason"]) for member in members}))
-        return ABSTAINED, f"None of {len(members)} {plural} was judged ({reasons})."
-    left = len(members) - len(judged)
-    rest = f" {left} of {len(members)} {plural} {'was' if left == 1 else 'were'} not judged." if left else ""
-    worst = max(judged, key=lambda member: member["p_fake"])
-    if forged:
-        are = "is" if len(forged) == 1 else "are"
-        of = f"{len(forged)} of {len(judged)} {plural if len(judged) > 1 else kind}"
-        return FORGED, f"{of} {are} called forged. {worst['sentence']}{rest}"
-    if len(judged) == 1:
-        return NOT_CALLED_FORGED, f"{worst['sentence']}{rest}"
-    return NOT_CALLED_FORGED, f"None of {len(judged)} {plural} is called forged. {worst['sentence']}{rest}"
-
-
-def _video_result(result: dict[str, Any], people: _People, threshold: _Threshold) -> dict[str, Any]:
-    # Who is seen longest comes first, then whose face is largest.
-    ordered = sorted(people.all, key=lambda person: (-len(person.frames), -_area(person.frames[0]["box"])))
-    found = [
-        _person_result(number, person.frames, result["frames_read"], threshold)
-        for number, person in enumerate(ordered, start=1)
-    ]
-    verdict, sentence = _together(found, "person")
-    if not found:
-        sentence = f"No face was found in {_frames(result['frames_read'])}, so nothing was judged."
-    return {**result, **_ruling(verdict, sentence, threshold), "people": found}
-
-
-def _area(box: list[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
-def _frames(count: int) -> str:
-    return f"{count} frame{'' if count == 1 else 's'}"
-
-
-def _person_result(
-    number: int, frames: list[dict[str, Any]], frames_read: int, threshold: _Threshold
-) -> dict[str, Any]:
-    judged = [frame for frame in frames if frame["p_fake"] is not None]
-    person = {"person": number, "p_fake": None, "verdict": ABSTAINED, "sentence": "", "reason": None}
-    counts = {"judged": len(judged), "seen": len(frames)}
-    who = f"Person {number}"
-    if not judged:
-        code = Counter(frame["reason"] for frame in frames).most_common(1)[0][0]
-        why = next(frame["sentence"] for frame in frames if frame["reason"] == code)
-        why = why.partition(" was not judged: ")[2]
-        person |= {
-            "reason": code,
-            "sentence": f"{who} was not judged in any of {_frames(len(frames))}, mostly for this reason: {why}",
-        }
-    elif len(judged) < (fewest := min(_FEWEST_FRAMES, frames_read)):
-        person |= {
-            "reason": "too_brief",
-            "sentence": f"{who} was not judged: only {_frames(len(judged))} of {frames_read} could be judged, and a "
-            f"verdict takes {fewest}.",
-        }
-    else:
-        p_fake = float(np.mean([frame["p_fake"] for frame in judged]))
-        sentence = threshold.sentence(who, f"its mean p_fake over {_frames(len(judged))}", p_fake, "videos")
-        highest = max(judged, key=lambda frame: frame["p_fake"])
-        sentence += f" The highest is {highest['p_fake']:.3f} at {highest['time']:.2f} s."
-        alone = sum(frame["verdict"] == FORGED for frame in judged)
-        if p_fake < threshold.value and alone:
-            reach = "frame reaches" if alone == 1 else "frames reach"
-            sentence += f" Taken alone, {alone} {reach} the threshold for single faces."
-        person |= {"p_fake": p_fake, "verdict": threshold.verdict(p_fake), "sentence": sentence}
-    return {**person, **counts, "moments": _moments(judged) if person["p_fake"] is not None else [], "frames": frames}
-
-
-def _moments(judged: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the moments of a person that are worth a look, the most suspicious first."""
-
-    def moment(frame: dict[str, Any], why: str) -> dict[str, Any]:
-        return {"time": frame["time"], "frame": frame["frame"], "p_fake": frame["p_fake"], "why": why}
-
-    found = [moment(max(judged, key=lambda frame: frame["p_fake"]), "highest")]
-    rises = [(after["p_fake"] - before["p_fake"], after) for before, after in itertools.pairwise(judged)]
-    if rises:
-        rise, frame = max(rises, key=lambda pair: pair[0])
-        if rise >= _RISE:
-            found.append(moment(frame, "rise"))
-    return found
-
-
-def to_json(result: dict[str, Any], evidence: bool = False) -> dict[str, Any]:
-    """Return a result as plain JSON values.
-
-    Args:
-        result: of a picture, a video, or an error.
-        evidence: whether the maps of evidence are put in, as nested lists; else they are left out.
-    """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(item) for name, item in value.items() if evidence or name != "evidence"}
-        if isinstance(value, list):
-            return [plain(item) for item in value]
-        return value.tolist() if isinstance(value, np.ndarray) else value
-
-    return plain(result)
-
-
-# ------------------------------------------------------------------------------------------------------------ drawing
-
-_COLOURS = {FORGED: (214, 40, 40), NOT_CALLED_FORGED: (29, 107, 196), ABSTAINED: (110, 110, 110)}
-_WORDS = {FORGED: "forged", NOT_CALLED_FORGED: "not called forged", ABSTAINED: "not judged"}
-
-
-def annotate(picture: np.ndarray, faces: list[dict[str, Any]], evidence: float = 0.0) -> np.ndarray:
-    """Draw faces into a copy of their picture: boxes, numbers, p_fake, and where the evidence was seen.
-
-    Args:
-        picture: RGB, uint8 (height, width, 3).
-        faces: of its result, or frames of people, whose number is then that of their `person`, if they have one.
-        evidence: opacity of the maps in [0, 1]: red is what speaks for a forgery, blue what speaks against it.
-
-    Returns:
-        RGB, uint8 (height, width, 3).
-
-    Raises:
-        InputError: if the opacity is out of its range.
-    """
-    if not 0 <= evidence <= 1:
-        raise InputError(f"the opacity of the evidence is {evidence}: choose it in [0, 1].")
-    drawn = picture.copy()
-    for face in faces:
-        if evidence and face["evidence"] is not None:
-            _blend_evidence(drawn, face["evidence"], face["evidence_box"], evidence)
-    unit = max(1.0, max(picture.shape[:2]) / 640)
-    thickness, scale = max(1, round(1.5 * unit)), 0.45 * unit
-    for face in faces:
-        colour = _COLOURS[face["verdict"]]
-        left, top, right, bottom = (round(value) for value in face["box"])
-        cv2.rectangle(drawn, (left, top), (right, bottom), colour, thickness)
-        number = face.get("face", face.get("person"))
-        label = "" if number is None else f"{number}: "
-        label += _WORDS[face["verdict"]]
-        label += f" {face['p_fake']:.2f}" if face["p_fake"] is not None else f" ({face['reason']})"
-        (width, height), _ = cv2.getTextSize(label, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
-        x = int(np.clip(left, 0, max(0, picture.shape[1] - width - 4)))
-        y = top - 4 if top > height + 8 else min(bottom + height + 4, picture.shape[0] - 4)
-        cv2.rectangle(drawn, (x, y - height - 4), (x + width + 4, y + 4), colour, cv2.FILLED)
-        cv2.putText(drawn, label, (x + 2, y), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thickness, cv2.LINE_AA)
-    return drawn
-
-
-def _blend_evidence(picture: np.ndarray, evidence: np.ndarray, corners: list[list[float]], opacity: float) -> None:
-    """Blend a map of evidence into a picture, at the place of its crop."""
-    points = np.array(corners)
-    height, width = picture.shape[:2]
-    left, top = np.floor(points.min(0)).clip(0, (width, height)).astype(int)
-    right, bottom = np.ceil(points.max(0)).clip(0, (width, height)).astype(int)
-    if right <= left or bottom <= top:
-        return
-    rows, columns = evidence.shape
-    # From the cells to the region; OpenCV counts from the centre of the first one.
-    matrix = cv2.getAffineTransform(
-        np.array([[0, 0], [columns, 0], [0, rows]], np.float32),
-        (points[[0, 1, 3]] - (left, top)).astype(np.float32),
-    )
-    matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
-    size = (int(right - left), int(bottom - top))
-    spread = cv2.warpAffine(
-        evidence.astype(np.float32), matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    inside = np.zeros(size[::-1], np.uint8)
-    cv2.fillConvexPoly(inside, np.round(points - (left, top)).astype(np.int32), 1)
-    strength = np.abs(np.tanh(spread / 2)) * opacity * inside  # of the cell: |2 p - 1|, by its logistic function
-    colour = np.where(spread[..., None] > 0, _COLOURS[FORGED], _COLOURS[NOT_CALLED_FORGED])
-    region = picture[top:bottom, left:right]
-    region[:] = np.round(region + (colour - region.astype(np.float64)) * strength[..., None]).astype(np.uint8)
-
-
 __all__ = [
-    "ABSTAINED",
     "BACKENDS",
-    "FORGED",
-    "NOT_CALLED_FORGED",
     "TASK",
     "DetectionOptions",
     "FaceForgeryDetectionPipeline",
-    "annotate",
     "find_files",
     "result_of",
-    "to_json",
 ]

@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from dcl.abstention_dcl import describe_abstention
 from dcl.calibration_dcl import describe_calibration
+from dcl.configuration_dcl import why_refused
 from dcl.dataset_dcl import FAKE, find_crop, fingerprint, split_names
 from dcl.errors_dcl import InputError, reason, report_input_errors
 from dcl.evaluation.calibration import fit_calibration
@@ -282,7 +283,7 @@ def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple
         model, loading = DCLForPreTraining.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # of the file formats, or of the configuration
         raise InputError(
-            f"the checkpoint {arguments.model!r} cannot be loaded ({reason(error)}): copy or download it again."
+            f"the checkpoint {arguments.model!r} cannot be loaded ({why_refused(error)}): copy or download it again."
         ) from error
     arguments.refuse_conflicts(model.config, given)
     model.config.calibration = model.config.familiarity = None  # of other weights, soon

@@ -15,15 +15,15 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 
 from dcl.abstention_dcl import distances, measure_face, reason_to_abstain
 from dcl.data_scripts.assets import fetch, fetch_detector
-from dcl.dataset_dcl import REAL, decode_image
+from dcl.dataset_dcl import REAL, decode_image, name_row
 from dcl.errors_dcl import InputError, report_input_errors
 from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
 from dcl.evaluation.predictions import load_checkpoint
 from dcl.faces_dcl import Face, crop_transform, cut
+from dcl.images_dcl import read_picture
 from dcl.video_dcl import Video, evenly_spaced
 
 REASONS = ("no_face", "too_small", "extreme_pose", "too_blurred", "unfamiliar")
@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, int]]:
     }
     for index, row in enumerate(rows):
         kind = "real" if row["label"] == REAL else f"fake, {'seen' if row['method'] in seen else 'unseen'} methods"
-        clean[kind].append(face_of_crop(row, f"row {index} of {data.where}"))
+        clean[kind].append(face_of_crop(row, name_row(index, data.where)))
     table = {f"clean held-out crops, {kind}": judge.crops(crops) for kind, crops in clean.items() if crops}
     for sigma in BLURS:
         for kind in ("real", "fake, seen methods"):
@@ -68,9 +68,9 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, int]]:
     people = {row["source_id"].rpartition("/")[2] for row in rows}
     photographs = [path for path in sorted(fetch("orl").glob("*/*.pgm")) if path.parent.name in people]
     if options.dataset == "demo":
-        table["photographs of the same people, through the detector"] = judge.pictures(map(read, photographs))
+        table["photographs of the same people, through the detector"] = judge.pictures(map(read_picture, photographs))
     faceless = sorted(fetch("faceless").iterdir())
-    table["pictures without a face, through the detector"] = judge.pictures(map(read, faceless))
+    table["pictures without a face, through the detector"] = judge.pictures(map(read_picture, faceless))
     for kind, name in (
         ("frames of a cartoon", "cartoon"),
         ("frames of a colour video of another man", "talking_face"),
@@ -133,16 +133,10 @@ def counted(reasons: Iterable[str | None]) -> dict[str, int]:
     return {"pictures": pictures, "abstained": pictures - counts[None]} | {name: counts[name] for name in REASONS}
 
 
-def read(path: Path) -> np.ndarray:
-    """Read a picture as uint8 RGB."""
-    return np.asarray(Image.open(path).convert("RGB"))
-
-
 def frames_of(path: Path, number: int) -> Iterator[np.ndarray]:
     """Yield frames of a video as uint8 RGB."""
     with Video(path) as video:
-        wanted = [video.numbers[index] for index in evenly_spaced(len(video.numbers), number)]
-        for _, frame in video.read(wanted):
+        for _, frame in video.read(evenly_spaced(len(video.numbers), number)):
             yield frame
 
 

@@ -8,7 +8,6 @@ process, over the same clips of ten seconds; the shares are those of the parts o
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -21,7 +20,8 @@ import cv2
 import numpy as np
 import torch
 
-from dcl.benchmarks.extract import RATE, SECONDS, write_clip
+from dcl.benchmarks.clips import RATE, SECONDS, write_clip
+from dcl.benchmarks.printing import print_result
 from dcl.data_scripts.assets import fetch_detector
 from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
 from dcl.video_dcl import evenly_spaced
@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
-    print(json.dumps(result) if options.json else "\n".join(f"{key:24} {value}" for key, value in result.items()))
+    print_result(result, options.json)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, float | int]:

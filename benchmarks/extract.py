@@ -9,7 +9,6 @@ process and two take turns over as many clips as keep two busy for a while.
 import argparse
 import contextlib
 import io
-import json
 import statistics
 import sys
 import tempfile
@@ -21,15 +20,15 @@ import av
 import cv2
 import numpy as np
 
-from dcl.data_scripts.assets import fetch, fetch_detector
+from dcl.benchmarks.clips import RATE, SECONDS, write_clip
+from dcl.benchmarks.printing import print_result
+from dcl.data_scripts.assets import fetch_detector
 from dcl.data_scripts.clips import Clip, ClipFamily, RawDataSet
 from dcl.data_scripts.extract import Extraction
 from dcl.data_scripts.frames import VideoFrames
 from dcl.data_scripts.photographs import MARGIN, SIZE
 from dcl.data_scripts.raw import Execution, prepare_raw
-from dcl.video_dcl import Video, evenly_spaced
-
-WIDTH, HEIGHT, SECONDS, RATE = 640, 360, 10, 25
+from dcl.video_dcl import evenly_spaced
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))
-    print(json.dumps(result) if options.json else "\n".join(f"{key:24} {value}" for key, value in result.items()))
+    print_result(result, options.json)
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, float | int]:
@@ -73,25 +72,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float | int]
         "two_process_s": round(statistics.median(seconds["two"]), 2),
         "two_process_speedup": round(statistics.median(speedup), 3),
     }
-
-
-def write_clip(path: Path, index: int) -> Path:
-    """Encode ten seconds of a talking face, H.264: the photographed frame to and fro, its edges blurred outwards."""
-    with Video(fetch("talking_face")) as video:
-        frames = [image for _, image in video.read(video.numbers)]
-    frames = [*frames, *reversed(frames)]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"crf": "23", "preset": "veryfast"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for number in range(SECONDS * RATE):
-            image = frames[(number + 11 * index) % len(frames)]
-            picture = cv2.resize(image, (HEIGHT * image.shape[1] // image.shape[0], HEIGHT))
-            around = cv2.GaussianBlur(cv2.resize(image, (WIDTH, HEIGHT)), (0, 0), 12)
-            left = (WIDTH - picture.shape[1]) // 2
-            around[:, left : left + picture.shape[1]] = picture
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(around, format="rgb24")))
-        container.mux(stream.encode())
-    return path
 
 
 def prepare(paths: Sequence[Path], frames: int, processes: int = 1) -> float:

@@ -7,7 +7,6 @@ take turns in one process; their peak memory is taken in a process of its own fo
 """
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from numpy.random import default_rng
 from torch import nn
 
+from dcl.benchmarks.printing import print_result
 from dcl.configuration_dcl import DCLConfig
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining, DCLModel
@@ -44,7 +44,7 @@ def main() -> None:
         print(peak_memory(STEPS[options.peak_of](options)))
         return
     result = measure(options)
-    print(json.dumps(result) if options.json else "\n".join(f"{key:18} {value}" for key, value in result.items()))
+    print_result(result, options.json)
 
 
 def measure(options: argparse.Namespace) -> dict[str, float | int | str]:

@@ -11,7 +11,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from torch import nn
 from transformers import BaseImageProcessor
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..dataset_dcl import FAKE, REAL, decode_image
+from ..dataset_dcl import FAKE, REAL, decode_image, name_row
 from ..errors_dcl import InputError, reason
+from ..faces_dcl import YUNET_FILE, copy_yunet
 from ..modeling_dcl import DCLForImageClassification
 from ..onnx_dcl import INPUT, OUTPUTS, OnnxClassifier
 from .inputs import Checkpoint, EvaluationSet
@@ -197,7 +198,7 @@ def choose_rows(data: EvaluationSet, count: int) -> tuple[list[int], list[int]]:
 
 def read_pixels(data: EvaluationSet, processor: BaseImageProcessor, rows: Sequence[int]) -> torch.Tensor:
     """Decode rows and make model input of them, float32 (N, 3, H, W)."""
-    images = [decode_image(data.dataset[row]["image"], f"row {row} (the first is 0) of {data.where}") for row in rows]
+    images = [decode_image(data.dataset[row]["image"], name_row(row, data.where)) for row in rows]
     return torch.cat([processor([image], return_tensors="pt")["pixel_values"] for image in images])
 
 
@@ -370,7 +371,7 @@ def check_output(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return
-    ours = {MODEL, INT8_MODEL, RECORD, "config.json", "preprocessor_config.json", "__pycache__"}
+    ours = {MODEL, INT8_MODEL, RECORD, YUNET_FILE, "config.json", "preprocessor_config.json", "__pycache__"}
     foreign = [name for name in names if name not in ours and not name.endswith("_dcl.py")]
     if foreign or RECORD not in names:
         raise InputError(
@@ -463,9 +464,10 @@ def _fill(
     if int8:
         record["int8"] = {"data": f"{data.name} ({data.split})", "fingerprint": data.fingerprint}
         record["int8"] |= quantise(graph, folder / INT8_MODEL, processor, data)
-    record["bytes"] = {path.name: path.stat().st_size for path in sorted(folder.glob("*.onnx"))}
+    record["bytes"] = {path.name: path.stat().st_size for path in sorted(folder.glob("model*.onnx"))}
     record["versions"] = versions("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime")
-    write_code(model, folder)
+    write_code(folder)
+    copy_yunet(str(checkpoint.folder), None, folder)
     config = copy.deepcopy(model.config)
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -474,21 +476,11 @@ def _fill(
     return record
 
 
-def write_code(model: DCLForImageClassification, folder: Path) -> None:
-    """Copy the code that a checkpoint's configuration points to, and what runs graphs, with all that they import."""
-    pointers: Mapping[str, str] = model.config.auto_map
-    pipelines = getattr(model.config, "custom_pipelines", None) or {}
-    names = {
-        "onnx_dcl",
-        "image_processing_dcl",
-        *(name.rpartition("--")[2].split(".")[0] for name in pointers.values()),
-    }
-    names |= {entry["impl"].rpartition("--")[2].split(".")[0] for entry in pipelines.values()}
-    for path in (PACKAGE / f"{name}.py" for name in sorted(names)):
-        if not path.is_file():  # of a checkpoint with code of its own
-            continue
-        for source in (path, *map(Path, get_relative_import_files(path))):
-            shutil.copyfile(source, folder / source.name)
+def write_code(folder: Path) -> None:
+    """Copy the code that ships with a checkpoint: the pipeline, and all that it imports."""
+    pipeline = PACKAGE / "pipeline_dcl.py"
+    for source in (pipeline, *map(Path, get_relative_import_files(pipeline))):
+        shutil.copyfile(source, folder / source.name)
 
 
 __all__ = [

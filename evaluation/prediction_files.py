@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..checks_dcl import abridged
 from ..dataset_dcl import CLASS_NAMES, FAKE, REAL
 from ..errors_dcl import InputError, reason
 from .bootstrap import DRAWS
@@ -240,8 +241,7 @@ def _float(value: object) -> float:
 
 def _shown(value: object) -> str:
     """Return a value as someone would write it: a plain number, not numpy's."""
-    text = repr(value.tolist() if isinstance(value, np.generic | np.ndarray) else value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return abridged(value.tolist() if isinstance(value, np.generic | np.ndarray) else value)
 
 
 def evaluate_predictions(

@@ -20,8 +20,8 @@ from transformers import (
 
 from ..abstention_dcl import measure_sharpness
 from ..calibration_dcl import calibrate
-from ..configuration_dcl import DCLConfig
-from ..dataset_dcl import FAKE, REAL, CorruptImageError, decode_image, decode_mask
+from ..configuration_dcl import DCLConfig, why_refused
+from ..dataset_dcl import FAKE, REAL, CorruptImageError, decode_image, decode_mask, name_row
 from ..errors_dcl import InputError, reason
 from ..image_processing_dcl import DCLImageProcessor
 from ..modeling_dcl import DCLForImageClassification
@@ -69,16 +69,21 @@ def load_checkpoint(
     processor_class = AutoImageProcessor if trust_remote_code else DCLImageProcessor
     options = {"trust_remote_code": True} if trust_remote_code else {}
     try:
-        config_class.from_pretrained(checkpoint.folder, **options)
+        config = config_class.from_pretrained(checkpoint.folder, **options)
     except Exception as error:  # of what it says; that it is JSON was seen
         raise InputError(
-            f"the config.json of {checkpoint.name!r} cannot be followed ({reason(error)}): correct it, or download it "
-            "again."
+            f"the config.json of {checkpoint.name!r} cannot be followed ({why_refused(error)}): correct it, or "
+            "download it again."
         ) from error
     try:
         processor = processor_class.from_pretrained(checkpoint.folder, **options)
         model, loading = model_class.from_pretrained(
-            checkpoint.folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            checkpoint.folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
     except Exception as error:  # of the file formats, of the configuration, of remote code
         raise InputError(
@@ -129,7 +134,7 @@ class _DecodedRows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.data.dataset[index]
-        where = f"row {index} (the first is 0) of {self.data.where}"
+        where = name_row(index, self.data.where)
         try:
             row["image"] = decode_image(row["image"], where)
             row["mask"] = decode_mask(row.get("mask"), where) if row["label"] == FAKE else None

@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcl.configuration_dcl import DCLConfig
-from dcl.data_scripts.assets import fetch
+from dcl.data_scripts.assets import fetch, fetch_detector
 from dcl.errors_dcl import InputError
-from dcl.faces_dcl import YuNet
-from dcl.image_processing_dcl import DCLImageProcessor
-from dcl.modeling_dcl import DCLForImageClassification
 from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
+from dcl.tests.checkpoints import save_checkpoint
 from dcl.video_dcl import Video
 
 #: Seconds that one input may take; a hang ends the process with a traceback.
@@ -112,12 +109,11 @@ def mutate(data, rng):
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    config = DCLConfig(backbone="test_efficientnet", image_size=96, queue_size=16, hard_samples=2)
-    crop = {"kind": "box", "margin": 1.3, "size": 96, "detector": YuNet.name}
-    processor = DCLImageProcessor(size={"height": 96, "width": 96}, crop=crop)
-    fetch("yunet")
-    return FaceForgeryDetectionPipeline(DCLForImageClassification(config), image_processor=processor)
+def pipe(tmp_path_factory):
+    fetch_detector()
+    return FaceForgeryDetectionPipeline.from_pretrained(
+        save_checkpoint(tmp_path_factory.mktemp("model")), device="cpu"
+    )
 
 
 def answer(pipe, path, **options):

@@ -14,7 +14,6 @@ from dcl.calibration_dcl import calibrate
 from dcl.configuration_dcl import DCLConfig
 from dcl.errors_dcl import InputError
 from dcl.evaluation.exporting import write_code
-from dcl.modeling_dcl import DCLForImageClassification
 from dcl.onnx_dcl import OnnxClassifier
 
 onnx = pytest.importorskip("onnx")
@@ -194,8 +193,7 @@ def test_an_id_that_the_hub_does_not_have_is_named():
 
 
 def test_the_code_in_the_folder_loads_as_remote_code(folder):
-    model = DCLForImageClassification(DCLConfig(backbone="test_efficientnet", image_size=SIZE))
-    write_code(model, folder)
+    write_code(folder)
     remote = get_class_from_dynamic_module("onnx_dcl.OnnxClassifier", str(folder))
     assert remote is not OnnxClassifier and sys.modules[remote.__module__].__file__ != onnx_dcl.__file__
     pixel_values = torch.randn(2, 3, SIZE, SIZE)

@@ -22,15 +22,17 @@ from dcl.abstention_dcl import Abstention
 from dcl.calibration_dcl import calibrate
 from dcl.configuration_dcl import DCLConfig
 from dcl.data_scripts.assets import fetch
+from dcl.drawing_dcl import annotate
 from dcl.errors_dcl import InputError
 from dcl.evaluation.exporting import write_graph
 from dcl.faces_dcl import YUNET_FILE, crop_transform, cut
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.images_dcl import read_picture
 from dcl.modeling_dcl import DCLForImageClassification
-from dcl.pipeline_dcl import TASK, FaceForgeryDetectionPipeline, annotate, find_files, to_json
+from dcl.pipeline_dcl import TASK, FaceForgeryDetectionPipeline, find_files
 from dcl.tests.checkpoints import CALIBRATION, CROP, save_checkpoint
 from dcl.tests.raw_data_sets import TALKING, encode, person_frames
+from dcl.verdicts_dcl import to_json
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from ..configuration_dcl import DCLConfig
+from ..configuration_dcl import DCLConfig, why_refused
 from ..errors_dcl import InputError, reason
 from .augment import AugmentationSettings
 from .trainer import DCLTrainingArguments
@@ -94,7 +94,7 @@ class ModelArguments:
         try:
             return DCLConfig(**settings)
         except StrictDataclassError as error:
-            raise InputError(f"{reason(error)}.") from error
+            raise InputError(f"{why_refused(error)}.") from error
 
     def refuse_conflicts(self, config: DCLConfig, given: Collection[str]) -> None:
         """Check the settings against the configuration of the checkpoint to start from, which is what counts.

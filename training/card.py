@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..abstention_dcl import describe_abstention
 from ..calibration_dcl import describe_calibration
 from ..dataset_dcl import metadata
-from ..faces_dcl import YuNet
+from ..faces_dcl import why_not_cut
 
 if TYPE_CHECKING:
     from .trainer import DCLTrainer
@@ -92,7 +92,7 @@ def write_model_card(trainer: "DCLTrainer", name: str, source: str) -> Path:
         source=source,
         config=config,
         crop=processor.crop,
-        finds_faces=_faces_can_be_found(processor.crop),
+        finds_faces=why_not_cut(processor.crop) is None,
         contrastive=_was_contrastive(trainer),
         datasets=datasets,
         scores={VALIDATION_METRICS[key]: f"{value:.4f}" for key, value in scores.items()},
@@ -129,11 +129,6 @@ def _scores_at(trainer: "DCLTrainer", step: int) -> dict[str, float]:
     found = [entry for entry in trainer.state.log_history if entry["step"] == step and "eval_auc" in entry]
     entry = found[-1] if found else {}
     return {key: entry[f"eval_{key}"] for key in VALIDATION_METRICS if f"eval_{key}" in entry}
-
-
-def _faces_can_be_found(crop: dict[str, Any] | None) -> bool:
-    """Whether the checkpoint's pipeline finds the faces for which the model was trained."""
-    return bool(crop) and crop["kind"] != "given" and crop["detector"] == YuNet.name
 
 
 def _plain(value: Any) -> Any:

@@ -27,6 +27,7 @@ from ..dataset_dcl import (
     decode_mask,
     load_prepared,
     metadata,
+    name_row,
 )
 from ..errors_dcl import InputError
 from .augment import AugmentationSettings
@@ -265,7 +266,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def decode_row(cells: dict[str, Any], row: int) -> Decoded:
     """Decode the image and the mask of a row; the mask of a real is zero where the set has none."""
-    name = f"row {row} (the first is 0) of {cells['dataset']} ({cells['video_id']}, frame {cells['frame']})"
+    name = f"{name_row(row, cells['dataset'])} ({cells['video_id']}, frame {cells['frame']})"
     image = decode_image(cells["image"], name)
     mask = decode_mask(cells.get("mask"), name)
     if mask is None and cells["label"] == REAL:

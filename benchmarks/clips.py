@@ -1,0 +1,33 @@
+"""The clips on which videos are timed: ten seconds of a talking face."""
+
+from pathlib import Path
+
+import av
+import cv2
+
+from dcl.data_scripts.assets import fetch
+from dcl.video_dcl import Video
+
+WIDTH, HEIGHT, SECONDS, RATE = 640, 360, 10, 25
+
+
+def write_clip(path: Path, index: int) -> Path:
+    """Encode ten seconds of a talking face, H.264: the photographed frame to and fro, its edges blurred outwards."""
+    with Video(fetch("talking_face")) as video:
+        frames = [image for _, image in video.read(video.numbers)]
+    frames = [*frames, *reversed(frames)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"crf": "23", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for number in range(SECONDS * RATE):
+            image = frames[(number + 11 * index) % len(frames)]
+            picture = cv2.resize(image, (HEIGHT * image.shape[1] // image.shape[0], HEIGHT))
+            around = cv2.GaussianBlur(cv2.resize(image, (WIDTH, HEIGHT)), (0, 0), 12)
+            left = (WIDTH - picture.shape[1]) // 2
+            around[:, left : left + picture.shape[1]] = picture
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(around, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+__all__ = ["HEIGHT", "RATE", "SECONDS", "WIDTH", "write_clip"]
