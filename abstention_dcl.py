@@ -166,6 +166,21 @@ def distances(embeddings: Any, familiarity: Mapping[str, Any] | None) -> np.ndar
     return np.sqrt(np.maximum(np.min(squares, axis=0), 0) / dimension)
 
 
+def check_dimension(familiarity: Mapping[str, Any] | None, channels: int) -> None:
+    """Check that what a configuration says of embeddings is about those of its model.
+
+    Args:
+        familiarity: `DCLConfig.familiarity`.
+        channels: numbers of an embedding.
+
+    Raises:
+        ValueError: if it is about others.
+    """
+    dimension = ((familiarity or {}).get("statistics") or {}).get("dimension", channels)
+    if dimension != channels:
+        raise ValueError(f"`familiarity` is about embeddings of {dimension} numbers, and the model gives {channels}.")
+
+
 def reason_to_abstain(
     quality: FaceQuality, distance: float | None, familiarity: Mapping[str, Any] | None
 ) -> Abstention | None:
@@ -331,6 +346,7 @@ __all__ = [
     "SMALLEST_FACE",
     "Abstention",
     "FaceQuality",
+    "check_dimension",
     "check_familiarity",
     "describe_abstention",
     "distances",

@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
 
 from .errors_dcl import InputError, reason
-from .hub_dcl import hub_is_reachable
+from .hub_dcl import hub_is_reachable, may_be_repository
 
 REAL, FAKE = 0, 1
 CLASS_NAMES = ["real", "fake"]
@@ -197,7 +197,7 @@ def _find_folder(name: str, data_root: str | Path | None) -> Path | None:
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
-    if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:  # cannot be a Hub id
+    if not may_be_repository(name):
         looked = " or ".join(map(str, candidates))
         raise InputError(f"there is no prepared data set {name!r}: no folder {looked}; prepare it first.")
     return None

@@ -13,6 +13,7 @@ except ImportError:
     cv2 = None
 
 _COLOURS = {FORGED: (214, 40, 40), NOT_CALLED_FORGED: (29, 107, 196), ABSTAINED: (110, 110, 110)}
+_ROWS = 256  # blended at a time: as floats, a large picture would take gigabytes
 _WORDS = {FORGED: "forged", NOT_CALLED_FORGED: "not called forged", ABSTAINED: "not judged"}
 
 
@@ -75,10 +76,13 @@ def _blend_evidence(picture: np.ndarray, evidence: np.ndarray, corners: list[lis
     )
     inside = np.zeros(size[::-1], np.uint8)
     cv2.fillConvexPoly(inside, np.round(points - (left, top)).astype(np.int32), 1)
-    strength = np.abs(np.tanh(spread / 2)) * opacity * inside  # of the cell: |2 p - 1|, by its logistic function
-    colour = np.where(spread[..., None] > 0, _COLOURS[FORGED], _COLOURS[NOT_CALLED_FORGED])
     region = picture[top:bottom, left:right]
-    region[:] = np.round(region + (colour - region.astype(np.float64)) * strength[..., None]).astype(np.uint8)
+    forged, passed = (np.array(_COLOURS[verdict], np.float32) for verdict in (FORGED, NOT_CALLED_FORGED))
+    for start in range(0, len(region), _ROWS):
+        rows = slice(start, start + _ROWS)
+        strength = np.abs(np.tanh(spread[rows] / 2)) * opacity * inside[rows]  # |2 p - 1| of the logistic function
+        colour = np.where(spread[rows, :, None] > 0, forged, passed)
+        region[rows] = np.round(region[rows] + (colour - region[rows]) * strength[..., None])
 
 
 __all__ = ["annotate"]

@@ -1,14 +1,16 @@
-"""Never wait long for a Hub that cannot be reached."""
+"""Fetch from the Hub, and never wait long for one that cannot be reached."""
 
 import functools
 import logging
 import os
 import sys
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants, get_session, snapshot_download
 
-from .errors_dcl import reason
+from .errors_dcl import InputError, reason
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,40 @@ def hub_is_reachable(timeout: float = 5.0) -> bool:
     return False
 
 
+def may_be_repository(name: str) -> bool:
+    """Whether a name that is no folder could be the id of a repository on the Hub."""
+    return not (Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1)
+
+
+def fetch_model(name: str, allow_patterns: Sequence[str], revision: str | None = None) -> Path:
+    """Return the folder of the local cache that has files of a model on the Hub, fetched if need be.
+
+    Args:
+        name: its id.
+        allow_patterns: of the files wanted, none of them in a folder.
+        revision: the branch, tag or commit.
+
+    Raises:
+        InputError: if there is no such model.
+    """
+    reachable = hub_is_reachable()
+    try:
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=list(allow_patterns), ignore_patterns=["*/*"]
+        )
+    except Exception as error:  # of the Hub, the network, or the disk
+        if not reachable:
+            raise InputError(
+                f"there is no folder {name!r}, the local cache has no model of that name, and the Hub cannot be "
+                "reached: check the path, or the network."
+            ) from error
+        raise InputError(
+            f"there is no folder {name!r}, and no model of that name came from the Hub ({reason(error)}): "
+            "check the name, and log in if it is private."
+        ) from error
+    return Path(folder)
+
+
 def _ask(timeout: float) -> str | None:
     """Send one request as the Hub's clients do, proxies and mirrors included; return why it failed."""
     failures = [f"no answer within {timeout:g} s"]
@@ -64,4 +100,4 @@ def _go_offline() -> None:
         sys.modules["datasets.config"].HF_HUB_OFFLINE = True
 
 
-__all__ = ["hub_is_reachable"]
+__all__ = ["fetch_model", "hub_is_reachable", "may_be_repository"]

@@ -31,7 +31,7 @@ from transformers.utils import ModelOutput, logging
 from .calibration_dcl import calibrate
 from .configuration_dcl import DCLConfig
 from .errors_dcl import InputError
-from .faces_dcl import copy_yunet
+from .faces_dcl import YUNET_FILE, copy_yunet
 
 if TYPE_CHECKING:
     # What is imported relatively anywhere in a file ships with it: so every checkpoint carries its pipeline.
@@ -310,7 +310,18 @@ class DCLPreTrainedModel(PreTrainedModel):
         """
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
-            copy_yunet(self.name_or_path, getattr(self.config, "_commit_hash", None), save_directory)
+            self._copy_detector(save_directory)
+
+    def _upload_modified_files(
+        self, working_dir: str | os.PathLike, repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
+    ) -> Any:
+        # `save_pretrained(push_to_hub=True)` uploads before it returns, and only what was written in between.
+        self._copy_detector(working_dir)
+        files_timestamps.pop(YUNET_FILE, None)
+        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
+
+    def _copy_detector(self, folder: str | os.PathLike) -> None:
+        copy_yunet(self.name_or_path, getattr(self.config, "_commit_hash", None), folder)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import torch
 
 from .configuration_dcl import DCLConfig
 from .errors_dcl import InputError, reason
 from .faces_dcl import YUNET_FILE
-from .hub_dcl import hub_is_reachable
+from .hub_dcl import fetch_model, may_be_repository
 from .modeling_dcl import DCLForImageClassification, DCLImageClassifierOutput
 
 try:
@@ -18,6 +17,7 @@ try:
 except ImportError:  # only who runs graphs needs it
     onnxruntime = None
 
+GRAPH = "model.onnx"
 INPUT = "pixel_values"
 #: What the graph gives, and how many dimensions each has; the first is the batch.
 OUTPUTS = {"logits": 2, "evidence": 3, "embedding": 2}
@@ -35,6 +35,7 @@ class OnnxClassifier:
 
     Attributes:
         config: as given.
+        channels: numbers of an embedding.
         device: the CPU, on which inputs are taken and outputs are given.
 
     Raises:
@@ -66,7 +67,7 @@ class OnnxClassifier:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, file: str = "model.onnx", threads: int | None = None
+        cls, name: str | Path, file: str = GRAPH, threads: int | None = None, revision: str | None = None
     ) -> "OnnxClassifier":
         """Load what `export.py` wrote.
 
@@ -74,6 +75,7 @@ class OnnxClassifier:
             name: its folder, or a model id on the Hub.
             file: which graph in it, such as `model_int8.onnx`.
             threads: with how many threads one call computes; all cores if None.
+            revision: the branch, tag or commit on the Hub.
 
         Raises:
             InputError: if there is no such folder, model or file, or the graph cannot be run.
@@ -82,7 +84,13 @@ class OnnxClassifier:
             raise InputError(
                 f"{str(file)!r} is not the name of a graph: pass one such as model.onnx, without a folder."
             )
-        folder = Path(name) if Path(name).is_dir() else _download(str(name), file)
+        folder = Path(name)
+        if not folder.is_dir():
+            if not may_be_repository(str(name)):
+                raise InputError(
+                    f"there is no export {str(name)!r}: it is not a folder; make one by export.py, or pass a Hub id."
+                )
+            folder = fetch_model(str(name), ["config.json", file], revision)
         if not (folder / file).is_file():
             there = sorted(path.name for path in folder.glob("*.onnx") if path.name != YUNET_FILE)
             remedy = f"pass file={there[0]!r}" if there else "export the checkpoint by export.py"
@@ -108,7 +116,8 @@ class OnnxClassifier:
                 f"{INPUT} (batch, 3, {size}, {size}) of float32; export the checkpoint again."
             )
         kinds = {name: (type_, len(shape)) for name, (type_, shape) in outputs.items()}
-        if kinds != {name: (FLOAT, dimensions) for name, dimensions in OUTPUTS.items()}:
+        self.channels = outputs.get("embedding", (None, [None]))[1][-1]
+        if kinds != {name: (FLOAT, dims) for name, dims in OUTPUTS.items()} or not isinstance(self.channels, int):
             raise InputError(
                 f"{str(self.path)!r} is not a graph of this checkpoint: its outputs are {_shown(outputs)}, not "
                 f"{', '.join(OUTPUTS)} of float32; export the checkpoint again."
@@ -158,19 +167,4 @@ def _shown(nodes: dict[str, tuple[str, list[Any]]]) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _download(name: str, file: str) -> Path:
-    if Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:  # cannot be a Hub id
-        raise InputError(f"there is no export {name!r}: it is not a folder; make one by export.py, or pass a Hub id.")
-    reachable = hub_is_reachable()
-    try:
-        folder = huggingface_hub.snapshot_download(name, allow_patterns=["config.json", file], ignore_patterns=["*/*"])
-    except Exception as error:  # of the Hub, the network, or the disk
-        where = f"({reason(error)})" if reachable else "and the Hub cannot be reached"
-        raise InputError(
-            f"there is no folder {name!r}, and no model of that name came from the Hub {where}: check the name, or "
-            "the network."
-        ) from error
-    return Path(folder)
-
-
-__all__ = ["INPUT", "OUTPUTS", "OnnxClassifier"]
+__all__ = ["GRAPH", "INPUT", "OUTPUTS", "OnnxClassifier"]

@@ -17,21 +17,23 @@ import os
 import re
 import tempfile
 import threading
+import time
 import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import Pipeline, PreTrainedModel
 
-from .abstention_dcl import FaceQuality, distances, measure_face, reason_to_abstain
+from .abstention_dcl import FaceQuality, check_dimension, distances, measure_face, reason_to_abstain
 from .calibration_dcl import OPERATING_POINTS, calibrate
+from .checks_dcl import is_count, is_number
 from .configuration_dcl import CUSTOM_PIPELINES
 from .drawing_dcl import annotate
 from .errors_dcl import InputError, reason
@@ -46,11 +48,11 @@ from .faces_dcl import (
     why_not_cut,
     yunet_of_checkpoint,
 )
-from .hub_dcl import hub_is_reachable
+from .hub_dcl import hub_is_reachable, may_be_repository
 from .image_processing_dcl import DCLImageProcessor
 from .images_dcl import MOST_PIXELS, PICTURE_KINDS, PICTURE_SUFFIXES, file_kind, read_picture
 from .modeling_dcl import DCLForImageClassification
-from .onnx_dcl import OnnxClassifier
+from .onnx_dcl import GRAPH, OnnxClassifier
 from .verdicts_dcl import (
     ABSTAINED,
     NO_THRESHOLD,
@@ -71,8 +73,9 @@ except ImportError:
 BACKENDS = ("torch", "onnx")
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _MOST_DOWNLOADED = 2 << 30  # bytes
-_PATIENCE = 30.0  # seconds without a byte of a download
+_PATIENCE, _LONGEST_DOWNLOAD = 30.0, 600.0  # seconds without a byte of a download, and for all of it
 _GAP = 3  # frames that a person may be out of sight
+_PASSED = 32  # frames that are decoded on the way to a wanted one, after which the caller is asked whether to go on
 #: Of 255, mean difference of the thumbnails of two frames above which the scene is another: within the talking face's
 #: four seconds it is 22 at most, and between pictures of two people 17 to 65, of 66 pairs 4 below 25.
 _CUT = 25.0
@@ -111,16 +114,17 @@ class DetectionOptions:
     def __post_init__(self):
         for name in ("num_frames", "batch_size", "most_pixels"):
             value = getattr(self, name)
-            if name == "batch_size" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not is_count(value, least=1) and not (name == "batch_size" and value is None):
                 raise InputError(f"{name} is {value!r}: choose a whole number from 1 on.")
         if self.operating_point not in (None, *OPERATING_POINTS):
             raise InputError(
                 f"operating_point is {self.operating_point!r}: choose one of {', '.join(OPERATING_POINTS)}."
             )
-        if self.most_seconds is not None and not self.most_seconds > 0:
+        if self.most_seconds is not None and not (is_number(self.most_seconds) and self.most_seconds > 0):
             raise InputError(f"most_seconds is {self.most_seconds!r}: choose a number above 0, or None.")
+        for name in ("abstain", "allow_urls", "largest_only"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"{name} is {value!r}: choose True or False.")
 
     def changed(self, changes: dict[str, Any]) -> "DetectionOptions":
         """Return these options with some changed; raises `InputError` if there is no such option."""
@@ -140,6 +144,17 @@ class _Found:
     pixels: np.ndarray
     quality: FaceQuality
     subject: "_Subject"
+
+
+@dataclass
+class _Step:
+    """How far the reading of a picture or video is, and what was found since the last step."""
+
+    done: int
+    total: int | None  # of a picture, None
+    faces: list[_Found] = field(default_factory=list)
+    frame: int | None = None
+    image: np.ndarray | None = None
 
 
 @dataclass
@@ -198,14 +213,16 @@ class FaceForgeryDetectionPipeline(Pipeline):
     Args:
         model: a `DCLForImageClassification` or an `OnnxClassifier`.
         *args: as of `Pipeline`.
-        backend: "onnx" runs the `model.onnx` that lies beside the weights instead of them, on the CPU.
+        backend: "onnx" runs a graph that lies beside the weights instead of them, on the CPU.
+        graph: which one, such as `model_int8.onnx`.
         **kwargs: as of `Pipeline`, `image_processor` among them, and fields of `DetectionOptions`.
 
     Attributes:
         options: what holds for calls that do not say otherwise.
 
     Raises:
-        InputError: if an option is wrong, or the checkpoint does not say how YuNet's faces are cut for it.
+        InputError: if an option is wrong, or the checkpoint does not say how YuNet's faces are cut for it, or says of
+            other embeddings than its own how far is too far.
     """
 
     annotate = staticmethod(annotate)  # with the pipeline, whoever has no other code than the checkpoint's has them
@@ -217,13 +234,22 @@ class FaceForgeryDetectionPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def __init__(self, model: PreTrainedModel | OnnxClassifier, *args: Any, backend: str = "torch", **kwargs: Any):
+    def __init__(
+        self,
+        model: PreTrainedModel | OnnxClassifier,
+        *args: Any,
+        backend: str = "torch",
+        graph: str = GRAPH,
+        **kwargs: Any,
+    ):
         known = {each.name for each in fields(DetectionOptions)}
         self.options = DetectionOptions(**{name: kwargs.pop(name) for name in known & kwargs.keys()})
         if backend not in BACKENDS:
             raise InputError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}.")
         if backend == "onnx" and isinstance(model, PreTrainedModel):
-            model = OnnxClassifier.from_pretrained(model.name_or_path)
+            model = OnnxClassifier.from_pretrained(
+                model.name_or_path, graph, revision=getattr(model.config, "_commit_hash", None)
+            )
         if not isinstance(model, PreTrainedModel):
             kwargs["device"] = "cpu"
         # `pipeline()` puts classes in place of their names, which no config.json can hold.
@@ -233,19 +259,30 @@ class FaceForgeryDetectionPipeline(Pipeline):
         if isinstance(model, PreTrainedModel):
             model.eval()
         self.crop = _checked_crop(getattr(self.image_processor, "crop", None), _name_of(model))
+        channels = model.dcl.geometry.channels if isinstance(model, PreTrainedModel) else model.channels
+        try:
+            check_dimension(self._familiarity, channels)
+        except ValueError as error:
+            raise InputError(f"the config.json of {_name_of(model)} is of another model: {error}") from error
         self._detector: YuNet | None = None
         self._detecting = threading.Lock()  # YuNet keeps the size of its image
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, backend: str = "torch", device: str | None = None, **options: Any
+        cls,
+        name: str | Path,
+        backend: str = "torch",
+        device: str | None = None,
+        graph: str = GRAPH,
+        **options: Any,
     ) -> "FaceForgeryDetectionPipeline":
         """Load a checkpoint, or what `export.py` made of one, by the code of this package.
 
         Args:
             name: its folder, or its id on the Hub.
-            backend: "torch" runs the weights, "onnx" the graph `model.onnx`.
+            backend: "torch" runs the weights, "onnx" a graph.
             device: such as cpu, cuda:1 or mps; the fastest there is if None.
+            graph: which one, such as `model_int8.onnx`.
             **options: fields of `DetectionOptions`.
 
         Raises:
@@ -255,7 +292,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         if backend not in BACKENDS:
             raise InputError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}.")
         if not Path(name).is_dir():
-            if Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+            if not may_be_repository(name):
                 raise InputError(f"there is no folder {name}: give that of a checkpoint, or an id of the Hub.")
             hub_is_reachable()
         elif backend == "torch" and not list(Path(name).glob("*.safetensors")) and Path(name, "model.onnx").is_file():
@@ -268,7 +305,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         try:
             processor = DCLImageProcessor.from_pretrained(name)
             model = (
-                OnnxClassifier.from_pretrained(name)
+                OnnxClassifier.from_pretrained(name, graph)
                 if backend == "onnx"
                 else DCLForImageClassification.from_pretrained(name)
             )
@@ -310,7 +347,9 @@ class FaceForgeryDetectionPipeline(Pipeline):
             **options: as of `__call__`.
 
         Yields:
-            `{"event": "progress", "name", "done", "total"}` after each frame of a video, and for each input, in order,
+            `{"event": "progress", "name", "done", "total", "frame", "image"}` after each frame of a video, with its
+            number and what it shows (RGB, uint8 (height, width, 3), upright), or with None for both, where it could
+            not be read and, every now and then, on the way to the next one. For each input, in order,
             `{"event": "result", "result"}` or, in a list or folder, `{"event": "error", "name", "sentence"}`.
 
         Raises:
@@ -348,14 +387,21 @@ class FaceForgeryDetectionPipeline(Pipeline):
             subject = _Subject(_name_of(item), threshold)
             subjects.append(subject)
             try:
-                for done, total, found in self._look(item, subject, options):
-                    subject.waiting += len(found)
-                    faces += found
+                for step in self._look(item, subject, options):
+                    subject.waiting += len(step.faces)
+                    faces += step.faces
                     while len(faces) >= options.batch_size:
                         self._judge(faces[: options.batch_size], threshold, options)
                         del faces[: options.batch_size]
-                    if total is not None:
-                        yield {"event": "progress", "name": subject.name, "done": done, "total": total}
+                    if step.total is not None:
+                        yield {
+                            "event": "progress",
+                            "name": subject.name,
+                            "done": step.done,
+                            "total": step.total,
+                            "frame": step.frame,
+                            "image": step.image,
+                        }
             except InputError as error:
                 if not several:
                     raise
@@ -372,10 +418,8 @@ class FaceForgeryDetectionPipeline(Pipeline):
         for subject in subjects:
             yield _event(subject)
 
-    def _look(
-        self, item: Any, subject: _Subject, options: DetectionOptions
-    ) -> Iterator[tuple[int, int | None, list[_Found]]]:
-        """Read one input and yield the faces that are found: how far it is, of how much, and those of this frame."""
+    def _look(self, item: Any, subject: _Subject, options: DetectionOptions) -> Iterator[_Step]:
+        """Read one input, and yield the faces as they are found."""
         with ExitStack() as stack:
             if isinstance(item, str) and _ADDRESS.match(item):
                 if not options.allow_urls:
@@ -392,36 +436,39 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 self._prepared(image, face, record, f"Face {record['face']}", subject, options)
                 for face, record in zip(faces, subject.result["faces"], strict=True)
             ]
-            yield 1, None, [face for face in found if face is not None]
+            yield _Step(1, None, [face for face in found if face is not None])
 
-    def _look_at_video(
-        self, path: Path, subject: _Subject, options: DetectionOptions
-    ) -> Iterator[tuple[int, int, list[_Found]]]:
+    def _look_at_video(self, path: Path, subject: _Subject, options: DetectionOptions) -> Iterator[_Step]:
         subject.threshold = self._threshold("video", options)  # pictures can do without it
-        with Video(path) as video:
-            _check_frames(path, video.size, options.most_pixels)
+        with Video(path, most_pixels=options.most_pixels) as video:
             if options.most_seconds is not None and video.duration > options.most_seconds:
                 raise InputError(
                     f"{path} lasts {video.duration:.1f} s, more than {options.most_seconds:g} s: cut it, or raise "
                     "most_seconds."
                 )
             numbers = evenly_spaced(len(video.numbers), options.num_frames)
-            subject.people, frames_read, error = _People(), 0, None
-            for done, (number, image) in enumerate(video.read_readable(numbers), start=1):
-                found: list[_Found | None] = []
+            subject.people, step, passed, frames_read, error = _People(), _Step(0, len(numbers)), 0, 0, None
+            for number, image in video.read_readable(numbers, passed=True):
+                if image is None:
+                    passed += 1
+                    if passed % _PASSED == 0:
+                        yield _Step(step.done, step.total)
+                    continue
+                step = _Step(step.done + 1, step.total)
                 if isinstance(image, InputError):
                     error = image
                 else:
                     frames_read += 1
                     height, width = image.shape[:2]
-                    _check_frames(path, (width, height), options.most_pixels)  # the header may claim another size
-                    faces, time = self._detect(image, options), video.time(number)
+                    faces, found = self._detect(image, options), []
                     for face, person in zip(faces, subject.people.follow(image, faces), strict=True):
-                        record = {"frame": number, "time": time}
+                        record = {"frame": number, "time": video.time(number)}
                         person.frames.append(record)
-                        who = f"The face at {time:.2f} s"
+                        who = f"The face at {record['time']:.2f} s"
                         found.append(self._prepared(image, face, record, who, subject, options))
-                yield done, len(numbers), [face for face in found if face is not None]
+                    step.faces = [face for face in found if face is not None]
+                    step.frame, step.image = number, image
+                yield step
             if not frames_read:
                 raise error
             subject.result = {
@@ -643,31 +690,55 @@ def _is_video(item: Any) -> bool:
     return kind == "video" or (kind == "no picture" and suffix in VIDEO_SUFFIXES)
 
 
-def _check_frames(path: Path, size: tuple[int, int], most_pixels: int) -> None:
-    if size[0] * size[1] > most_pixels:
-        raise InputError(
-            f"the frames of {path} have {size[0]}x{size[1]} pixels, more than {most_pixels:,}: make them smaller, or "
-            "raise most_pixels."
-        )
-
-
 @contextmanager
 def _downloaded(address: str) -> Iterator[Path]:
-    """Fetch an address into a file that is there inside of the `with`."""
+    """Fetch an address into a file that is there inside of the `with`, where errors name the address instead."""
     suffix = Path(address.split("?")[0].split("#")[0]).suffix.lower()
     with tempfile.TemporaryDirectory(prefix="dcl-") as folder:
         path = Path(folder, f"file{suffix if suffix in PICTURE_SUFFIXES | VIDEO_SUFFIXES else ''}")
         try:
-            with urllib.request.urlopen(address, timeout=_PATIENCE) as answer, path.open("wb") as file:
-                while part := answer.read(1 << 20):
-                    file.write(part)
-                    if file.tell() > _MOST_DOWNLOADED:
-                        raise InputError(f"{address} has more than {_MOST_DOWNLOADED >> 30} GiB: give a smaller file.")
-        except InputError:
-            raise
-        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
-            raise InputError(f"{address} cannot be fetched ({reason(error)}): check it and the network.") from error
-        yield path
+            with path.open("wb") as file:
+                _download(address, file)
+            yield path
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), address)) from error
+
+
+def _download(address: str, file: BinaryIO) -> None:
+    opener = urllib.request.OpenerDirector()  # the usual one follows redirections to FTP, too
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    until = time.monotonic() + _LONGEST_DOWNLOAD
+    try:
+        with opener.open(address, timeout=_PATIENCE) as answer:
+            while part := answer.read1(1 << 16):
+                file.write(part)
+                if file.tell() > _MOST_DOWNLOADED:
+                    raise InputError(f"{address} has more than {_MOST_DOWNLOADED >> 30} GiB: give a smaller file.")
+                if time.monotonic() > until:
+                    raise InputError(
+                        f"{address} has not come within {_LONGEST_DOWNLOAD:g} s: fetch it by other means, and give "
+                        "the file."
+                    )
+            if answer.length:  # of what the server said there would be, what did not come
+                raise http.client.IncompleteRead(b"", answer.length)
+    except InputError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
+        if isinstance(error, http.client.IncompleteRead):
+            why = "it broke off"
+        else:
+            why = getattr(error, "reason", error)  # of a URLError, a text or what lies beneath
+            why = reason(why) if isinstance(why, Exception) else why
+        raise InputError(f"{address} cannot be fetched ({why}): check it and the network.") from error
 
 
 def _checked_crop(crop: dict[str, Any] | None, name: str | None) -> dict[str, Any]:

@@ -45,12 +45,13 @@ class Threshold:
         name = f"the checkpoint's threshold for {what} ({_POINTS.get(self.point)})"
         if self.point is None:
             name = f"a mere convention: the checkpoint brings no threshold for {what}, take it with caution"
+        digits = 3
+        while p_fake != self.value and f"{p_fake:.{digits}f}" == f"{self.value:.{digits}f}":
+            digits += 1  # "0.500, below 0.500" would explain nothing
+        is_, at = f"{number} is {p_fake:.{digits}f}", f"{self.value:.{digits}f}"
         if p_fake >= self.value:
-            return f"{who} is called forged: {number} is {p_fake:.3f}, at or above {self.value:.3f}, {name}."
-        return (
-            f"{who} is not called forged: {number} is {p_fake:.3f}, below {self.value:.3f}, {name}. "
-            "That does not prove it real."
-        )
+            return f"{who} is called forged: {is_}, at or above {at}, {name}."
+        return f"{who} is not called forged: {is_}, below {at}, {name}. That does not prove it real."
 
 
 def abstain(record: dict[str, Any], who: str, abstention: Abstention) -> None:

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 from datasets import ClassLabel, Dataset, Value
 
 from ..dataset_dcl import CLASS_NAMES, check_labels, find_crop, fingerprint, load_prepared, metadata
-from ..errors_dcl import InputError, reason
-from ..hub_dcl import hub_is_reachable
+from ..errors_dcl import InputError
+from ..hub_dcl import fetch_model, may_be_repository
 from .metrics import check_group_column
 
 MODEL_TYPE = "dcl"  # that of DCLConfig, whose module takes seconds to import
@@ -63,12 +62,12 @@ def find_checkpoint(name: str, only_dcl: bool = False) -> Checkpoint:
     """
     if Path(name).is_dir():
         checkpoint = Checkpoint(name, Path(name), _hash_of(Path(name)))
-    elif Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1:  # cannot be a Hub id
+    elif not may_be_repository(name):
         raise InputError(
             f"there is no checkpoint {name!r}: it is not a folder; train one, or pass a model id of the Hub."
         )
     else:
-        folder = _download(name)
+        folder = fetch_model(name, ["*.json", "*.safetensors", "*.py"])
         checkpoint = Checkpoint(name, folder, folder.name)  # snapshots are kept under the name of their commit
     try:
         config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
@@ -105,25 +104,6 @@ def _hash_of(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return f"sha256:{digest.hexdigest()}"
-
-
-def _download(name: str) -> Path:
-    reachable = hub_is_reachable()
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name, allow_patterns=["*.json", "*.safetensors", "*.py"], ignore_patterns=["*/*"]
-        )
-    except Exception as error:  # of the Hub, the network, or the disk
-        if not reachable:
-            raise InputError(
-                f"there is no folder {name!r}, the local cache has no model of that name, and the Hub cannot be "
-                "reached: check the path, or the network."
-            ) from error
-        raise InputError(
-            f"there is no folder {name!r}, and no model of that name came from the Hub ({reason(error)}): "
-            "check the name, and log in if it is private."
-        ) from error
-    return Path(folder)
 
 
 @dataclass

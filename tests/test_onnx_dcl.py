@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from dcl import onnx_dcl
+from dcl import hub_dcl, onnx_dcl
 from dcl.calibration_dcl import calibrate
 from dcl.configuration_dcl import DCLConfig
 from dcl.errors_dcl import InputError
@@ -179,12 +179,14 @@ def test_what_is_neither_folder_nor_id_is_refused():
 
 def test_an_id_of_the_hub_fetches_the_graph_and_its_configuration_alone(folder, monkeypatch):
     asked = {}
-    monkeypatch.setattr(onnx_dcl, "hub_is_reachable", lambda: True)
-    monkeypatch.setattr(
-        onnx_dcl.huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options) or str(folder)
-    )
-    OnnxClassifier.from_pretrained("someone/faces")
-    assert asked == {"allow_patterns": ["config.json", "model.onnx"], "ignore_patterns": ["*/*"]}
+    monkeypatch.setattr(hub_dcl, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr(hub_dcl, "snapshot_download", lambda name, **options: asked.update(options) or str(folder))
+    OnnxClassifier.from_pretrained("someone/faces", revision="v1")
+    assert asked == {
+        "revision": "v1",
+        "allow_patterns": ["config.json", "model.onnx"],
+        "ignore_patterns": ["*/*"],
+    }
 
 
 def test_an_id_that_the_hub_does_not_have_is_named():

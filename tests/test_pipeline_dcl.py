@@ -1,5 +1,6 @@
 """The pipeline: pictures and videos of real faces in, verdicts with reasons out, and never a number for nothing."""
 
+import contextlib
 import functools
 import http.server
 import itertools
@@ -9,16 +10,19 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import pipeline
 
 from dcl import pipeline_dcl
-from dcl.abstention_dcl import Abstention
+from dcl.abstention_dcl import Abstention, pack
 from dcl.calibration_dcl import calibrate
 from dcl.configuration_dcl import DCLConfig
 from dcl.data_scripts.assets import fetch
@@ -216,6 +220,22 @@ def test_a_video_is_judged_person_by_person_over_time(pipe, monkeypatch, clip):
     assert "its mean p_fake over 6 frames is 0.500, at or above 0.450" in person["sentence"]
 
 
+def test_a_video_tells_how_far_it_is_with_what_it_sees_and_on_the_way(pipe, monkeypatch, clip):
+    monkeypatch.setattr(pipeline_dcl, "_PASSED", 2)
+    events = [event for event in pipe.stream(clip, num_frames=3) if event["event"] == "progress"]
+    assert [(event["done"], event["frame"]) for event in events] == [
+        *((1, 0), (1, None), (1, None), (2, 5)),
+        *((2, None), (2, None), (3, 11)),
+    ]
+    assert all(event["total"] == 3 for event in events)
+    assert {np.shape(event["image"]) for event in events} == {(216, 264, 3), ()}
+
+
+def test_numbers_that_look_alike_are_told_apart(pipe, monkeypatch, portrait):
+    with_answers(pipe, monkeypatch, [0.39996])
+    assert "its p_fake is 0.39996, below 0.40000, the" in pipe(portrait)["sentence"]
+
+
 def test_the_threshold_for_videos_decides_where_single_frames_reach_their_own(pipe, monkeypatch, clip):
     with_answers(pipe, monkeypatch, [0.42, 0.1, 0.41])
     result = pipe(clip, num_frames=3)
@@ -274,8 +294,8 @@ def test_videos_beyond_the_limits_are_refused_before_they_are_decoded(pipe, monk
 def test_frames_that_are_larger_than_the_header_claims_are_refused(pipe, monkeypatch, clip):
     monkeypatch.setattr(pipeline_dcl.Video, "size", (16, 16))
     monkeypatch.setattr(pipe, "_detect", lambda *_: pytest.fail("the frame was looked at"))
-    with pytest.raises(InputError, match=r"the frames of .* pixels, more than 1,000"):
-        pipe(clip, most_pixels=1000)
+    with pytest.raises(InputError, match=r"the frames of .* pixels, more than 50,000"):
+        pipe(clip, most_pixels=50_000)
 
 
 def test_frames_of_a_moment_can_be_read_again(pipe, clip):
@@ -382,9 +402,47 @@ def test_addresses_are_fetched_only_where_that_is_allowed(pipe, tmp_path):
         assert len(pipe(address, allow_urls=True)["faces"]) == 1
         with pytest.raises(InputError, match="cannot be fetched"):
             pipe(f"{address.split('?')[0]}.none", allow_urls=True)
+        (tmp_path / "b.png").write_text("<svg/>")
+        with pytest.raises(InputError) as refusal:
+            pipe(address.replace("a.png", "b.png"), allow_urls=True)
+        assert str(refusal.value).startswith(f"{address.replace('a.png', 'b.png')} is an SVG")
         for malformed in (f"{address} b", "http://[", "http://x:port/a.png"):
             with pytest.raises(InputError, match="cannot be fetched"):
                 pipe(malformed, allow_urls=True)
+        server.shutdown()
+
+
+class _BadServer(http.server.BaseHTTPRequestHandler):
+    """Leads elsewhere, breaks off, or trickles."""
+
+    def do_GET(self):
+        self.send_response(302 if self.path == "/elsewhere" else 200)
+        self.send_header("Location", "ftp://127.0.0.1:9/a.png")
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(2 if self.path == "/short" else 100):
+                self.wfile.write(b"x")
+                time.sleep(0.05)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("elsewhere", r"cannot be fetched \(unknown url type: ftp\)"),
+        ("short", r"cannot be fetched \(it broke off\)"),
+        ("slow", "has not come within 0.5 s"),
+    ],
+)
+def test_downloads_go_nowhere_else_are_whole_and_end(pipe, monkeypatch, path, sentence):
+    monkeypatch.setattr(pipeline_dcl, "_LONGEST_DOWNLOAD", 0.5)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _BadServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match=sentence):
+            pipe(f"http://127.0.0.1:{server.server_port}/{path}", allow_urls=True)
         server.shutdown()
 
 
@@ -395,6 +453,8 @@ def test_addresses_are_fetched_only_where_that_is_allowed(pipe, tmp_path):
         ({"batch_size": True}, "batch_size is True"),
         ({"operating_point": "best"}, "operating_point is 'best': choose one of eer"),
         ({"most_seconds": -1}, "most_seconds is -1"),
+        ({"most_seconds": "3"}, "most_seconds is '3': choose a number above 0, or None"),
+        ({"abstain": "no"}, "abstain is 'no': choose True or False"),
         ({"frames": 3}, "there is no option 'frames': choose from num_frames"),
     ],
 )
@@ -490,12 +550,47 @@ def test_a_graph_gives_the_verdicts_of_the_weights(checkpoint, tmp_path, pipe, p
     graph = FaceForgeryDetectionPipeline.from_pretrained(tmp_path, backend="onnx")
     expected = pipe(portrait)["faces"][0]["p_fake"]
     assert graph(portrait)["faces"][0]["p_fake"] == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(InputError, match=r"there is no other\.onnx .*: pass file='model.onnx'"):
+        FaceForgeryDetectionPipeline.from_pretrained(tmp_path, backend="onnx", graph="other.onnx")
     with pytest.raises(InputError, match="holds a graph and no weights: choose the backend onnx"):
         FaceForgeryDetectionPipeline.from_pretrained(tmp_path)
     shutil.copytree(checkpoint, tmp_path / "both")
     shutil.copy(tmp_path / "model.onnx", tmp_path / "both")
     both = pipeline(TASK, model=str(tmp_path / "both"), trust_remote_code=True, backend="onnx")
     assert both(portrait)["faces"][0]["p_fake"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_a_checkpoint_says_of_other_embeddings_is_refused_at_once(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "other")
+    config = DCLConfig.from_pretrained(checkpoint)
+    rows = pack(np.ones((1, 7)))
+    statistics = {"dimension": 7, "centres": rows, "directions": rows, "variances": [1.0], "rest": 1.0}
+    config.familiarity = {"statistics": statistics, "distance_threshold": 1.0}
+    config.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match=r"other is of another model: .* of 7 numbers, and the model gives \d+"):
+        FaceForgeryDetectionPipeline.from_pretrained(tmp_path / "other", device="cpu")
+
+
+def test_a_model_that_is_uploaded_as_it_is_saved_brings_the_face_detector(pipe, monkeypatch, tmp_path):
+    uploads = []
+
+    class Hub:
+        def create_repo(self, repo_id, **_):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def create_commit(self, operations, **_):
+            uploads.append({operation.path_in_repo for operation in operations})
+
+    monkeypatch.setattr("transformers.modeling_utils.hf_api", Hub)
+    monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
+    monkeypatch.setattr(
+        "transformers.modeling_utils.create_and_tag_model_card", lambda *_, **__: ModelCard("---\n---\n")
+    )
+    for _ in range(2):
+        pipe.model.save_pretrained(tmp_path, push_to_hub=True, repo_id="lab/dcl")
+    assert (
+        all({YUNET_FILE, "model.safetensors", "pipeline_dcl.py"} <= names for names in uploads) and len(uploads) == 2
+    )
 
 
 #: What a user runs; `dcl` cannot be imported, as if it were not installed.

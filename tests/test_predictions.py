@@ -9,11 +9,11 @@ import pytest
 import torch
 from datasets import Dataset
 
+from dcl import hub_dcl
 from dcl.abstention_dcl import measure_sharpness
 from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import FEATURES, CorruptImageError, decode_image, encode_image
 from dcl.errors_dcl import InputError
-from dcl.evaluation import inputs
 from dcl.evaluation.inputs import MODEL_TYPE, Checkpoint, find_checkpoint, load_evaluation_sets
 from dcl.evaluation.predictions import PREDICTIONS_SCHEMA, load_checkpoint, mask_to_cells, predict
 from dcl.evaluation.results import crop_matches, evaluate_checkpoint
@@ -377,10 +377,8 @@ def test_a_model_of_the_hub_is_recorded_with_its_commit(folder, tmp_path, monkey
     commit = tmp_path / "0123456789abcdef0123456789abcdef01234567"
     commit.symlink_to(folder)
     asked = []
-    monkeypatch.setattr(inputs, "hub_is_reachable", lambda: True)
-    monkeypatch.setattr(
-        inputs.huggingface_hub, "snapshot_download", lambda name, **options: asked.append(name) or str(commit)
-    )
+    monkeypatch.setattr(hub_dcl, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr(hub_dcl, "snapshot_download", lambda name, **options: asked.append(name) or str(commit))
     checkpoint = find_checkpoint("someone/dcl")
     assert asked == ["someone/dcl"]
     assert checkpoint == Checkpoint("someone/dcl", commit, commit.name)

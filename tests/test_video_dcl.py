@@ -177,3 +177,32 @@ def test_evenly_spaced_frames_reach_from_the_first_to_the_last(length, number):
     assert frames == sorted(set(frames))
     assert frames[-1] == (length - 1 if len(frames) > 1 else 0)
     assert max(np.diff(frames), default=0) - min(np.diff(frames), default=0) <= 1
+
+
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("libx264", {"bf": "2", "g": "12", "crf": "10"}), ("mpeg4", {"bf": "2", "g": "12", "qscale": "2"})],
+)
+@pytest.mark.parametrize("threads", [0, 1])
+def test_avi_which_tells_no_times_of_frames_that_lean_on_later_ones_loses_none(tmp_path, codec, options, threads):
+    path = write_video(tmp_path / "a.avi", 40, codec, options)
+    with Video(path, threads) as video:
+        assert len(video.numbers) == 40 and video.duration == pytest.approx(40 / 25)
+        assert [number_of(image) for _, image in video.read(range(40))] == list(range(40))
+        assert [number_of(image) for _, image in video.read([0, 13, 39])] == [0, 13, 39]
+
+
+def test_frames_on_the_way_to_a_wanted_one_can_be_told_of(clip):
+    with Video(clip) as video:
+        read = [(number, image is not None) for number, image in video.read([2, 15], passed=True)]
+    assert read == [(0, False), (1, False), (2, True), (12, False), (13, False), (14, False), (15, True)]
+
+
+def test_frames_that_are_too_large_are_refused_before_they_are_decoded_or_handed_on(clip, monkeypatch):
+    with pytest.raises(InputError, match=r"frames of .* have 128x64 pixels, more than 8,191"):
+        Video(clip, most_pixels=WIDTH * HEIGHT - 1)
+    monkeypatch.setattr(Video, "size", (1, 1))  # a header that lies
+    with Video(clip, most_pixels=WIDTH * HEIGHT - 1) as video, pytest.raises(InputError, match="more than 8,191"):
+        next(video.read([0]))
+    with Video(clip, most_pixels=1000) as video, pytest.raises(InputError, match=r"frame 0 of .* cannot be decoded"):
+        next(video.read([0]))
