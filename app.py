@@ -27,6 +27,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -320,13 +321,17 @@ def upload_input(**settings: Any) -> gr.File:
 
 
 _SEALED = {"socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"}
+_SENT = {"socket.sendto", "socket.sendmsg"}  # without an address, answers on a connection that was let in
 
 
 def seal() -> None:
-    """From now on this process opens no connection and starts no program, whatever asks for it."""
+    """From now on no Python code of this process opens a connection or starts a program, whoever asks for it.
+
+    What libraries do below Python is not seen here: FFmpeg is told elsewhere to open files only.
+    """
 
     def refuse(event: str, arguments: tuple) -> None:
-        if event in _SEALED:
+        if event in _SEALED or (event in _SENT and arguments[1] is not None):
             raise PermissionError(f"{event} is closed while requests are served.")
 
     sys.addaudithook(refuse)
@@ -370,7 +375,10 @@ class Detector:
         return [name for name in there[-1] if all(thresholds.get(name) is not None for thresholds in there)]
 
     def events(self, item: Any, **options: Any) -> Iterator[dict[str, Any]]:
-        """Yield what `stream` of the pipeline yields, and end what takes too long."""
+        """Yield what `stream` of the pipeline yields, and end what takes too long.
+
+        The model's time is shared step by step: a picture waits for a frame of another one's video, not for all.
+        """
         started = time.monotonic()
         with closing(self.pipe.stream(item, most_pixels=MOST_PIXELS, most_seconds=MOST_SECONDS, **options)) as events:
             while True:
@@ -438,16 +446,35 @@ def _evidence_image(face: dict[str, Any]) -> str:
     )
 
 
-def _marked_picture(picture: np.ndarray, faces: list[tuple[int, dict[str, Any]]], side: int, caption: str) -> str:
+@dataclass(frozen=True)
+class Shown:
+    """A picture as it is shown: scaled down, and small enough to keep until the answer is there.
+
+    Attributes:
+        url: an address that holds it.
+        width: of the picture itself, in pixels.
+        height: of the picture itself, in pixels.
+    """
+
+    url: str
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, picture: np.ndarray, side: int) -> "Shown":
+        """Scale a picture, RGB, uint8 (height, width, 3), down to its longest side in pixels."""
+        return cls(_data_url(picture, side, format="WEBP", quality=80), picture.shape[1], picture.shape[0])
+
+
+def _marked_picture(picture: Shown, faces: list[tuple[int, dict[str, Any]]], caption: str) -> str:
     """Return a picture with its faces boxed, named and overlaid with evidence.
 
     Args:
-        picture: RGB, uint8 (height, width, 3).
+        picture: what is shown.
         faces: number and record of each.
-        side: longest side of what is shown, in pixels.
         caption: what a screen reader says.
     """
-    height, width = picture.shape[:2]
+    width, height = picture.width, picture.height
     marks, tags = "", ""
     for number, face in faces:
         left, top, right, bottom = face["box"]
@@ -463,8 +490,7 @@ def _marked_picture(picture: np.ndarray, faces: list[tuple[int, dict[str, Any]]]
         )
     return (
         f'<div class="dcl-picture" role="img" aria-label="{_escape(caption)}" style="max-width:{width * 4}px">'
-        f'<img alt="" src="{_data_url(picture, side, format="WEBP", quality=80)}" '
-        f'width="{width}" height="{height}">'
+        f'<img alt="" src="{picture.url}" width="{width}" height="{height}">'
         f'<svg aria-hidden="true" viewBox="0 0 {width} {height}" preserveAspectRatio="none">{marks}</svg>{tags}</div>'
     )
 
@@ -493,19 +519,19 @@ def show_picture(picture: np.ndarray, result: dict[str, Any]) -> str:
         result: the pipeline's.
     """
     faces = [(face["face"], face) for face in result["faces"]]
-    body = _marked_picture(picture, faces, SHOWN_SIDE, f"The picture. {result['sentence']}")
+    body = _marked_picture(Shown.of(picture, SHOWN_SIDE), faces, f"The picture. {result['sentence']}")
     if len(faces) > 1:
         items = "".join(f"<li>{_escape(face['sentence'])}</li>" for _, face in faces)
         body += f'<ol class="dcl-list">{items}</ol>'
     return _page(result, body, any(face["evidence"] is not None for _, face in faces))
 
 
-def show_video(result: dict[str, Any], frames: Iterator[tuple[int, np.ndarray]]) -> str:
+def show_video(result: dict[str, Any], frames: dict[int, Shown]) -> str:
     """Return the page about a video.
 
     Args:
         result: the pipeline's.
-        frames: number and picture of each frame on which a face was found.
+        frames: what its frames show, by their numbers.
     """
     faces: dict[int, list[tuple[int, dict[str, Any]]]] = {}
     for person in result["people"]:
@@ -516,7 +542,7 @@ def show_video(result: dict[str, Any], frames: Iterator[tuple[int, np.ndarray]])
     first = min((moment["frame"] for person in result["people"] for moment in person["moments"][:1]), default=None)
     start = places.get(first, 0)
     figures = ""
-    for number, picture in frames:
+    for number in numbers:
         words = f"{faces[number][0][1]['time']:.2f} s. " + " ".join(
             f"Person {person}: {WORDS[face['verdict']]}"
             + (f", p_fake {face['p_fake']:.3f}." if face["p_fake"] is not None else ".")
@@ -525,7 +551,7 @@ def show_video(result: dict[str, Any], frames: Iterator[tuple[int, np.ndarray]])
         figures += (
             f'<figure data-frame="{places[number]}" data-words="{_escape(words)}"'
             f"{'' if places[number] == start else ' hidden'}>"
-            f"{_marked_picture(picture, faces[number], SHOWN_FRAME_SIDE, words)}"
+            f"{_marked_picture(frames[number], faces[number], words)}"
             f"<figcaption>{words}</figcaption></figure>"
         )
     people = ""
@@ -550,12 +576,13 @@ def show_video(result: dict[str, Any], frames: Iterator[tuple[int, np.ndarray]])
 
 def _timeline(result: dict[str, Any], places: dict[int, int]) -> str:
     """Return a chart of p_fake over time, a line a person, whose points lead to their frames."""
-    width, height, edge = 600, 150, 12
+    width, height, edge, below = 600, 170, 12, 20
+    floor = height - edge - below  # where p_fake is 0; who was not judged stands below it
     duration = max([result["duration"] or 0, *(face["time"] for p in result["people"] for face in p["frames"]), 1e-6])
 
     def at(face: dict[str, Any]) -> tuple[float, float]:
-        p_fake = face["p_fake"] or 0.0
-        return edge + face["time"] / duration * (width - 2 * edge), height - edge - p_fake * (height - 2 * edge)
+        y = floor + below if face["p_fake"] is None else floor - face["p_fake"] * (floor - edge)
+        return edge + face["time"] / duration * (width - 2 * edge), y
 
     drawn = ""
     for person in result["people"]:
@@ -569,16 +596,17 @@ def _timeline(result: dict[str, Any], places: dict[int, int]) -> str:
                 f'<circle class="dcl-point {face["verdict"]}" data-jump="{places[face["frame"]]}" cx="{x:.1f}" '
                 f'cy="{y:.1f}" r="5"><title>{face["time"]:.2f} s</title></circle>'
             )
-    y = height - edge - result["threshold"] * (height - 2 * edge)
+    y = floor - result["threshold"] * (floor - edge)
     words = (
         f"p_fake over {duration:.1f} seconds, from 0 at the bottom to 1 at the top; dashed, the threshold for videos"
     )
     return (
         f'<figure class="dcl-chart"><svg role="img" aria-label="{words}" viewBox="0 0 {width} {height}">'
-        f'<path class="dcl-axis" d="M{edge} {edge}V{height - edge}H{width - edge}"/>'
+        f'<path class="dcl-axis" d="M{edge} {edge}V{floor}H{width - edge}"/>'
         f'<line class="dcl-threshold" x1="{edge}" x2="{width - edge}" y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<line class="dcl-cursor" y1="0" y2="{height}"/>{drawn}</svg>'
-        f"<figcaption>{words}, {result['threshold']:.2f}. Points lead to their frames.</figcaption></figure>"
+        f"<figcaption>{words}, {result['threshold']:.2f}. Points lead to their frames; below the axis are those that "
+        "were not judged.</figcaption></figure>"
     )
 
 
@@ -756,14 +784,15 @@ class Requests:
 
     def _look_at_video(self, file: Path, operating_point: str | None, num_frames: int) -> Iterator[tuple[Any, Any]]:
         self._check_kind(file, "video")
+        frames: dict[int, Shown] = {}
         for event in self.detector.events(file, operating_point=operating_point, num_frames=num_frames):
             if event["event"] == "progress":
+                if event["image"] is not None:
+                    frames[event["frame"]] = Shown.of(event["image"], SHOWN_FRAME_SIDE)
                 yield show_progress(event["done"], event["total"]), gr.skip()
             else:
                 result = {**event["result"], "name": file.name}
-                numbers = {face["frame"] for person in result["people"] for face in person["frames"]}
-                page = show_video(result, self.detector.pipe.read_frames(file, numbers))
-                yield page, self.detector.to_json(result)
+                yield show_video(result, frames), self.detector.to_json(result)
 
 
 # ----------------------------------------------------------------------------------------------------------- the page
@@ -788,11 +817,6 @@ PRIVACY = (
 def build(detector: Detector) -> gr.Blocks:
     """Return the page."""
     requests = Requests(detector)
-    work = {
-        "concurrency_id": "model",
-        "concurrency_limit": 1,
-        "show_progress": "minimal",
-    }  # one line, first come first
     with gr.Blocks(title="Face forgery detection (DCL)", analytics_enabled=False) as demo:
         gr.Markdown(
             "# Face forgery detection\nFinds the faces of a picture or video, says of each whether it is called "
@@ -800,15 +824,17 @@ def build(detector: Detector) -> gr.Blocks:
             + (f"\n\n{DEMONSTRATION}" if detector.is_demonstration else "")
         )
         with gr.Tabs():
-            _tab("Picture", "image", requests.detect_image, [], detector.operating_points("frame"), work)
+            _tab("Picture", "image", requests.detect_image, [], detector.operating_points("frame"))
             frames = gr.Radio(NUM_FRAMES, value=16, label="Frames to look at", render=False)
-            _tab("Video", "video", requests.detect_video, [frames], detector.operating_points("video"), work)
+            _tab("Video", "video", requests.detect_video, [frames], detector.operating_points("video"))
         gr.Markdown(f"{PRIVACY} Runs on: {detector.device}.")
     return demo.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
 
 
-def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str], work: dict[str, Any]) -> None:
+def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str]) -> None:
     """Lay out one tab: a file and options at the left, the answer at the right."""
+    # A line for each kind, first come first: what is ahead of a request then takes about as long as itself.
+    work = {"concurrency_id": kind, "concurrency_limit": 1, "show_progress": "minimal"}
     with gr.Tab(name), gr.Row():
         with gr.Column(scale=2, min_width=300):
             file = upload_input(label=f"{name} to look at", file_types=[kind], height=140, elem_id=f"{kind}-file")

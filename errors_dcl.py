@@ -1,5 +1,6 @@
 """How bad input is reported: one sentence that names the thing and the remedy, and a non-zero exit status."""
 
+import argparse
 import functools
 import sys
 from collections.abc import Callable
@@ -18,6 +19,18 @@ def reason(error: BaseException) -> str:
         return error.strerror
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if line.endswith("..") else line.removesuffix(".")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a type of `argparse`: whole numbers from `least` on; others end a command with exit status 2."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        return value
+
+    return whole_number
 
 
 def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,4 +52,4 @@ def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-__all__ = ["InputError", "reason", "report_input_errors"]
+__all__ = ["InputError", "at_least", "reason", "report_input_errors"]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcl.errors_dcl import InputError, report_input_errors
+from dcl.errors_dcl import InputError, at_least, report_input_errors
 
 if TYPE_CHECKING:
     import torch
@@ -55,10 +55,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--output_dir", type=Path, required=True, help="where the results go; of several models, one folder each"
     )
     parser.add_argument("--data_root", type=Path, help="where names of data sets are looked up first")
-    parser.add_argument("--batch_size", type=_at_least(1), help="images at a time (default: 32, on a CPU 4)")
+    parser.add_argument("--batch_size", type=at_least(1), help="images at a time (default: 32, on a CPU 4)")
     parser.add_argument(
         "--num_workers",
-        type=_at_least(0),
+        type=at_least(0),
         help="processes that decode images (default: none on a CPU, else one a core, at most 8 for each GPU)",
     )
     parser.add_argument("--device", help="such as cpu, cuda, cuda:1 or mps (default: the fastest there is)")
@@ -70,13 +70,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--bootstrap",
-        type=_at_least(0),
+        type=at_least(0),
         default=1000,
         metavar="DRAWS",
         help="draws of families, a real with all its fakes, for the 95 %% intervals (default: 1000; 0: none)",
     )
     parser.add_argument(
-        "--seed", type=_at_least(0), default=0, help="for the draws, and whatever a model draws at random (default: 0)"
+        "--seed", type=at_least(0), default=0, help="for the draws, and whatever a model draws at random (default: 0)"
     )
     parser.add_argument(
         "--skip_corrupt", action="store_true", help="leave out images that cannot be decoded, and count them"
@@ -127,16 +127,6 @@ def refuse_what_makes_no_sense(arguments: argparse.Namespace) -> None:
                     f"--{name} is for models that are run here, and tables of predictions need none: leave it out, or "
                     "pass --model."
                 )
-
-
-def _at_least(least: int) -> Any:
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
-        return value
-
-    return whole_number
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -134,11 +134,11 @@ def read_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> np.ndarray:
                 _check_size(path, image.size, most_pixels)
                 return _decoded(path, image)
     except Image.DecompressionBombError as error:
-        raise InputError(f"the picture {path} has too many pixels ({error}): make it smaller.") from error
+        raise InputError(f"the picture {path} has too many pixels: make it smaller.") from error
     except InputError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others, by the format
-        raise InputError(f"the picture {path} cannot be opened ({reason(error)}): save it anew.") from error
+        raise InputError(f"the picture {path} cannot be opened ({_why(error)}): save it anew.") from error
 
 
 def _checked_array(array: np.ndarray, most_pixels: int) -> np.ndarray:
@@ -176,6 +176,10 @@ def _read(path: Path) -> bytes:
 
 
 def _decoded(name: str | Path, image: Image.Image) -> np.ndarray:
+    if image.mode == "F":
+        raise InputError(
+            f"the pixels of {name} are floating-point numbers, whose white is not known: save it in 8 bits."
+        )
     try:
         image.load()
         try:
@@ -185,16 +189,19 @@ def _decoded(name: str | Path, image: Image.Image) -> np.ndarray:
         return np.asarray(_to_rgb(image))
     except Exception as error:
         raise InputError(
-            f"the picture {name} cannot be decoded ({reason(error)}): copy or download it again, or save it anew."
+            f"the picture {name} cannot be decoded ({_why(error)}): copy or download it again, or save it anew."
         ) from error
+
+
+def _why(error: Exception) -> str:
+    """Return why Pillow failed; what it says itself is about its own inner parts."""
+    return "it breaks off" if "truncated" in str(error).lower() else "it is damaged"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
         deep = np.asarray(image).astype(np.float64)
         return Image.fromarray(np.round(deep.clip(0, 65535) / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whose white is not known")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

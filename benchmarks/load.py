@@ -5,7 +5,8 @@
 The app runs in a process of its own, on loopback. Each visitor uploads a picture, a short video, or something hostile,
 waits for what becomes of it, and comes again; who finds the line full comes back a moment later. Prints how many
 requests were answered, refused and turned away, the memory of the app's process, and how long requests waited against
-what is fair: the number of requests ahead of them times the mean time that one takes.
+what is fair: the number of requests ahead of them in their line, of pictures or of videos, times the mean time that
+one of that line takes.
 """
 
 import argparse
@@ -45,10 +46,11 @@ TURNED_AWAY = "Queue is full"
 
 @dataclass
 class Request:
-    """One request that was let into the line: its kind, and when it joined, was begun, and ended, in seconds."""
+    """One request that was let into a line: which one, and when it was sent, let in, begun, and ended, in seconds."""
 
-    kind: str
-    joined: float
+    line: str
+    sent: float
+    joined: float = float("nan")
     begun: float = float("nan")
     ended: float = float("nan")
 
@@ -96,13 +98,14 @@ class Visitors:
                 return "refused", uploaded.text
             path = uploaded.json()[0]
         data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, *options]
-        request = Request(kind, time.monotonic())
+        request = Request(endpoint.removeprefix("detect_"), time.monotonic())
         joined = await http.post(
             f"{API}/queue/join", json={"data": data, "session_hash": session, **self.functions[endpoint]}
         )
         if joined.status_code != 200:
             words = str(joined.json()["detail"])
             return ("turned away" if TURNED_AWAY in words else "refused"), words
+        request.joined = time.monotonic()
         self.requests.append(request)
         async with http.stream("GET", f"{API}/queue/data", params={"session_hash": session}) as answer:
             async for line in answer.aiter_lines():
@@ -126,35 +129,40 @@ class Visitors:
 
 
 def waiting(requests: list[Request]) -> dict[str, float]:
-    """Return how long requests waited against what is fair, for those that were not alone.
+    """Return how long requests waited against what is fair, for those that were not alone in their line.
 
-    Fair is the number of requests ahead times the mean time of one. A video takes longer than a picture, and not every
-    mixture is the mean one: so also against the time that those ahead really took.
+    Fair is the number of requests ahead times the mean time of one. Not every one takes the mean time, so also against
+    the time that those ahead really took. Ahead is who was begun before; nobody should be who was sent after a request
+    had been let in.
     """
     served = [each for each in requests if each.ended == each.ended and each.begun == each.begun]
-    mean = float(np.mean([each.ended - each.begun for each in served]))
-    ratios: dict[str, list[float]] = {"fair": [], "time_of_those_ahead": []}
-    for each in served:
-        ahead = [other for other in served if other.joined < each.joined < other.ended]
-        if not ahead:
-            continue
-        wait = each.begun - each.joined
-        ratios["fair"].append(wait / (len(ahead) * mean))
-        spent = sum(other.ended - max(other.begun, each.joined) for other in ahead)
-        ratios["time_of_those_ahead"].append(wait / spent)
-    waits = [each.begun - each.joined for each in served]
-    result = {
-        "requests": len(served),
-        "service_s": mean,
-        "wait_median_s": float(np.median(waits)),
-        "wait_max_s": float(np.max(waits)),
-    }
-    for name, values in ratios.items():
+    waits: dict[str, list[tuple[float, float]]] = {"fair": [], "time_of_those_ahead": []}  # and what they are held to
+    result: dict[str, float] = {"requests": len(served), "overtaken": 0}
+    for line in sorted({each.line for each in served}):
+        of_line = [each for each in served if each.line == line]
+        mean = float(np.mean([each.ended - each.begun for each in of_line]))
+        for each in of_line:
+            ahead = [other for other in of_line if other.begun < each.begun and other.ended > each.sent]
+            if not ahead:
+                continue
+            result["overtaken"] += any(other.sent > each.joined for other in ahead)
+            wait = each.begun - each.sent
+            waits["fair"].append((wait, len(ahead) * mean))
+            spent = sum(other.ended - max(other.begun, each.sent) for other in ahead)
+            waits["time_of_those_ahead"].append((wait, spent))
+        of_all = [each.begun - each.sent for each in of_line]
         result |= {
-            f"wait_over_{name}_median": float(np.median(values)),
-            f"wait_over_{name}_p95": float(np.percentile(values, 95)),
-            f"wait_over_{name}_max": float(np.max(values)),
-            f"wait_within_1.5_of_{name}": float(np.mean(np.array(values) <= 1.5)),
+            f"{line}_requests": len(of_line),
+            f"{line}_service_s": mean,
+            f"{line}_wait_median_s": float(np.median(of_all)),
+            f"{line}_wait_max_s": float(np.max(of_all)),
+        }
+    for name, pairs in waits.items():
+        wait, just = np.array(pairs).T
+        result |= {
+            f"wait_over_{name}_median": float(np.median(wait / just)),
+            f"wait_within_1.5_of_{name}": float(np.mean(wait <= 1.5 * just)),
+            f"wait_beyond_1.5_of_{name}_max_s": float(np.max(wait - 1.5 * just)),
         }
     return result
 

@@ -89,7 +89,13 @@ def find_checkpoint(name: str, only_dcl: bool = False) -> Checkpoint:
             f"{name!r} is not a checkpoint that can be evaluated: its config.json names no model_type; pass one that "
             "transformers or timm saved."
         )
-    if not checkpoint.is_dcl and not any(checkpoint.folder.glob("*.safetensors")):
+    weights = any(checkpoint.folder.glob("*.safetensors"))
+    if not weights and any(checkpoint.folder.glob("model*.onnx")):
+        raise InputError(
+            f"{name!r} holds a graph and no weights: pass the checkpoint that was exported; what the graph costs is "
+            "in its export.json."
+        )
+    if not weights and not checkpoint.is_dcl:
         raise InputError(
             f"{name!r} has no weights as safetensors, and no others are opened, since to unpickle them is to run what "
             "they hold: if you trust them, load and save them once by transformers, and pass that folder."

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dcl import detect, pipeline_dcl
 from dcl.data_scripts.assets import fetch
+from dcl.evaluation import detections
 from dcl.images_dcl import read_picture
 from dcl.tests.checkpoints import save_checkpoint
 from dcl.tests.raw_data_sets import TALKING, encode, person_frames
@@ -162,8 +163,8 @@ def test_drawings_show_faces_and_carry_nothing_else(run, folder, tmp_path):
         (["{folder}", "--json", "{folder}/r", "--csv", "{folder}/r"], "--csv and --json are both"),
         (["{folder}", "--annotate", "{folder}/drawn"], "among what is judged"),
         (["{folder}/a.png", "{folder}/twin/a.png", "--annotate", "out"], "would have one name"),
-        (["{folder}", "--evidence", "2"], "--evidence is 2: choose it in"),
-        (["{folder}", "--num_frames", "0"], "num_frames is 0"),
+        (["{folder}", "--json", "{folder}/day 2"], "day 2 is a folder: give the name of a file in it"),
+        (["{folder}", "--annotate", "{folder}/a.png/drawn"], "no drawings can be written to"),
         (["{folder}", "--operating_point", "fpr_0.01"], "has no threshold fpr_0.01 for a frame"),
     ],
 )
@@ -176,6 +177,20 @@ def test_what_cannot_work_is_said_in_a_sentence_at_once(run, folder, arguments, 
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--num_frames", "0"], "--num_frames: must be at least 1, got 0"),
+        (["--batch_size", "x"], "--batch_size: invalid"),
+        (["--evidence", "2"], "--evidence: must be in [0, 1], got 2"),
+        (["--graph", "model_int8.onnx"], "--graph: is of --backend onnx"),
+    ],
+)
+def test_a_wrong_command_line_has_the_status_2(run, folder, arguments, sentence):
+    status, _, err = run(folder, *arguments)
+    assert status == 2 and sentence in err
+
+
 def test_drawings_of_pictures_whose_names_are_as_long_as_can_be_are_told_apart(run, folder, tmp_path):
     names = ["臉" * 83 + end for end in ("1.png", "2.png")]
     for name in names:
@@ -183,7 +198,7 @@ def test_drawings_of_pictures_whose_names_are_as_long_as_can_be_are_told_apart(r
     assert run(*(folder / name for name in names), "--annotate", tmp_path / "drawn")[0] == 0
     drawn = sorted(path.name for path in (tmp_path / "drawn").iterdir())
     assert len(drawn) == 2 and all(name.startswith("臉" * 70) and name.endswith(".faces.png") for name in drawn)
-    assert detect.drawing_of(tmp_path / "a.jpg", ".faces.png") == tmp_path / "a.jpg.faces.png"
+    assert detections.drawing_of(tmp_path / "a.jpg", ".faces.png") == tmp_path / "a.jpg.faces.png"
 
 
 def test_a_folder_that_cannot_be_listed_is_named_and_the_rest_is_judged(run, folder, monkeypatch):
@@ -208,7 +223,9 @@ def test_what_is_no_regular_file_is_named_as_that(run, folder):
 
 
 def test_names_that_spreadsheets_would_run_are_quoted():
-    (row,) = detect.rows_of({"name": "=HYPERLINK(1).jpg", "kind": "error", "sentence": "=HYPERLINK(1).jpg is a PDF"})
+    (row,) = detections.rows_of(
+        {"name": "=HYPERLINK(1).jpg", "kind": "error", "sentence": "=HYPERLINK(1).jpg is a PDF"}
+    )
     assert (row["name"], row["sentence"]) == ("'=HYPERLINK(1).jpg", "'=HYPERLINK(1).jpg is a PDF")
 
 

@@ -588,9 +588,8 @@ def test_a_model_that_is_uploaded_as_it_is_saved_brings_the_face_detector(pipe, 
     )
     for _ in range(2):
         pipe.model.save_pretrained(tmp_path, push_to_hub=True, repo_id="lab/dcl")
-    assert (
-        all({YUNET_FILE, "model.safetensors", "pipeline_dcl.py"} <= names for names in uploads) and len(uploads) == 2
-    )
+    assert len(uploads) == 2
+    assert all({YUNET_FILE, "model.safetensors", "pipeline_dcl.py"} <= names for names in uploads)
 
 
 #: What a user runs; `dcl` cannot be imported, as if it were not installed.

@@ -1,6 +1,7 @@
 """Predictions against the model asked by hand, evidence against masks, and what is recorded of a run."""
 
 import json
+import shutil
 import types
 
 import numpy as np
@@ -371,6 +372,13 @@ def test_trusted_code_of_the_checkpoint_runs_instead_of_the_package(folder, tmp_
     assert type(model).__module__.startswith("transformers_modules.")
     assert processor.crop == CROP
     assert type(load_checkpoint(checkpoint, CPU)[0]) is DCLForImageClassification
+
+
+def test_an_export_is_no_checkpoint_that_can_be_evaluated(folder, tmp_path):
+    shutil.copy(folder / "config.json", tmp_path)
+    (tmp_path / "model_int8.onnx").write_bytes(b"")
+    with pytest.raises(InputError, match="holds a graph and no weights: pass the checkpoint that was exported"):
+        find_checkpoint(str(tmp_path))
 
 
 def test_a_model_of_the_hub_is_recorded_with_its_commit(folder, tmp_path, monkeypatch):

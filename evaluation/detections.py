@@ -1,0 +1,265 @@
+"""What a detection run leaves: lines of JSON that a killed run goes on from, a table, and drawings."""
+
+import csv
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..drawing_dcl import annotate
+from ..errors_dcl import InputError, reason
+from ..images_dcl import read_picture
+from ..pipeline_dcl import FaceForgeryDetectionPipeline
+
+_LONGEST_NAME = 255  # bytes that file systems allow
+_COLUMNS = (
+    *("name", "kind", "number", "verdict", "p_fake", "reason", "threshold", "operating_point"),
+    *("left", "top", "right", "bottom", "judged", "seen", "highest_at", "sentence"),
+)
+
+
+def record_of(pipe: FaceForgeryDetectionPipeline, model: str, backend: str) -> dict[str, Any]:
+    """Return what the results depend on, beside the files: the first line of a file of results.
+
+    Args:
+        pipe: gives them.
+        model: the name by which the checkpoint was asked for.
+        backend: what runs it.
+    """
+    options = asdict(pipe.options)
+    del options["batch_size"]  # changes the last digits only
+    return {
+        "kind": "run",
+        "model": model,
+        "fingerprint": fingerprint(pipe),
+        "backend": backend,
+        "options": options,
+    }
+
+
+def fingerprint(pipe: FaceForgeryDetectionPipeline) -> str:
+    """Return a hash of all that a checkpoint brings: weights or graph, configuration, and how faces are cut."""
+    digest = hashlib.sha256()
+    if isinstance(pipe.model, torch.nn.Module):
+        for name, tensor in pipe.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    else:
+        digest.update(pipe.model.path.read_bytes())
+    config = {key: getattr(pipe.model.config, key, None) for key in ("calibration", "familiarity")}
+    processor = pipe.image_processor.to_dict()
+    digest.update(json.dumps([config, processor], sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+class JsonLines:
+    """A file of results that grows by whole lines, or standard output.
+
+    What a killed run left is kept: a last line without an end is dropped, the others are not done again.
+
+    Args:
+        name: of the file; "-" is standard output.
+        record: what the results depend on.
+
+    Attributes:
+        done: by the names of files that have a line, whether they could not be read.
+
+    Raises:
+        InputError: if the file holds something else, or results that were made with something else.
+    """
+
+    def __init__(self, name: str, record: dict[str, Any]):
+        self.done: dict[str, bool] = {}
+        self._path = None if name == "-" else Path(name)
+        if self._path is None:
+            self._file: TextIO = sys.stdout
+            return
+        try:
+            there = self._path.exists() and self._path.stat().st_size > 0
+            if there:
+                self._take_up(record)
+            self._file = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{name} cannot be written ({reason(error)}): choose another file.") from error
+        if not self._path.stat().st_size:
+            self.add(record)
+
+    def _take_up(self, record: dict[str, Any]) -> None:
+        whole = 0
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    entry = json.loads(line)
+                    kind, name = entry["kind"], entry.get("name")
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise InputError(
+                        f"line {number + 1} of {self._path} is no result of this command: choose another file."
+                    ) from error
+                if number == 0 and (kind != "run" or _decisive(entry) != _decisive(json.loads(json.dumps(record)))):
+                    raise InputError(self._difference(entry, record))
+                if number > 0:
+                    self.done[str(name)] = kind == "error"
+                whole += len(line)
+        os.truncate(self._path, whole)
+
+    def _difference(self, before: dict[str, Any], record: dict[str, Any]) -> str:
+        if before.get("kind") != "run":
+            return f"{self._path} is there and holds no results of this command: choose another file."
+        then, now = _decisive(before), _decisive(record)
+        names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+        what = ", ".join(f"{name} {then.get(name)!r} and not {now.get(name)!r}" for name in names)
+        return f"the results in {self._path} were made with {what}: choose another file."
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """Read the results that were there before."""
+        if self._path is not None:
+            with self._path.open(encoding="utf-8") as file:
+                next(file)
+                for line in file:
+                    yield json.loads(line)
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Write a result as one line."""
+        self._file.write(json.dumps(result, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._path is not None:
+            self._file.close()
+
+
+def _decisive(record: dict[str, Any]) -> dict[str, Any]:
+    """Return of a record what results depend on: not by which path the checkpoint was found."""
+    return {key: record.get(key) for key in ("fingerprint", "backend")} | dict(record.get("options") or {})
+
+
+class Table:
+    """A CSV file of results, a row a face or person, or one for a file without any.
+
+    Args:
+        path: of the file, written anew; None: nothing is written.
+    """
+
+    def __init__(self, path: Path | None):
+        self._file = None
+        if path is not None:
+            try:
+                self._file = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+            except OSError as error:
+                raise InputError(f"{path} cannot be written ({reason(error)}): choose another file.") from error
+            self._rows = csv.DictWriter(self._file, _COLUMNS, restval="")
+            self._rows.writeheader()
+
+    def __enter__(self) -> "Table":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, result: dict[str, Any]) -> None:
+        """Write the rows of a result."""
+        if self._file is not None:
+            self._rows.writerows(rows_of(result))
+
+
+def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a table that say what a result says.
+
+    Args:
+        result: as `verdicts_dcl.to_json` gives it.
+    """
+    whole = {key: result.get(key) for key in ("name", "kind", "verdict", "sentence", "threshold", "operating_point")}
+    for key in ("name", "sentence"):  # that of an error may begin with the name
+        if (whole[key] or "").startswith(tuple("=+-@\t\r")):  # spreadsheets would run it
+            whole[key] = f"'{whole[key]}"
+    rows = []
+    for member in [*result.get("faces", ()), *result.get("people", ())]:
+        row = {key: member.get(key) for key in ("verdict", "p_fake", "reason", "judged", "seen", "sentence")}
+        row["number"] = member.get("face", member.get("person"))
+        row |= dict(zip(("left", "top", "right", "bottom"), member.get("box", ()), strict=False))
+        if member.get("moments"):
+            row["highest_at"] = member["moments"][0]["time"]
+        rows.append(row)
+    return [{**whole, **row} for row in rows or [{}]]
+
+
+def draw(pipe: FaceForgeryDetectionPipeline, result: dict[str, Any], target: Path, evidence: float) -> None:
+    """Draw what was found in a picture, or in the most suspicious frame of each person of a video.
+
+    Args:
+        pipe: reads frames again.
+        result: of a file.
+        target: the path of the drawing, to which an ending is added.
+        evidence: opacity of the evidence.
+
+    Raises:
+        InputError: if nothing can be written there.
+    """
+    if result["kind"] == "image":
+        picture = read_picture(result["name"], pipe.options.most_pixels)
+        _save(annotate(picture, result["faces"], evidence), drawing_of(target, ".faces.png"))
+        return
+    wanted: dict[int, int] = {}
+    for person in result["people"]:
+        if person["moments"]:
+            wanted[person["person"]] = person["moments"][0]["frame"]
+    images = dict(pipe.read_frames(result["name"], set(wanted.values()))) if wanted else {}
+    for number, frame in wanted.items():
+        faces = [
+            face | {"person": person["person"]}
+            for person in result["people"]
+            for face in person["frames"]
+            if face["frame"] == frame
+        ]
+        drawn = annotate(images[frame], faces, evidence)
+        _save(drawn, drawing_of(target, f".person{number}.frame{frame}.png"))
+
+
+def drawing_of(target: Path, ending: str) -> Path:
+    """Return the path of a drawing: the target's with an ending, cut where file systems would refuse so long a name.
+
+    Args:
+        target: the path to which the ending is added.
+        ending: of ASCII characters.
+    """
+    name = os.fsencode(target.name)
+    if len(name) + len(ending) <= _LONGEST_NAME:
+        return target.with_name(target.name + ending)
+    digest = hashlib.sha256(name).hexdigest()[:12]  # tells names apart that begin alike
+    start = name[: _LONGEST_NAME - len(ending) - len(digest) - 1].decode(errors="ignore")
+    return target.with_name(f"{start}~{digest}{ending}")
+
+
+def _save(image: np.ndarray, path: Path) -> None:
+    """Write pixels and nothing else, whole or not at all."""
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
+            partial = Path(file.name)
+            Image.fromarray(image).save(file, "PNG")
+        partial.chmod(0o644)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({reason(error)}): choose another --annotate folder.") from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+__all__ = ["JsonLines", "Table", "draw", "drawing_of", "fingerprint", "record_of", "rows_of"]
