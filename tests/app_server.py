@@ -24,7 +24,10 @@ _RECORDER = """
 import os, runpy, sys
 attempts = open(sys.argv[1], "a", buffering=1)
 def record(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"):
+    if event in ("socket.sendto", "socket.sendmsg") and arguments[1] is None:  # answers to who has connected
+        return
+    if event.startswith(("socket.connect", "socket.send", "socket.getaddrinfo", "subprocess", "os.system", "os.exec",
+                         "os.posix_spawn")):
         attempts.write(f"{event} {arguments[1:] if event == 'socket.connect' else arguments}\\n")
 sys.addaudithook(record)
 sys.argv = [sys.argv[2]]

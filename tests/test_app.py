@@ -16,6 +16,7 @@ import time
 import tomllib
 import zipfile
 import zlib
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -407,6 +408,39 @@ def test_uploads_that_go_while_they_are_counted_take_no_room(app_module, tmp_pat
     uploads = app_module.Uploads(tmp_path)
     monkeypatch.setattr(uploads, "_files", lambda: [tmp_path / "gone"])
     assert uploads.room()
+
+
+def test_a_request_that_takes_too_long_ends_between_the_frames_that_are_wanted(app_module, monkeypatch):
+    monkeypatch.setattr(app_module, "MOST_REQUEST_SECONDS", 0.05)
+    left = []
+
+    def stream(*_, **__):
+        try:
+            while True:
+                time.sleep(0.02)
+                yield {"event": "progress", "done": 1, "total": 16, "frame": None, "image": None}
+        finally:
+            left.append(True)
+
+    detector = app_module.Detector.__new__(app_module.Detector)
+    detector.pipe, detector.InputError, detector._one = SimpleNamespace(stream=stream), ValueError, threading.Lock()
+    with pytest.raises(ValueError, match=r"took longer than 0\.05 s"):
+        list(detector.events("long.mp4"))
+    assert left and not detector._one.locked()
+
+
+def test_frames_that_were_not_judged_stand_below_the_axis_of_the_timeline(app_module):
+    faces = [
+        {"frame": 0, "time": 0.0, "p_fake": 0.0, "verdict": "not_called_forged"},
+        {"frame": 4, "time": 1.0, "p_fake": None, "verdict": "abstained"},
+        {"frame": 8, "time": 2.0, "p_fake": 1.0, "verdict": "forged"},
+    ]
+    result = {"duration": 2.0, "threshold": 0.5, "people": [{"person": 1, "frames": faces}]}
+    chart = app_module._timeline(result, {0: 0, 4: 1, 8: 2})
+    passed, unjudged, forged = (float(y) for y in re.findall(r'<circle [^>]*cy="([\d.]+)"', chart))
+    axis = float(re.search(r"V(\d+)H", chart)[1])
+    assert forged < passed == axis < unjudged - 5
+    assert f'points="12.0,{passed},588.0,{forged}"'.replace(",588", " 588") in chart
 
 
 def test_links_out_of_the_folder_are_no_uploads(app_module, tmp_path):
