@@ -125,7 +125,8 @@ def intervals(
     if reasons:
         found["interval_reasons"] = reasons
     if families < FEW_FAMILIES:
-        found["warning"] = f"only {families} families have {rarer}: under {FEW_FAMILIES}, intervals are rough guesses."
+        have = "family has" if families == 1 else "families have"
+        found["warning"] = f"only {families} {have} {rarer}: under {FEW_FAMILIES}, intervals are rough guesses."
     return found
 
 

@@ -201,7 +201,11 @@ def write_tables(results: Sequence[Result], folder: Path, published: bool = Fals
     near = {
         kind: [row for row in rows if (row["data_set"], row["method"]) in measured] for kind, rows in beside.items()
     }
-    return tables_text(across, by_method, near, notes, groups_text(groups, gaps))
+    printed = tables_text(across, by_method, near, notes, groups_text(groups, gaps))
+    if published and not any(near.values()):
+        names = ", ".join(escaped(name) for name in data_sets)
+        printed += f"\nNo published number is about what was evaluated here ({names}); table.md has all of them.\n"
+    return printed
 
 
 def tables_text(

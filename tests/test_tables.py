@@ -425,6 +425,12 @@ def test_published_numbers_stand_in_the_columns_of_the_data_sets(results, tmp_pa
     assert all(row["published"] == (row["source"] is not None) == (row["published_as"] is not None) for row in rows)
 
 
+def test_where_no_published_number_is_about_the_data_that_is_said(tmp_path):
+    printed = write_tables([Result("ours", make_metrics({"mine": ["swap"]}), None)], tmp_path, published=True)
+    assert "No published number is about what was evaluated here (mine)" in printed
+    assert "No published number" not in (tmp_path / "table.md").read_text()
+
+
 def test_the_level_of_a_published_number_is_said_only_where_it_is_known():
     rows = [
         row for kind in ("across_data_sets", "across_methods", "trained_on_others") for row in published_rows(kind)
