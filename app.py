@@ -307,6 +307,20 @@ def _without_addresses(value: Any) -> Any:
     return [_without_addresses(item) for item in value] if isinstance(value, list) else value
 
 
+class FileData(gr.FileData):
+    """What a client says of an upload; another value is refused in words."""
+
+    @classmethod
+    def model_validate(cls, value: Any, **how: Any) -> "FileData":
+        """Check a value of a request, as Gradio wants it."""
+        try:
+            return super().model_validate(value, **how)
+        except ValueError:
+            raise gr.Error(
+                "This is no uploaded file: upload one, and send what the API describes.", print_exception=False
+            ) from None
+
+
 def upload_input(**settings: Any) -> gr.File:
     """Return a file input that hands on the path of an upload as it is: no copy, no fetch, no look at its name."""
     file = gr.File(**settings)
@@ -316,6 +330,7 @@ def upload_input(**settings: Any) -> gr.File:
 
     # (A class of our own would have Gradio write a stub of it beside this file.)
     file.async_move_resource_to_block_cache = as_it_is
+    file.data_model = FileData
     file.preprocess = lambda payload: None if payload is None else Path(payload.path)
     return file
 

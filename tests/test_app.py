@@ -277,6 +277,12 @@ def test_no_address_that_a_client_sends_is_opened(server, listener, endpoint, ca
     assert reached == [] and server.attempts.read_text() == ""
 
 
+@pytest.mark.parametrize("value", ["a.jpg", 3, [], {}, {"meta": {}}])
+def test_what_is_no_upload_is_refused_in_words(server, value):
+    answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": [value, "eer"]}, timeout=30)
+    assert "This is no uploaded file: upload one" in finished(server, answer)
+
+
 def test_nor_by_the_queue_or_other_routes(server, listener):
     address, reached = listener
     hostile = file_data(f"{address}/a.jpg")
