@@ -123,13 +123,24 @@ def archive():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-@pytest.mark.parametrize("other", [archive(), b"<html><ScRipt>1</script></html>", b"%PDF-1.7\n"])
+@pytest.mark.parametrize(
+    "other",
+    [archive(), b"<html><ScRipt>1</script></html>", b"%PDF-1.7\n", b"<svg\n/onload = 1>", b"<SVG>", b"<?php 1"],
+)
 def test_what_is_something_else_too_is_refused(write, kind, other):
     refused(write(encoded(kind) + other), "is a picture and a script or an archive at once: save")
 
 
 def test_a_script_in_the_description_of_a_picture_is_refused(write):
     refused(write(encoded("JPEG", comment=b"<script>alert(1)</script>")), "a script or an archive")
+
+
+@pytest.mark.parametrize(
+    "chance", [b"\xf3<sVg\x91\x02", b"\x00<HtMl\xe8", b"<script\xff", b"\x17PK\x05\x06" + bytes(range(40, 70))]
+)
+def test_what_stands_in_a_photograph_by_chance_is_let_be(write, chance):
+    """Compressed pixels are as good as random, and three of ten thousand photographs hold four such letters."""
+    assert np.array_equal(read_picture(write(encoded("PNG") + chance)), RGB)
 
 
 @pytest.mark.parametrize(
