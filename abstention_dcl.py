@@ -55,9 +55,12 @@ class Abstention:
     """Why a face is not judged."""
 
     code: str
-    """`"too_small"`, `"extreme_pose"`, `"too_blurred"` or `"unfamiliar"`."""
+    """`"too_small"`, `"extreme_pose"`, `"too_blurred"`, `"unfamiliar"` or `"not_finite"`."""
     sentence: str
     """The same for people, with the numbers."""
+
+
+NOT_FINITE = Abstention("not_finite", "The model gave no finite number for it: its weights may be damaged.")
 
 
 def measure_face(crop: np.ndarray, face: Any, crop_transform: np.ndarray) -> FaceQuality:
@@ -220,6 +223,8 @@ def reason_to_abstain(
             f"{100 * (1 - REFUSED):g} % of the faces on which the model was validated have {sharpest:.2f} or more.",
         )
     farthest = familiarity.get("distance_threshold")
+    if distance is not None and not math.isfinite(distance) and farthest is not None:
+        return NOT_FINITE
     if distance is not None and farthest is not None and not distance <= farthest:
         return Abstention(
             "unfamiliar",
@@ -342,6 +347,7 @@ __all__ = [
     "LARGEST_ROLL",
     "LARGEST_YAW",
     "MOST_ENLARGED",
+    "NOT_FINITE",
     "REFUSED",
     "SMALLEST_FACE",
     "Abstention",

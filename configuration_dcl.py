@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -11,6 +12,8 @@ from .abstention_dcl import check_familiarity
 from .calibration_dcl import check_calibration
 from .errors_dcl import reason
 
+#: Arguments of `timm.create_model` by which it reads files or downloads them.
+_LOADS = re.compile("pretrained.*|checkpoint_path|cache_dir|model_name")
 #: What `transformers.pipeline` finds in a checkpoint beside its own tasks.
 CUSTOM_PIPELINES = {
     "face-forgery-detection": {
@@ -32,7 +35,7 @@ class DCLConfig(PreTrainedConfig):
         backbone (`str`, *optional*, defaults to `"tf_efficientnet_b4.ns_jft_in1k"`):
             Name of a timm model with a spatial feature map. The constructor never downloads weights.
         backbone_kwargs (`dict`, *optional*):
-            Further keyword arguments of `timm.create_model`.
+            Further keyword arguments of `timm.create_model`, but none that load anything.
         image_size (`int`, *optional*, defaults to 299):
             Side of the square input in pixels.
         dropout (`float`, *optional*, defaults to 0.2):
@@ -142,6 +145,9 @@ class DCLConfig(PreTrainedConfig):
                 f"`queue_size` ({self.queue_size}) must hold the hard keys of one batch "
                 f"(`hard_samples`, {self.hard_samples}): enlarge the queue or choose fewer hard samples."
             )
+        loading = sorted(name for name in self.backbone_kwargs or {} if _LOADS.match(name))
+        if loading:  # a configuration may come from a stranger, and files of weights can be programs
+            raise ValueError(f"`backbone_kwargs` must not load anything, got {', '.join(loading)}.")
         check_calibration(self.calibration)
         check_familiarity(self.familiarity)
         if dict(self.id2label) != {0: "real", 1: "fake"}:

@@ -7,7 +7,7 @@ python detect.py holiday/ --json results.jsonl --csv results.csv --annotate draw
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,8 @@ EXIT_CODES = """exit status:
   130  interrupted; with --json FILE the same command goes on
 
 --json FILE holds a JSON object a line: first what the results were made with, then one for each file. Given again, the
-command judges the files that have no line yet. Standard output (-) has the lines of the files only.
+command judges the files that have no line yet, or have changed since. Standard output (-) has the lines of the files
+only.
 """
 
 
@@ -96,22 +97,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(
             f"{error.filename} cannot be reached ({reason(error)}): check its path and its permissions."
         ) from error
-    # Imported here: --help and wrong names need no torch.
-    from dcl.onnx_dcl import GRAPH
-    from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
-
-    pipe = FaceForgeryDetectionPipeline.from_pretrained(
-        arguments.model,
-        arguments.backend,
-        arguments.device,
-        arguments.graph or GRAPH,
-        num_frames=arguments.num_frames,
-        batch_size=arguments.batch_size,
-        operating_point=arguments.operating_point,
-        abstain=not arguments.no_abstain,
-        largest_only=arguments.largest_only,
-    )
     try:
+        # Imported here: --help and wrong names need no torch.
+        from dcl.onnx_dcl import GRAPH
+        from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
+
+        pipe = FaceForgeryDetectionPipeline.from_pretrained(
+            arguments.model,
+            arguments.backend,
+            arguments.device,
+            arguments.graph or GRAPH,
+            num_frames=arguments.num_frames,
+            batch_size=arguments.batch_size,
+            operating_point=arguments.operating_point,
+            abstain=not arguments.no_abstain,
+            largest_only=arguments.largest_only,
+        )
         failed = detect(pipe, files, roots, arguments)
     except KeyboardInterrupt:
         if arguments.json not in (None, "-"):
@@ -132,6 +133,7 @@ def find_inputs(names: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
         InputError: if a name is of nothing, or a folder holds nothing to judge.
     """
     roots: dict[str, Path] = {}
+    spelled: dict[str, str] = {}  # how the file of an absolute path was named first
     for name in names:
         path = Path(name)
         if not name:  # to a Path, the current folder
@@ -139,12 +141,14 @@ def find_inputs(names: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
         if path.is_dir():
             from dcl.pipeline_dcl import find_files  # imports torch: only where it is needed
 
-            for file in find_files(path):
-                roots.setdefault(str(file), path)
+            found = {str(file): path for file in find_files(path)}
         elif path.is_file():
-            roots.setdefault(str(path), path.parent)
+            found = {str(path): path.parent}
         else:
             raise InputError(f"there is no file and no folder {name}: check its path.")
+        for file, root in found.items():
+            if spelled.setdefault(os.path.abspath(file), file) == file:
+                roots.setdefault(file, root)
     return list(roots), roots
 
 
@@ -184,7 +188,7 @@ def check_outputs(arguments: argparse.Namespace, roots: dict[str, Path]) -> None
 def detect(
     pipe: "FaceForgeryDetectionPipeline", files: list[str], roots: dict[str, Path], arguments: argparse.Namespace
 ) -> int:
-    """Judge files, write what was asked for, and return how many could not be read, now or before.
+    """Judge files, write what was asked for, and return how many could not be read.
 
     Args:
         pipe: judges them.
@@ -194,37 +198,48 @@ def detect(
     """
     from tqdm.auto import tqdm
 
-    from dcl.evaluation.detections import JsonLines, Table, draw, record_of
+    from dcl.evaluation.detections import JsonLines, Table, UnreadableError, draw, record_of, stamp_of
     from dcl.pipeline_dcl import result_of
     from dcl.verdicts_dcl import to_json
 
     lines = None
     if arguments.json is not None:
-        lines = JsonLines(arguments.json, record_of(pipe, arguments.model, arguments.backend))
-    done = {} if lines is None else {name: failed for name, failed in lines.done.items() if name in roots}
-    left = [name for name in files if name not in done]
+        lines = JsonLines(arguments.json, record_of(pipe, arguments.model, arguments.backend), files)
+    left = [name for name in files if lines is None or os.path.abspath(name) not in lines.done]
+    done, failed = len(files) - len(left), 0
     if done:
-        print(f"{len(done)} of {len(files)} files were judged before: {arguments.json}", file=sys.stderr)
-    failed = sum(done.values())
+        drawn = "" if arguments.annotate is None else ", of which no drawing is made now"
+        print(f"{done} of {len(files)} files were judged before{drawn}: {arguments.json}", file=sys.stderr)
+    stamps: dict[str, dict | None] = {}
+
+    def stamped() -> Iterator[str]:
+        for name in left:
+            stamps[name] = stamp_of(name)
+            yield name
+
     with (
         lines or nullcontext(),
         Table(arguments.csv) as table,
-        tqdm(total=len(files), initial=len(done), unit=" files") as progress,
+        tqdm(total=len(files), initial=done, unit=" files") as progress,
     ):
         if lines is not None and arguments.csv is not None:
             for result in lines.results():
                 table.add(result)
-        for event in pipe.stream(left) if left else ():
+        for event in pipe.stream(stamped()):
             if event["event"] == "progress":
-                of = f"{_shown(Path(event['name']).name)}: {event['done']} of {event['total']} frames"
-                progress.set_postfix_str(of, refresh=event["done"] % 10 == 0)
+                if event["total"] is not None:
+                    of = f"{_shown(Path(event['name']).name)}: {event['done']} of {event['total']} frames"
+                    progress.set_postfix_str(of, refresh=event["done"] % 10 == 0)
                 continue
             result = result_of(event)
             name = result["name"]
             if arguments.annotate is not None and result["kind"] != "error":
                 target = arguments.annotate / Path(name).relative_to(roots[name])
-                draw(pipe, result, target, arguments.evidence)
-            plain = to_json(result)
+                try:
+                    draw(pipe, result, target, arguments.evidence)
+                except UnreadableError as error:  # it was changed or went in between
+                    result = {"kind": "error", "name": name, "sentence": str(error)}
+            plain = to_json(result) | {"file": stamps.pop(name)}
             table.add(plain)
             if lines is not None:
                 lines.add(plain)

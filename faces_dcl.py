@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from huggingface_hub import hf_hub_download
 
+from .checks_dcl import abridged, is_count, is_number
 from .errors_dcl import InputError, reason
 from .hub_dcl import hub_is_reachable
 
@@ -40,6 +41,8 @@ ALIGNED_LANDMARKS = (
     / 112
 )
 CROP_KINDS = ("box", "aligned5")
+#: Of a crop, what a stranger's checkpoint may ask for: times the face box, and pixels along a side.
+LARGEST_MARGIN, LARGEST_CROP = 8, 2048
 #: Intersection over union of boxes above which a face goes on where one of the frame before was.
 SAME_FACE = 0.1
 
@@ -355,10 +358,17 @@ def why_not_cut(crop: dict[str, Any] | None) -> str | None:
     Args:
         crop: of its image processor.
     """
-    if not crop or crop.get("kind") == "given":
+    if not crop or not isinstance(crop, Mapping) or crop.get("kind") == "given":
         return "it does not say how its faces were cut out of pictures"
+    if crop.get("kind") not in CROP_KINDS:
+        return f"its faces were cut in a way that is not known here, {abridged(crop.get('kind'))}"
     if crop.get("detector") != YuNet.name:
-        return f"it learned faces found by {crop.get('detector')!r}, and only {YuNet.name} finds them here"
+        return f"it learned faces found by {abridged(crop.get('detector'))}, and only {YuNet.name} finds them here"
+    margin, size = crop.get("margin"), crop.get("size")
+    if not (is_number(margin) and 0 < margin <= LARGEST_MARGIN):
+        return f"the margin of its crops is {abridged(margin)} and not a number above 0, up to {LARGEST_MARGIN}"
+    if not (is_count(size, least=1) and size <= LARGEST_CROP):
+        return f"the size of its crops is {abridged(size)} and not a whole number from 1 to {LARGEST_CROP}"
     return None
 
 

@@ -17,7 +17,7 @@ import os
 import re
 import tempfile
 import threading
-import time
+import urllib.parse
 import urllib.request
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from transformers import Pipeline, PreTrainedModel
 
-from .abstention_dcl import FaceQuality, check_dimension, distances, measure_face, reason_to_abstain
+from .abstention_dcl import NOT_FINITE, FaceQuality, check_dimension, distances, measure_face, reason_to_abstain
 from .calibration_dcl import OPERATING_POINTS, calibrate
 from .checks_dcl import is_count, is_number
 from .configuration_dcl import CUSTOM_PIPELINES
@@ -56,7 +56,6 @@ from .onnx_dcl import GRAPH, OnnxClassifier
 from .verdicts_dcl import (
     ABSTAINED,
     NO_THRESHOLD,
-    NOT_FINITE,
     Threshold,
     abstain,
     picture_result,
@@ -96,6 +95,7 @@ class DetectionOptions:
         allow_urls: whether http and https addresses are fetched.
         most_pixels: a larger picture or frame is refused before it is decoded.
         most_seconds: a longer video is refused; None: none is.
+        most_frames: a video of more frames is refused, as soon as so many were counted; None: none is.
         largest_only: whether only the largest face of a picture or frame is looked at.
 
     Raises:
@@ -109,12 +109,13 @@ class DetectionOptions:
     allow_urls: bool = False
     most_pixels: int = MOST_PIXELS
     most_seconds: float | None = None
+    most_frames: int | None = None
     largest_only: bool = False
 
     def __post_init__(self):
-        for name in ("num_frames", "batch_size", "most_pixels"):
+        for name in ("num_frames", "batch_size", "most_pixels", "most_frames"):
             value = getattr(self, name)
-            if not is_count(value, least=1) and not (name == "batch_size" and value is None):
+            if not is_count(value, least=1) and not (name in ("batch_size", "most_frames") and value is None):
                 raise InputError(f"{name} is {value!r}: choose a whole number from 1 on.")
         if self.operating_point not in (None, *OPERATING_POINTS):
             raise InputError(
@@ -246,6 +247,8 @@ class FaceForgeryDetectionPipeline(Pipeline):
         self.options = DetectionOptions(**{name: kwargs.pop(name) for name in known & kwargs.keys()})
         if backend not in BACKENDS:
             raise InputError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}.")
+        if graph != GRAPH and backend != "onnx":
+            raise InputError(f"graph is {graph!r}, and what runs is {backend}: choose the backend onnx.")
         if backend == "onnx" and isinstance(model, PreTrainedModel):
             model = OnnxClassifier.from_pretrained(
                 model.name_or_path, graph, revision=getattr(model.config, "_commit_hash", None)
@@ -258,12 +261,12 @@ class FaceForgeryDetectionPipeline(Pipeline):
         super().__init__(model, *args, **kwargs)
         if isinstance(model, PreTrainedModel):
             model.eval()
-        self.crop = _checked_crop(getattr(self.image_processor, "crop", None), _name_of(model))
+        self.crop = self._checked_crop()
         channels = model.dcl.geometry.channels if isinstance(model, PreTrainedModel) else model.channels
         try:
             check_dimension(self._familiarity, channels)
         except ValueError as error:
-            raise InputError(f"the config.json of {_name_of(model)} is of another model: {error}") from error
+            raise InputError(f"the config.json of {self._name} is of another model: {error}") from error
         self._detector: YuNet | None = None
         self._detecting = threading.Lock()  # YuNet keeps the size of its image
 
@@ -318,6 +321,34 @@ class FaceForgeryDetectionPipeline(Pipeline):
             ) from error
         return cls(model, backend=backend, image_processor=processor, task=TASK, device=device, **options)
 
+    @property
+    def _name(self) -> str:
+        """How sentences call the checkpoint."""
+        return _name_of(self.model) or "the checkpoint"
+
+    def _checked_crop(self) -> dict[str, Any]:
+        """Return how faces are cut, once it is known that the image processor makes of them what the model takes."""
+        crop = getattr(self.image_processor, "crop", None)
+        if why := why_not_cut(crop):
+            raise InputError(
+                f"no faces can be cut for {self._name}: {why}. Judge ready crops by "
+                "pipeline('image-classification'), or train on data that dcl-prepare cut by YuNet."
+            )
+        size = self.model.config.image_size
+        try:
+            made = self.preprocess([np.zeros((crop["size"], crop["size"], 3), np.uint8)])["pixel_values"]
+            fits = tuple(made.shape) == (1, 3, size, size) and bool(torch.isfinite(made).all())
+        except Exception as error:  # whatever its settings lead to
+            raise InputError(
+                f"the preprocessor_config.json of {self._name} cannot be followed ({reason(error)}): save it again."
+            ) from error
+        if not fits:
+            raise InputError(
+                f"the preprocessor_config.json of {self._name} makes input of the shape {tuple(made.shape)}, and its "
+                f"model takes finite numbers of the shape (1, 3, {size}, {size}): it is of another one, save it again."
+            )
+        return dict(crop)
+
     # ------------------------------------------------------------------------------------------------- what is called
 
     def __call__(self, inputs: Any, **options: Any) -> dict[str, Any] | list[dict[str, Any]]:
@@ -348,9 +379,10 @@ class FaceForgeryDetectionPipeline(Pipeline):
 
         Yields:
             `{"event": "progress", "name", "done", "total", "frame", "image"}` after each frame of a video, with its
-            number and what it shows (RGB, uint8 (height, width, 3), upright), or with None for both, where it could
-            not be read and, every now and then, on the way to the next one. For each input, in order,
-            `{"event": "result", "result"}` or, in a list or folder, `{"event": "error", "name", "sentence"}`.
+            number and what it shows (RGB, uint8 (height, width, 3), upright). With None for both it comes where a
+            frame could not be read, and now and then on the way: to the next frame, or, of a picture, whose total is
+            None, through its faces. For each input, in order, `{"event": "result", "result"}` or, in a list or
+            folder, `{"event": "error", "name", "sentence"}`.
 
         Raises:
             InputError: if an option is wrong, or a single input cannot be read, or is a video and the checkpoint has
@@ -369,7 +401,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         Raises:
             InputError: if the video cannot be opened, or a frame not be decoded.
         """
-        with Video(path) as video:
+        with Video(path, most_pixels=self.options.most_pixels) as video:
             yield from video.read(numbers)
 
     # -------------------------------------------------------------------------------------------- one after the other
@@ -393,15 +425,10 @@ class FaceForgeryDetectionPipeline(Pipeline):
                     while len(faces) >= options.batch_size:
                         self._judge(faces[: options.batch_size], threshold, options)
                         del faces[: options.batch_size]
+                        if len(faces) >= options.batch_size:
+                            yield _progress(subject, step, seen=False)
                     if step.total is not None:
-                        yield {
-                            "event": "progress",
-                            "name": subject.name,
-                            "done": step.done,
-                            "total": step.total,
-                            "frame": step.frame,
-                            "image": step.image,
-                        }
+                        yield _progress(subject, step)
             except InputError as error:
                 if not several:
                     raise
@@ -436,11 +463,11 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 self._prepared(image, face, record, f"Face {record['face']}", subject, options)
                 for face, record in zip(faces, subject.result["faces"], strict=True)
             ]
-            yield _Step(1, None, [face for face in found if face is not None])
+            yield _Step(0, None, [face for face in found if face is not None])
 
     def _look_at_video(self, path: Path, subject: _Subject, options: DetectionOptions) -> Iterator[_Step]:
         subject.threshold = self._threshold("video", options)  # pictures can do without it
-        with Video(path, most_pixels=options.most_pixels) as video:
+        with Video(path, most_pixels=options.most_pixels, most_frames=options.most_frames) as video:
             if options.most_seconds is not None and video.duration > options.most_seconds:
                 raise InputError(
                     f"{path} lasts {video.duration:.1f} s, more than {options.most_seconds:g} s: cut it, or raise "
@@ -448,7 +475,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 )
             numbers = evenly_spaced(len(video.numbers), options.num_frames)
             subject.people, step, passed, frames_read, error = _People(), _Step(0, len(numbers)), 0, 0, None
-            for number, image in video.read_readable(numbers, passed=True):
+            for number, image in video.walk(numbers):
                 if image is None:
                     passed += 1
                     if passed % _PASSED == 0:
@@ -705,6 +732,35 @@ def _downloaded(address: str) -> Iterator[Path]:
 
 
 def _download(address: str, file: BinaryIO) -> None:
+    """Fetch an address, with a bound for all of it: the timeout of a connection begins anew with every byte."""
+    failures: list[Exception] = []
+
+    def fetch() -> None:
+        try:
+            _fetch(address, file)
+        except Exception as error:  # raised below
+            failures.append(error)
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    thread.join(_LONGEST_DOWNLOAD)
+    if thread.is_alive():  # its next write fails, as the file will be closed
+        raise InputError(
+            f"{address} has not come within {_LONGEST_DOWNLOAD:g} s: fetch it by other means, and give the file."
+        )
+    if failures:
+        error = failures[0]
+        if isinstance(error, InputError):
+            raise error
+        if isinstance(error, http.client.IncompleteRead):
+            why = "it broke off"
+        else:
+            why = getattr(error, "reason", error)  # of a URLError, a text or what lies beneath
+            why = reason(why) if isinstance(why, Exception) else why
+        raise InputError(f"{address} cannot be fetched ({why}): check it and the network.") from error
+
+
+def _fetch(address: str, file: BinaryIO) -> None:
     opener = urllib.request.OpenerDirector()  # the usual one follows redirections to FTP, too
     for handler in (
         urllib.request.ProxyHandler,
@@ -716,38 +772,14 @@ def _download(address: str, file: BinaryIO) -> None:
         urllib.request.UnknownHandler,
     ):
         opener.add_handler(handler())
-    until = time.monotonic() + _LONGEST_DOWNLOAD
-    try:
-        with opener.open(address, timeout=_PATIENCE) as answer:
-            while part := answer.read1(1 << 16):
-                file.write(part)
-                if file.tell() > _MOST_DOWNLOADED:
-                    raise InputError(f"{address} has more than {_MOST_DOWNLOADED >> 30} GiB: give a smaller file.")
-                if time.monotonic() > until:
-                    raise InputError(
-                        f"{address} has not come within {_LONGEST_DOWNLOAD:g} s: fetch it by other means, and give "
-                        "the file."
-                    )
-            if answer.length:  # of what the server said there would be, what did not come
-                raise http.client.IncompleteRead(b"", answer.length)
-    except InputError:
-        raise
-    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
-        if isinstance(error, http.client.IncompleteRead):
-            why = "it broke off"
-        else:
-            why = getattr(error, "reason", error)  # of a URLError, a text or what lies beneath
-            why = reason(why) if isinstance(why, Exception) else why
-        raise InputError(f"{address} cannot be fetched ({why}): check it and the network.") from error
-
-
-def _checked_crop(crop: dict[str, Any] | None, name: str | None) -> dict[str, Any]:
-    if why := why_not_cut(crop):
-        raise InputError(
-            f"no faces can be cut for the checkpoint{f' {name}' if name else ''}: {why}. Judge ready crops by "
-            "pipeline('image-classification'), or train on data that dcl-prepare cut by YuNet."
-        )
-    return crop
+    quoted = urllib.parse.quote(address, safe="%/:?#[]@!$&'()*+,;=~")
+    with opener.open(quoted, timeout=_PATIENCE) as answer:
+        while part := answer.read1(1 << 16):
+            file.write(part)
+            if file.tell() > _MOST_DOWNLOADED:
+                raise InputError(f"{address} has more than {_MOST_DOWNLOADED >> 30} GiB: give a smaller file.")
+        if answer.length:  # of what the server said there would be, what did not come
+            raise http.client.IncompleteRead(b"", answer.length)
 
 
 def _yunet_of(model: Any) -> Path | None:
@@ -758,6 +790,17 @@ def _yunet_of(model: Any) -> Path | None:
 
 
 # ------------------------------------------------------------------------------------------------------------ results
+
+
+def _progress(subject: _Subject, step: _Step, seen: bool = True) -> dict[str, Any]:
+    return {
+        "event": "progress",
+        "name": subject.name,
+        "done": step.done,
+        "total": step.total,
+        "frame": step.frame if seen else None,
+        "image": step.image if seen else None,
+    }
 
 
 def _event(subject: _Subject) -> dict[str, Any]:

@@ -24,7 +24,6 @@ _POINTS = {
     "fpr_0.05": "a false positive rate of 5 %",
     "fpr_0.01": "a false positive rate of 1 %",
 }
-NOT_FINITE = Abstention("not_finite", "The model gave no finite number for it: its weights may be damaged.")
 _FEWEST_FRAMES = 3  # of a person in a longer video: less may be a face where there is none
 _RISE = 0.1  # of p_fake from one frame to the next that is worth a look
 
@@ -204,7 +203,6 @@ __all__ = [
     "ABSTAINED",
     "FORGED",
     "NOT_CALLED_FORGED",
-    "NOT_FINITE",
     "NO_THRESHOLD",
     "Threshold",
     "abstain",

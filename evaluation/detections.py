@@ -6,11 +6,13 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+import filelock
 import numpy as np
 import torch
 from PIL import Image
@@ -61,57 +63,103 @@ def fingerprint(pipe: FaceForgeryDetectionPipeline) -> str:
     return digest.hexdigest()[:16]
 
 
+class UnreadableError(InputError):
+    """A file that was judged cannot be read again."""
+
+
+def stamp_of(name: str) -> dict[str, Any] | None:
+    """Return by what it is told that a file is the same as before; None if it cannot be looked at."""
+    try:
+        found = os.stat(name)
+    except (OSError, ValueError):
+        return None
+    return {"path": os.path.abspath(name), "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+
+
+@contextmanager
+def _writing(name: object) -> Iterator[None]:
+    """Say in a sentence that results cannot be written."""
+    try:
+        yield
+    except BrokenPipeError:  # of standard output: whoever read it has seen enough
+        raise
+    except OSError as error:
+        raise InputError(
+            f"{name} cannot be written ({reason(error)}): mend that, or choose another file; what is there stays."
+        ) from error
+
+
 class JsonLines:
     """A file of results that grows by whole lines, or standard output.
 
-    What a killed run left is kept: a last line without an end is dropped, the others are not done again.
+    What a killed run left is kept: a last line without an end is dropped, the others are not done again, unless their
+    file is one of those to judge, and has changed or could not be read.
 
     Args:
         name: of the file; "-" is standard output.
         record: what the results depend on.
+        files: to judge.
 
     Attributes:
-        done: by the names of files that have a line, whether they could not be read.
+        done: the absolute paths of those of the files that have a line.
 
     Raises:
-        InputError: if the file holds something else, or results that were made with something else.
+        InputError: if the file holds something else, or results that were made with something else, or another run
+            writes to it.
     """
 
-    def __init__(self, name: str, record: dict[str, Any]):
-        self.done: dict[str, bool] = {}
+    def __init__(self, name: str, record: dict[str, Any], files: Iterable[str]):
+        self.done: set[str] = set()
+        self._files = {os.path.abspath(file) for file in files}
         self._path = None if name == "-" else Path(name)
         if self._path is None:
             self._file: TextIO = sys.stdout
             return
-        try:
-            there = self._path.exists() and self._path.stat().st_size > 0
-            if there:
-                self._take_up(record)
+        self._lock = filelock.FileLock(self._path.with_name(f".{self._path.name}.lock"))
+        with _writing(name):
+            try:
+                self._lock.acquire(timeout=0)
+            except filelock.Timeout:
+                raise InputError(f"another run writes to {name}: wait for its end, or choose another file.") from None
+            if self._path.is_file() and self._path.stat().st_size > 0:
+                self._take_up(json.loads(json.dumps(record)))
             self._file = self._path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{name} cannot be written ({reason(error)}): choose another file.") from error
-        if not self._path.stat().st_size:
+        if not self._file.tell():
             self.add(record)
 
     def _take_up(self, record: dict[str, Any]) -> None:
-        whole = 0
-        with self._path.open("rb") as file:
-            for number, line in enumerate(file):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    entry = json.loads(line)
-                    kind, name = entry["kind"], entry.get("name")
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise InputError(
-                        f"line {number + 1} of {self._path} is no result of this command: choose another file."
-                    ) from error
-                if number == 0 and (kind != "run" or _decisive(entry) != _decisive(json.loads(json.dumps(record)))):
-                    raise InputError(self._difference(entry, record))
-                if number > 0:
-                    self.done[str(name)] = kind == "error"
-                whole += len(line)
-        os.truncate(self._path, whole)
+        """Keep the lines that still hold, in a new file that takes the place of the old one."""
+        new = self._path.with_name(f".{self._path.name}.partial")
+        try:
+            with self._path.open("rb") as file, new.open("wb") as kept:
+                for number, line in enumerate(file):
+                    if not line.endswith(b"\n") and (number or json.dumps(record).encode().startswith(line)):
+                        break
+                    if self._holds(line, number, record):
+                        kept.write(line)
+            new.replace(self._path)
+        finally:
+            new.unlink(missing_ok=True)
+
+    def _holds(self, line: bytes, number: int, record: dict[str, Any]) -> bool:
+        """Whether a line is kept, which is not for a file to judge that has changed, or could not be read."""
+        try:
+            entry = json.loads(line)
+            kind, stamp = entry["kind"], entry.get("file")
+            path = None if stamp is None else stamp["path"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"line {number + 1} of {self._path} is no result of this command: choose another file."
+            ) from error
+        if number == 0:
+            if kind != "run" or _decisive(entry) != _decisive(record):
+                raise InputError(self._difference(entry, record))
+            return True
+        if path is None or path in self._files:
+            if kind == "error" or stamp is None or stamp != stamp_of(path):
+                return False
+            self.done.add(path)
+        return True
 
     def _difference(self, before: dict[str, Any], record: dict[str, Any]) -> str:
         if before.get("kind") != "run":
@@ -131,8 +179,9 @@ class JsonLines:
 
     def add(self, result: dict[str, Any]) -> None:
         """Write a result as one line."""
-        self._file.write(json.dumps(result, allow_nan=False) + "\n")
-        self._file.flush()
+        with _writing(self._path or "standard output"):
+            self._file.write(json.dumps(result, allow_nan=False) + "\n")
+            self._file.flush()
 
     def __enter__(self) -> "JsonLines":
         return self
@@ -140,11 +189,15 @@ class JsonLines:
     def __exit__(self, *exception: object) -> None:
         if self._path is not None:
             self._file.close()
+            self._lock.release()
 
 
 def _decisive(record: dict[str, Any]) -> dict[str, Any]:
     """Return of a record what results depend on: not by which path the checkpoint was found."""
-    return {key: record.get(key) for key in ("fingerprint", "backend")} | dict(record.get("options") or {})
+    options = record.get("options")
+    return {key: record.get(key) for key in ("fingerprint", "backend")} | (
+        options if isinstance(options, dict) else {}
+    )
 
 
 class Table:
@@ -152,29 +205,38 @@ class Table:
 
     Args:
         path: of the file, written anew; None: nothing is written.
+
+    Raises:
+        InputError: if the file cannot be written, or is something else than such a table.
     """
 
     def __init__(self, path: Path | None):
-        self._file = None
-        if path is not None:
-            try:
-                self._file = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
-            except OSError as error:
-                raise InputError(f"{path} cannot be written ({reason(error)}): choose another file.") from error
-            self._rows = csv.DictWriter(self._file, _COLUMNS, restval="")
-            self._rows.writeheader()
+        self._path, self._file = path, None
+        if path is None:
+            return
+        header = ",".join(_COLUMNS).encode()
+        with _writing(path):
+            if path.is_file():
+                with path.open("rb") as file:
+                    if (start := file.read(len(header))) and start != header:
+                        raise InputError(f"{path} is there and is no table of this command: choose another file.")
+            self._file = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+        self._rows = csv.DictWriter(self._file, _COLUMNS, restval="")
+        self._rows.writeheader()
 
     def __enter__(self) -> "Table":
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with _writing(self._path):
+                self._file.close()
 
     def add(self, result: dict[str, Any]) -> None:
         """Write the rows of a result."""
         if self._file is not None:
-            self._rows.writerows(rows_of(result))
+            with _writing(self._path):
+                self._rows.writerows(rows_of(result))
 
 
 def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -202,32 +264,45 @@ def draw(pipe: FaceForgeryDetectionPipeline, result: dict[str, Any], target: Pat
     """Draw what was found in a picture, or in the most suspicious frame of each person of a video.
 
     Args:
-        pipe: reads frames again.
+        pipe: reads the file again.
         result: of a file.
         target: the path of the drawing, to which an ending is added.
         evidence: opacity of the evidence.
 
     Raises:
+        UnreadableError: if the file cannot be read again.
         InputError: if nothing can be written there.
     """
     if result["kind"] == "image":
-        picture = read_picture(result["name"], pipe.options.most_pixels)
+        with _reading():
+            picture = read_picture(result["name"], pipe.options.most_pixels)
         _save(annotate(picture, result["faces"], evidence), drawing_of(target, ".faces.png"))
         return
-    wanted: dict[int, int] = {}
+    wanted: dict[int, list[int]] = {}  # of each frame, who is seen best in it
     for person in result["people"]:
         if person["moments"]:
-            wanted[person["person"]] = person["moments"][0]["frame"]
-    images = dict(pipe.read_frames(result["name"], set(wanted.values()))) if wanted else {}
-    for number, frame in wanted.items():
+            wanted.setdefault(person["moments"][0]["frame"], []).append(person["person"])
+    frames = pipe.read_frames(result["name"], wanted)
+    for _ in wanted:
+        with _reading():
+            frame, image = next(frames)
         faces = [
             face | {"person": person["person"]}
             for person in result["people"]
             for face in person["frames"]
             if face["frame"] == frame
         ]
-        drawn = annotate(images[frame], faces, evidence)
-        _save(drawn, drawing_of(target, f".person{number}.frame{frame}.png"))
+        drawn = annotate(image, faces, evidence)
+        for number in wanted[frame]:
+            _save(drawn, drawing_of(target, f".person{number}.frame{frame}.png"))
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise UnreadableError(str(error)) from error
 
 
 def drawing_of(target: Path, ending: str) -> Path:
@@ -262,4 +337,14 @@ def _save(image: np.ndarray, path: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-__all__ = ["JsonLines", "Table", "draw", "drawing_of", "fingerprint", "record_of", "rows_of"]
+__all__ = [
+    "JsonLines",
+    "Table",
+    "UnreadableError",
+    "draw",
+    "drawing_of",
+    "fingerprint",
+    "record_of",
+    "rows_of",
+    "stamp_of",
+]

@@ -184,7 +184,7 @@ def test_packing_keeps_what_float16_can():
         ({"sharpness": 0.49}, 1.0, "too_blurred", "0.49, and at least 99 % of"),
         ({"sharpness": math.nan}, 1.0, "too_blurred", "blurred"),
         ({}, 2.01, "unfamiliar", "2.01"),
-        ({}, math.nan, "unfamiliar", "unlike"),
+        ({}, math.nan, "not_finite", "no finite number"),
         ({"size_px": 10.0, "yaw": 80.0, "sharpness": 0.0}, 9.0, "too_small", "small"),
     ],
 )

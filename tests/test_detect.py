@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from dcl import detect, pipeline_dcl
@@ -101,7 +102,7 @@ def test_a_torn_line_is_dropped_and_what_is_complete_is_not_done_again(run, fold
     monkeypatch.setattr(
         pipeline_dcl.FaceForgeryDetectionPipeline,
         "stream",
-        lambda self, files, **options: judged.extend(files) or original(self, files, **options),
+        lambda self, files, **options: original(self, (judged.append(name) or name for name in files), **options),
     )
     status, _, err = run(folder, "--json", path, "--num_frames", 3, "--csv", tmp_path / "r.csv")
     assert status == 3 and "3 of 5 files were judged before" in err
@@ -111,9 +112,72 @@ def test_a_torn_line_is_dropped_and_what_is_complete_is_not_done_again(run, fold
     }
     with (tmp_path / "r.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 5
-    before = path.read_bytes()
-    assert run(folder, "--json", path, "--num_frames", 3)[0] == 3, "a file that could not be read counts again"
-    assert path.read_bytes() == before
+    before = set(path.read_text().splitlines())
+    judged.clear()
+    assert run(folder, "--json", path, "--num_frames", 3)[0] == 3
+    assert judged == [str(folder / "e.jpg")], "what could not be read is tried again"
+    assert set(path.read_text().splitlines()) == before
+
+
+def test_a_file_that_changed_is_judged_again_and_one_of_the_same_name_is_another(
+    run, folder, tmp_path, monkeypatch
+):
+    path = tmp_path / "r.jsonl"
+    for place in (folder, folder / "day 2"):
+        monkeypatch.chdir(place)
+        shutil.copy(folder / "c.jpg", "x.jpg")
+        assert run("x.jpg", "--json", path)[:2] == (0, "")
+    assert len(path.read_text().splitlines()) == 3
+    shutil.copy(fetch("astronaut"), "x.jpg")
+    status, _, err = run("x.jpg", "--json", path, "--csv", tmp_path / "r.csv")
+    assert status == 0 and "judged before" not in err
+    results = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    assert [len(result["faces"]) for result in results] == [0, 1]
+    assert run("x.jpg", folder / "day 2" / "x.jpg", "--json", path)[2].startswith("1 of 1 files were judged before")
+
+
+@pytest.mark.parametrize("content", ['{"my": "data"}', "hello", "[1, 2]", '{"kind": "run"}\n'])
+def test_what_is_no_file_of_results_is_left_alone(run, folder, tmp_path, content):
+    (tmp_path / "mine").write_text(content)
+    for option, sentence in (("--json", "no result"), ("--csv", "no table of this command")):
+        status = run(folder / "a.png", option, tmp_path / "mine")[0]
+        assert isinstance(status, str) and "choose another file" in status
+        assert (tmp_path / "mine").read_text() == content, sentence
+
+
+def test_a_first_line_that_was_torn_is_written_anew(run, folder, tmp_path):
+    run(folder / "a.png", "--json", tmp_path / "r.jsonl")
+    whole = (tmp_path / "r.jsonl").read_text()
+    (tmp_path / "r.jsonl").write_text(whole[:40])
+    assert run(folder / "a.png", "--json", tmp_path / "r.jsonl")[0] == 0
+    assert (tmp_path / "r.jsonl").read_text() == whole
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_a_full_disk_is_said_in_a_sentence(run, folder, option):
+    status = run(folder / "a.png", option, "/dev/full")[0]
+    assert status.startswith("error: /dev/full cannot be written (No space left on device)")
+
+
+def test_two_runs_do_not_write_to_one_file(run, folder, tmp_path):
+    with FileLock(tmp_path / ".r.jsonl.lock"):
+        assert "another run writes to" in run(folder / "a.png", "--json", tmp_path / "r.jsonl")[0]
+    assert run(folder / "a.png", "--json", tmp_path / "r.jsonl")[0] == 0
+
+
+def test_a_file_that_goes_before_it_is_drawn_costs_only_itself(run, folder, tmp_path, monkeypatch):
+    read = detections.read_picture
+
+    def gone(name, *limits):
+        if str(name).endswith("a.png"):
+            os.unlink(name)
+        return read(name, *limits)
+
+    monkeypatch.setattr(detections, "read_picture", gone)
+    (folder / "e.jpg").unlink()
+    status, _, err = run(folder, "--annotate", tmp_path / "drawn", "--num_frames", 2)
+    assert status == 3 and f"there is no file {folder / 'a.png'}" in err
+    assert (tmp_path / "drawn" / "c.jpg.faces.png").is_file()
 
 
 def test_interrupted_it_says_how_to_go_on(run, folder, tmp_path, monkeypatch):

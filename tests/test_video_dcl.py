@@ -60,12 +60,21 @@ def test_every_wanted_frame_comes_once_in_order_whatever_is_wanted(clip, wanted)
         ("a.webm", "libvpx-vp9", {"g": "15", "deadline": "realtime", "crf": "10"}),
         ("a.mkv", "libx264", {"g": "250", "bf": "3", "crf": "10"}),
         ("a.mp4", "libx264", {"x264-params": "open-gop=1:keyint=12:bframes=3:crf=10"}),
+        ("a.mpg", "mpeg1video", {"g": "12", "bf": "2", "qscale": "2"}),
+        ("a.mpeg", "mpeg2video", {"g": "12", "bf": "2", "qscale": "2"}),
+        ("a.mpg", "libx264", {"g": "12", "bf": "2", "crf": "10"}),
+        ("a.ts", "libx264", {"g": "12", "bf": "2", "crf": "10"}),
+        ("a.flv", "libx264", {"g": "12", "bf": "2", "crf": "10"}),
+        ("a.avi", "mpeg4", {"g": "10", "qscale": "2"}),
+        ("a.webm", "libvpx", {"g": "12", "deadline": "realtime", "crf": "10", "b": "1M"}),
+        ("a.mp4", "libx265", {"x265-params": "keyint=12:bframes=3:crf=10:log-level=0"}),
     ],
 )
 def test_numbers_hold_for_the_usual_codecs(tmp_path, name, codec, options):
     path = write_video(tmp_path / name, 40, codec, options)
     with Video(path) as video:
-        assert len(video.numbers) == 40
+        assert len(video.numbers) == 40 and video.duration == pytest.approx(40 / 25, abs=0.03)
+        assert [number_of(image) for _, image in video.read(range(40))] == list(range(40))
         wanted = [0, 13, 14, 27, 39]
         assert [number_of(image) for _, image in video.read(wanted)] == wanted
 
@@ -78,14 +87,14 @@ def test_one_video_can_be_read_twice(clip):
 
 def test_a_seek_skips_what_need_not_be_decoded(clip, monkeypatch):
     decoded = []
-    original = Video._decode
+    original = Video._decode_from
 
     def counted(self, start):
         for index, frame in original(self, start):
             decoded.append(index)
             yield index, frame
 
-    monkeypatch.setattr(Video, "_decode", counted)
+    monkeypatch.setattr(Video, "_decode_from", counted)
     with Video(clip) as video:
         assert [index for index, _ in video.read([0, 49])] == [0, 49]
     assert decoded == [0, 48, 49]
@@ -192,9 +201,53 @@ def test_avi_which_tells_no_times_of_frames_that_lean_on_later_ones_loses_none(t
         assert [number_of(image) for _, image in video.read([0, 13, 39])] == [0, 13, 39]
 
 
+def packets_of(path):
+    """Return position and size of each packet of a video in its file."""
+    with av.open(str(path)) as container:
+        return [(packet.pos, packet.size) for packet in container.demux(container.streams.video[0]) if packet.size]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.avi", "libx264", {"bf": "2", "g": "12", "crf": "10", "sc_threshold": "0"}),
+        ("a.mp4", "libx264", {"bf": "2", "g": "12", "crf": "10", "sc_threshold": "0"}),
+        ("a.mkv", "libx264", {"bf": "2", "g": "12", "crf": "10", "sc_threshold": "0"}),
+    ],
+)
+@pytest.mark.parametrize("damaged", [0, 30])
+def test_damage_costs_what_leans_on_it_and_moves_no_number(tmp_path, name, codec, options, damaged):
+    path = write_video(tmp_path / name, 96, codec, options)
+    position, size = packets_of(path)[damaged]
+    data = bytearray(path.read_bytes())
+    data[position + 8 : position + size] = bytes(size - 8)  # but what a container says of it
+    path.write_bytes(data)
+    with Video(path) as video:
+        read = dict(video.read_readable(video.numbers))
+    good = {number for number, image in read.items() if not isinstance(image, InputError)}
+    assert all(number_of(read[number]) == number for number in good if not damaged - 14 <= number < damaged + 14)
+    assert len(good) >= 96 - 2 * 14
+
+
+def test_a_video_of_too_many_frames_is_left_as_they_are_counted(clip):
+    with pytest.raises(InputError, match=r"more than 59 frames: cut it, or raise most_frames"):
+        Video(clip, most_frames=59)
+    with Video(clip, most_frames=60) as video:
+        assert len(video.numbers) == 60
+
+
+def test_an_avi_that_breaks_off_before_its_index_has_the_frames_before_the_break(tmp_path):
+    for codec, options in (("mjpeg", {}), ("libx264", {"bf": "2", "g": "12", "crf": "10"})):
+        path = write_video(tmp_path / "a.avi", 60, codec, options)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
+        with Video(path) as video:
+            wanted = evenly_spaced(len(video.numbers) - 4, 6)
+            assert len(video.numbers) >= 20 and [number_of(image) for _, image in video.read(wanted)] == wanted
+
+
 def test_frames_on_the_way_to_a_wanted_one_can_be_told_of(clip):
     with Video(clip) as video:
-        read = [(number, image is not None) for number, image in video.read([2, 15], passed=True)]
+        read = [(number, image is not None) for number, image in video.walk([2, 15])]
     assert read == [(0, False), (1, False), (2, True), (12, False), (13, False), (14, False), (15, True)]
 
 
@@ -204,5 +257,5 @@ def test_frames_that_are_too_large_are_refused_before_they_are_decoded_or_handed
     monkeypatch.setattr(Video, "size", (1, 1))  # a header that lies
     with Video(clip, most_pixels=WIDTH * HEIGHT - 1) as video, pytest.raises(InputError, match="more than 8,191"):
         next(video.read([0]))
-    with Video(clip, most_pixels=1000) as video, pytest.raises(InputError, match=r"frame 0 of .* cannot be decoded"):
+    with Video(clip, most_pixels=1000) as video, pytest.raises(InputError, match=r"cannot be decoded at frame 0"):
         next(video.read([0]))
