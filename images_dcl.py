@@ -22,6 +22,8 @@ MOST_PIXELS = 50_000_000
 MOST_BYTES = 256 << 20  # of a file: no picture of that many pixels needs more
 #: Suffixes by which pictures are found in a folder.
 PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+#: Suffixes of pictures that are not read here; in a folder they are named, not passed over.
+OTHER_PICTURE_SUFFIXES = {".avif", ".heic", ".heif", ".jp2", ".jxl"}
 PICTURE_KINDS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 #: What files begin with that are mistaken for pictures, or passed off as them.
@@ -120,8 +122,8 @@ def read_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> np.ndarray:
         return _decoded(name, picture)
     if not isinstance(picture, str | Path):
         raise InputError(
-            f"a {type(picture).__name__} is no picture: give a path, a PIL image, or a uint8 RGB array (height, "
-            "width, 3)."
+            f"an object of the type {type(picture).__name__} is no picture: give a path, a PIL image, or a uint8 RGB "
+            "array (height, width, 3)."
         )
     path = Path(picture)
     data = _read(path)
@@ -138,7 +140,7 @@ def read_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> np.ndarray:
                 _check_size(path, image.size, most_pixels)
                 return _decoded(path, image)
     except Image.DecompressionBombError as error:
-        raise InputError(f"the picture {path} has too many pixels: make it smaller.") from error
+        raise InputError(f"{path} has more than {most_pixels:,} pixels: make it smaller.") from error
     except InputError:
         raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others, by the format
@@ -156,6 +158,8 @@ def _checked_array(array: np.ndarray, most_pixels: int) -> np.ndarray:
 
 
 def _check_size(name: str | Path, size: tuple[int, int], most_pixels: int) -> None:
+    if size[0] * size[1] == 0:
+        raise InputError(f"{name} has {size[0]}x{size[1]} pixels: give a picture that shows something.")
     if size[0] * size[1] > most_pixels:
         raise InputError(
             f"{name} has {size[0]}x{size[1]} pixels, more than {most_pixels:,}: make it smaller, or raise most_pixels."
@@ -204,8 +208,11 @@ def _why(error: Exception) -> str:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-        deep = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.round(deep.clip(0, 65535) / 257).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(image)
+        grey = np.empty(deep.shape, np.uint8)
+        for row, values in enumerate(deep):  # one by one: a large picture would take gigabytes
+            grey[row] = np.round(values.clip(0, 65535) / 257)
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -220,4 +227,12 @@ def _is_something_else(data: bytes) -> bool:
     return is_archive or _FOREIGN.search(ends) is not None
 
 
-__all__ = ["MOST_PIXELS", "PICTURE_KINDS", "PICTURE_SUFFIXES", "content_kind", "file_kind", "read_picture"]
+__all__ = [
+    "MOST_PIXELS",
+    "OTHER_PICTURE_SUFFIXES",
+    "PICTURE_KINDS",
+    "PICTURE_SUFFIXES",
+    "content_kind",
+    "file_kind",
+    "read_picture",
+]

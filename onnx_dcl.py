@@ -93,7 +93,7 @@ class OnnxClassifier:
             folder = fetch_model(str(name), ["config.json", file], revision)
         if not (folder / file).is_file():
             there = sorted(path.name for path in folder.glob("*.onnx") if path.name != YUNET_FILE)
-            remedy = f"pass file={there[0]!r}" if there else "export the checkpoint by export.py"
+            remedy = f"choose {there[0]}" if there else "export it into another folder by export.py, and give that"
             raise InputError(f"there is no {file} in {str(name)!r}: {remedy}.")
         try:
             config = DCLConfig.from_pretrained(folder)

@@ -13,6 +13,8 @@ where on a face is called forged, and what lies too far from what the model saw 
 
 import copy
 import http.client
+import io
+import json
 import os
 import re
 import tempfile
@@ -20,7 +22,7 @@ import threading
 import urllib.parse
 import urllib.request
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -50,7 +52,14 @@ from .faces_dcl import (
 )
 from .hub_dcl import hub_is_reachable, may_be_repository
 from .image_processing_dcl import DCLImageProcessor
-from .images_dcl import MOST_PIXELS, PICTURE_KINDS, PICTURE_SUFFIXES, file_kind, read_picture
+from .images_dcl import (
+    MOST_PIXELS,
+    OTHER_PICTURE_SUFFIXES,
+    PICTURE_KINDS,
+    PICTURE_SUFFIXES,
+    file_kind,
+    read_picture,
+)
 from .modeling_dcl import DCLForImageClassification
 from .onnx_dcl import GRAPH, OnnxClassifier
 from .verdicts_dcl import (
@@ -70,6 +79,8 @@ except ImportError:
     cv2 = None
 
 BACKENDS = ("torch", "onnx")
+#: What can be iterated over, and is one thing nevertheless, of which `read_picture` says whether it is a picture.
+_SINGLE = (np.ndarray, torch.Tensor, Image.Image, bytes, bytearray, memoryview, Mapping, io.IOBase)
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _MOST_DOWNLOADED = 2 << 30  # bytes
 _PATIENCE, _LONGEST_DOWNLOAD = 30.0, 600.0  # seconds without a byte of a download, and for all of it
@@ -222,12 +233,11 @@ class FaceForgeryDetectionPipeline(Pipeline):
         options: what holds for calls that do not say otherwise.
 
     Raises:
-        InputError: if an option is wrong, or the checkpoint does not say how YuNet's faces are cut for it, or says of
-            other embeddings than its own how far is too far.
+        InputError: if an option is wrong, the face detector is not there, or the checkpoint does not say how its faces
+            are cut for it, or says of other embeddings than its own how far is too far.
     """
 
-    annotate = staticmethod(annotate)  # with the pipeline, whoever has no other code than the checkpoint's has them
-    to_json = staticmethod(to_json)
+    to_json = staticmethod(to_json)  # with the pipeline, whoever has no other code than the checkpoint's has it
 
     _load_processor = False
     _load_image_processor = True
@@ -267,7 +277,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
             check_dimension(self._familiarity, channels)
         except ValueError as error:
             raise InputError(f"the config.json of {self._name} is of another model: {error}") from error
-        self._detector: YuNet | None = None
+        self._detector = YuNet(_yunet_of(self.model))
         self._detecting = threading.Lock()  # YuNet keeps the size of its image
 
     @classmethod
@@ -294,12 +304,12 @@ class FaceForgeryDetectionPipeline(Pipeline):
         name = str(name)
         if backend not in BACKENDS:
             raise InputError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}.")
-        if not Path(name).is_dir():
-            if not may_be_repository(name):
-                raise InputError(f"there is no folder {name}: give that of a checkpoint, or an id of the Hub.")
+        if name and Path(name).is_dir():
+            _check_checkpoint(Path(name), backend)
+        elif not may_be_repository(name) or Path(name).exists():
+            raise InputError(f"there is no folder {name!r}: give that of a checkpoint, or an id of the Hub.")
+        else:
             hub_is_reachable()
-        elif backend == "torch" and not list(Path(name).glob("*.safetensors")) and Path(name, "model.onnx").is_file():
-            raise InputError(f"{name} holds a graph and no weights: choose the backend onnx.")
         if device is not None:
             try:
                 torch.zeros(1, device=device).item()
@@ -319,7 +329,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 f"{name} cannot be loaded as a checkpoint ({reason(error)}): give the folder of one, or an id of the "
                 "Hub."
             ) from error
-        return cls(model, backend=backend, image_processor=processor, task=TASK, device=device, **options)
+        return cls(model, backend=backend, graph=graph, image_processor=processor, task=TASK, device=device, **options)
 
     @property
     def _name(self) -> str:
@@ -403,6 +413,14 @@ class FaceForgeryDetectionPipeline(Pipeline):
         """
         with Video(path, most_pixels=self.options.most_pixels) as video:
             yield from video.read(numbers)
+
+    def annotate(self, picture: Any, faces: list[dict[str, Any]], evidence: float = 0.0) -> np.ndarray:
+        """Draw what was found into a picture: `drawing_dcl.annotate` of whatever `__call__` takes for one.
+
+        Raises:
+            InputError: if the picture cannot be read, or the opacity of the evidence is out of [0, 1].
+        """
+        return annotate(read_picture(picture, self.options.most_pixels), faces, evidence)
 
     # -------------------------------------------------------------------------------------------- one after the other
 
@@ -505,13 +523,13 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 "height": height,
                 "duration": video.duration,
                 "frame_rate": len(video.numbers) / video.duration if video.duration else None,
+                "frames_wanted": len(numbers),
                 "frames_read": frames_read,
+                "frames_lost": video.lost,
             }
 
     def _detect(self, image: np.ndarray, options: DetectionOptions) -> list[Face]:
         with self._detecting:
-            if self._detector is None:
-                self._detector = YuNet(_yunet_of(self.model))
             faces = self._detector.detect(image)
         return faces[:1] if options.largest_only else faces
 
@@ -634,8 +652,8 @@ TASK = next(iter(CUSTOM_PIPELINES))
 def find_files(folder: str | Path) -> list[Path]:
     """Return the pictures and videos of a folder and its sub-folders by their suffixes, in the order of their paths.
 
-    Hidden files and folders are left out, and links to folders are not followed. A folder that cannot be listed stands
-    for what is in it: what is not judged is named.
+    Hidden files and folders are left out, and links to folders are not followed. Pictures of kinds that are not read
+    are among them, and a folder that cannot be listed stands for what is in it: what is not judged is named.
 
     Raises:
         InputError: if there are none.
@@ -647,7 +665,7 @@ def find_files(folder: str | Path) -> list[Path]:
 
     for place, folders, names in os.walk(folder, onerror=keep):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        suffixes = PICTURE_SUFFIXES | VIDEO_SUFFIXES
+        suffixes = PICTURE_SUFFIXES | OTHER_PICTURE_SUFFIXES | VIDEO_SUFFIXES
         found += [
             Path(place, name)
             for name in sorted(names)
@@ -665,7 +683,7 @@ def _nothing_in(folder: str | Path) -> InputError:
 def _is_several(inputs: Any) -> bool:
     if isinstance(inputs, str | Path):
         return not _is_address(inputs) and os.path.isdir(inputs)
-    return isinstance(inputs, Iterable) and not isinstance(inputs, np.ndarray | Image.Image | bytes)
+    return isinstance(inputs, Iterable) and not isinstance(inputs, _SINGLE)
 
 
 def _is_address(item: Any) -> bool:
@@ -696,8 +714,10 @@ def _is_video(item: Any) -> bool:
     if not isinstance(item, str | Path):
         return False
     path = Path(item)
+    if not str(item):  # to a Path, the current folder
+        raise InputError("the name of the file is empty: give its path.")
     try:
-        if os.path.isdir(item):  # an empty name is none, but to a Path the current one
+        if path.is_dir():
             try:
                 os.scandir(item).close()
             except OSError as error:
@@ -714,7 +734,7 @@ def _is_video(item: Any) -> bool:
         raise InputError(f"{path} is a video under the name of a picture: give it the name of what it is.")
     if kind in PICTURE_KINDS and suffix in VIDEO_SUFFIXES:
         raise InputError(f"{path} is a picture under the name of a video: give it the name of what it is.")
-    return kind == "video" or (kind == "no picture" and suffix in VIDEO_SUFFIXES)
+    return kind == "video" or (kind in ("no picture", "empty") and suffix in VIDEO_SUFFIXES)
 
 
 @contextmanager
@@ -780,6 +800,23 @@ def _fetch(address: str, file: BinaryIO) -> None:
                 raise InputError(f"{address} has more than {_MOST_DOWNLOADED >> 30} GiB: give a smaller file.")
         if answer.length:  # of what the server said there would be, what did not come
             raise http.client.IncompleteRead(b"", answer.length)
+
+
+def _check_checkpoint(folder: Path, backend: str) -> None:
+    """Name what is missing in a folder before libraries do, each in its own words."""
+    for name in ("config.json", "preprocessor_config.json"):
+        try:
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{folder} has no {name}: give the folder of a checkpoint.") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"the {name} of {folder} cannot be read ({reason(error)}): save it again.") from error
+        if not isinstance(content, dict):
+            raise InputError(f"the {name} of {folder} is no JSON object: save it again.")
+    if backend == "torch" and not any(folder.glob("*.safetensors")):
+        if any(folder.glob("model*.onnx")):
+            raise InputError(f"{folder} holds a graph and no weights: choose the backend onnx.")
+        raise InputError(f"{folder} has no weights as safetensors: give the folder of a checkpoint.")
 
 
 def _yunet_of(model: Any) -> Path | None:

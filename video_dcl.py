@@ -18,7 +18,10 @@ except ImportError:
 _ERRORS = (OSError, ValueError, *([] if av is None else [av.FFmpegError]))  # PyAV's own are of several kinds
 
 #: Suffixes of what is taken for a video.
-VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+VIDEO_SUFFIXES = {
+    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".vob"),
+    *(".webm", ".wmv"),
+}
 #: Containers that are opened, by FFmpeg's names. Others, as playlists, lead to further files or into the network,
 #: whatever the name of the file.
 _CONTAINERS = (
@@ -100,9 +103,12 @@ class Video:
     def _read_packets(self, most_frames: int | None) -> None:
         shown: list[int | None] = []
         decoded: list[int | None] = []
-        starts = []
+        starts, there = [], 0
         try:
-            for packet in _packets(self._container, self._stream):
+            for packet in self._container.demux(self._stream):
+                there += bool(packet.size) or packet.dts is not None
+                if not _holds_frame(packet):
+                    continue
                 if packet.is_keyframe:
                     starts.append(len(shown))
                 shown.append(packet.pts)
@@ -115,6 +121,7 @@ class Video:
             if isinstance(error, InputError):
                 raise
             # A file that breaks off has the frames before the break.
+        self._lost = max(0, self._stream.frames - there)
         # AVI tells when frames are decoded, not when they are shown, and what PyAV says of that is made up.
         made_up = self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
         self._shown_times = not made_up and None not in shown
@@ -134,6 +141,11 @@ class Video:
     def numbers(self) -> range:
         """The numbers of the frames that are there."""
         return range(len(self._times))
+
+    @property
+    def lost(self) -> int:
+        """How many frames of those that its header announces are not there, as it breaks off."""
+        return self._lost
 
     @property
     def size(self) -> tuple[int, int]:
@@ -250,7 +262,8 @@ class Video:
             stream = container.streams.video[0]
             self._prepare(stream, threads=1)  # more of them hold frames back, and tell of errors later
             number, delay, first, sound_from = -1, None, None, 0.0
-            for index, packet in enumerate(itertools.chain(_packets(container, stream), [None])):
+            packets = filter(_holds_frame, container.demux(stream))
+            for index, packet in enumerate(itertools.chain(packets, [None])):
                 try:
                     frames = stream.codec_context.decode(packet)
                 except _ERRORS:
@@ -275,9 +288,9 @@ class Video:
             )
 
 
-def _packets(container: "av.container.InputContainer", stream: "av.VideoStream") -> Iterator["av.Packet"]:
-    """Yield the packets that hold a frame each."""
-    return (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+def _holds_frame(packet: "av.Packet") -> bool:
+    """Whether a packet holds a frame that is shown: it may repeat the last one, or have been cut off by an editor."""
+    return bool(packet.size) and not packet.is_discard
 
 
 def _why(error: Exception) -> str:

@@ -119,9 +119,7 @@ def test_a_torn_line_is_dropped_and_what_is_complete_is_not_done_again(run, fold
     assert set(path.read_text().splitlines()) == before
 
 
-def test_a_file_that_changed_is_judged_again_and_one_of_the_same_name_is_another(
-    run, folder, tmp_path, monkeypatch
-):
+def test_a_file_that_changed_is_judged_again_and_one_of_the_same_name_is_another(run, folder, tmp_path, monkeypatch):
     path = tmp_path / "r.jsonl"
     for place in (folder, folder / "day 2"):
         monkeypatch.chdir(place)

@@ -105,7 +105,7 @@ def test_only_names_of_graphs_are_opened(folder, file):
 
 
 def test_a_file_that_is_not_there_is_named_with_one_that_is(folder):
-    with pytest.raises(InputError, match=r"no model_int8\.onnx .*file='model\.onnx'"):
+    with pytest.raises(InputError, match=r"no model_int8\.onnx .*: choose model\.onnx"):
         OnnxClassifier.from_pretrained(folder, file="model_int8.onnx")
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.server
+import io
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -231,6 +233,58 @@ def test_a_video_tells_how_far_it_is_with_what_it_sees_and_on_the_way(pipe, monk
     assert {np.shape(event["image"]) for event in events} == {(216, 264, 3), ()}
 
 
+def test_a_video_that_breaks_off_says_what_was_left(pipe, clip, tmp_path):
+    path = tmp_path / "cut.mp4"
+    with av.open(str(clip)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                copy.mux(packet)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 8 // 10])
+    result = pipe(path, num_frames=6)
+    assert result["frames_lost"] > 0
+    assert f"The video breaks off: {result['frames_lost']} frame" in result["sentence"]
+    whole = pipe(clip, num_frames=6)
+    assert whole["frames_lost"] == 0 and (whole["frames_read"], whole["frames_wanted"]) == (6, 6)
+    assert "breaks off" not in whole["sentence"] and "could be read" not in whole["sentence"]
+
+
+def test_a_picture_of_many_faces_can_be_left_between_them(pipe, portrait):
+    crowd = np.tile(portrait[:256, 128:384], (3, 4, 1))
+    events = list(pipe.stream(crowd, batch_size=2))
+    assert len(events[-1]["result"]["faces"]) == 12
+    assert [(event["event"], event["total"]) for event in events[:-1]] == [("progress", None)] * 5
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        None,
+        3,
+        b"x",
+        bytearray(b"x"),
+        {},
+        {"image": 1},
+        io.BytesIO(b"x"),
+        torch.zeros(3, 4, 4),
+        Image.new("RGB", (0, 0)),
+        "",
+    ],
+)
+def test_what_is_no_input_is_named_and_costs_the_others_nothing(pipe, item):
+    with pytest.raises(InputError):
+        pipe(item)
+    results = pipe([item, np.full((64, 64, 3), 90, np.uint8)])
+    assert [result["kind"] for result in results] == ["error", "image"]
+
+
+def test_pictures_of_kinds_that_are_not_read_are_named_in_a_folder(pipe, tmp_path):
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (result,) = pipe(str(tmp_path))
+    assert "is a HEIC, whatever its name says: give a JPEG" in result["sentence"]
+
+
 def test_numbers_that_look_alike_are_told_apart(pipe, monkeypatch, portrait):
     with_answers(pipe, monkeypatch, [0.39996])
     assert "its p_fake is 0.39996, below 0.40000, the" in pipe(portrait)["sentence"]
@@ -243,11 +297,10 @@ def test_the_threshold_for_videos_decides_where_single_frames_reach_their_own(pi
     assert "Taken alone, 2 frames reach the threshold for single faces." in result["sentence"]
 
 
-def test_two_people_side_by_side_keep_their_numbers(pipe, monkeypatch, tmp_path):
+def test_two_people_side_by_side_keep_their_numbers(pipe, tmp_path):
     left, right = person_frames(3, 6), person_frames(TALKING, 6)
     encode(tmp_path / "two.mp4", [np.hstack(pair) for pair in zip(left, right, strict=True)], crf=18)
     seen = []
-    monkeypatch.setattr(pipe, "_detector", None)
     result = pipe(tmp_path / "two.mp4", num_frames=6)
     assert [person["seen"] for person in result["people"]] == [6, 6]
     for person in result["people"]:
@@ -479,6 +532,7 @@ def test_drawing_marks_the_face_and_its_evidence_at_their_place(pipe, portrait):
     face["evidence"] = np.zeros((3, 3), np.float32)
     face["evidence"][:, 0] = 9
     drawn = annotate(portrait, [face], evidence=1.0)
+    assert np.array_equal(pipe.annotate(Image.fromarray(portrait), [face], evidence=1.0), drawn)
     changed = (drawn != portrait).any(axis=2)
     left, top, right, bottom = np.array(face["evidence_box"])[[0, 2]].reshape(-1).round().astype(int)
     outside = changed.copy()
@@ -520,16 +574,68 @@ def test_a_checkpoint_for_which_no_face_can_be_cut_is_refused(tmp_path, crop, se
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("/nowhere/model", {}, "there is no folder /nowhere/model"),
+        ("/nowhere/model", {}, "there is no folder '/nowhere/model'"),
         ("lab/none", {}, "lab/none cannot be loaded as a checkpoint"),
         (None, {"device": "cuda:99"}, "there is no device 'cuda:99'"),
         (None, {"backend": "tensorrt"}, "backend is 'tensorrt'"),
-        (None, {"backend": "onnx"}, "there is no model.onnx in .*: export the checkpoint"),
+        (None, {"backend": "onnx"}, r"there is no model\.onnx in .*: export it into another folder"),
+        (None, {"graph": "model_int8.onnx"}, "graph is 'model_int8.onnx', and what runs is torch"),
+        ("", {}, "there is no folder ''"),
+        (__file__, {}, "there is no folder"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(checkpoint, name, options, sentence):
     with pytest.raises(InputError, match=sentence):
-        FaceForgeryDetectionPipeline.from_pretrained(name or checkpoint, **options)
+        FaceForgeryDetectionPipeline.from_pretrained(checkpoint if name is None else name, **options)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("config.json", None, "has no config.json: give the folder of a checkpoint"),
+        ("config.json", "[]", "the config.json of .* is no JSON object"),
+        ("config.json", "{", "the config.json of .* cannot be read"),
+        ("preprocessor_config.json", None, "has no preprocessor_config.json"),
+        (
+            "preprocessor_config.json",
+            '{"size": {"height": 96, "width": 95}}',
+            r"of the shape \(1, 3, 96, 95\), and its",
+        ),
+        ("preprocessor_config.json", '{"image_mean": "x"}', "the preprocessor_config.json of .* cannot be followed"),
+        ("preprocessor_config.json", '{"image_std": [0, 0, 0]}', "takes finite numbers"),
+        ("preprocessor_config.json", '{"crop": 5}', "does not say how its faces were cut"),
+        ("preprocessor_config.json", '{"crop": {"kind": "oval"}}', "in a way that is not known here, 'oval'"),
+        ("preprocessor_config.json", '{"crop": {"margin": 0}}', "the margin of its crops is 0 and not a number above"),
+        ("preprocessor_config.json", '{"crop": {"margin": "1.3"}}', "the margin of its crops is '1.3'"),
+        (
+            "preprocessor_config.json",
+            '{"crop": {"size": 40000}}',
+            "the size of its crops is 40000 and not a whole number",
+        ),
+        ("preprocessor_config.json", '{"crop": {"size": 112.5}}', "the size of its crops is 112.5"),
+        (
+            "config.json",
+            '{"backbone_kwargs": {"checkpoint_path": "x.pth"}}',
+            "must not load anything, got checkpoint_path",
+        ),
+        ("model.safetensors", None, "has no weights as safetensors"),
+    ],
+)
+def test_a_checkpoint_that_lacks_something_or_was_edited_is_refused_at_once(
+    checkpoint, tmp_path, file, content, sentence
+):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    if content is None:
+        (folder / file).unlink()
+    elif content.startswith("{") and content != "{":
+        changes, there = json.loads(content), json.loads((folder / file).read_text())
+        if isinstance(changes.get("crop"), dict):
+            changes["crop"] = there["crop"] | changes["crop"]
+        (folder / file).write_text(json.dumps(there | changes))
+    else:
+        (folder / file).write_text(content)
+    with pytest.raises(InputError, match=sentence):
+        FaceForgeryDetectionPipeline.from_pretrained(folder, device="cpu")
 
 
 def test_the_detector_that_came_with_the_checkpoint_is_used_and_checked(checkpoint, tmp_path, monkeypatch, portrait):
@@ -551,7 +657,7 @@ def test_a_graph_gives_the_verdicts_of_the_weights(checkpoint, tmp_path, pipe, p
     graph = FaceForgeryDetectionPipeline.from_pretrained(tmp_path, backend="onnx")
     expected = pipe(portrait)["faces"][0]["p_fake"]
     assert graph(portrait)["faces"][0]["p_fake"] == pytest.approx(expected, abs=1e-4)
-    with pytest.raises(InputError, match=r"there is no other\.onnx .*: pass file='model.onnx'"):
+    with pytest.raises(InputError, match=r"there is no other\.onnx .*: choose model\.onnx"):
         FaceForgeryDetectionPipeline.from_pretrained(tmp_path, backend="onnx", graph="other.onnx")
     with pytest.raises(InputError, match="holds a graph and no weights: choose the backend onnx"):
         FaceForgeryDetectionPipeline.from_pretrained(tmp_path)
