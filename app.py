@@ -30,7 +30,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 # Gradio reads these when it is imported: no word home, a folder of our own, and no long list of past requests.
 UPLOADS = Path(tempfile.mkdtemp(prefix="dcl-app-")).resolve()
@@ -61,6 +61,8 @@ MOST_FOLDER_BYTES = 4 << 30  # of all uploads together
 MOST_JSON_BYTES = 64 << 10
 MOST_PIXELS = 40_000_000  # of a picture or a frame, counted before it is decoded
 MOST_SECONDS = 300  # of a video
+MOST_FRAMES = 36_000  # of a video: 120 a second
+MOST_MEMORY = 4 << 30  # bytes that all requests together may take, beside what the checkpoint takes
 NUM_FRAMES = (8, 16, 32)
 MOST_REQUEST_SECONDS = 120
 MOST_WAITING = 24  # requests; who comes when so many wait is told so at once
@@ -84,6 +86,7 @@ class Uploads:
 
     def __init__(self, folder: Path, grace: float = 30, longest: float = 600):
         self.folder, self.grace, self.longest = folder, grace, longest
+        self._coming = 0  # bytes on their way
         self._open: Counter[str] = Counter()  # pages, by the hash of their session
         self._held: dict[str, tuple[Path, float]] = {}  # what an open page used last, and since when
 
@@ -113,13 +116,22 @@ class Uploads:
                 del self._open[session]
                 self._held.pop(session, None)
 
-    def room(self) -> bool:
-        """Whether there is room for one more upload."""
-        taken = 0
+    @contextmanager
+    def coming(self, length: int) -> Iterator[None]:
+        """An upload of so many bytes is on its way as long as this lasts."""
+        self._coming += length
+        try:
+            yield
+        finally:
+            self._coming -= length
+
+    def room(self, length: int) -> bool:
+        """Whether there is room for one more upload of so many bytes."""
+        taken = self._coming
         for file in self._files():
             with suppress(FileNotFoundError):  # it went in between
                 taken += file.stat().st_size
-        return taken + MOST_UPLOAD_BYTES < MOST_FOLDER_BYTES
+        return taken + length <= MOST_FOLDER_BYTES
 
     def sweep(self, in_use: set[Path]) -> None:
         """Delete every file that nothing holds and that is older than the grace."""
@@ -180,7 +192,7 @@ def _paths(value: Any) -> Iterator[Any]:
 # ----------------------------------------------------------------------------------------------------------- the gate
 
 _API = "/gradio_api"
-_POSTS = re.compile(rf"{_API}/(upload|queue/join|cancel|reset|call/(v2/)?\w+)/?")
+_POSTS = re.compile(rf"{_API}/(upload|queue/join|cancel|reset|call/(v2/)?(\w+))/?")
 _CLOSED = re.compile(rf"(?is)(/monitoring|{_API}/(proxy=|stream/|deep_link|dev/|vibe|runs|run-history)).*")
 _FILE = re.compile(rf"{_API}/file[=/](.*)", re.DOTALL)
 _HEARTBEAT = re.compile(rf"{_API}/heartbeat/([\w-]+)")
@@ -196,6 +208,9 @@ _HEADERS = (
 )
 
 
+_NO_ANSWER = "This has no answer: see the API that the page describes."
+
+
 class _RefusalError(Exception):
     def __init__(self, status: int, sentence: str):
         super().__init__(sentence)
@@ -209,6 +224,9 @@ class Gate:
     app is called. Here every path must be that of an upload; what was checked is what is passed on.
     """
 
+    #: How many values each function takes, by its number and its name in the API; the page fills it in.
+    values: ClassVar[dict[int | str, int]] = {}
+
     def __init__(self, app: Any):
         self.app = app
 
@@ -219,28 +237,40 @@ class Gate:
                 await self.app(scope, receive, send)
             return
 
+        begun: list[bytes] = []  # the headers of the answer
+
         async def send_with_headers(message: dict) -> None:
             if message["type"] == "http.response.start":
+                begun.extend(value for _, value in message.get("headers", []))
                 message["headers"] = [*message.get("headers", []), *_HEADERS]
             await send(message)
 
-        try:
-            path = scope["path"].removeprefix(scope.get("root_path", ""))
-            if scope["method"] == "POST":
-                receive = await self._checked_post(path, dict(scope["headers"]), receive)
-            else:
-                self._check_get(path)
-        except _RefusalError as refusal:
+        async def refuse(refusal: _RefusalError) -> None:
             body = json.dumps({"detail": str(refusal)}).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await send_with_headers({"type": "http.response.start", "status": refusal.status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
+
+        path, length = scope["path"].removeprefix(scope.get("root_path", "")), 0
+        try:
+            if scope["method"] == "POST":
+                receive, length = await self._checked_post(path, dict(scope["headers"]), receive)
+            else:
+                self._check_get(path)
+        except _RefusalError as refusal:
+            await refuse(refusal)
             return
-        if heartbeat := _HEARTBEAT.fullmatch(path):
-            with uploads.page(heartbeat[1]):
+        heartbeat = _HEARTBEAT.fullmatch(path)
+        with uploads.page(heartbeat[1]) if heartbeat else uploads.coming(length):
+            try:
                 await self.app(scope, receive, send_with_headers)
-        else:
-            await self.app(scope, receive, send_with_headers)
+            except Exception as error:
+                _log("a request", error)
+                if any(value.startswith(b"text/event-stream") for value in begun):
+                    last = f"event: error\ndata: {json.dumps(_NO_ANSWER)}\n\n".encode()
+                    await send({"type": "http.response.body", "body": last})
+                elif not begun:
+                    await refuse(_RefusalError(500, _NO_ANSWER))
 
     @staticmethod
     def _check_get(path: str) -> None:
@@ -249,8 +279,8 @@ class Gate:
             raise _RefusalError(403, "This address is not open here: use the page, or the API that it describes.")
 
     @staticmethod
-    async def _checked_post(path: str, headers: dict[bytes, bytes], receive: Any) -> Any:
-        """Check a POST and return from where its body can be received."""
+    async def _checked_post(path: str, headers: dict[bytes, bytes], receive: Any) -> tuple[Any, int]:
+        """Check a POST; return from where its body can be received, and how many bytes of an upload that is."""
         post = _POSTS.fullmatch(path)
         if post is None:
             raise _RefusalError(403, "This address is not open here: use the page, or the API that it describes.")
@@ -260,9 +290,9 @@ class Gate:
         if post[1] == "upload":
             if int(length) > MOST_UPLOAD_BYTES:
                 raise _RefusalError(413, f"Files may have up to {MOST_UPLOAD_BYTES >> 20} MB: choose a smaller one.")
-            if not uploads.room():
+            if not uploads.room(int(length)):
                 raise _RefusalError(503, "There are too many files here at the moment: try again in a minute.")
-            return receive
+            return receive, int(length)
         if int(length) > MOST_JSON_BYTES:
             raise _RefusalError(413, "The request is too long: upload the file, and send no more than its path.")
         body, more = b"", True
@@ -270,17 +300,22 @@ class Gate:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        checked = _checked_json(body)
+        checked = _checked_json(body, post[3])
         first = iter([{"type": "http.request", "body": checked, "more_body": False}])
 
         async def receive_checked() -> dict:
             return next(first, None) or await receive()
 
-        return receive_checked
+        return receive_checked, 0
 
 
-def _checked_json(body: bytes) -> bytes:
-    """Return a request's JSON with the paths of uploads, and no others, and no address in it."""
+def _checked_json(body: bytes, name: str | None) -> bytes:
+    """Return a request's JSON with the paths of uploads, and no others, and no address in it.
+
+    Args:
+        body: of the request.
+        name: of the function that is called, if its address says it.
+    """
     try:
         data = json.loads(body)
         paths, rest = list(_paths(data)), _without_addresses(data)
@@ -288,6 +323,11 @@ def _checked_json(body: bytes) -> bytes:
         raise _RefusalError(400, "The request is no JSON: see the API that the page describes.") from None
     if not isinstance(data, dict):
         raise _RefusalError(400, "The request is no JSON object: see the API that the page describes.")
+    called = data.get("fn_index") if name is None else name
+    wanted = Gate.values.get(called) if isinstance(called, int | str) else None
+    values = data.get("data")
+    if wanted is not None and "data" in data and not (isinstance(values, list) and len(values) == wanted):
+        raise _RefusalError(400, f"The request takes a list of {wanted} values: see the API that the page describes.")
     session = data.get("session_hash")
     try:
         for path in paths:
@@ -333,6 +373,12 @@ def upload_input(**settings: Any) -> gr.File:
     file.data_model = FileData
     file.preprocess = lambda payload: None if payload is None else Path(payload.path)
     return file
+
+
+def as_given(choice: gr.Radio) -> gr.Radio:
+    """Let a choice hand on whatever it is given: what is not to be chosen is refused in words of our own."""
+    choice.preprocess = lambda payload: payload
+    return choice
 
 
 _SEALED = {"socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"}
@@ -395,17 +441,18 @@ class Detector:
         The model's time is shared step by step: a picture waits for a frame of another one's video, not for all.
         """
         started = time.monotonic()
-        with closing(self.pipe.stream(item, most_pixels=MOST_PIXELS, most_seconds=MOST_SECONDS, **options)) as events:
+        limits = {"most_pixels": MOST_PIXELS, "most_seconds": MOST_SECONDS, "most_frames": MOST_FRAMES}
+        with closing(self.pipe.stream(item, **limits, **options)) as events:
             while True:
                 with self._one:
                     event = next(events, None)
                 if event is None:
                     return
-                yield event
-                if time.monotonic() - started > MOST_REQUEST_SECONDS:
+                if event["event"] == "progress" and time.monotonic() - started > MOST_REQUEST_SECONDS:
                     raise self.InputError(
-                        f"This took longer than {MOST_REQUEST_SECONDS} s: choose fewer frames, or a smaller video."
+                        f"This took longer than {MOST_REQUEST_SECONDS} s: choose fewer frames, or a smaller file."
                     )
+                yield event
 
 
 # ------------------------------------------------------------------------------------------------------ what is shown
@@ -625,12 +672,11 @@ def _timeline(result: dict[str, Any], places: dict[int, int]) -> str:
     )
 
 
-def show_progress(done: int, total: int) -> str:
-    """Return the page while a video is read."""
-    return (
-        f'<section class="dcl" role="status"><label>Looking at the video: {done} of {total} frames'
-        f'<progress max="{total}" value="{done}"></progress></label></section>'
-    )
+def show_progress(done: int, total: int | None) -> str:
+    """Return the page while a video is read, or a picture, which has no total."""
+    words = "Looking at the picture" if total is None else f"Looking at the video: {done} of {total} frames"
+    how_far = "" if total is None else f' max="{total}" value="{done}"'
+    return f'<section class="dcl" role="status"><label>{words}<progress{how_far}></progress></label></section>'
 
 
 def show_refusal(sentence: str) -> str:
@@ -793,14 +839,18 @@ class Requests:
             raise self.detector.InputError(f"{file} has more than {MOST_PICTURE_BYTES >> 20} MB: make it smaller.")
         picture = self.detector.read_picture(file, MOST_PIXELS)
         for event in self.detector.events(picture, operating_point=operating_point):
-            if event["event"] == "result":
+            if event["event"] == "progress":
+                yield show_progress(event["done"], event["total"]), gr.skip()
+            else:
                 result = {**event["result"], "name": file.name}
                 yield show_picture(picture, result), self.detector.to_json(result, evidence=True)
 
-    def _look_at_video(self, file: Path, operating_point: str | None, num_frames: int) -> Iterator[tuple[Any, Any]]:
+    def _look_at_video(self, file: Path, operating_point: str | None, num_frames: Any) -> Iterator[tuple[Any, Any]]:
+        if str(num_frames) not in map(str, NUM_FRAMES):
+            raise self.detector.InputError(f"num_frames is {num_frames!r}: choose one of {NUM_FRAMES}.")
         self._check_kind(file, "video")
         frames: dict[int, Shown] = {}
-        for event in self.detector.events(file, operating_point=operating_point, num_frames=num_frames):
+        for event in self.detector.events(file, operating_point=operating_point, num_frames=int(num_frames)):
             if event["event"] == "progress":
                 if event["image"] is not None:
                     frames[event["frame"]] = Shown.of(event["image"], SHOWN_FRAME_SIDE)
@@ -840,9 +890,11 @@ def build(detector: Detector) -> gr.Blocks:
         )
         with gr.Tabs():
             _tab("Picture", "image", requests.detect_image, [], detector.operating_points("frame"))
-            frames = gr.Radio(NUM_FRAMES, value=16, label="Frames to look at", render=False)
+            frames = as_given(gr.Radio(NUM_FRAMES, value=16, label="Frames to look at", render=False))
             _tab("Video", "video", requests.detect_video, [frames], detector.operating_points("video"))
         gr.Markdown(f"{PRIVACY} Runs on: {detector.device}.")
+    for function in demo.get_config_file()["dependencies"]:
+        Gate.values |= dict.fromkeys((function["id"], function["api_name"]), len(function["inputs"]))
     return demo.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
 
 
@@ -855,11 +907,13 @@ def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str
             file = upload_input(label=f"{name} to look at", file_types=[kind], height=140, elem_id=f"{kind}-file")
             for option in options:
                 option.render()
-            point = gr.Radio(
-                [(POINTS[each], each) for each in points],
-                value=points[0] if points else None,
-                label="Threshold",
-                visible=len(points) > 1,
+            point = as_given(
+                gr.Radio(
+                    [(POINTS[each], each) for each in points],
+                    value=points[0] if points else None,
+                    label="Threshold",
+                    visible=len(points) > 1,
+                )
             )
             with gr.Row():
                 start = gr.Button(f"Look at the {name.lower()}", variant="primary", min_width=120)
@@ -893,6 +947,16 @@ def _return_memory() -> None:
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
+def _limit_memory() -> None:
+    """Let no file take the memory of the machine: libraries believe what it announces of itself."""
+    with suppress(ImportError, OSError, ValueError):  # where the system is another one
+        import resource
+
+        taken = re.search(r"VmData:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, ((int(taken[1]) << 10) + MOST_MEMORY, hard))
+
+
 def main() -> None:
     """Serve the page until it is stopped."""
     _return_memory()
@@ -901,17 +965,24 @@ def main() -> None:
     # Gradio prints what fails outside of our functions with what the client sent in it.
     traceback.print_exc = lambda *_, **__: _log("a request", sys.exc_info()[1])
     name = os.environ.get("DCL_MODEL") or str(HERE / "runs" / "demo")
-    if "DCL_MODEL" not in os.environ and not Path(name).is_dir():
+    if not Path(name).is_dir() and ("DCL_MODEL" not in os.environ or name.count("/") != 1 or Path(name).is_absolute()):
         sys.exit(f"error: there is no checkpoint {name}: run `make demo`, or set DCL_MODEL to a folder or an id.")
+    if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")):
+        sys.exit(
+            f"error: {name} has no weights (*.safetensors): set DCL_MODEL to a checkpoint, not to an export of it."
+        )
     try:
         detector = Detector(name)
-    except (OSError, ValueError, KeyError) as error:  # of the Hub, of the files, or a checkpoint without the pipeline
+    except Exception as error:  # of the Hub, of the files, or a checkpoint without the pipeline
         why = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
         sys.exit(f"error: {name} cannot be loaded ({why}): set DCL_MODEL to a trained checkpoint, a folder or an id.")
     demo = build(detector)
     threading.Thread(target=sweep_for_ever, args=[demo._queue], daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the uploads are removed at exit
-    demo.launch(
+    port = os.environ.get("GRADIO_SERVER_PORT")  # that one, or none: what stands before the app knows no other
+    launch = partial(
+        demo.launch,
+        server_port=int(port) if port else None,
         app_kwargs={"middleware": [Middleware(Gate)], "docs_url": None, "redoc_url": None},
         css=CSS,
         theme=gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
@@ -924,7 +995,13 @@ def main() -> None:
         quiet=True,
         prevent_thread_lock=True,
     )
+    try:
+        launch()
+    except OSError as error:
+        sys.exit(f"error: {str(error).splitlines()[0]} Set GRADIO_SERVER_PORT to a free one.")
     seal()
+    if not torch.cuda.is_available():  # whose driver reserves more than it takes
+        _limit_memory()
     print(f"The app is at {demo.local_url}", flush=True)
     demo.block_thread()
 

@@ -16,6 +16,7 @@ import time
 import tomllib
 import zipfile
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -283,6 +284,47 @@ def test_what_is_no_upload_is_refused_in_words(server, value):
     assert "This is no uploaded file: upload one" in finished(server, answer)
 
 
+@pytest.mark.parametrize("data", [[], [None], [None] * 3, {}, "eer", None])
+def test_another_number_of_values_is_refused_in_words(server, data):
+    answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": data}, timeout=30)
+    assert answer.status_code == 400 and "takes a list of 2 values" in answer.json()["detail"]
+
+
+def test_what_is_not_to_be_chosen_is_refused_in_words(client):
+    clip, portrait = (handle_file(EXAMPLES / name) for name in ("portrait_forged_from_2_s.mp4", "portrait.jpg"))
+    with pytest.raises(Exception, match=r"num_frames is 9: choose one of \(8, 16, 32\)"):
+        client.predict(clip, 9, "eer", api_name="/detect_video")
+    with pytest.raises(Exception, match=r"operating_point is 'nonsense': choose one of eer"):
+        client.predict(portrait, "nonsense", api_name="/detect_image")
+    _, numbers = client.predict(clip, "8", "eer", api_name="/detect_video")  # as the API says it
+    assert numbers["frames_wanted"] == 8
+
+
+def test_an_answer_that_nobody_asked_for_is_none_in_words_and_in_the_log(server):
+    answer = httpx.get(f"{server.url}{API}/call/detect_image/{'0' * 32}", timeout=30)
+    assert "event: error" in answer.text and "This has no answer" in answer.text
+    assert "Traceback" not in server.output.read_text()
+
+
+def announced(count, size=1):
+    """The example's video, whose table says that it has so many frames."""
+    data = bytearray((EXAMPLES / "portrait_forged_from_2_s.mp4").read_bytes())
+    at = data.index(b"stsz") + 8
+    data[at : at + 8] = struct.pack(">II", size, count)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("count", [200_000, 60_000_000, 400_000_000, 2_000_000_000])
+def test_a_video_that_announces_millions_of_frames_takes_neither_memory_nor_time(server, client, tmp_path, count):
+    (tmp_path / "long.mp4").write_bytes(announced(count))
+    began = time.monotonic()
+    said = refusal(client, tmp_path / "long.mp4", "/detect_video", 8, "eer")
+    assert "long.mp4" in said and time.monotonic() - began < 15
+    peak = int(re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())[1])
+    assert server.process.poll() is None and peak < 6 << 20  # kB
+    client.predict(handle_file(EXAMPLES / "portrait.jpg"), "eer", api_name="/detect_image")
+
+
 def test_nor_by_the_queue_or_other_routes(server, listener):
     address, reached = listener
     hostile = file_data(f"{address}/a.jpg")
@@ -413,7 +455,15 @@ def test_a_length_beside_which_chunks_would_count_is_refused(app_module):
 def test_uploads_that_go_while_they_are_counted_take_no_room(app_module, tmp_path, monkeypatch):
     uploads = app_module.Uploads(tmp_path)
     monkeypatch.setattr(uploads, "_files", lambda: [tmp_path / "gone"])
-    assert uploads.room()
+    assert uploads.room(1)
+
+
+def test_uploads_on_their_way_take_room(app_module, tmp_path, monkeypatch):
+    monkeypatch.setattr(app_module, "MOST_FOLDER_BYTES", 10)
+    uploads = app_module.Uploads(tmp_path)
+    with uploads.coming(6):
+        assert uploads.room(4) and not uploads.room(5)
+    assert uploads.room(10)
 
 
 def test_a_request_that_takes_too_long_ends_between_the_frames_that_are_wanted(app_module, monkeypatch):
@@ -433,6 +483,15 @@ def test_a_request_that_takes_too_long_ends_between_the_frames_that_are_wanted(a
     with pytest.raises(ValueError, match=r"took longer than 0\.05 s"):
         list(detector.events("long.mp4"))
     assert left and not detector._one.locked()
+
+
+def test_an_answer_that_is_there_is_given_however_long_it_took(app_module, monkeypatch):
+    monkeypatch.setattr(app_module, "MOST_REQUEST_SECONDS", 0.0)
+    event = {"event": "result", "result": {}}
+    detector = app_module.Detector.__new__(app_module.Detector)
+    detector.pipe = SimpleNamespace(stream=lambda *_, **__: (event for _ in range(1)))
+    detector.InputError, detector._one = ValueError, threading.Lock()
+    assert list(detector.events("short.mp4")) == [event]
 
 
 def test_frames_that_were_not_judged_stand_below_the_axis_of_the_timeline(app_module):
