@@ -43,7 +43,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--model", default="runs/demo", help="folder of a checkpoint, or its id on the Hub (default: runs/demo)"
     )
     parser.add_argument("--json", metavar="FILE", help="where the results go as JSON lines; - is standard output")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="where a table goes, a row a face or person")
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="where a table goes, a row a face or person, in place of the one before; with --json of all in it",
+    )
     parser.add_argument(
         "--annotate",
         type=Path,
@@ -61,6 +66,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--num_frames", type=at_least(1), default=32, help="frames of a video, evenly spaced (default: 32)"
+    )
+    parser.add_argument(
+        "--most_pixels",
+        type=at_least(1),
+        default=50_000_000,
+        help="refuse larger pictures and frames before they are decoded (default: 50000000)",
     )
     parser.add_argument("--batch_size", type=at_least(1), help="faces at a time (default: 16, on a CPU 4)")
     parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="what runs the checkpoint")
@@ -109,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.graph or GRAPH,
             num_frames=arguments.num_frames,
             batch_size=arguments.batch_size,
+            most_pixels=arguments.most_pixels,
             operating_point=arguments.operating_point,
             abstain=not arguments.no_abstain,
             largest_only=arguments.largest_only,

@@ -30,6 +30,7 @@ def at_least(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
         return value
 
+    whole_number.__name__ = "whole number"  # as argparse calls it
     return whole_number
 
 

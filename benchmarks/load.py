@@ -42,6 +42,7 @@ WORK = {
 }
 WARM_UP = 0.25  # share of the time after which memory counts
 TURNED_AWAY = "Queue is full"
+_SKEW = 0.05  # seconds by which visitors who share a core may see what happened too late
 
 
 @dataclass
@@ -145,7 +146,9 @@ def waiting(requests: list[Request]) -> dict[str, float]:
             ahead = [other for other in of_line if other.begun < each.begun and other.ended > each.sent]
             if not ahead:
                 continue
-            result["overtaken"] += any(other.sent > each.joined for other in ahead)
+            result["overtaken"] += any(
+                other.sent > each.joined and other.begun < each.begun - _SKEW for other in ahead
+            )
             wait = each.begun - each.sent
             waits["fair"].append((wait, len(ahead) * mean))
             spent = sum(other.ended - max(other.begun, each.sent) for other in ahead)
@@ -158,6 +161,8 @@ def waiting(requests: list[Request]) -> dict[str, float]:
             f"{line}_wait_max_s": float(np.max(of_all)),
         }
     for name, pairs in waits.items():
+        if not pairs:  # nobody waited
+            continue
         wait, just = np.array(pairs).T
         result |= {
             f"wait_over_{name}_median": float(np.median(wait / just)),

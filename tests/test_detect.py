@@ -243,7 +243,7 @@ def test_what_cannot_work_is_said_in_a_sentence_at_once(run, folder, arguments, 
     ("arguments", "sentence"),
     [
         (["--num_frames", "0"], "--num_frames: must be at least 1, got 0"),
-        (["--batch_size", "x"], "--batch_size: invalid"),
+        (["--batch_size", "x"], "--batch_size: invalid whole number value: 'x'"),
         (["--evidence", "2"], "--evidence: must be in [0, 1], got 2"),
         (["--graph", "model_int8.onnx"], "--graph: is of --backend onnx"),
     ],
