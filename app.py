@@ -42,6 +42,10 @@ os.environ |= {
     "GRADIO_ANALYTICS_CACHE_FREQUENCY": "100",
 }
 
+_PORT = os.environ.get("GRADIO_SERVER_PORT") or "7860"
+if not (_PORT.isascii() and _PORT.isdigit() and 0 < int(_PORT) < 1 << 16):  # else Gradio fails in its own words
+    sys.exit(f"error: GRADIO_SERVER_PORT is {_PORT}: choose a number from 1 to 65535.")
+
 import gradio as gr  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -192,7 +196,7 @@ def _paths(value: Any) -> Iterator[Any]:
 # ----------------------------------------------------------------------------------------------------------- the gate
 
 _API = "/gradio_api"
-_POSTS = re.compile(rf"{_API}/(upload|queue/join|cancel|reset|call/(v2/)?(\w+))/?")
+_POSTS = re.compile(rf"{_API}/(upload|queue/join|cancel|reset|call/(v2/\w+|\w+))/?")
 _CLOSED = re.compile(rf"(?is)(/monitoring|{_API}/(proxy=|stream/|deep_link|dev/|vibe|runs|run-history)).*")
 _FILE = re.compile(rf"{_API}/file[=/](.*)", re.DOTALL)
 _HEARTBEAT = re.compile(rf"{_API}/heartbeat/([\w-]+)")
@@ -300,8 +304,12 @@ class Gate:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        checked = _checked_json(body, post[3])
-        first = iter([{"type": "http.request", "body": checked, "more_body": False}])
+        data = _checked_json(body)
+        if post[1] == "queue/join":
+            _check_values(data, data.get("fn_index"))
+        elif post[2] and not post[2].startswith("v2/"):  # which takes values by their names
+            _check_values(data, post[2])
+        first = iter([{"type": "http.request", "body": json.dumps(data).encode(), "more_body": False}])
 
         async def receive_checked() -> dict:
             return next(first, None) or await receive()
@@ -309,13 +317,8 @@ class Gate:
         return receive_checked, 0
 
 
-def _checked_json(body: bytes, name: str | None) -> bytes:
-    """Return a request's JSON with the paths of uploads, and no others, and no address in it.
-
-    Args:
-        body: of the request.
-        name: of the function that is called, if its address says it.
-    """
+def _checked_json(body: bytes) -> dict:
+    """Return a request's JSON with the paths of uploads, and no others, and no address in it."""
     try:
         data = json.loads(body)
         paths, rest = list(_paths(data)), _without_addresses(data)
@@ -323,11 +326,6 @@ def _checked_json(body: bytes, name: str | None) -> bytes:
         raise _RefusalError(400, "The request is no JSON: see the API that the page describes.") from None
     if not isinstance(data, dict):
         raise _RefusalError(400, "The request is no JSON object: see the API that the page describes.")
-    called = data.get("fn_index") if name is None else name
-    wanted = Gate.values.get(called) if isinstance(called, int | str) else None
-    values = data.get("data")
-    if wanted is not None and "data" in data and not (isinstance(values, list) and len(values) == wanted):
-        raise _RefusalError(400, f"The request takes a list of {wanted} values: see the API that the page describes.")
     session = data.get("session_hash")
     try:
         for path in paths:
@@ -338,7 +336,17 @@ def _checked_json(body: bytes, name: str | None) -> bytes:
         raise _RefusalError(
             403, "This file is not here (any more): uploads are deleted soon after their use. Choose it again."
         ) from None
-    return json.dumps(rest).encode()
+    return rest
+
+
+def _check_values(data: dict, function: Any) -> None:
+    """Refuse a call of what is no function, given by its number or name, or with another number of values."""
+    wanted = Gate.values.get(function) if type(function) in (int, str) else None
+    if wanted is None:
+        raise _RefusalError(400, "There is no such function here: see the API that the page describes.")
+    values = data.get("data")
+    if not (isinstance(values, list) and len(values) == wanted):
+        raise _RefusalError(400, f"The request takes a list of {wanted} values: see the API that the page describes.")
 
 
 def _without_addresses(value: Any) -> Any:
@@ -979,10 +987,10 @@ def main() -> None:
     demo = build(detector)
     threading.Thread(target=sweep_for_ever, args=[demo._queue], daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the uploads are removed at exit
-    port = os.environ.get("GRADIO_SERVER_PORT")  # that one, or none: what stands before the app knows no other
     launch = partial(
         demo.launch,
-        server_port=int(port) if port else None,
+        # That one, or none, if it was asked for: what stands before the app knows no other.
+        server_port=int(_PORT) if "GRADIO_SERVER_PORT" in os.environ else None,
         app_kwargs={"middleware": [Middleware(Gate)], "docs_url": None, "redoc_url": None},
         css=CSS,
         theme=gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
@@ -997,8 +1005,8 @@ def main() -> None:
     )
     try:
         launch()
-    except OSError as error:
-        sys.exit(f"error: {str(error).splitlines()[0]} Set GRADIO_SERVER_PORT to a free one.")
+    except OSError:
+        sys.exit(f"error: the port {_PORT} cannot be opened: set GRADIO_SERVER_PORT to a free one.")
     seal()
     if not torch.cuda.is_available():  # whose driver reserves more than it takes
         _limit_memory()

@@ -49,7 +49,8 @@ _MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|!doctype|!--|[a-z])", re.IGNOR
 #: What browsers, interpreters and readers of documents look for, and how far from either end of a file. At least five
 #: bytes of it are fixed: four stand by chance in one photograph of some thousands.
 _FOREIGN = re.compile(
-    rb"<script[\s/>]|<svg[\s/]+[\w:]+\s*=|<svg\s*/?>|<html[\s/>]|<!doctype|<\?php\s|<iframe[\s/>]|%pdf-1|javascript:",
+    rb"<script[\s/>]|<svg([\s/][^<>\x00\x80-\xff]{0,400})?[=>]|<html[\s/>]|<!doctype|<\?php\s|<iframe[\s/>]|"
+    rb"%pdf-[12]\.|javascript:",
     re.IGNORECASE,
 )
 _ENDS = 65536
@@ -210,8 +211,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
         deep = np.asarray(image)
         grey = np.empty(deep.shape, np.uint8)
+        clear = image.info.get("transparency")
         for row, values in enumerate(deep):  # one by one: a large picture would take gigabytes
             grey[row] = np.round(values.clip(0, 65535) / 257)
+            if isinstance(clear, int):
+                grey[row][values == clear] = 255
         return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -525,7 +525,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 "frame_rate": len(video.numbers) / video.duration if video.duration else None,
                 "frames_wanted": len(numbers),
                 "frames_read": frames_read,
-                "frames_lost": video.lost,
+                "breaks_off": video.breaks_off,
             }
 
     def _detect(self, image: np.ndarray, options: DetectionOptions) -> list[Face]:

@@ -2,7 +2,6 @@
 
 import bisect
 import itertools
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -41,7 +40,9 @@ _CONTAINERS = (
 )
 _OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
 #: Containers in which a frame is found again by its time, by FFmpeg's names.
-_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
+_SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+_TIMED_BY_DECODING = ("avi", "asf")
+_UNTIMED = ("mpegvideo", "m4v", "h264", "hevc")
 #: What the decoder allows of the pixels that are allowed: it pads frames to whole blocks.
 _PADDED, _MOST_OF_FFMPEG = 2, 2**31 - 1
 
@@ -103,12 +104,9 @@ class Video:
     def _read_packets(self, most_frames: int | None) -> None:
         shown: list[int | None] = []
         decoded: list[int | None] = []
-        starts, there = [], 0
+        starts = []
         try:
-            for packet in self._container.demux(self._stream):
-                there += bool(packet.size) or packet.dts is not None
-                if not _holds_frame(packet):
-                    continue
+            for packet in filter(_holds_frame, self._container.demux(self._stream)):
                 if packet.is_keyframe:
                     starts.append(len(shown))
                 shown.append(packet.pts)
@@ -121,21 +119,21 @@ class Video:
             if isinstance(error, InputError):
                 raise
             # A file that breaks off has the frames before the break.
-        self._lost = max(0, self._stream.frames - there)
-        # AVI tells when frames are decoded, not when they are shown, and what PyAV says of that is made up.
-        made_up = self._container.format.name == "avi" and self._stream.codec_context.has_b_frames
-        self._shown_times = not made_up and None not in shown
-        self._seekable = self._shown_times and self._container.format.name in _SEEKABLE
+        # Some containers tell when frames are decoded, not when they are shown, and what PyAV says of that is made up.
+        name = self._container.format.name
+        made_up = name in _UNTIMED or (name in _TIMED_BY_DECODING and self._stream.codec_context.has_b_frames)
+        self._shown_times = not made_up and None not in shown and len(set(shown)) == len(shown)
+        self._seekable = self._shown_times and name in _SEEKABLE
         if self._shown_times:
-            self._times: list[float] = sorted(set(shown))
-        elif None not in decoded:
-            self._times = sorted(set(decoded))
+            self._times: list[float] = sorted(shown)
+        elif None not in decoded and len(set(decoded)) == len(decoded):
+            self._times = sorted(decoded)
         else:
             rate = self._stream.average_rate or self._stream.guessed_rate or 25
             self._times = [number / (rate * self._stream.time_base) for number in range(len(shown))]
-        self._starts: list[int] = []
+        self._starts = [0]  # what an editor cut off may begin before it, and lead into it
         if self._seekable:
-            self._starts = sorted({bisect.bisect_left(self._times, shown[start]) for start in starts})
+            self._starts = sorted({0, *(bisect.bisect_left(self._times, shown[start]) for start in starts)})
 
     @property
     def numbers(self) -> range:
@@ -143,9 +141,13 @@ class Video:
         return range(len(self._times))
 
     @property
-    def lost(self) -> int:
-        """How many frames of those that its header announces are not there, as it breaks off."""
-        return self._lost
+    def breaks_off(self) -> bool:
+        """Whether it is an MP4, MOV or AVI that announces more than the file holds."""
+        size = self.path.stat().st_size
+        if self._container.format.name == "avi":
+            with self.path.open("rb") as file:
+                return int.from_bytes(file.read(8)[4:], "little") + 8 > size
+        return any(entry.pos + entry.size > size for entry in self._stream.index_entries)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -211,16 +213,17 @@ class Video:
         Yields:
             As `read_readable`, and for each other frame that was decoded its number and None.
         """
-        at, frame, decoded = -1, None, iter(())
+        at, frame, before, decoded = -1, None, (-1, None), iter(())
         failed: tuple[int, str] | None = None  # from where on nothing came, and why
         for wanted in sorted(set(numbers)):
-            start = self._starts[max(0, bisect.bisect_right(self._starts, wanted) - 1)] if self._starts else 0
+            start = self._starts[bisect.bisect_right(self._starts, wanted) - 1]
             if failed is None or failed[0] != start:
                 if at < start or failed is not None:
                     at, frame, decoded = -1, None, self._decode_from(start) if self._seekable else self._decode_all()
                 failed = None
                 try:
-                    while at < wanted or frame is None:
+                    while at < wanted:
+                        before = at, frame
                         at, frame = next(decoded)
                         if at < wanted:
                             yield at, None
@@ -228,14 +231,17 @@ class Video:
                     failed = start, "gives no frame {wanted}: it breaks off" + (f" after frame {at}" * (at >= 0))
                 except _ERRORS as error:
                     failed = start, f"cannot be decoded at frame {{wanted}} ({_why(error)})"
+            shown = frame if at == wanted else None
+            if at > wanted and before[0] == wanted - 1:  # each of two fields has a packet, and both are one frame
+                shown = before[1]
             if failed is not None:
                 yield wanted, self._refusal(failed[1].format(wanted=wanted))
-            elif at > wanted:
-                yield wanted, self._refusal(f"gives no frame {wanted}")
+            elif shown is None:
+                yield wanted, self._refusal(f"cannot be decoded at frame {wanted}")
             else:
                 try:
-                    self._check_size(frame.width, frame.height)  # the header may claim another one
-                    image: np.ndarray | InputError = _upright(frame)
+                    self._check_size(shown.width, shown.height)  # the header may claim another one
+                    image: np.ndarray | InputError = _upright(shown)
                 except InputError as error:
                     image = error
                 yield wanted, image
@@ -243,42 +249,46 @@ class Video:
     def _refusal(self, what: str) -> InputError:
         return InputError(f"the video {self.path} {what}: copy or download it again.")
 
-    def _decode_from(self, start: int) -> Iterator[tuple[int, "av.VideoFrame"]]:
+    def _decode_from(self, start: int) -> Iterator[tuple[int, "av.VideoFrame | None"]]:
         """Yield frames and their numbers, from a frame that a decoder can start from."""
         self._container.seek(self._times[start], stream=self._stream)
-        index = start - 1
+        number = start - 1
         for frame in self._container.decode(self._stream):
-            index = index + 1 if frame.pts is None else bisect.bisect_left(self._times, frame.pts)
-            if index >= start:  # frames before it lean on others that were skipped
-                yield index, frame
+            number = self._number(frame, number + 1)
+            yield number, frame if number >= start else None  # those before it lean on others that were skipped
 
-    def _decode_all(self) -> Iterator[tuple[int, "av.VideoFrame"]]:
+    def _decode_all(self) -> Iterator[tuple[int, "av.VideoFrame | None"]]:
         """Yield all frames and their numbers, where seeking is not to be relied on, or no frame's time is known.
 
-        A frame comes out of the decoder with some packet after its own, always as many later. After a packet that
-        cannot be decoded nothing is given up to the next one that a decoder can start from.
+        A frame comes out of the decoder with some packet after its own, always as many later. What leans on a packet
+        that cannot be decoded is None: all up to the next frame that leans on no other.
         """
         with self._open() as container:
             stream = container.streams.video[0]
             self._prepare(stream, threads=1)  # more of them hold frames back, and tell of errors later
-            number, delay, first, sound_from = -1, None, None, 0.0
+            number, delay, first, sound = -1, None, None, True
             packets = filter(_holds_frame, container.demux(stream))
             for index, packet in enumerate(itertools.chain(packets, [None])):
                 try:
                     frames = stream.codec_context.decode(packet)
                 except _ERRORS:
-                    sound_from = math.inf
+                    sound = False
+                    yield number, None
                     continue
-                if packet is not None and packet.is_keyframe:
-                    first = index if first is None else first
-                    sound_from = index if sound_from == math.inf else sound_from
+                if first is None and packet is not None and packet.is_keyframe:
+                    first = index
                 for frame in frames:
                     delay = index - (first or 0) if delay is None else delay
-                    number = max(number + 1, index - delay)
-                    if self._shown_times and frame.pts is not None:
-                        number = bisect.bisect_left(self._times, frame.pts)
-                    if number >= sound_from:
-                        yield number, frame
+                    number = self._number(frame, max(number + 1, index - delay))
+                    sound = sound or frame.key_frame
+                    yield number, frame if sound else None
+
+    def _number(self, frame: "av.VideoFrame", else_number: int) -> int:
+        """Return the number of a frame by when it is shown, if a packet says the same, else another one."""
+        if not self._shown_times or frame.pts is None:
+            return else_number
+        number = bisect.bisect_left(self._times, frame.pts)
+        return number if number < len(self._times) and self._times[number] == frame.pts else else_number
 
     def _check_size(self, width: int, height: int) -> None:
         if self._most_pixels is not None and width * height > self._most_pixels:

@@ -111,9 +111,16 @@ class JsonLines:
     def __init__(self, name: str, record: dict[str, Any], files: Iterable[str]):
         self.done: set[str] = set()
         self._files = {os.path.abspath(file) for file in files}
-        self._path = None if name == "-" else Path(name)
+        self._name = name
+        self._path = None if name == "-" else Path(name).resolve()  # of a link, what it leads to
+        self._lock = None
         if self._path is None:
             self._file: TextIO = sys.stdout
+            return
+        if self._path.exists() and not self._path.is_file():  # a pipe, or a device
+            with _writing(name):
+                self._file = self._path.open("w", encoding="utf-8")
+            self.add(record)
             return
         self._lock = filelock.FileLock(self._path.with_name(f".{self._path.name}.lock"))
         with _writing(name):
@@ -121,7 +128,7 @@ class JsonLines:
                 self._lock.acquire(timeout=0)
             except filelock.Timeout:
                 raise InputError(f"another run writes to {name}: wait for its end, or choose another file.") from None
-            if self._path.is_file() and self._path.stat().st_size > 0:
+            if self._path.exists() and self._path.stat().st_size > 0:
                 self._take_up(json.loads(json.dumps(record)))
             self._file = self._path.open("a", encoding="utf-8")
         if not self._file.tell():
@@ -146,10 +153,10 @@ class JsonLines:
         try:
             entry = json.loads(line)
             kind, stamp = entry["kind"], entry.get("file")
-            path = None if stamp is None else stamp["path"]
+            path = None if stamp is None else str(stamp["path"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"line {number + 1} of {self._path} is no result of this command: choose another file."
+                f"line {number + 1} of {self._name} is no result of this command: choose another file."
             ) from error
         if number == 0:
             if kind != "run" or _decisive(entry) != _decisive(record):
@@ -163,11 +170,11 @@ class JsonLines:
 
     def _difference(self, before: dict[str, Any], record: dict[str, Any]) -> str:
         if before.get("kind") != "run":
-            return f"{self._path} is there and holds no results of this command: choose another file."
+            return f"{self._name} is there and holds no results of this command: choose another file."
         then, now = _decisive(before), _decisive(record)
         names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
         what = ", ".join(f"{name} {then.get(name)!r} and not {now.get(name)!r}" for name in names)
-        return f"the results in {self._path} were made with {what}: choose another file."
+        return f"the results in {self._name} were made with {what}: choose another file."
 
     def results(self) -> Iterator[dict[str, Any]]:
         """Read the results that were there before."""
@@ -179,7 +186,7 @@ class JsonLines:
 
     def add(self, result: dict[str, Any]) -> None:
         """Write a result as one line."""
-        with _writing(self._path or "standard output"):
+        with _writing("standard output" if self._path is None else self._name):
             self._file.write(json.dumps(result, allow_nan=False) + "\n")
             self._file.flush()
 
@@ -188,8 +195,10 @@ class JsonLines:
 
     def __exit__(self, *exception: object) -> None:
         if self._path is not None:
-            self._file.close()
-            self._lock.release()
+            with _writing(self._name):
+                self._file.close()
+            if self._lock is not None:
+                self._lock.release()
 
 
 def _decisive(record: dict[str, Any]) -> dict[str, Any]:

@@ -290,6 +290,13 @@ def test_another_number_of_values_is_refused_in_words(server, data):
     assert answer.status_code == 400 and "takes a list of 2 values" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("function", ["0", 0.0, 999, -1, True, None, [0]])
+def test_what_is_no_function_is_refused_in_words(server, function):
+    body = {"data": [None, "eer"], "fn_index": function, "session_hash": "s"}
+    answer = httpx.post(f"{server.url}{API}/queue/join", json=body, timeout=30)
+    assert answer.status_code == 400 and ("no such function" in answer.json()["detail"] or function is True)
+
+
 def test_what_is_not_to_be_chosen_is_refused_in_words(client):
     clip, portrait = (handle_file(EXAMPLES / name) for name in ("portrait_forged_from_2_s.mp4", "portrait.jpg"))
     with pytest.raises(Exception, match=r"num_frames is 9: choose one of \(8, 16, 32\)"):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -155,6 +156,20 @@ def test_a_first_line_that_was_torn_is_written_anew(run, folder, tmp_path):
 def test_a_full_disk_is_said_in_a_sentence(run, folder, option):
     status = run(folder / "a.png", option, "/dev/full")[0]
     assert status.startswith("error: /dev/full cannot be written (No space left on device)")
+
+
+def test_results_go_into_pipes_and_through_links(run, folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    lines = []
+    reader = threading.Thread(target=lambda: lines.extend((tmp_path / "pipe").read_text().splitlines()))
+    reader.start()
+    assert run(folder / "a.png", "--json", tmp_path / "pipe")[0] == 0
+    reader.join()
+    assert [json.loads(line)["kind"] for line in lines] == ["run", "image"]
+    (tmp_path / "link").symlink_to(tmp_path / "r.jsonl")
+    for _ in range(2):
+        assert run(folder / "a.png", "--json", tmp_path / "link")[0] == 0
+    assert (tmp_path / "link").is_symlink() and len((tmp_path / "r.jsonl").read_text().splitlines()) == 2
 
 
 def test_two_runs_do_not_write_to_one_file(run, folder, tmp_path):

@@ -99,6 +99,13 @@ def test_palettes_grey_and_what_is_transparent(write):
     assert (read_picture(write(with_hole))[0, 0] == 255).all()
 
 
+def test_what_is_transparent_of_16_bits_is_laid_on_white(write):
+    deep = np.full((8, 8), 20_000, np.uint16)
+    deep[2:4] = 7
+    picture = read_picture(write(encoded("PNG", Image.fromarray(deep), transparency=7)))
+    assert (picture[2:4] == 255).all() and (picture[4:] == round(20_000 / 257)).all()
+
+
 def test_cmyk_has_the_colours_it_shows(write):
     colours = np.zeros((32, 64, 3), np.uint8)
     colours[:, :32], colours[:, 32:] = (220, 30, 40), (20, 90, 200)
@@ -125,7 +132,15 @@ def archive():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 @pytest.mark.parametrize(
     "other",
-    [archive(), b"<html><ScRipt>1</script></html>", b"%PDF-1.7\n", b"<svg\n/onload = 1>", b"<SVG>", b"<?php 1"],
+    [
+        archive(),
+        b"<html><ScRipt>1</script></html>",
+        b"%PDF-1.7\n",
+        b"<svg\n/onload = 1>",
+        b"<SVG>",
+        b"<?php 1",
+        b"<svg data-x='1'>",
+    ],
 )
 def test_what_is_something_else_too_is_refused(write, kind, other):
     refused(write(encoded(kind) + other), "is a picture and a script or an archive at once: save")

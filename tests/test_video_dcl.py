@@ -1,5 +1,7 @@
 """Frames of a video come by their number, whatever codec, order, rotation or damage."""
 
+import struct
+
 import av
 import numpy as np
 import pytest
@@ -36,6 +38,20 @@ def write_video(path, frames=60, codec="libx264", options=None, rotation=None, c
     return path
 
 
+def packets_of(path):
+    """Return position and size of each packet of a video in its file."""
+    with av.open(str(path)) as container:
+        return [(packet.pos, packet.size) for packet in container.demux(container.streams.video[0]) if packet.size]
+
+
+def damage(path, packets):
+    """Wipe what some packets hold, but not what the container says of them."""
+    data = bytearray(path.read_bytes())
+    for position, size in (packets_of(path)[packet] for packet in packets):
+        data[position + 8 : position + size] = bytes(size - 8)
+    path.write_bytes(data)
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """60 frames of H.264 with frames that lean on later ones, a start for the decoder every 12."""
@@ -66,6 +82,12 @@ def test_every_wanted_frame_comes_once_in_order_whatever_is_wanted(clip, wanted)
         ("a.ts", "libx264", {"g": "12", "bf": "2", "crf": "10"}),
         ("a.flv", "libx264", {"g": "12", "bf": "2", "crf": "10"}),
         ("a.avi", "mpeg4", {"g": "10", "qscale": "2"}),
+        ("a.avi", "libx264", {"g": "12", "bf": "2", "crf": "10"}),
+        ("a.wmv", "libx264", {"g": "12", "bf": "2", "crf": "10"}),
+        ("a.wmv", "wmv2", {"g": "12", "qscale": "2"}),
+        ("a.vob", "mpeg2video", {"g": "12", "bf": "2", "qscale": "2"}),
+        ("a.m1v", "mpeg1video", {"g": "12", "bf": "2", "qscale": "2"}),
+        ("a.h264", "libx264", {"g": "12", "bf": "2", "crf": "10"}),
         ("a.webm", "libvpx", {"g": "12", "deadline": "realtime", "crf": "10", "b": "1M"}),
         ("a.mp4", "libx265", {"x265-params": "keyint=12:bframes=3:crf=10:log-level=0"}),
     ],
@@ -116,7 +138,7 @@ def test_a_video_that_breaks_off_has_the_frames_before_the_break(tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(data[: len(data) * 2 // 3])
     with Video(broken) as video:
-        assert 10 <= len(video.numbers) < 60 and video.lost == 60 - len(video.numbers)
+        assert 10 <= len(video.numbers) < 60 and video.breaks_off
         wanted = evenly_spaced(len(video.numbers) - 4, 4)
         assert [number_of(image) for _, image in video.read(wanted)] == wanted
 
@@ -166,16 +188,12 @@ def test_size_times_and_duration_are_those_of_the_frames(clip, tmp_path):
 
 def test_a_frame_that_cannot_be_decoded_costs_only_itself(tmp_path):
     path = write_video(tmp_path / "a.avi", 30, "mjpeg")
-    data = bytearray(path.read_bytes())
-    half = len(data) // 2
-    data[half : half + len(data) // 10] = bytes(len(data) // 10)
-    path.write_bytes(data)
+    damage(path, [14, 15, 20])
     with Video(path) as video:
         read = dict(video.read_readable(video.numbers))
-    bad = [number for number, image in read.items() if isinstance(image, InputError)]
-    assert list(read) == list(video.numbers)
-    assert 1 <= len(bad) < 10
-    assert sum(not isinstance(image, InputError) and number_of(image) == n for n, image in read.items()) >= 20
+    assert list(read) == list(video.numbers) == list(range(30))
+    assert [number for number, image in read.items() if isinstance(image, InputError)] == [14, 15, 20]
+    assert all(isinstance(image, InputError) or number_of(image) == number for number, image in read.items())
 
 
 @given(st.integers(1, 5000), st.integers(1, 64))
@@ -201,12 +219,6 @@ def test_avi_which_tells_no_times_of_frames_that_lean_on_later_ones_loses_none(t
         assert [number_of(image) for _, image in video.read([0, 13, 39])] == [0, 13, 39]
 
 
-def packets_of(path):
-    """Return position and size of each packet of a video in its file."""
-    with av.open(str(path)) as container:
-        return [(packet.pos, packet.size) for packet in container.demux(container.streams.video[0]) if packet.size]
-
-
 @pytest.mark.parametrize(
     ("name", "codec", "options"),
     [
@@ -218,15 +230,49 @@ def packets_of(path):
 @pytest.mark.parametrize("damaged", [0, 30])
 def test_damage_costs_what_leans_on_it_and_moves_no_number(tmp_path, name, codec, options, damaged):
     path = write_video(tmp_path / name, 96, codec, options)
-    position, size = packets_of(path)[damaged]
-    data = bytearray(path.read_bytes())
-    data[position + 8 : position + size] = bytes(size - 8)  # but what a container says of it
-    path.write_bytes(data)
+    damage(path, [damaged])
     with Video(path) as video:
         read = dict(video.read_readable(video.numbers))
     good = {number for number, image in read.items() if not isinstance(image, InputError)}
     assert all(number_of(read[number]) == number for number in good if not damaged - 14 <= number < damaged + 14)
     assert len(good) >= 96 - 2 * 14
+
+
+def test_nothing_is_given_after_damage_before_a_frame_that_leans_on_no_other(tmp_path):
+    path = write_video(tmp_path / "a.avi", 96, "libx264", {"bf": "2", "g": "24", "crf": "10", "sc_threshold": "0"})
+    damage(path, [30])
+    with Video(path) as video:
+        walked = [(number, image) for number, image in video.walk([95])]
+    assert len(walked) >= 94 and number_of(walked[-1][1]) == 95  # what is passed over is told of, too
+
+
+def cut_by_an_editor(clip, path, first):
+    """Copy a video without decoding, and let an edit list begin it with a frame between two starts."""
+    with av.open(str(clip)) as source, av.open(str(path), "w") as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                copy.mux(packet)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 12  # version, flags and number of entries are before it
+    duration, media_time = struct.unpack(">Ii", data[at : at + 8])
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        skipped = round(first / 25 / stream.time_base)
+    shorter = duration - round(duration * first / 60)
+    data[at : at + 8] = struct.pack(">Ii", shorter, media_time + skipped)
+    path.write_bytes(data)
+
+
+def test_a_video_that_was_trimmed_between_two_starts_has_all_that_is_shown(clip, tmp_path):
+    cut_by_an_editor(clip, tmp_path / "trimmed.mp4", 5)
+    with av.open(str(tmp_path / "trimmed.mp4")) as container:
+        expected = [number_of(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    assert expected[0] > 2 and len(expected) >= 50
+    with Video(tmp_path / "trimmed.mp4") as video:
+        assert [number_of(image) for _, image in video.read(video.numbers)] == expected
+        assert not video.breaks_off
 
 
 def test_a_video_of_too_many_frames_is_left_as_they_are_counted(clip):
@@ -242,7 +288,7 @@ def test_an_avi_that_breaks_off_before_its_index_has_the_frames_before_the_break
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 9 // 10])
         with Video(path) as video:
             wanted = evenly_spaced(len(video.numbers) - 4, 6)
-            assert len(video.numbers) >= 20 and video.lost == 60 - len(video.numbers)
+            assert len(video.numbers) >= 20 and video.breaks_off
             assert [number_of(image) for _, image in video.read(wanted)] == wanted
 
 
