@@ -6,7 +6,7 @@ The app runs in a process of its own, on loopback. Each visitor uploads a pictur
 waits for what becomes of it, and comes again; who finds the line full comes back a moment later. Prints how many
 requests were answered, refused and turned away, the memory of the app's process, and how long requests waited against
 what is fair: the number of requests ahead of them in their line, of pictures or of videos, times the mean time that
-one of that line takes.
+one of that line takes that is answered.
 """
 
 import argparse
@@ -54,6 +54,7 @@ class Request:
     joined: float = float("nan")
     begun: float = float("nan")
     ended: float = float("nan")
+    answered: bool = False
 
 
 class Visitors:
@@ -118,6 +119,7 @@ class Visitors:
                     request.ended = time.monotonic()
                     message = json.loads(line[6:])
                     if message["success"]:
+                        request.answered = True
                         return "answered", message["output"]["data"][1]["sentence"]
                     return "refused", message["output"].get("error") or ""
         return "no answer", ""
@@ -132,16 +134,17 @@ class Visitors:
 def waiting(requests: list[Request]) -> dict[str, float]:
     """Return how long requests waited against what is fair, for those that were not alone in their line.
 
-    Fair is the number of requests ahead times the mean time of one. Not every one takes the mean time, so also against
-    the time that those ahead really took. Ahead is who was begun before; nobody should be who was sent after a request
-    had been let in.
+    Fair is the number of requests ahead times the mean time of one that is answered. Not every one takes the mean, so
+    also against the time that those ahead really took. Ahead is who was begun before; nobody should be who was sent
+    after a request had been let in.
     """
     served = [each for each in requests if each.ended == each.ended and each.begun == each.begun]
     waits: dict[str, list[tuple[float, float]]] = {"fair": [], "time_of_those_ahead": []}  # and what they are held to
     result: dict[str, float] = {"requests": len(served), "overtaken": 0}
     for line in sorted({each.line for each in served}):
         of_line = [each for each in served if each.line == line]
-        mean = float(np.mean([each.ended - each.begun for each in of_line]))
+        answered = [each for each in of_line if each.answered] or of_line
+        mean = float(np.mean([each.ended - each.begun for each in answered]))
         for each in of_line:
             ahead = [other for other in of_line if other.begun < each.begun and other.ended > each.sent]
             if not ahead:
