@@ -215,6 +215,7 @@ class Video:
         """
         at, frame, before, decoded = -1, None, (-1, None), iter(())
         failed: tuple[int, str] | None = None  # from where on nothing came, and why
+        in_fields = False  # each of the two fields of a frame has a packet, and so a number
         for wanted in sorted(set(numbers)):
             start = self._starts[bisect.bisect_right(self._starts, wanted) - 1]
             if failed is None or failed[0] != start:
@@ -225,15 +226,16 @@ class Video:
                     while at < wanted:
                         before = at, frame
                         at, frame = next(decoded)
+                        in_fields = in_fields or (before[1] is not None and at == before[0] + 2)
                         if at < wanted:
                             yield at, None
                 except StopIteration:
-                    failed = start, "gives no frame {wanted}: it breaks off" + (f" after frame {at}" * (at >= 0))
+                    if not (in_fields and at == wanted - 1 and frame is not None):
+                        failed = start, "gives no frame {wanted}: it breaks off" + (f" after frame {at}" * (at >= 0))
                 except _ERRORS as error:
                     failed = start, f"cannot be decoded at frame {{wanted}} ({_why(error)})"
-            shown = frame if at == wanted else None
-            if at > wanted and before[0] == wanted - 1:  # each of two fields has a packet, and both are one frame
-                shown = before[1]
+            # The second field of a frame shows what the first one does.
+            shown = frame if at == wanted else before[1] if before[0] == wanted - 1 else None
             if failed is not None:
                 yield wanted, self._refusal(failed[1].format(wanted=wanted))
             elif shown is None:
