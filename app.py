@@ -8,7 +8,6 @@ Sections: limits, uploads, the gate (what is let in), the detector, what is show
 
 import atexit
 import base64
-import contextlib
 import ctypes
 import html
 import io
@@ -425,11 +424,9 @@ class Detector:
             "face-forgery-detection", model=name, trust_remote_code=True, device=0 if cuda else -1
         )
         self.device = torch.cuda.get_device_name(0) if cuda else "CPU"
-        code = sys.modules[type(self.pipe).__module__]
-        self.InputError, self.read_picture = code.InputError, code.read_picture
-        self.file_kind, self.to_json = code.file_kind, self.pipe.to_json
+        self.InputError, self.read_picture = self.pipe.InputError, self.pipe.read_picture
+        self.file_kind, self.to_json = self.pipe.file_kind, self.pipe.to_json
         self._one = threading.Lock()  # a request that was cancelled may still be in its last step
-        list(self.events(np.zeros((64, 64, 3), np.uint8)))  # the face finder is loaded now
 
     @property
     def is_demonstration(self) -> bool:
@@ -950,7 +947,7 @@ def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str
 
 def _return_memory() -> None:
     """Have malloc give back what large pictures took, and not keep a heap for each of Gradio's threads."""
-    with contextlib.suppress(OSError, AttributeError):  # where the C library is another one
+    with suppress(OSError, AttributeError):  # where the C library is another one
         for parameter, value in ((-8, 2), (-3, 32 << 20), (-1, 64 << 20)):  # arenas, mmap and trim thresholds
             ctypes.CDLL(None).mallopt(parameter, value)
 
@@ -987,24 +984,22 @@ def main() -> None:
     demo = build(detector)
     threading.Thread(target=sweep_for_ever, args=[demo._queue], daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the uploads are removed at exit
-    launch = partial(
-        demo.launch,
-        # That one, or none, if it was asked for: what stands before the app knows no other.
-        server_port=int(_PORT) if "GRADIO_SERVER_PORT" in os.environ else None,
-        app_kwargs={"middleware": [Middleware(Gate)], "docs_url": None, "redoc_url": None},
-        css=CSS,
-        theme=gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
-        max_file_size=MOST_UPLOAD_BYTES,
-        max_threads=8,
-        state_session_capacity=200,
-        run_history=False,
-        footer_links=["api"],
-        ssr_mode=False,
-        quiet=True,
-        prevent_thread_lock=True,
-    )
     try:
-        launch()
+        demo.launch(
+            # That one, or none, if it was asked for: what stands before the app knows no other.
+            server_port=int(_PORT) if "GRADIO_SERVER_PORT" in os.environ else None,
+            app_kwargs={"middleware": [Middleware(Gate)], "docs_url": None, "redoc_url": None},
+            css=CSS,
+            theme=gr.themes.Default(primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+            max_file_size=MOST_UPLOAD_BYTES,
+            max_threads=8,
+            state_session_capacity=200,
+            run_history=False,
+            footer_links=["api"],
+            ssr_mode=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
     except OSError:
         sys.exit(f"error: the port {_PORT} cannot be opened: set GRADIO_SERVER_PORT to a free one.")
     seal()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcl.errors_dcl import InputError, at_least, reason, report_input_errors
+from dcl.images_dcl import MOST_PIXELS
 
 if TYPE_CHECKING:
     from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
@@ -70,8 +71,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--most_pixels",
         type=at_least(1),
-        default=50_000_000,
-        help="refuse larger pictures and frames before they are decoded (default: 50000000)",
+        default=MOST_PIXELS,
+        help="refuse larger pictures and frames before they are decoded (default: %(default)s)",
     )
     parser.add_argument("--batch_size", type=at_least(1), help="faces at a time (default: 16, on a CPU 4)")
     parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="what runs the checkpoint")
@@ -145,13 +146,13 @@ def find_inputs(names: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
         InputError: if a name is of nothing, or a folder holds nothing to judge.
     """
     roots: dict[str, Path] = {}
-    spelled: dict[str, str] = {}  # how the file of an absolute path was named first
+    seen: set[str] = set()  # absolute paths: one file may be named in two ways
     for name in names:
         path = Path(name)
         if not name:  # to a Path, the current folder
             raise InputError("one of the names of files and folders is empty: leave it out.")
         if path.is_dir():
-            from dcl.pipeline_dcl import find_files  # imports torch: only where it is needed
+            from dcl.inputs_dcl import find_files  # imports torch: only where it is needed
 
             found = {str(file): path for file in find_files(path)}
         elif path.is_file():
@@ -159,8 +160,9 @@ def find_inputs(names: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
         else:
             raise InputError(f"there is no file and no folder {name}: check its path.")
         for file, root in found.items():
-            if spelled.setdefault(os.path.abspath(file), file) == file:
-                roots.setdefault(file, root)
+            if (path_of_file := os.path.abspath(file)) not in seen:
+                seen.add(path_of_file)
+                roots[file] = root
     return list(roots), roots
 
 

@@ -7,30 +7,22 @@
 Everything that decides an answer comes with the checkpoint: how faces are cut, how margins become probabilities, from
 where on a face is called forged, and what lies too far from what the model saw to be judged at all.
 
-`verdicts_dcl.py` has the rules of the verdicts. `pipe.annotate(picture, result["faces"])` draws what was found, and
-`pipe.to_json(result)` makes plain values of it.
+`inputs_dcl.py` finds the pictures and videos, `verdicts_dcl.py` has the rules of the verdicts.
+`pipe.annotate(picture, result["faces"])` draws what was found, and `pipe.to_json(result)` makes plain values of it.
 """
 
 import copy
-import http.client
-import io
 import json
-import os
-import re
-import tempfile
 import threading
-import urllib.parse
-import urllib.request
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import Pipeline, PreTrainedModel
 
 from .abstention_dcl import NOT_FINITE, FaceQuality, check_dimension, distances, measure_face, reason_to_abstain
@@ -52,14 +44,8 @@ from .faces_dcl import (
 )
 from .hub_dcl import hub_is_reachable, may_be_repository
 from .image_processing_dcl import DCLImageProcessor
-from .images_dcl import (
-    MOST_PIXELS,
-    OTHER_PICTURE_SUFFIXES,
-    PICTURE_KINDS,
-    PICTURE_SUFFIXES,
-    file_kind,
-    read_picture,
-)
+from .images_dcl import MOST_PIXELS, file_kind, read_picture
+from .inputs_dcl import downloaded, each_of, is_address, is_several, is_video, name_of
 from .modeling_dcl import DCLForImageClassification
 from .onnx_dcl import GRAPH, OnnxClassifier
 from .verdicts_dcl import (
@@ -71,7 +57,7 @@ from .verdicts_dcl import (
     to_json,
     video_result,
 )
-from .video_dcl import VIDEO_SUFFIXES, Video, evenly_spaced
+from .video_dcl import Video, evenly_spaced
 
 try:  # drawing and finding faces needs it, and says so
     import cv2
@@ -79,11 +65,6 @@ except ImportError:
     cv2 = None
 
 BACKENDS = ("torch", "onnx")
-#: What can be iterated over, and is one thing nevertheless, of which `read_picture` says whether it is a picture.
-_SINGLE = (np.ndarray, torch.Tensor, Image.Image, bytes, bytearray, memoryview, Mapping, io.IOBase)
-_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
-_MOST_DOWNLOADED = 2 << 30  # bytes
-_PATIENCE, _LONGEST_DOWNLOAD = 30.0, 600.0  # seconds without a byte of a download, and for all of it
 _GAP = 3  # frames that a person may be out of sight
 _PASSED = 32  # frames that are decoded on the way to a wanted one, after which the caller is asked whether to go on
 #: Of 255, mean difference of the thumbnails of two frames above which the scene is another: within the talking face's
@@ -231,13 +212,16 @@ class FaceForgeryDetectionPipeline(Pipeline):
 
     Attributes:
         options: what holds for calls that do not say otherwise.
+        crop: how faces are cut for the checkpoint.
 
     Raises:
         InputError: if an option is wrong, the face detector is not there, or the checkpoint does not say how its faces
             are cut for it, or says of other embeddings than its own how far is too far.
     """
 
-    to_json = staticmethod(to_json)  # with the pipeline, whoever has no other code than the checkpoint's has it
+    # With the pipeline, whoever has no other code than the checkpoint's has these.
+    InputError = InputError
+    file_kind, read_picture, to_json = staticmethod(file_kind), staticmethod(read_picture), staticmethod(to_json)
 
     _load_processor = False
     _load_image_processor = True
@@ -334,7 +318,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
     @property
     def _name(self) -> str:
         """How sentences call the checkpoint."""
-        return _name_of(self.model) or "the checkpoint"
+        return name_of(self.model) or "the checkpoint"
 
     def _checked_crop(self) -> dict[str, Any]:
         """Return how faces are cut, once it is known that the image processor makes of them what the model takes."""
@@ -376,7 +360,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         Raises:
             InputError: if an option is wrong, or a single input cannot be read.
         """
-        several = _is_several(inputs)
+        several = is_several(inputs)
         results = [result for event in self.stream(inputs, **options) if (result := result_of(event)) is not None]
         return results if several else results[0]
 
@@ -402,8 +386,8 @@ class FaceForgeryDetectionPipeline(Pipeline):
         if chosen.batch_size is None:
             chosen = replace(chosen, batch_size=4 if self.device.type == "cpu" else 16)
         threshold = self._threshold("frame", chosen)
-        several = _is_several(inputs)
-        return self._stream(_each(inputs) if several else iter([inputs]), several, threshold, chosen)
+        several = is_several(inputs)
+        return self._stream(each_of(inputs) if several else iter([inputs]), several, threshold, chosen)
 
     def read_frames(self, path: str | Path, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield frames of a video in order, each with its number: RGB, uint8 (height, width, 3), upright.
@@ -434,7 +418,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         subjects: deque[_Subject] = deque()
         faces: list[_Found] = []  # of the last subjects, fewer than a batch
         for item in inputs:
-            subject = _Subject(_name_of(item), threshold)
+            subject = _Subject(name_of(item), threshold)
             subjects.append(subject)
             try:
                 for step in self._look(item, subject, options):
@@ -466,11 +450,11 @@ class FaceForgeryDetectionPipeline(Pipeline):
     def _look(self, item: Any, subject: _Subject, options: DetectionOptions) -> Iterator[_Step]:
         """Read one input, and yield the faces as they are found."""
         with ExitStack() as stack:
-            if isinstance(item, str) and _ADDRESS.match(item):
+            if is_address(item):
                 if not options.allow_urls:
                     raise InputError(f"{item} is an address: pass allow_urls=True to have it fetched.")
-                item = stack.enter_context(_downloaded(item))
-            if _is_video(item):
+                item = stack.enter_context(downloaded(item))
+            if is_video(item):
                 yield from self._look_at_video(Path(item), subject, options)
                 return
             image = read_picture(item, options.most_pixels)
@@ -646,160 +630,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
 
 TASK = next(iter(CUSTOM_PIPELINES))
 
-# ------------------------------------------------------------------------------------------------------------- inputs
-
-
-def find_files(folder: str | Path) -> list[Path]:
-    """Return the pictures and videos of a folder and its sub-folders by their suffixes, in the order of their paths.
-
-    Hidden files and folders are left out, and links to folders are not followed. Pictures of kinds that are not read
-    are among them, and a folder that cannot be listed stands for what is in it: what is not judged is named.
-
-    Raises:
-        InputError: if there are none.
-    """
-    found: list[Path] = []
-
-    def keep(error: OSError) -> None:
-        found.append(Path(error.filename))
-
-    for place, folders, names in os.walk(folder, onerror=keep):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        suffixes = PICTURE_SUFFIXES | OTHER_PICTURE_SUFFIXES | VIDEO_SUFFIXES
-        found += [
-            Path(place, name)
-            for name in sorted(names)
-            if Path(name).suffix.lower() in suffixes and not name.startswith(".")
-        ]
-    if not found:
-        raise _nothing_in(folder)
-    return found
-
-
-def _nothing_in(folder: str | Path) -> InputError:
-    return InputError(f"{folder} holds no picture and no video: give a folder that does.")
-
-
-def _is_several(inputs: Any) -> bool:
-    if isinstance(inputs, str | Path):
-        return not _is_address(inputs) and os.path.isdir(inputs)
-    return isinstance(inputs, Iterable) and not isinstance(inputs, _SINGLE)
-
-
-def _is_address(item: Any) -> bool:
-    return isinstance(item, str) and _ADDRESS.match(item) is not None
-
-
-def _each(inputs: Any) -> Iterator[Any]:
-    """Yield the single inputs of a folder or a list, in which there may be folders."""
-    for item in find_files(inputs) if isinstance(inputs, str | Path) else inputs:
-        if not isinstance(item, str | Path) or not _is_several(item):
-            yield item
-            continue
-        try:
-            files = find_files(item)
-        except InputError:  # said where an input is looked at, so that it costs the others nothing
-            files = [item]
-        yield from files
-
-
-def _name_of(item: Any) -> str | None:
-    if isinstance(item, str | Path):
-        return str(item)
-    return str(getattr(item, "name_or_path", None) or getattr(item, "filename", None) or "") or None
-
-
-def _is_video(item: Any) -> bool:
-    """Whether a path leads to a video, by what is in it; raises `InputError` where its name says another thing."""
-    if not isinstance(item, str | Path):
-        return False
-    path = Path(item)
-    if not str(item):  # to a Path, the current folder
-        raise InputError("the name of the file is empty: give its path.")
-    try:
-        if path.is_dir():
-            try:
-                os.scandir(item).close()
-            except OSError as error:
-                raise InputError(f"the folder {path} cannot be listed: check its permissions.") from error
-            raise _nothing_in(path)
-        if not path.is_file():
-            if os.path.exists(item):
-                raise InputError(f"{path} is no regular file: copy what it gives into one.")
-            raise InputError(f"there is no file {path}: check its path.")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}): check its path and its permissions.") from error
-    kind, suffix = file_kind(path), path.suffix.lower()
-    if kind == "video" and suffix in PICTURE_SUFFIXES:
-        raise InputError(f"{path} is a video under the name of a picture: give it the name of what it is.")
-    if kind in PICTURE_KINDS and suffix in VIDEO_SUFFIXES:
-        raise InputError(f"{path} is a picture under the name of a video: give it the name of what it is.")
-    return kind == "video" or (kind in ("no picture", "empty") and suffix in VIDEO_SUFFIXES)
-
-
-@contextmanager
-def _downloaded(address: str) -> Iterator[Path]:
-    """Fetch an address into a file that is there inside of the `with`, where errors name the address instead."""
-    suffix = Path(address.split("?")[0].split("#")[0]).suffix.lower()
-    with tempfile.TemporaryDirectory(prefix="dcl-") as folder:
-        path = Path(folder, f"file{suffix if suffix in PICTURE_SUFFIXES | VIDEO_SUFFIXES else ''}")
-        try:
-            with path.open("wb") as file:
-                _download(address, file)
-            yield path
-        except InputError as error:
-            raise InputError(str(error).replace(str(path), address)) from error
-
-
-def _download(address: str, file: BinaryIO) -> None:
-    """Fetch an address, with a bound for all of it: the timeout of a connection begins anew with every byte."""
-    failures: list[Exception] = []
-
-    def fetch() -> None:
-        try:
-            _fetch(address, file)
-        except Exception as error:  # raised below
-            failures.append(error)
-
-    thread = threading.Thread(target=fetch, daemon=True)
-    thread.start()
-    thread.join(_LONGEST_DOWNLOAD)
-    if thread.is_alive():  # its next write fails, as the file will be closed
-        raise InputError(
-            f"{address} has not come within {_LONGEST_DOWNLOAD:g} s: fetch it by other means, and give the file."
-        )
-    if failures:
-        error = failures[0]
-        if isinstance(error, InputError):
-            raise error
-        if isinstance(error, http.client.IncompleteRead):
-            why = "it broke off"
-        else:
-            why = getattr(error, "reason", error)  # of a URLError, a text or what lies beneath
-            why = reason(why) if isinstance(why, Exception) else why
-        raise InputError(f"{address} cannot be fetched ({why}): check it and the network.") from error
-
-
-def _fetch(address: str, file: BinaryIO) -> None:
-    opener = urllib.request.OpenerDirector()  # the usual one follows redirections to FTP, too
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    quoted = urllib.parse.quote(address, safe="%/:?#[]@!$&'()*+,;=~")
-    with opener.open(quoted, timeout=_PATIENCE) as answer:
-        while part := answer.read1(1 << 16):
-            file.write(part)
-            if file.tell() > _MOST_DOWNLOADED:
-                raise InputError(f"{address} has more than {_MOST_DOWNLOADED >> 30} GiB: give a smaller file.")
-        if answer.length:  # of what the server said there would be, what did not come
-            raise http.client.IncompleteRead(b"", answer.length)
+# ------------------------------------------------------------------------------------------------------- checkpoints
 
 
 def _check_checkpoint(folder: Path, backend: str) -> None:
@@ -862,6 +693,5 @@ __all__ = [
     "TASK",
     "DetectionOptions",
     "FaceForgeryDetectionPipeline",
-    "find_files",
     "result_of",
 ]

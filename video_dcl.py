@@ -41,8 +41,8 @@ _CONTAINERS = (
 _OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
 #: Containers in which a frame is found again by its time, by FFmpeg's names.
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-_TIMED_BY_DECODING = ("avi", "asf")
-_UNTIMED = ("mpegvideo", "m4v", "h264", "hevc")
+#: Those that tell of frames that lean on later ones when they are decoded, and those that tell no times at all.
+_TIMED_BY_DECODING, _UNTIMED = ("avi", "asf"), ("mpegvideo", "m4v", "h264", "hevc")
 #: What the decoder allows of the pixels that are allowed: it pads frames to whole blocks.
 _PADDED, _MOST_OF_FFMPEG = 2, 2**31 - 1
 

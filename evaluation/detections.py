@@ -177,8 +177,8 @@ class JsonLines:
         return f"the results in {self._name} were made with {what}: choose another file."
 
     def results(self) -> Iterator[dict[str, Any]]:
-        """Read the results that were there before."""
-        if self._path is not None:
+        """Read the results that were there before; a pipe has none."""
+        if self._lock is not None:
             with self._path.open(encoding="utf-8") as file:
                 next(file)
                 for line in file:

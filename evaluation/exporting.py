@@ -27,7 +27,7 @@ from ..dataset_dcl import FAKE, REAL, decode_image, name_row
 from ..errors_dcl import InputError, reason
 from ..faces_dcl import YUNET_FILE, copy_yunet
 from ..modeling_dcl import DCLForImageClassification
-from ..onnx_dcl import INPUT, OUTPUTS, OnnxClassifier
+from ..onnx_dcl import GRAPH, INPUT, OUTPUTS, OnnxClassifier
 from .inputs import Checkpoint, EvaluationSet
 from .metrics import binary_metrics, rank_scores
 from .predictions import predict
@@ -43,7 +43,7 @@ except ImportError:  # evaluation does without
 
 logger = logging.getLogger(__name__)
 
-MODEL, INT8_MODEL, RECORD = "model.onnx", "model_int8.onnx", "export.json"
+INT8_MODEL, RECORD = "model_int8.onnx", "export.json"
 PACKAGE = Path(__file__).parents[1]
 #: How far an output may be from the model's: of one whose values exceed 1, as a part of the largest.
 TOLERANCE = 1e-4
@@ -253,7 +253,7 @@ def write_int8(source: Path, path: Path, pixel_values: torch.Tensor, method: str
         extra["CalibPercentile"] = PERCENTILE
     try:
         with _quiet(), tempfile.TemporaryDirectory(prefix="dcl-int8-") as folder:
-            prepared = Path(folder) / MODEL
+            prepared = Path(folder) / GRAPH
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
             graph = onnx.load(prepared)
             for number, node in enumerate(graph.graph.node):
@@ -371,7 +371,7 @@ def check_output(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return
-    ours = {MODEL, INT8_MODEL, RECORD, YUNET_FILE, "config.json", "preprocessor_config.json", "__pycache__"}
+    ours = {GRAPH, INT8_MODEL, RECORD, YUNET_FILE, "config.json", "preprocessor_config.json", "__pycache__"}
     foreign = [name for name in names if name not in ours and not name.endswith("_dcl.py")]
     if foreign or RECORD not in names:
         raise InputError(
@@ -445,8 +445,8 @@ def _fill(
     data: EvaluationSet | None,
     int8: bool,
 ) -> dict[str, Any]:
-    write_graph(model, folder / MODEL)
-    graph = OnnxClassifier(folder / MODEL, model.config)
+    write_graph(model, folder / GRAPH)
+    graph = OnnxClassifier(folder / GRAPH, model.config)
     if data is None:
         size = model.config.image_size
         generator = torch.Generator().manual_seed(0)
@@ -485,7 +485,6 @@ def write_code(folder: Path) -> None:
 
 __all__ = [
     "INT8_MODEL",
-    "MODEL",
     "RECORD",
     "TOLERANCE",
     "ClassifierOutputs",

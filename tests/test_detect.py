@@ -163,7 +163,7 @@ def test_results_go_into_pipes_and_through_links(run, folder, tmp_path):
     lines = []
     reader = threading.Thread(target=lambda: lines.extend((tmp_path / "pipe").read_text().splitlines()))
     reader.start()
-    assert run(folder / "a.png", "--json", tmp_path / "pipe")[0] == 0
+    assert run(folder / "a.png", "--json", tmp_path / "pipe", "--csv", tmp_path / "r.csv")[0] == 0
     reader.join()
     assert [json.loads(line)["kind"] for line in lines] == ["run", "image"]
     (tmp_path / "link").symlink_to(tmp_path / "r.jsonl")

@@ -23,7 +23,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import pipeline
 
-from dcl import pipeline_dcl
+from dcl import inputs_dcl, pipeline_dcl
 from dcl.abstention_dcl import Abstention, pack
 from dcl.calibration_dcl import calibrate
 from dcl.configuration_dcl import DCLConfig
@@ -34,8 +34,9 @@ from dcl.evaluation.exporting import write_graph
 from dcl.faces_dcl import YUNET_FILE, crop_transform, cut
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.images_dcl import read_picture
+from dcl.inputs_dcl import find_files
 from dcl.modeling_dcl import DCLForImageClassification
-from dcl.pipeline_dcl import TASK, FaceForgeryDetectionPipeline, find_files
+from dcl.pipeline_dcl import TASK, FaceForgeryDetectionPipeline
 from dcl.tests.checkpoints import CALIBRATION, CROP, save_checkpoint
 from dcl.tests.raw_data_sets import TALKING, encode, person_frames
 from dcl.verdicts_dcl import to_json
@@ -491,7 +492,7 @@ class _BadServer(http.server.BaseHTTPRequestHandler):
     ],
 )
 def test_downloads_go_nowhere_else_are_whole_and_end(pipe, monkeypatch, path, sentence):
-    monkeypatch.setattr(pipeline_dcl, "_LONGEST_DOWNLOAD", 0.5)
+    monkeypatch.setattr(inputs_dcl, "_LONGEST_DOWNLOAD", 0.5)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _BadServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(InputError, match=sentence):

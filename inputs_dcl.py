@@ -1,0 +1,195 @@
+"""What may be given to the pipeline: files, folders, lists and addresses, and which of them are videos."""
+
+import http.client
+import io
+import os
+import re
+import tempfile
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .errors_dcl import InputError, reason
+from .images_dcl import OTHER_PICTURE_SUFFIXES, PICTURE_KINDS, PICTURE_SUFFIXES, file_kind
+from .video_dcl import VIDEO_SUFFIXES
+
+#: What can be iterated over, and is one thing nevertheless, of which `read_picture` says whether it is a picture.
+_SINGLE = (np.ndarray, torch.Tensor, Image.Image, bytes, bytearray, memoryview, Mapping, io.IOBase)
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+_MOST_DOWNLOADED = 2 << 30  # bytes
+_PATIENCE, _LONGEST_DOWNLOAD = 30.0, 600.0  # seconds without a byte of a download, and for all of it
+
+
+def find_files(folder: str | Path) -> list[Path]:
+    """Return the pictures and videos of a folder and its sub-folders by their suffixes, in the order of their paths.
+
+    Hidden files and folders are left out, and links to folders are not followed. Pictures of kinds that are not read
+    are among them, and a folder that cannot be listed stands for what is in it: what is not judged is named.
+
+    Raises:
+        InputError: if there are none.
+    """
+    found: list[Path] = []
+
+    def keep(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for place, folders, names in os.walk(folder, onerror=keep):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        suffixes = PICTURE_SUFFIXES | OTHER_PICTURE_SUFFIXES | VIDEO_SUFFIXES
+        found += [
+            Path(place, name)
+            for name in sorted(names)
+            if Path(name).suffix.lower() in suffixes and not name.startswith(".")
+        ]
+    if not found:
+        raise _nothing_in(folder)
+    return found
+
+
+def _nothing_in(folder: str | Path) -> InputError:
+    return InputError(f"{folder} holds no picture and no video: give a folder that does.")
+
+
+def is_several(inputs: Any) -> bool:
+    """Whether this is a folder or a list, and not one picture or video."""
+    if isinstance(inputs, str | Path):
+        return not is_address(inputs) and os.path.isdir(inputs)
+    return isinstance(inputs, Iterable) and not isinstance(inputs, _SINGLE)
+
+
+def is_address(item: Any) -> bool:
+    """Whether this is an http or https address."""
+    return isinstance(item, str) and _ADDRESS.match(item) is not None
+
+
+def each_of(inputs: Any) -> Iterator[Any]:
+    """Yield the single inputs of a folder or a list, in which there may be folders."""
+    for item in find_files(inputs) if isinstance(inputs, str | Path) else inputs:
+        if not isinstance(item, str | Path) or not is_several(item):
+            yield item
+            continue
+        try:
+            files = find_files(item)
+        except InputError:  # said where an input is looked at, so that it costs the others nothing
+            files = [item]
+        yield from files
+
+
+def name_of(item: Any) -> str | None:
+    """Return how results call an input, None if it has no name."""
+    if isinstance(item, str | Path):
+        return str(item)
+    return str(getattr(item, "name_or_path", None) or getattr(item, "filename", None) or "") or None
+
+
+def is_video(item: Any) -> bool:
+    """Whether an input is the path of a video, by what is in it.
+
+    Raises:
+        InputError: if nothing can be read there, or its name says that it is another thing.
+    """
+    if not isinstance(item, str | Path):
+        return False
+    path = Path(item)
+    if not str(item):  # to a Path, the current folder
+        raise InputError("the name of the file is empty: give its path.")
+    try:
+        if path.is_dir():
+            try:
+                os.scandir(item).close()
+            except OSError as error:
+                raise InputError(f"the folder {path} cannot be listed: check its permissions.") from error
+            raise _nothing_in(path)
+        if not path.is_file():
+            if os.path.exists(item):
+                raise InputError(f"{path} is no regular file: copy what it gives into one.")
+            raise InputError(f"there is no file {path}: check its path.")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): check its path and its permissions.") from error
+    kind, suffix = file_kind(path), path.suffix.lower()
+    if kind == "video" and suffix in PICTURE_SUFFIXES:
+        raise InputError(f"{path} is a video under the name of a picture: give it the name of what it is.")
+    if kind in PICTURE_KINDS and suffix in VIDEO_SUFFIXES:
+        raise InputError(f"{path} is a picture under the name of a video: give it the name of what it is.")
+    return kind == "video" or (kind in ("no picture", "empty") and suffix in VIDEO_SUFFIXES)
+
+
+@contextmanager
+def downloaded(address: str) -> Iterator[Path]:
+    """Fetch an address into a file that is there inside of the `with`, where errors name the address instead.
+
+    Raises:
+        InputError: if it cannot be fetched, is too large, or takes too long.
+    """
+    suffix = Path(address.split("?")[0].split("#")[0]).suffix.lower()
+    with tempfile.TemporaryDirectory(prefix="dcl-") as folder:
+        path = Path(folder, f"file{suffix if suffix in PICTURE_SUFFIXES | VIDEO_SUFFIXES else ''}")
+        try:
+            with path.open("wb") as file:
+                _download(address, file)
+            yield path
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), address)) from error
+
+
+def _download(address: str, file: BinaryIO) -> None:
+    """Fetch an address, with a bound for all of it: the timeout of a connection begins anew with every byte."""
+    failures: list[Exception] = []
+
+    def fetch() -> None:
+        try:
+            _fetch(address, file)
+        except Exception as error:  # raised below
+            failures.append(error)
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    thread.join(_LONGEST_DOWNLOAD)
+    if thread.is_alive():  # its next write fails, as the file will be closed
+        raise InputError(
+            f"{address} has not come within {_LONGEST_DOWNLOAD:g} s: fetch it by other means, and give the file."
+        )
+    if failures:
+        error = failures[0]
+        if isinstance(error, InputError):
+            raise error
+        if isinstance(error, http.client.IncompleteRead):
+            why = "it broke off"
+        else:
+            why = getattr(error, "reason", error)  # of a URLError, a text or what lies beneath
+            why = reason(why) if isinstance(why, Exception) else why
+        raise InputError(f"{address} cannot be fetched ({why}): check it and the network.") from error
+
+
+def _fetch(address: str, file: BinaryIO) -> None:
+    opener = urllib.request.OpenerDirector()  # the usual one follows redirections to FTP, too
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    quoted = urllib.parse.quote(address, safe="%/:?#[]@!$&'()*+,;=~")
+    with opener.open(quoted, timeout=_PATIENCE) as answer:
+        while part := answer.read1(1 << 16):
+            file.write(part)
+            if file.tell() > _MOST_DOWNLOADED:
+                raise InputError(f"{address} has more than {_MOST_DOWNLOADED >> 30} GiB: give a smaller file.")
+        if answer.length:  # of what the server said there would be, what did not come
+            raise http.client.IncompleteRead(b"", answer.length)
+
+
+__all__ = ["downloaded", "each_of", "find_files", "is_address", "is_several", "is_video", "name_of"]
