@@ -32,8 +32,8 @@ from .configuration_dcl import CUSTOM_PIPELINES
 from .drawing_dcl import annotate
 from .errors_dcl import InputError, reason
 from .faces_dcl import (
+    YUNETS,
     Face,
-    YuNet,
     crop_transform,
     cut,
     find_yunet,
@@ -261,7 +261,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
             check_dimension(self._familiarity, channels)
         except ValueError as error:
             raise InputError(f"the config.json of {self._name} is of another model: {error}") from error
-        self._detector = YuNet(_yunet_of(self.model))
+        self._detector = YUNETS[self.crop["detector"]](_yunet_of(self.model))
         self._detecting = threading.Lock()  # YuNet keeps the size of its image
 
     @classmethod

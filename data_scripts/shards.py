@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 #: A row group is closed by the first family that reaches so many rows, or bytes; only a family of more bytes than the
 #: larger number is divided. (Readers fail on groups of more than 2 GiB, and streaming holds several.)
 _ROWS_PER_GROUP, _BYTES_PER_GROUP, _LARGEST_GROUP = 256, 64 << 20, 256 << 20
-FORMAT = 1  # raised when code changes what rows of the same source and settings are
+FORMAT = 2  # raised when code changes what rows of the same source and settings are
 STATE = "families"  # the setting that each shard has for itself: what its families and their files were
 _RECORD = b"dcl.preparation"  # the key of a shard's record among the metadata of its file
 _PATIENCE = 10.0  # seconds that a process which is dying has to let go of its shard
