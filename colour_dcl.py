@@ -27,7 +27,7 @@ _TO_BT709 = {
 }
 _LUMINANCE = np.float32([0.2627, 0.6780, 0.0593])  # of BT.2020
 _CODES = 1 << 16
-_ROWS = 64  # are converted at a time: they fit into the processor's cache
+_ROWS = 32  # are converted at a time: they fit into the processor's cache
 
 
 def to_rgb(frame: Any, width: int, height: int, note: Callable[[str], None]) -> np.ndarray:
@@ -140,7 +140,11 @@ def _to_sdr(codes: np.ndarray, curve: str | None, peak: float, matrix: np.ndarra
 
 
 def _index(values: np.ndarray) -> np.ndarray:
-    return (np.clip(values, 0, 1) * (_CODES - 1) + np.float32(0.5)).astype(np.uint16)
+    """Return places in a table over [0, 1]; the values are used up."""
+    np.clip(values, 0, 1, out=values)
+    values *= _CODES - 1
+    values += np.float32(0.5)
+    return values.astype(np.uint16)
 
 
 @functools.cache
