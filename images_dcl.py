@@ -44,6 +44,12 @@ _VIDEOS = (
     rb"\x1a\x45\xdf\xa3",
     rb"RIFF....AVI ",
     rb"\0\0\x01[\xb0-\xbf]",
+    rb"(G.{187}){2}G|.{4}(G.{191}){2}G",  # MPEG-TS, also with a time before each packet
+    rb"FLV\x01",
+    rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF
+    rb"OggS",
+    rb"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02",  # MXF
+    rb"\0{2,3}\x01([\x09\x27\x47\x67]|[\x40\x42\x46]\x01)",  # bare H.264 and HEVC
 )
 _MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|!doctype|!--|[a-z])", re.IGNORECASE)
 #: What browsers, interpreters and readers of documents look for, and how far from either end of a file. At least five

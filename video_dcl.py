@@ -1,12 +1,15 @@
 """Read the wanted frames of a video: by their number, in one pass, with one frame in memory at a time."""
 
 import bisect
+import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from .colour_dcl import side_data, to_rgb
 from .errors_dcl import InputError, reason
 
 try:  # a checkpoint that is given images works without PyAV
@@ -16,10 +19,14 @@ except ImportError:
 
 _ERRORS = (OSError, ValueError, *([] if av is None else [av.FFmpegError]))  # PyAV's own are of several kinds
 
-#: Suffixes of what is taken for a video.
+#: Suffixes of what is taken for a video: those of `_CONTAINERS`, without what mostly holds sound.
 VIDEO_SUFFIXES = {
-    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".vob"),
-    *(".webm", ".wmv"),
+    *(".3g2", ".3gp", ".3gpp", ".f4v", ".ismv", ".m4v", ".mj2", ".mov", ".mp4", ".qt"),
+    *(".mk3d", ".mkv", ".webm"),
+    *(".m1v", ".m2v", ".mpe", ".mpeg", ".mpg", ".mpv", ".vob"),
+    *(".m2t", ".m2ts", ".mts", ".ts"),
+    *(".264", ".265", ".avc", ".h264", ".h265", ".hevc"),
+    *(".asf", ".avi", ".flv", ".mxf", ".ogm", ".ogv", ".wmv"),
 }
 #: Containers that are opened, by FFmpeg's names. Others, as playlists, lead to further files or into the network,
 #: whatever the name of the file.
@@ -37,18 +44,27 @@ _CONTAINERS = (
     "flv",
     "asf",
     "ogg",
+    "mxf",
 )
 _OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
 #: Containers in which a frame is found again by its time, by FFmpeg's names.
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 #: Those that tell of frames that lean on later ones when they are decoded, and those that tell no times at all.
-_TIMED_BY_DECODING, _UNTIMED = ("avi", "asf"), ("mpegvideo", "m4v", "h264", "hevc")
+_TIMED_BY_DECODING, _UNTIMED = ("avi", "asf", "mxf"), ("mpegvideo", "m4v", "h264", "hevc")
 #: What the decoder allows of the pixels that are allowed: it pads frames to whole blocks.
 _PADDED, _MOST_OF_FFMPEG = 2, 2**31 - 1
+#: Pixels that are this close to square are shown as they are: encoders that round a size write such shapes.
+_NEARLY_SQUARE = 0.01
+_MOST_STRETCHED = 4  # a pixel that is longer than that is a mistake in the header
+_TURN_TOLERANCE = 1 / 90  # of a quarter turn, within which FFmpeg takes a turn for it
+_DEFAULT_TRACK = 5_000_000  # pixels by which FFmpeg favours the track that is marked as the default
 
 
 class Video:
     """A video file whose frames are numbered from 0 in the order in which they are shown.
+
+    Of several video tracks it reads the one that FFmpeg would choose; cover pictures are no videos. Frames come as
+    players show them: upright, with square pixels, in SDR colours.
 
     Opening it reads the packets once, without decoding: they say how many frames there really are, whatever the header
     claims, and which of them a decoder can start from. Use it as a context manager.
@@ -62,6 +78,9 @@ class Video:
 
     Raises:
         InputError: if PyAV is missing, or the file cannot be read or holds no video, or is too large.
+
+    Attributes:
+        notes: sentences about what was done to the frames, or left out; complete once the wanted frames were read.
     """
 
     def __init__(
@@ -70,14 +89,18 @@ class Video:
         if av is None:
             raise InputError("reading videos needs PyAV: pip install av.")
         self.path, self._most_pixels = Path(path), most_pixels
+        # Without a protocol FFmpeg would look for one in the name. The path is not normalised: ".." after a link does
+        # not lead back.
+        self._address = f"file:{self.path.absolute()}"
+        self.notes: list[str] = []
+        self._sizes: list[tuple[int, int]] = []  # of the frames that were given, each once
         self._container = self._open()
         try:
-            if not self._container.streams.video:
-                raise InputError(f"{path} holds no video: give a file that does.")
-            self._stream = self._container.streams.video[0]
+            self._stream = self._choose_stream()
             if self._stream.codec_context is None:
                 raise InputError(f"the video {path} is of a kind that cannot be decoded here: convert it to H.264.")
-            self._check_size(*self.size)
+            self._pixel_shape = self._plausible_pixel_shape()
+            self._check_size(*self._claimed_size())
             self._prepare(self._stream, threads)
             self._read_packets(most_frames)
             if not self._times:
@@ -88,11 +111,78 @@ class Video:
 
     def _open(self) -> "av.container.InputContainer":
         try:
-            return av.open(str(self.path), metadata_errors="ignore", options=_OPTIONS)
+            return av.open(self._address, metadata_errors="ignore", options=_OPTIONS)
         except _ERRORS as error:
             raise InputError(
                 f"the video {self.path} cannot be opened ({_why(error)}): copy or download it again."
             ) from error
+
+    def _choose_stream(self) -> "av.VideoStream":
+        """Return the video track that FFmpeg's command line chooses, among those that can be decoded if there are any.
+
+        It takes the largest that has frames, and adds some pixels to the size of a default track.
+        """
+        still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+        tracks = [stream for stream in self._container.streams.video if not stream.disposition & still]
+        if not tracks:
+            raise InputError(f"{self.path} holds no video: give a file that does.")
+        if len(tracks) > 1:
+            filled = self._indices_with_frames([stream.index for stream in tracks])
+            tracks = [stream for stream in tracks if stream.index in filled] or tracks[:1]
+
+        def score(stream: "av.VideoStream") -> tuple[bool, int]:
+            context = stream.codec_context
+            area = context.width * context.height if context is not None else 0
+            return context is not None, area + _DEFAULT_TRACK * bool(
+                stream.disposition & av.stream.Disposition.default
+            )
+
+        chosen = max(tracks, key=score)
+        if len(tracks) > 1:
+            which = tracks.index(chosen) + 1
+            self._note(f"The video has {len(tracks)} video tracks; only track {which} was analyzed.")
+        return chosen
+
+    def _indices_with_frames(self, indices: list[int]) -> set[int]:
+        """Return which streams hold frames."""
+        found: set[int] = set()
+        with self._open() as container:
+            try:
+                for packet in filter(_holds_frame, container.demux([container.streams[index] for index in indices])):
+                    found.add(packet.stream_index)
+                    if len(found) == len(indices):
+                        break
+            except _ERRORS:
+                pass  # what comes before the break counts
+        return found
+
+    def _plausible_pixel_shape(self) -> float:
+        """Return how many times as wide as high a pixel is, 1 if that is not said, or cannot be meant."""
+        ratio = self._stream.sample_aspect_ratio  # the container's, else the codec's
+        if not ratio or abs(ratio - 1) <= _NEARLY_SQUARE:
+            return 1.0
+        said = f"{ratio.numerator}:{ratio.denominator}"
+        if not 1 / _MOST_STRETCHED <= ratio <= _MOST_STRETCHED:
+            self._note(f"The pixel shape in the header ({said}) is implausible and was ignored.")
+            return 1.0
+        self._note(f"Pixels are not square ({said}); the frames were stretched to square pixels.")
+        return float(ratio)
+
+    def _claimed_size(self) -> tuple[int, int]:
+        """Return the size that the header claims for frames with square pixels, before they are turned."""
+        return self._square(self._stream.codec_context.width, self._stream.codec_context.height)
+
+    def _square(self, width: int, height: int) -> tuple[int, int]:
+        """Return the size of a frame with square pixels. Its shorter axis grows, to an even number, as codecs want."""
+        if self._pixel_shape > 1:
+            return 2 * round(width * self._pixel_shape / 2), height
+        if self._pixel_shape < 1:
+            return width, 2 * round(height / self._pixel_shape / 2)
+        return width, height
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     def _prepare(self, stream: "av.VideoStream", threads: int) -> None:
         stream.codec_context.thread_count = threads
@@ -149,10 +239,20 @@ class Video:
                 return int.from_bytes(file.read(8)[4:], "little") + 8 > size
         return any(entry.pos + entry.size > size for entry in self._stream.index_entries)
 
-    @property
+    @functools.cached_property
     def size(self) -> tuple[int, int]:
-        """Width and height of a frame in pixels as the header claims them, before it is turned upright."""
-        return self._stream.codec_context.width, self._stream.codec_context.height
+        """Width and height of the first frame as `read` gives it; of what the header claims, if it gives none."""
+        size, matrix = self._claimed_size(), None
+        try:
+            with self._open() as container:  # reading may go on in the other one
+                stream = container.streams[self._stream.index]
+                self._prepare(stream, threads=1)
+                frame = next(container.decode(stream), None)
+            if frame is not None:
+                size, matrix = self._square(frame.width, frame.height), _display_matrix(frame)
+        except (*_ERRORS, InputError):
+            pass
+        return size[::-1] if _is_transposed(matrix) else size
 
     @property
     def duration(self) -> float:
@@ -242,11 +342,30 @@ class Video:
                 yield wanted, self._refusal(f"cannot be decoded at frame {wanted}")
             else:
                 try:
-                    self._check_size(shown.width, shown.height)  # the header may claim another one
-                    image: np.ndarray | InputError = _upright(shown)
+                    image: np.ndarray | InputError = self._as_shown(shown)
                 except InputError as error:
                     image = error
+                except _ERRORS as error:
+                    image = self._refusal(f"cannot be converted at frame {wanted} ({reason(error)})")
                 yield wanted, image
+
+    def _as_shown(self, frame: "av.VideoFrame") -> np.ndarray:
+        width, height = self._square(frame.width, frame.height)
+        self._check_size(width, height)  # the header may claim another one
+        matrix = _display_matrix(frame)
+        image = to_rgb(frame, width, height, self._note)
+        if matrix is not None:
+            turn = math.degrees(math.atan2(matrix[1], matrix[0])) / 90
+            if abs(turn - round(turn)) > _TURN_TOLERANCE:
+                self._note("The header asks for a turn by an odd angle; the nearest multiple of 90 degrees was used.")
+            image = _upright(image, matrix)
+        size = image.shape[1], image.shape[0]
+        if size not in self._sizes:
+            self._sizes.append(size)
+            if len(self._sizes) == 2:
+                before, after = ("x".join(map(str, known)) for known in self._sizes)
+                self._note(f"The frame size changes from {before} to {after}.")
+        return image
 
     def _refusal(self, what: str) -> InputError:
         return InputError(f"the video {self.path} {what}: copy or download it again.")
@@ -266,7 +385,7 @@ class Video:
         that cannot be decoded is None: all up to the next frame that leans on no other.
         """
         with self._open() as container:
-            stream = container.streams.video[0]
+            stream = container.streams[self._stream.index]
             self._prepare(stream, threads=1)  # more of them hold frames back, and tell of errors later
             number, delay, first, sound = -1, None, None, True
             packets = filter(_holds_frame, container.demux(stream))
@@ -312,9 +431,32 @@ def _why(error: Exception) -> str:
     return reason(error)
 
 
-def _upright(frame: "av.VideoFrame") -> np.ndarray:
-    image = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90))) if frame.rotation else image
+def _display_matrix(frame: "av.VideoFrame") -> tuple[float, float, float, float] | None:
+    """Return how a frame is to be turned and mirrored; None if it is not.
+
+    Returns:
+        a, b, c and d: what is at (x, y) is to be shown at (a x + c y, b x + d y), but for a shift.
+    """
+    data = side_data(frame).get("DISPLAYMATRIX")
+    if data is not None:
+        values = np.frombuffer(data, np.int32)
+        return tuple(float(values[place]) for place in (0, 1, 3, 4))
+    if frame.rotation:  # where PyAV does not give the matrix
+        turn = math.radians(frame.rotation)
+        return math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
+    return None
+
+
+def _is_transposed(matrix: tuple[float, float, float, float] | None) -> bool:
+    """Whether a display matrix exchanges width and height, by the nearest quarter turn."""
+    return matrix is not None and abs(matrix[1]) + abs(matrix[2]) > abs(matrix[0]) + abs(matrix[3])
+
+
+def _upright(image: np.ndarray, matrix: tuple[float, float, float, float]) -> np.ndarray:
+    right, down = matrix[0], matrix[3]
+    if _is_transposed(matrix):
+        image, right, down = image.transpose(1, 0, 2), matrix[2], matrix[1]
+    return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1])
 
 
 def evenly_spaced(length: int, number: int) -> list[int]:

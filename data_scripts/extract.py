@@ -94,7 +94,7 @@ def family_rows(
 
 
 class _Place(NamedTuple):
-    """Where the face of a real frame is, in an image of which height and width."""
+    """Where a face is, in an image of which height and width."""
 
     face: Face
     size: tuple[int, int]
@@ -102,6 +102,13 @@ class _Place(NamedTuple):
     def is_about(self, face: Face, image: np.ndarray) -> bool:
         """Whether a face is at this place, in an image of the same size."""
         return self.size == image.shape[:2] and overlap(self.face.box, face.box) > _SAME_PLACE
+
+    def scaled_to(self, image: np.ndarray) -> Face:
+        """Return the face where it would be in an image of another size."""
+        (height, width), (new_height, new_width) = self.size, image.shape[:2]
+        scale = np.float32([new_width / width, new_height / height])
+        landmarks = None if self.face.landmarks is None else self.face.landmarks * scale
+        return Face(self.face.box * np.tile(scale, 2), self.face.score, landmarks)
 
 
 @contextmanager
@@ -142,7 +149,7 @@ def _clip_rows(
     detector: FaceDetector | None,
     report: Report,
 ) -> Iterator[dict[str, Any]]:
-    last: Face | None = None
+    last: _Place | None = None
     failures, where = report.failures, clip.frames.where
     with ExitStack() as stack:
         own = clip.mask if clip.label == FAKE else None
@@ -178,15 +185,17 @@ def _clip_rows(
                 continue
             if mask is not None or (marked is not None and marked.shape != image.shape[:2]):
                 marked = mask
-            last, size = choose_face(faces, marked, last), how.crop["size"]
+            # A recording may change its size midway.
+            face = choose_face(faces, marked, None if last is None else last.scaled_to(image))
+            last, size = _Place(face, image.shape[:2]), how.crop["size"]
             if clip.name == clip.source:
-                places[number] = _Place(last, image.shape[:2])
+                places[number] = last
             place = places.get(number)
-            same = place is not None and place.is_about(last, image)
-            transform = crop_transform(place.face if same else last, how.crop)
+            same = place is not None and place.is_about(face, image)
+            transform = crop_transform(place.face if same else face, how.crop)
             forged = _encoded_mask(clip, None if mask is None else cut(mask, transform, size), size)
             crop = {**how.crop, "detector": detector.name}
-            yield face_row(image, last, transform, size, how.encoding, mask=forged, crop=crop, **columns)
+            yield face_row(image, face, transform, size, how.encoding, mask=forged, crop=crop, **columns)
 
 
 def _given_row(

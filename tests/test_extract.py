@@ -1,6 +1,7 @@
 """A folder of videos and images becomes a prepared data set: rows, families, masks, and what is wrong named."""
 
 import shutil
+from contextlib import nullcontext
 
 import av
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 from PIL import Image
 
 from dcl.data_scripts.assets import fetch, fetch_detector
-from dcl.data_scripts.extract import choose_face
-from dcl.data_scripts.frames import VideoFrames
+from dcl.data_scripts.clips import Clip
+from dcl.data_scripts.extract import Extraction, choose_face, family_rows
+from dcl.data_scripts.frames import SingleReader, VideoFrames
 from dcl.data_scripts.layouts.folder import find
 from dcl.data_scripts.prepare import main
+from dcl.data_scripts.shards import Report
 from dcl.dataset_dcl import decode_image, decode_mask, find_crop, load_prepared, metadata
 from dcl.errors_dcl import InputError
 from dcl.faces_dcl import Face, crop_transform, cut
@@ -170,6 +173,39 @@ def test_the_face_is_that_of_the_mask_then_that_of_the_frame_before_then_the_lar
     assert choose_face([large, small], mask, last=large) is small
     assert choose_face([large, small], None, last=face(62, 2, 30)) is small
     assert choose_face([large, small], None, last=face(200, 200, 30)) is large
+
+
+class _SizedFrames:
+    """Frames of given sizes, in memory."""
+
+    where, lossy = "a clip", False
+
+    def __init__(self, sizes):
+        self._images = {number: np.zeros((height, width, 3), np.uint8) for number, (width, height) in enumerate(sizes)}
+
+    def open(self):
+        return nullcontext(SingleReader(dict.fromkeys(self._images, self.where), self._images.__getitem__))
+
+
+class _TwoPeople:
+    """Finds a man at the left and a woman at the right of every image, the larger one first, as detectors do."""
+
+    name = "two"
+
+    def detect(self, image):
+        unit = image.shape[1] / 320
+        grown = 1.2 if unit < 1 else 0.8  # she comes nearer
+        man = face(40 * unit, 40 * unit, 80 * unit)
+        woman = face(200 * unit, 40 * unit, 80 * unit * grown)
+        return sorted([man, woman], key=lambda one: -one.box[2] + one.box[0])
+
+
+@pytest.mark.parametrize("sizes", [[(320, 240), (160, 120), (160, 120), (320, 240)], [(320, 240)] * 4])
+def test_the_same_person_is_followed_when_the_frame_size_changes(sizes):
+    clip = Clip("real/1", "real/1", "real", 0, _SizedFrames(sizes))
+    rows = family_rows([clip], Extraction("mine", crop=CROP), _TwoPeople(), Report())
+    eyes = [row["landmarks"][0][0] for row in rows]  # in the crop, whose place is that of the face
+    assert eyes == pytest.approx(eyes[:1] * 4)
 
 
 def test_images_in_the_folder_of_a_method_are_a_clip_each(tmp_path):
