@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageOps, features
 
 from .colours_dcl import OVERSIZED, named_space, srgb_pixels, without_profile
 from .errors_dcl import InputError, PictureError, reason
-from .pages_dcl import notes_on_frames, turn_to_page
+from .pages_dcl import choose_page, notes_on_frames, turn_to_page
 
 MOST_PIXELS = 50_000_000
 MOST_BYTES = 256 << 20  # of a file: no picture of that many pixels needs more
@@ -206,11 +206,11 @@ def decode_picture(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS
         return Picture(decoded.pixels, (*decoded.notes, *notes, *notes_on_frames(image)))
 
 
-def read_values(data: bytes, name: str | Path, mode: str, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+def read_values(source: bytes | str | Path, name: str | Path, mode: str, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """Return the values that a picture holds, upright, whatever colours they are meant to show: those of a mask.
 
     Args:
-        data: all bytes of its file.
+        source: its path, or all bytes of its file.
         name: of the picture, for errors.
         mode: "L" or "RGB".
         most_pixels: a larger picture is refused before it is decoded.
@@ -221,7 +221,7 @@ def read_values(data: bytes, name: str | Path, mode: str, most_pixels: int = MOS
     Raises:
         PictureError: as of `open_picture`, or if it has more than 8 bits a channel.
     """
-    image, _ = _opened(data, name, most_pixels)
+    image, _ = _opened(source if isinstance(source, bytes) else _read(Path(source)), name, most_pixels)
     with image, _explained(f"the picture {name} cannot be decoded", "copy or download it again, or save it anew"):
         if image.mode.startswith(("I", "F")):
             raise PictureError(
@@ -332,7 +332,11 @@ def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Imag
                 raise
             notes.append(OVERSIZED)
         if kind == "TIFF":
-            notes += turn_to_page(image, name)
+            number, passed_over = choose_page(image, name)
+            notes += passed_over
+            if image.is_animated:  # a damaged page that was looked at may have left traces
+                image = Image.open(BytesIO(data), formats=[kind])
+                turn_to_page(image, number)
         _check_size(name, image.size, most_pixels)
     return image, notes
 

@@ -15,43 +15,60 @@ _PREVIEW = 1.5  # a page is a preview of another that has so many times its widt
 _SUB_IFDS, _NEW_SUBFILE, _OLD_SUBFILE, _ICC = 330, 254, 255, 34675  # tags of TIFF
 
 
-def turn_to_page(image: Image.Image, name: str | Path) -> list[str]:
-    """Turn a TIFF to its first page that is no preview or mask of another, and return a note if there are more."""
-    refusal = PictureError(
-        f"{name} holds only previews of a picture, such as those of a RAW photo: convert it to JPEG.",
-        "it holds only previews",
-    )
-    if not image.is_animated:
-        if _role(image) == "part" and _SUB_IFDS in image.tag_v2:  # where the picture itself is
-            raise refusal
-        return []
+def choose_page(image: Image.Image, name: str | Path) -> tuple[int, list[str]]:
+    """Find the first page of a TIFF that is no preview or mask of another.
+
+    Args:
+        image: opened and not yet loaded; where it has several pages, it cannot be used afterwards.
+        name: of the picture, for errors.
+
+    Returns:
+        The number of the page, from 0, and a note if there are more of them.
+
+    Raises:
+        PictureError: if the picture itself is in no page, as that of a RAW photo.
+    """
     pages: list[tuple[int, tuple[int, int], str]] = []
-    for number in range(_MOST_PAGES):
+    has_parts = False
+    for number in range(_MOST_PAGES if image.is_animated else 1):
         try:
             image.seek(number)
         except Exception:  # there are no more, or they are damaged
             break
-        if (role := _role(image)) != "part":
-            pages.append((number, image.size, role))
-    if not pages:
-        raise refusal
+        pages.append((number, image.size, _role(image)))
+        has_parts |= _SUB_IFDS in image.tag_v2
+    full = [page for page in pages if page[2] not in ("mask", "preview")]
+    if not full and has_parts:  # where the picture is of which these are previews
+        raise PictureError(
+            f"{name} holds only previews of a picture, as RAW photos do: convert it to JPEG.",
+            "it holds only previews of a picture",
+        )
+    # Of pages that are all called previews, the largest is none: there is no other that it could be one of.
+    full = full or [page for page in pages if page[2] != "mask"] or pages
     whole = [
-        (number, size)
-        for number, size, role in pages
-        if role == "page" or not any(_is_preview(size, other) for _, other, _ in pages)
+        number
+        for number, size, role in full
+        if role == "page" or not any(_is_preview(size, other) for _, other, _ in full)
     ]
-    image.seek(whole[0][0])
+    notes = [f"The file has {len(whole)} pages; only the first was analyzed."] if len(whole) > 1 else []
+    return whole[0], notes
+
+
+def turn_to_page(image: Image.Image, number: int) -> None:
+    """Turn a TIFF that was just opened to a page."""
+    image.seek(number)
     if _ICC not in image.tag_v2:
-        image.info.pop("icc_profile", None)  # of another page
-    return [f"The file has {len(whole)} pages; only the first was analyzed."] if len(whole) > 1 else []
+        image.info.pop("icc_profile", None)  # of the first page
 
 
 def _role(image: Image.Image) -> str:
-    """Return what a TIFF says of its page: "part" of another, such as a preview or mask, a "page", or nothing."""
+    """Return what a TIFF says of its page: "mask" or "preview" of another, "page" of a document, or nothing."""
     new, old = (image.tag_v2.get(tag) or 0 for tag in (_NEW_SUBFILE, _OLD_SUBFILE))
-    if new & 0b101 or old == 2:
-        return "part"
-    return "page" if new & 0b10 or old == 3 else ""
+    if new & 0b100:
+        return "mask"
+    if new & 0b001 or old == 2:
+        return "preview"
+    return "page" if new & 0b010 or old == 3 else ""
 
 
 def _is_preview(size: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -64,7 +81,7 @@ def _is_preview(size: tuple[int, int], other: tuple[int, int]) -> bool:
 def notes_on_frames(image: Image.Image) -> list[str]:
     """Return a note if there are more frames; of a file that was decoded, since looking for them may turn to them."""
     try:
-        if image.format in ("TIFF", "MPO") or not getattr(image, "is_animated", False):  # TIFF: see `turn_to_page`
+        if image.format in ("TIFF", "MPO") or not getattr(image, "is_animated", False):  # TIFF: see `choose_page`
             return []
         if image.format == "HEIF":
             return [f"The file has {image.n_frames} pictures; only the main one was analyzed."]
@@ -73,4 +90,4 @@ def notes_on_frames(image: Image.Image) -> list[str]:
         return []
 
 
-__all__ = ["notes_on_frames", "turn_to_page"]
+__all__ = ["choose_page", "notes_on_frames", "turn_to_page"]
