@@ -205,7 +205,7 @@ def test_inks_have_the_colours_that_their_profile_says(opened):
 
 def test_large_pictures_are_converted_in_strips_to_the_same_pixels(monkeypatch, scene):
     clear = np.dstack([scene, np.linspace(0, 255, 128).astype(np.uint8)[None].repeat(96, 0)])
-    deep = Image.fromarray((scene[..., 0].astype(np.uint16) * 200))
+    deep = Image.fromarray(scene[..., 0].astype(np.uint16) * 200)
     pictures = [Image.fromarray(scene), Image.fromarray(scene).convert("CMYK"), Image.fromarray(clear), deep]
     pictures += [Image.fromarray(scene).quantize(20), Image.fromarray(scene).convert("1")]
     pictures.append(Image.open(io.BytesIO(encoded(scene, icc_profile=PROFILES["ProPhoto RGB"]))))
