@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image, ImageCms
 
@@ -313,6 +314,24 @@ def test_the_gamma_of_a_png_is_converted(opened, scene):
 def test_a_png_that_names_srgb_keeps_its_pixels_bit_by_bit(opened, scene, chunks):
     picture = opened(with_chunks(encoded(scene), **chunks))
     assert np.array_equal(picture.pixels, scene) and picture.notes == ()
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_the_colour_space_that_an_avif_or_heic_names_is_converted(opened, scene, kind):
+    pillow_heif.register_heif_opener()
+    options = {"quality": 98, "subsampling": "4:4:4"} if kind == "AVIF" else {"quality": 98, "chroma": 444}
+    plain = encoded(stored_in("Display P3", scene), kind, **options)
+    at = plain.index(b"colrnclx") + 8
+    for number, transfer, notes in (
+        (12, 13, ("Converted from Display P3 to sRGB.",)),
+        (1, 13, ()),
+        (2, 2, ()),
+        (9, 18, ("The picture is HDR (HLG) and was read without tone mapping; its colours may be off.",)),
+    ):
+        data = plain[:at] + struct.pack(">2H", number, transfer) + plain[at + 4 :]
+        picture = opened(data)
+        assert picture.notes == notes
+        assert difference(picture.pixels, scene if number == 12 else stored_in("Display P3", scene)) < 3
 
 
 @pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
