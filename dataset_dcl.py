@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset, load_dataset_builder
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 
-from .errors_dcl import InputError, reason
+from .errors_dcl import InputError, PictureError, reason
 from .hub_dcl import hub_is_reachable, may_be_repository
+from .images_dcl import decode_picture, read_picture, read_values
 
 REAL, FAKE = 0, 1
 CLASS_NAMES = ["real", "fake"]
@@ -355,26 +355,32 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def decode_image(cell: dict[str, Any], row: str) -> np.ndarray:
-    """Decode an `image` cell to RGB.
+    """Decode an `image` cell as detection reads pictures: upright, sRGB, 8 bits a channel.
 
     Args:
         cell: `{"bytes", "path"}`, as a data set of `load_prepared` gives it.
         row: which row it is, for the error.
 
     Returns:
-        uint8 array (height, width, 3).
+        uint8 array (height, width, 3), writable, as PyTorch wants it.
 
     Raises:
         CorruptImageError: if it cannot be decoded.
     """
-    return _decode(cell, "RGB", f"the image of {row}")
+    with _decoding(cell, f"the image of {row}") as (source, name):
+        pixels = decode_picture(source, name).pixels if isinstance(source, bytes) else read_picture(source)
+        return np.require(pixels, requirements="W")
 
 
 def decode_mask(cell: dict[str, Any] | None, row: str) -> np.ndarray | None:
-    """Decode a `mask` cell to the forged share of each pixel: uint8 array (height, width), or None where unknown."""
+    """Decode a `mask` cell to the forged share of each pixel: uint8 array (height, width), or None where unknown.
+
+    It is the values as they are stored, without regard to colours, turned if its own EXIF says so.
+    """
     if cell is None:
         return None
-    mask = _decode(cell, "L", f"the mask of {row}")
+    with _decoding(cell, f"the mask of {row}") as (source, name):
+        mask = read_values(source, name, "L")
     if mask.max(initial=0) == 1:  # a forgery that weighs 1/255 at most changes no pixel
         raise CorruptImageError(
             f"the mask of {row} holds 0 and 1, where 255 is forged",
@@ -383,29 +389,16 @@ def decode_mask(cell: dict[str, Any] | None, row: str) -> np.ndarray | None:
     return mask
 
 
-def _decode(cell: dict[str, Any], mode: str, what: str) -> np.ndarray:
+@contextlib.contextmanager
+def _decoding(cell: dict[str, Any], what: str) -> Iterator[tuple[bytes | str, str]]:
+    """Give the bytes or the path of a cell, and its name, and raise what goes wrong as a `CorruptImageError`."""
     try:
-        source = io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
-        with PILImage.open(source) as image:
-            check_depth(image)
-            return np.array(image.convert(mode))  # a copy: Pillow's own buffer is read-only, which PyTorch warns of
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError
+        yield (cell["path"] or "" if cell["bytes"] is None else cell["bytes"]), what
+    except PictureError as error:
+        why = error.why if cell["bytes"] is not None else f"{cell['path']}: {error.why}"
         raise CorruptImageError(
-            f"{what} cannot be decoded ({image_fault(error)})",
-            "mend the row, or pass --skip_corrupt to leave such rows out",
+            f"{what} cannot be decoded ({why})", "mend the row, or pass --skip_corrupt to leave such rows out"
         ) from error
-
-
-def image_fault(error: Exception) -> str:
-    """Return in one line why Pillow could not decode an image."""
-    # Pillow names the buffer by its address there.
-    return "it is no image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
-
-
-def check_depth(image: PILImage.Image) -> None:
-    """Raise a `ValueError` unless an image has 8 bits a channel: Pillow would clip others to white."""
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"its pixels are {image.mode}, not 8 bits a channel")
 
 
 def encode_image(image: np.ndarray, encoding: str = DEFAULT_ENCODING) -> dict[str, Any]:

@@ -11,6 +11,19 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message names it, its value, and what to do."""
 
 
+class PictureError(InputError):
+    """A picture cannot be read.
+
+    Args:
+        sentence: names it, what is wrong with it, and what to do.
+        why: what is wrong with it, for a report that names it already.
+    """
+
+    def __init__(self, sentence: str, why: str = ""):
+        super().__init__(sentence)
+        self.why = why
+
+
 def reason(error: BaseException) -> str:
     """Return in one line why something failed: what the first exception of the chain says, without a full stop."""
     while error.__cause__ is not None:
@@ -53,4 +66,4 @@ def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-__all__ = ["InputError", "at_least", "reason", "report_input_errors"]
+__all__ = ["InputError", "PictureError", "at_least", "reason", "report_input_errors"]

@@ -1,11 +1,17 @@
 """Image processor of DCL: face crop to tensor."""
 
+import os
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
+
+from .images_dcl import read_picture
+from .picture_colour_dcl import to_8_bits
 
 #: Above this many pixels per output pixel a bilinear sample passes pixels over.
 MAX_BILINEAR_SHRINK = 1.5
@@ -22,6 +28,10 @@ class DCLImageProcessor(TorchvisionBackend):
 
     It works on crops, not on pictures with a face somewhere: `crop` says how the faces of the training data were cut,
     and whoever finds faces for this checkpoint must cut them in the same way.
+
+    PIL images and paths are read as detection reads them: upright, in sRGB, and 16 bits per channel scaled to 8, as
+    they are in arrays of uint16. `pipeline("image-classification")` opens paths by itself and turns 16-bit grey
+    pictures white before this processor gets them: give it `np.asarray(PIL.Image.open(path))` instead.
 
     Args:
         size (`dict`, *optional*, defaults to `{"height": 299, "width": 299}`):
@@ -41,6 +51,24 @@ class DCLImageProcessor(TorchvisionBackend):
     do_normalize = True
     do_convert_rgb = True
     crop = None
+
+    def fetch_images(self, images: Any) -> Any:
+        """Read the files that paths name, and make grey arrays images; the rest is left to the base class."""
+        if isinstance(images, str) and os.path.isfile(images):
+            return Image.fromarray(read_picture(images))
+        if isinstance(images, np.ndarray) and images.ndim == 2:
+            return images[..., None]
+        return super().fetch_images(images)
+
+    def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> torch.Tensor:
+        """Turn a PIL image, an array or a tensor into a tensor (channels, height, width)."""
+        if isinstance(image, Image.Image) and do_convert_rgb:
+            image = Image.fromarray(read_picture(image))
+        elif isinstance(image, np.ndarray) and image.dtype == np.uint16:
+            image = to_8_bits(image)
+        elif isinstance(image, torch.Tensor) and image.dtype == torch.uint16:
+            image = torch.from_numpy(to_8_bits(image.cpu().numpy()))
+        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
 
     def resize(
         self,

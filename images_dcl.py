@@ -1,31 +1,51 @@
-"""Open pictures by their content: upright, as RGB, and nothing that is also, or really, something else.
+"""Open pictures by their content: upright, as sRGB, and nothing that is also, or really, something else.
 
 What a file is called does not decide what it is: its first bytes do. The number of pixels is known before any of them
 is decoded. What cameras append to their pictures, such as a short film, is let be, since it is never looked at; a
 script or an archive for which a picture is the disguise is not.
 """
 
+import functools
 import re
 import struct
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 
-from .errors_dcl import InputError, reason
+from .errors_dcl import InputError, PictureError, reason
+from .pages_dcl import choose_page, notes_on_frames, turn_to_page
+from .picture_colour_dcl import OVERSIZED, named_space, srgb_pixels, without_profile
 
 MOST_PIXELS = 50_000_000
 MOST_BYTES = 256 << 20  # of a file: no picture of that many pixels needs more
-#: Suffixes by which pictures are found in a folder.
-PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+#: Suffixes by which pictures are found in a folder: those that Pillow and pillow-heif have for the formats read here.
+PICTURE_SUFFIXES = {
+    *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jfif"),
+    *(".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+}
 #: Suffixes of pictures that are not read here; in a folder they are named, not passed over.
-OTHER_PICTURE_SUFFIXES = {".avif", ".heic", ".heif", ".jp2", ".jxl"}
-PICTURE_KINDS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+OTHER_PICTURE_SUFFIXES = {".jp2", ".jxl"}
+PICTURE_KINDS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
+_HEIF_BRANDS = (b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevm", b"hevs", b"hevx", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
+#: Pictures that are not read here.
+_UNREAD_PICTURES = (
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", "a JPEG XL picture"),
+    (rb"....ftyp(avci|avcs|j2ki|j2is|miaf|vvic|vvis)", "a HEIF picture of a rare kind"),
+    (rb"....ftypcrx |II\*\0....CR\x02", "a Canon RAW photo"),
+    (rb"FUJIFILMCCD-RAW", "a Fujifilm RAW photo"),
+    (rb"II[RU][OS\0]|MMOR", "a RAW photo"),  # of Olympus and Panasonic
+)
 #: What files begin with that are mistaken for pictures, or passed off as them.
 _OTHERS = (
     (rb"%PDF", "a PDF"),
@@ -34,9 +54,6 @@ _OTHERS = (
     (rb"MZ|\x7fELF", "a program"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file"),
     (rb"8BPS", "a Photoshop file"),
-    (rb"\0\0\0\x0cjP  ", "a JPEG 2000"),
-    (rb"\0\0\0.ftyp(avif|avis)", "an AVIF"),
-    (rb"\0\0\0.ftyp(heic|heix|mif1|msf1|hevc)", "a HEIC"),
 )
 _VIDEOS = (
     rb"....ftyp",
@@ -59,7 +76,22 @@ _FOREIGN = re.compile(
     rb"%pdf-[12]\.|javascript:",
     re.IGNORECASE,
 )
+#: What all of that begins with: looked for first, since it takes a hundredth of the time.
+_FOREIGN_STARTS = (b"<script", b"<svg", b"<html", b"<!doctype", b"<?php", b"<iframe", b"%pdf-", b"javascript:")
 _ENDS = 65536
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was read.
+
+    Attributes:
+        pixels: upright, sRGB, uint8 (height, width, 3); perhaps read-only.
+        notes: short sentences on how they differ from what is in the file.
+    """
+
+    pixels: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
 def content_kind(head: bytes) -> str:
@@ -71,6 +103,9 @@ def content_kind(head: bytes) -> str:
     Returns:
         One of `PICTURE_KINDS`, "video", or in words what else it is, such as "a PDF".
     """
+    for pattern, name in _UNREAD_PICTURES:
+        if re.match(pattern, head, re.DOTALL):
+            return name
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -81,10 +116,12 @@ def content_kind(head: bytes) -> str:
         return "GIF"
     if head[:2] == b"BM" and len(head) > 18 and struct.unpack("<I", head[14:18])[0] in (12, 40, 52, 56, 64, 108, 124):
         return "BMP"
-    if re.match(rb"P[56]\s", head):
+    if re.match(rb"P[1-6f]\s", head):
         return "PPM"
     if head[:4] in (b"II*\0", b"MM\0*"):
         return "TIFF"
+    if head[4:8] == b"ftyp" and (kind := _kind_by_brand(head)):
+        return kind
     for pattern, name in _OTHERS:
         if re.match(pattern, head, re.DOTALL):
             return name
@@ -93,6 +130,15 @@ def content_kind(head: bytes) -> str:
     if _MARKUP.match(head):
         return "an SVG" if re.search(rb"<svg", head, re.IGNORECASE) else "HTML or XML"
     return "no picture" if head.strip(b"\0") else "empty"
+
+
+def _kind_by_brand(head: bytes) -> str | None:
+    """Return the kind of a picture in an ISO base media file; None if it is a video."""
+    brand, others = head[8:12], head[16 : int.from_bytes(head[:4])]
+    is_general = brand in (b"mif1", b"msf1")  # the container alone: the other brands say what is in it
+    if brand in _AVIF_BRANDS or (is_general and any(others[at : at + 4] in _AVIF_BRANDS for at in range(0, 64, 4))):
+        return "AVIF"
+    return "HEIF" if brand in _HEIF_BRANDS else None
 
 
 def file_kind(path: str | Path) -> str:
@@ -109,54 +155,92 @@ def file_kind(path: str | Path) -> str:
 
 
 def read_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> np.ndarray:
-    """Return a picture upright, as RGB, uint8 (height, width, 3).
+    """Return the pixels of a picture, see `open_picture`."""
+    return open_picture(picture, most_pixels).pixels
 
-    Of an animation it is the first frame. 16 bits a channel are scaled to 8, palettes and CMYK are translated, and
-    what is transparent is laid on white.
+
+def open_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> Picture:
+    """Read a picture: upright by its EXIF or XMP, converted to sRGB, 8 bits a channel, what is transparent on white.
+
+    Of an animation it is the first frame. Of a TIFF it is the first page that is no preview or mask of another.
 
     Args:
-        picture: the path of a JPEG, PNG, WebP, BMP, GIF, TIFF, PGM or PPM file, a `PIL.Image`, or a uint8 RGB array.
+        picture: the path of a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, PBM, PGM or PPM file, or of a HEIC, if
+            pillow-heif is installed; a `PIL.Image`; or a uint8 RGB array.
         most_pixels: a larger picture is refused before it is decoded.
 
     Raises:
-        InputError: if it is too large, breaks off, is damaged, is something else as well, or is no picture.
+        PictureError: if it is too large, breaks off, is damaged, is something else as well, or is no picture.
     """
     if isinstance(picture, np.ndarray):
-        return _checked_array(picture, most_pixels)
+        return Picture(_checked_array(picture, most_pixels))
     if isinstance(picture, Image.Image):
         name = getattr(picture, "filename", "") or "the picture"
         _check_size(name, picture.size, most_pixels)
-        return _decoded(name, picture)
+        with _explained(f"the picture {name} cannot be decoded", "copy or download it again, or save it anew"):
+            return _decoded(name, picture)
     if not isinstance(picture, str | Path):
-        raise InputError(
+        raise PictureError(
             f"an object of the type {type(picture).__name__} is no picture: give a path, a PIL image, or a uint8 RGB "
             "array (height, width, 3)."
         )
     path = Path(picture)
     data = _read(path)
-    kind = content_kind(data[:512])
-    if kind not in PICTURE_KINDS:
-        kind = "a video" if kind == "video" else kind
-        raise InputError(f"{path} is {kind}, whatever its name says: give a JPEG, PNG, WebP, BMP, GIF or TIFF.")
+    _check_kind(data, path)
     if _is_something_else(data):
-        raise InputError(f"{path} is a picture and a script or an archive at once: save the picture anew.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF and of a limit that is another one here
-            with Image.open(BytesIO(data), formats=[kind]) as image:
-                _check_size(path, image.size, most_pixels)
-                return _decoded(path, image)
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path} has more than {most_pixels:,} pixels: make it smaller.") from error
-    except InputError:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others, by the format
-        raise InputError(f"the picture {path} cannot be opened ({_why(error)}): save it anew.") from error
+        raise PictureError(
+            f"{path} is a picture and a script or an archive at once: save the picture anew.",
+            "it is a script or an archive as well",
+        )
+    return decode_picture(data, path, most_pixels)
+
+
+def decode_picture(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) -> Picture:
+    """Read a picture as `open_picture` does out of what is in its file, which is not searched for other things.
+
+    Args:
+        data: all bytes of it.
+        name: of the picture, for errors.
+        most_pixels: a larger picture is refused before it is decoded.
+
+    Raises:
+        PictureError: as of `open_picture`.
+    """
+    image, notes = _opened(data, name, most_pixels)
+    with image, _explained(f"the picture {name} cannot be decoded", "copy or download it again, or save it anew"):
+        decoded = _decoded(name, image, named_space(data, image), owned=True)
+        return Picture(decoded.pixels, (*decoded.notes, *notes, *notes_on_frames(image)))
+
+
+def read_values(source: bytes | str | Path, name: str | Path, mode: str, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+    """Return the values that a picture holds, upright, whatever colours they are meant to show: those of a mask.
+
+    Args:
+        source: its path, or all bytes of its file.
+        name: of the picture, for errors.
+        mode: "L" or "RGB".
+        most_pixels: a larger picture is refused before it is decoded.
+
+    Returns:
+        uint8 (height, width) or (height, width, 3), writable.
+
+    Raises:
+        PictureError: as of `open_picture`, or if it has more than 8 bits a channel.
+    """
+    image, _ = _opened(source if isinstance(source, bytes) else _read(Path(source)), name, most_pixels)
+    with image, _explained(f"the picture {name} cannot be decoded", "copy or download it again, or save it anew"):
+        if image.mode.startswith(("I", "F")):
+            raise PictureError(
+                f"the pixels of {name} are {image.mode}, not 8 bits a channel: save it in 8 bits.",
+                f"its pixels are {image.mode}, not 8 bits a channel",
+            )
+        image.load()
+        return np.array(_upright(image, owned=True).convert(mode))
 
 
 def _checked_array(array: np.ndarray, most_pixels: int) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise InputError(
+        raise PictureError(
             f"an array of the shape {array.shape} and type {array.dtype} is no picture: give uint8 RGB (height, "
             "width, 3)."
         )
@@ -165,76 +249,135 @@ def _checked_array(array: np.ndarray, most_pixels: int) -> np.ndarray:
 
 
 def _check_size(name: str | Path, size: tuple[int, int], most_pixels: int) -> None:
+    has = f"has {size[0]}x{size[1]} pixels"
     if size[0] * size[1] == 0:
-        raise InputError(f"{name} has {size[0]}x{size[1]} pixels: give a picture that shows something.")
+        raise PictureError(f"{name} {has}: give a picture that shows something.", f"it {has}")
     if size[0] * size[1] > most_pixels:
-        raise InputError(
-            f"{name} has {size[0]}x{size[1]} pixels, more than {most_pixels:,}: make it smaller, or raise most_pixels."
+        raise PictureError(
+            f"{name} {has}, more than {most_pixels:,}: make it smaller, or raise most_pixels.",
+            f"it {has}, more than {most_pixels:,}",
         )
 
 
 def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise InputError(f"there is no file {path}: check its path.")
+            raise PictureError(f"there is no file {path}: check its path.", "there is no such file")
         size = path.stat().st_size
         if size > MOST_BYTES:
-            raise InputError(f"{path} has {size >> 20} MiB, too much for a picture: make it smaller.")
+            raise PictureError(
+                f"{path} has {size >> 20} MiB, too much for a picture: make it smaller.", f"it has {size >> 20} MiB"
+            )
         data = path.read_bytes()
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, PictureError):
             raise
-        raise InputError(f"{path} cannot be read ({reason(error)}): check its path and its permissions.") from error
+        raise PictureError(
+            f"{path} cannot be read ({reason(error)}): check its path and its permissions.", reason(error)
+        ) from error
     if not data:
-        raise InputError(f"{path} is empty: copy or download it again.")
+        raise PictureError(f"{path} is empty: copy or download it again.", "it is empty")
     return data
 
 
-def _decoded(name: str | Path, image: Image.Image) -> np.ndarray:
-    if image.mode == "F":
-        raise InputError(
-            f"the pixels of {name} are floating-point numbers, whose white is not known: save it in 8 bits."
-        )
+def _check_kind(data: bytes, name: str | Path) -> str:
+    """Return the kind of a picture; raise a `PictureError` if it is something else, or cannot be read here."""
+    kind = content_kind(data[:512])
+    if kind == "HEIF" and not _reads_heif():
+        what, remedy = "a HEIC photo", "run `pip install pillow-heif`, or convert it to JPEG"
+    elif kind == "AVIF" and not features.check("avif"):
+        what, remedy = "an AVIF picture", "run `pip install --upgrade pillow`, or convert it to JPEG"
+    elif kind in PICTURE_KINDS:
+        return kind
+    elif kind in dict(_UNREAD_PICTURES).values():
+        what, remedy = kind, "convert it to JPEG"
+    else:
+        what = "a video" if kind == "video" else kind
+        why = "it is no image" if kind == "no picture" else f"it is {what}"
+        raise PictureError(f"{name} is {what}, whatever its name says: give a JPEG, PNG, WebP, BMP, GIF or TIFF.", why)
+    raise PictureError(f"{name} is {what}: {remedy}.", f"it is {what}: {remedy}")
+
+
+@functools.cache
+def _reads_heif() -> bool:
+    """Whether HEIC can be read; from then on Pillow does, too."""
     try:
-        image.load()
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+    return True
+
+
+@contextmanager
+def _explained(what: str, remedy: str) -> Iterator[None]:
+    """Raise whatever Pillow raises as a `PictureError`: what it says itself is about its own inner parts."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF and of a limit that is another one here
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # OSError, SyntaxError, ValueError, struct.error and others, by the format
+        why = "it breaks off" if "truncated" in str(error).lower() else "it is damaged"
+        raise PictureError(f"{what} ({why}): {remedy}.", why) from error
+
+
+def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Image, list[str]]:
+    """Open a picture at the page or frame that is to be decoded, and return notes on what that passes over."""
+    kind, notes = _check_kind(data, name), []
+    with _explained(f"the picture {name} cannot be opened", "save it anew"):
         try:
-            image = ImageOps.exif_transpose(image)
-        except Exception:  # what cannot be read of the EXIF turns nothing
-            image = image.copy()
-        return np.asarray(_to_rgb(image))
-    except Exception as error:
-        raise InputError(
-            f"the picture {name} cannot be decoded ({_why(error)}): copy or download it again, or save it anew."
-        ) from error
+            image = Image.open(BytesIO(data), formats=[kind])  # other formats start programs
+        except Image.DecompressionBombError as error:
+            what = f"has more than {most_pixels:,} pixels"
+            raise PictureError(f"{name} {what}: make it smaller.", f"it {what}") from error
+        except ValueError:  # Pillow's, for a profile that unpacks to more than it allows
+            image = Image.open(BytesIO(without_profile(data)), formats=[kind]) if kind == "PNG" else None
+            if image is None:
+                raise
+            notes.append(OVERSIZED)
+        if kind == "TIFF":
+            number, passed_over = choose_page(image, name)
+            notes += passed_over
+            if image.is_animated:  # a damaged page that was looked at may have left traces
+                image = Image.open(BytesIO(data), formats=[kind])
+                turn_to_page(image, number)
+        _check_size(name, image.size, most_pixels)
+    return image, notes
 
 
-def _why(error: Exception) -> str:
-    """Return why Pillow failed; what it says itself is about its own inner parts."""
-    return "it breaks off" if "truncated" in str(error).lower() else "it is damaged"
+def _decoded(
+    name: str | Path, image: Image.Image, cicp: tuple[int, int] | None = None, owned: bool = False
+) -> Picture:
+    if image.mode == "F":
+        raise PictureError(
+            f"the pixels of {name} are floating-point numbers, whose white is not known: save it in 8 bits.",
+            "its pixels are floating-point numbers",
+        )
+    image.load()
+    pixels, notes = srgb_pixels(_upright(image, owned), cicp)
+    return Picture(pixels, tuple(notes))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-        deep = np.asarray(image)
-        grey = np.empty(deep.shape, np.uint8)
-        clear = image.info.get("transparency")
-        for row, values in enumerate(deep):  # one by one: a large picture would take gigabytes
-            grey[row] = np.round(values.clip(0, 65535) / 257)
-            if isinstance(clear, int):
-                grey[row][values == clear] = 255
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+def _upright(image: Image.Image, owned: bool) -> Image.Image:
+    """Turn a loaded image as its EXIF or XMP says; in place if it is `owned`, since a second one takes memory."""
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(image, in_place=owned) or image
+    except Exception:  # what cannot be read of the EXIF turns nothing
+        pass
+    return image
 
 
 def _is_something_else(data: bytes) -> bool:
     """Whether another program would find an archive, a document or a script in a picture."""
     ends = data[:_ENDS] + b"\n" + data[-_ENDS:]
+    lower = ends.lower()
+    if any(start in lower for start in _FOREIGN_STARTS) and _FOREIGN.search(ends) is not None:
+        return True
     # By itself, `is_zipfile` looks for four bytes, which stand in photographs by chance, too.
-    is_archive = b"PK\x01\x02" in data and zipfile.is_zipfile(BytesIO(data))
-    return is_archive or _FOREIGN.search(ends) is not None
+    return b"PK\x01\x02" in data and zipfile.is_zipfile(BytesIO(data))
 
 
 __all__ = [
@@ -242,7 +385,11 @@ __all__ = [
     "OTHER_PICTURE_SUFFIXES",
     "PICTURE_KINDS",
     "PICTURE_SUFFIXES",
+    "Picture",
     "content_kind",
+    "decode_picture",
     "file_kind",
+    "open_picture",
     "read_picture",
+    "read_values",
 ]

@@ -8,7 +8,8 @@ import tempfile
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,10 @@ from .video_dcl import VIDEO_SUFFIXES
 
 #: What can be iterated over, and is one thing nevertheless, of which `read_picture` says whether it is a picture.
 _SINGLE = (np.ndarray, torch.Tensor, Image.Image, bytes, bytearray, memoryview, Mapping, io.IOBase)
+#: Suffixes by which files are found in a folder.
+_LOOKED_AT = PICTURE_SUFFIXES | OTHER_PICTURE_SUFFIXES | VIDEO_SUFFIXES
+_LITTER = {"desktop.ini", "thumbs.db"}  # which systems put into folders
+_KINDS_SHOWN = 5
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _MOST_DOWNLOADED = 2 << 30  # bytes
 _PATIENCE, _LONGEST_DOWNLOAD = 30.0, 600.0  # seconds without a byte of a download, and for all of it
@@ -44,15 +49,62 @@ def find_files(folder: str | Path) -> list[Path]:
 
     for place, folders, names in os.walk(folder, onerror=keep):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        suffixes = PICTURE_SUFFIXES | OTHER_PICTURE_SUFFIXES | VIDEO_SUFFIXES
         found += [
             Path(place, name)
             for name in sorted(names)
-            if Path(name).suffix.lower() in suffixes and not name.startswith(".")
+            if Path(name).suffix.lower() in _LOOKED_AT and not name.startswith(".")
         ]
     if not found:
         raise _nothing_in(folder)
     return found
+
+
+def skipped_files(folder: str | Path) -> Counter[str]:
+    """Count by their suffixes the files of a folder and its sub-folders that `find_files` passes over.
+
+    Hidden files and those that systems leave in folders are not counted.
+
+    Returns:
+        How many there are of each suffix in lower case, such as ".txt", and of "" without a usual one.
+    """
+    skipped: Counter[str] = Counter()
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        skipped += count_skipped((Path(place, name) for name in names), _LOOKED_AT)
+    return skipped
+
+
+def count_skipped(files: Iterable[Path], looked_at: Collection[str]) -> Counter[str]:
+    """Count as `skipped_files` does the files whose suffixes are not among those that are `looked_at`."""
+    skipped: Counter[str] = Counter()
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix not in looked_at and not path.name.startswith(".") and path.name.lower() not in _LITTER:
+            skipped[suffix if re.fullmatch(r"\.[a-z0-9_+-]{1,10}", suffix) else ""] += 1
+    return skipped
+
+
+def say_skipped(skipped: Counter[str], videos: bool = True) -> str:
+    """Return a sentence on the files that were passed over, an empty one if there were none.
+
+    Args:
+        skipped: as `skipped_files` counts them.
+        videos: whether videos are looked at.
+    """
+    number = skipped.total()
+    if not number:
+        return ""
+    if videos:
+        what = (
+            "file that is neither an image nor a video" if number == 1 else "files that are neither images nor videos"
+        )
+    else:
+        what = "file that is not an image" if number == 1 else "files that are not images"
+    kinds = skipped.most_common(_KINDS_SHOWN)
+    shown = [f"{count} {suffix or 'without extension'}" for suffix, count in kinds]
+    if rest := number - sum(count for _, count in kinds):
+        shown.append(f"{rest} others")
+    return f"Skipped {number:,} {what}: {', '.join(shown)}."
 
 
 def _nothing_in(folder: str | Path) -> InputError:
@@ -192,4 +244,15 @@ def _fetch(address: str, file: BinaryIO) -> None:
             raise http.client.IncompleteRead(b"", answer.length)
 
 
-__all__ = ["downloaded", "each_of", "find_files", "is_address", "is_several", "is_video", "name_of"]
+__all__ = [
+    "count_skipped",
+    "downloaded",
+    "each_of",
+    "find_files",
+    "is_address",
+    "is_several",
+    "is_video",
+    "name_of",
+    "say_skipped",
+    "skipped_files",
+]

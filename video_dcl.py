@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .colour_dcl import side_data, to_rgb
 from .errors_dcl import InputError, reason
+from .frame_colour_dcl import side_data, to_rgb
 
 try:  # a checkpoint that is given images works without PyAV
     import av

@@ -1,5 +1,6 @@
 """What a layout finds in a raw data set: clips, the families they belong to, and what should be there and is not."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,7 @@ class RawDataSet:
         splits: the families of each split.
         parts: what is there, against what was published.
         failures: what its lists name and is not there, or contradicts them.
+        skipped: how many files were passed over of each suffix, where every image and video of a folder is taken.
         cropped: whether its frames are crops of faces already, in which no face is looked for.
     """
 
@@ -97,6 +99,7 @@ class RawDataSet:
     splits: dict[str, list[Family]]
     parts: list[Part] = field(default_factory=list)
     failures: Failures = field(default_factory=Failures)
+    skipped: Counter[str] = field(default_factory=Counter)
     cropped: bool = False
 
 

@@ -26,10 +26,11 @@ from ..dataset_dcl import (
 )
 from ..errors_dcl import InputError
 from ..faces_dcl import ALIGNED_LANDMARKS, FaceDetector, fit_similarity, map_points
+from ..images_dcl import PICTURE_SUFFIXES
 from .assets import fetch_detector
 from .blending import METHODS, Portrait, random_generator
 from .failures import Failures
-from .photographs import CORRUPT, MARGIN, NO_FACE, SIZE, SUFFIXES, find_photographs, real_rows
+from .photographs import CORRUPT, MARGIN, NO_FACE, SIZE, find_photographs, real_rows
 from .shards import PreparedFolder, Report, state_of
 
 _CANDIDATES, _NEAREST = 40, 4  # of so many photographs of other people, one of the so many most alike in pose is taken
@@ -259,7 +260,7 @@ def _refuse_shared_families(reals: Dataset, others: Iterable[Path], split: str, 
     """
 
     def name(source: str) -> str:
-        return _clip(source) if by_clip and Path(source).suffix.lower() not in SUFFIXES else source
+        return _clip(source) if by_clip and Path(source).suffix.lower() not in PICTURE_SUFFIXES else source
 
     for path in others:
         there = pq.read_table(path, columns=["source_id"])["source_id"].to_pylist()

@@ -4,17 +4,17 @@ A `Frames` says where; it is small and goes to other processes. Opened, it is a 
 frame or the reason why it cannot be had, so that one bad frame costs only itself.
 """
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
 
-from ..errors_dcl import InputError
+from ..errors_dcl import InputError, PictureError
+from ..images_dcl import decode_picture, read_values
 from ..video_dcl import Video
 from .photographs import read_photograph
 
@@ -87,9 +87,15 @@ class _VideoReader:
 
 @dataclass(frozen=True)
 class ImageFrames:
-    """Image files by frame number; those of a clip lie in one folder."""
+    """Image files by frame number; those of a clip lie in one folder.
+
+    Attributes:
+        paths: of the files.
+        exact: whether their values count and not the colours they show, as those of masks do.
+    """
 
     paths: Mapping[int, Path]
+    exact: bool = field(default=False, repr=False)  # `repr` names what rows depend on
     lossy = False
 
     @property
@@ -104,7 +110,8 @@ class ImageFrames:
 
     def open(self) -> AbstractContextManager[FrameReader]:
         """Return the reader; each file is opened when it is wanted."""
-        return nullcontext(SingleReader(self.paths, lambda number: read_photograph(self.paths[number])))
+        read = read_exact if self.exact else read_photograph
+        return nullcontext(SingleReader(self.paths, lambda number: read(self.paths[number])))
 
 
 class SingleReader:
@@ -134,7 +141,25 @@ def decode_crop(encoded: bytes | memoryview) -> np.ndarray:
     Raises:
         InputError: if it cannot be decoded, or is too large for one; the message is the reason.
     """
-    return read_photograph(io.BytesIO(encoded), _CROP_PIXELS)
+    try:
+        return decode_picture(bytes(encoded), "the crop", _CROP_PIXELS).pixels
+    except PictureError as error:
+        raise InputError(error.why) from error
+
+
+def read_exact(source: Path | bytes | memoryview) -> np.ndarray:
+    """Read the values of a mask as they are: uint8 (height, width, 3).
+
+    Args:
+        source: the path of an image, or what is in its file.
+
+    Raises:
+        InputError: if it cannot be read, or is too large for the mask of a frame; the message is the reason.
+    """
+    try:
+        return read_values(source if isinstance(source, Path) else bytes(source), "the mask", "RGB")
+    except PictureError as error:
+        raise InputError(error.why) from error
 
 
 @dataclass(frozen=True)
@@ -223,5 +248,6 @@ __all__ = [
     "SingleReader",
     "VideoFrames",
     "decode_crop",
+    "read_exact",
     "size_of",
 ]

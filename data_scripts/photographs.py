@@ -3,20 +3,19 @@
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
-from ..dataset_dcl import DEFAULT_ENCODING, REAL, check_depth, encode_image, image_fault
-from ..errors_dcl import InputError
+from ..dataset_dcl import DEFAULT_ENCODING, REAL, encode_image
+from ..errors_dcl import InputError, PictureError
 from ..faces_dcl import Face, FaceDetector, crop_transform, cut, map_points
+from ..images_dcl import PICTURE_SUFFIXES, read_picture
 from .failures import Failures
 
 SIZE, MARGIN = 380, 1.3  # of crops, where nothing else is asked for
 NO_FACE, CORRUPT = "no face was found", "it cannot be decoded"  # reasons of failures
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # others start programs, whatever the file's name
+_MOST_PIXELS = 178_956_970  # which Pillow opens: cameras have more than detection is asked to look at
 
 
 class Photograph(NamedTuple):
@@ -44,7 +43,9 @@ def find_photographs(folder: str | Path) -> list[Photograph]:
         raise InputError(f"there is no folder of photographs {folder}: give one, or a prepared data set.")
     photographs = list_photographs(Path(folder), list_files(Path(folder)))
     if not photographs:
-        raise InputError(f"{folder} holds no photograph ({', '.join(sorted(SUFFIXES))}): give a folder that does.")
+        raise InputError(
+            f"{folder} holds no photograph ({', '.join(sorted(PICTURE_SUFFIXES))}): give a folder that does."
+        )
     return photographs
 
 
@@ -52,7 +53,7 @@ def list_photographs(root: Path, files: Iterable[Path]) -> list[Photograph]:
     """Return the photographs among the files of a folder as `find_photographs` does; there may be none."""
     videos: dict[str, list[Path]] = {}
     for path in sorted(files, key=lambda path: _natural(path.relative_to(root).as_posix())):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in PICTURE_SUFFIXES:
             relative = path.relative_to(root)
             video = relative.as_posix() if path.parent == root else relative.parent.as_posix()
             videos.setdefault(video, []).append(path)
@@ -99,24 +100,16 @@ def _frames(paths: list[Path]) -> list[int]:
     return numbers if len(set(numbers)) == len(paths) else list(range(len(paths)))
 
 
-def read_photograph(file: Path | BinaryIO, most_pixels: int | None = None) -> np.ndarray:
-    """Read an image file, turned upright, as RGB, uint8 (height, width, 3).
-
-    Args:
-        file: its path, or the open file.
-        most_pixels: a larger image is refused before it is decoded; Pillow's own limit where it is not given.
+def read_photograph(path: Path) -> np.ndarray:
+    """Read an image file as detection does: uint8 (height, width, 3).
 
     Raises:
-        InputError: if it cannot be decoded; the message is the reason.
+        InputError: if it cannot be read; the message is the reason.
     """
     try:
-        with Image.open(file, formats=_FORMATS) as image:
-            if most_pixels is not None and image.width * image.height > most_pixels:
-                raise ValueError(f"it has {image.width}x{image.height} pixels")
-            check_depth(image)
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, DecompressionBombError
-        raise InputError(image_fault(error)) from error
+        return read_picture(path, _MOST_PIXELS)
+    except PictureError as error:
+        raise InputError(error.why) from error
 
 
 def real_rows(
@@ -193,7 +186,6 @@ __all__ = [
     "MARGIN",
     "NO_FACE",
     "SIZE",
-    "SUFFIXES",
     "Photograph",
     "face_row",
     "find_photographs",

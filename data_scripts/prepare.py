@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -25,13 +26,15 @@ from dcl.data_scripts.layouts import (
     uadfv,
     wild_deepfake,
 )
-from dcl.data_scripts.photographs import MARGIN, SIZE
+from dcl.data_scripts.photographs import MARGIN, SIZE, list_files
 from dcl.data_scripts.publishing import check_hub, push_prepared
 from dcl.data_scripts.raw import FAMILIES_PER_SHARD, Execution, prepare_raw
 from dcl.data_scripts.shards import Report
 from dcl.dataset_dcl import DEFAULT_ENCODING, ENCODINGS
 from dcl.errors_dcl import InputError, report_input_errors
 from dcl.faces_dcl import CROP_KINDS
+from dcl.images_dcl import PICTURE_SUFFIXES
+from dcl.inputs_dcl import count_skipped, say_skipped
 
 #: What `dcl-prepare` reads, by the name of the command.
 LAYOUTS = {
@@ -197,6 +200,7 @@ def _check(options: argparse.Namespace) -> int:
     for row in [header, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     _print_failures(found.failures)
+    _print_skipped(found.skipped)
     short = [part.name for part in found.parts if part.published is not None and part.found < part.published]
     if short:
         print(f"fewer than published: {', '.join(short)}")
@@ -225,6 +229,8 @@ def _prepare_forgeries(options: argparse.Namespace) -> None:
         options.encoding,
     )
     _report(options.output, reports)
+    if not any(Path(options.source).glob("*.parquet")):
+        _print_skipped(count_skipped(list_files(Path(options.source)), PICTURE_SUFFIXES), videos=False)
 
 
 def _prepare_raw(options: argparse.Namespace) -> int:
@@ -267,6 +273,7 @@ def _prepare_raw(options: argparse.Namespace) -> int:
     )
     total = preparation.total
     _report(options.output, preparation.reports, total)
+    _print_skipped(found.skipped)
     print(f"{total.clips:,} clips, {total.frames:,} frames, {total.faces:,} faces; all in {preparation.summary}")
     if preparation.waiting:
         print(f"{preparation.waiting} of {preparation.shards} shards are left to the other jobs")
@@ -286,6 +293,11 @@ def _report(output: str, reports: Mapping[str, Report], total: Report | None = N
     _print_failures(total.failures)
     for reason, number in total.missing.items():
         print(f"not made: {number} of {reason}")
+
+
+def _print_skipped(skipped: Counter[str], videos: bool = True) -> None:
+    if skipped:
+        print(say_skipped(skipped, videos))
 
 
 def _print_failures(failures: Failures) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from dcl.data_scripts.assets import fetch, fetch_detector
 from dcl.data_scripts.blending import METHODS, Portrait, random_generator
-from dcl.data_scripts.photographs import read_photograph
+from dcl.images_dcl import read_picture
 from dcl.video_dcl import Video, evenly_spaced
 
 TALKING = 0  # the person who talks; the others, from 1 to 40, are photographs
@@ -63,7 +63,7 @@ def person_frames(person: int, number: int = FRAMES) -> tuple[np.ndarray, ...]:
         return tuple(cv2.resize(image, (_WIDTH, _HEIGHT), interpolation=cv2.INTER_CUBIC) for image in images)
     rng = np.random.default_rng(person)
     tint = np.sort(rng.uniform(0.75, 1, 3))[::-1]  # the photographs are grey
-    photographs = [read_photograph(fetch("orl") / f"s{person}" / f"{photo}.pgm")[..., 0] for photo in (1, 2)]
+    photographs = [read_picture(fetch("orl") / f"s{person}" / f"{photo}.pgm")[..., 0] for photo in (1, 2)]
     frames = []
     for frame in range(number):
         photograph = photographs[2 * frame // number]

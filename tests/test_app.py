@@ -541,4 +541,5 @@ def test_a_space_gets_what_the_app_and_a_checkpoint_need():
     assert SpecifierSet(bounds.removeprefix("gradio")).contains(version)
     ours = (ROOT / "requirements.txt").read_text().splitlines()
     needed = (ROOT / "space" / "requirements.txt").read_text().splitlines()
-    assert set(needed) <= set(ours) and len(needed) == 9
+    heif = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["heif"]
+    assert set(needed) <= {*ours, *heif} and set(heif) <= set(needed) and len(needed) == 10

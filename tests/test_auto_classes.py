@@ -19,6 +19,7 @@ CALIBRATION = {"method": "temperature", "temperature": 2.5, "frame": {"threshold
 PROGRAM = """
 import json, sys
 sys.modules["dcl"] = None
+import numpy as np
 import torch
 from PIL import Image
 from transformers import (AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification,
@@ -56,6 +57,8 @@ remember("saved again", again)
 detect = pipeline("image-classification", model=folder, **trust)
 found["pipeline"] = detect(image)
 found["batch"] = detect([image] * 3, batch_size=2)
+grey = np.asarray(image.convert("L"))
+found["16 bits"], found["8 bits"] = detect(grey.astype(np.uint16) * 257), detect(Image.fromarray(grey))
 found["pipeline of objects"] = pipeline("image-classification", model=classifier, image_processor=processor)(image)
 found["own"] = [name for name in sys.modules if name.startswith("dcl.")]
 print(json.dumps(found))
@@ -141,6 +144,10 @@ def test_the_pipeline_names_real_and_fake(found, expected):
     for verdict in (found["pipeline"], *found["batch"], found["pipeline of objects"]):
         scores = {entry["label"]: entry["score"] for entry in verdict}
         assert scores == pytest.approx({"real": 1 - fake, "fake": fake}, abs=1e-5)
+
+
+def test_the_pipeline_scales_arrays_of_16_bits(found):
+    assert found["16 bits"] == found["8 bits"]
 
 
 def test_loading_says_nothing_of_lost_weights(found):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from PIL import ImageCms
 
 from dcl.dataset_dcl import (
     FEATURES,
@@ -24,6 +25,7 @@ from dcl.dataset_dcl import (
     split_names,
 )
 from dcl.errors_dcl import InputError
+from dcl.images_dcl import read_picture
 from dcl.tests.prepared_data import CROP, make_rows
 
 
@@ -83,12 +85,56 @@ def test_an_unknown_mask_is_none(rows, write):
     assert decode_mask(load_prepared(write(rows), "train")[1]["mask"], "row 1") is None
 
 
-def test_images_that_would_be_clipped_or_misread_are_refused():
+def cell_of(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def test_images_are_read_as_detection_reads_them(tmp_path):
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    exif = PILImage.Exif()
+    exif[0x0112] = 6
+    clear = np.full((8, 12, 4), (9, 99, 9, 0), np.uint8)
+    for cell in (
+        cell_of(PILImage.fromarray(deep)),
+        cell_of(PILImage.fromarray(np.arange(96, dtype=np.uint8).reshape(8, 12)), exif=exif),
+        cell_of(PILImage.fromarray(clear)),
+    ):
+        path = tmp_path / "image.png"
+        path.write_bytes(cell["bytes"])
+        expected = read_picture(path)
+        for decoded in (decode_image(cell, "row"), decode_image({"bytes": None, "path": str(path)}, "row")):
+            assert np.array_equal(decoded, expected) and decoded.flags.writeable
+    assert np.array_equal(decode_image(cell_of(PILImage.fromarray(deep)), "row")[..., 0], np.round(deep / 257))
+
+
+def test_masks_are_read_as_the_values_they_hold(tmp_path):
+    mask = np.zeros((8, 12), np.uint8)
+    mask[2:5, 3:] = 255
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    clear = PILImage.fromarray(np.dstack([mask, mask]))  # transparent where nothing is forged
+    for image, options in ((PILImage.fromarray(mask), {"icc_profile": profile}), (clear, {})):
+        cell = cell_of(image, **options)
+        path = tmp_path / "mask.png"
+        path.write_bytes(cell["bytes"])
+        for decoded in (decode_mask(cell, "row"), decode_mask({"bytes": None, "path": str(path)}, "row")):
+            assert np.array_equal(decoded, mask)
+
+
+@pytest.mark.parametrize("decode", [decode_image, decode_mask])
+def test_a_cell_that_is_another_kind_of_file_is_named_and_starts_nothing(decode, monkeypatch):
+    monkeypatch.setattr("subprocess.check_call", lambda *_: pytest.fail("a program was started"))
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    with pytest.raises(CorruptImageError, match=r"row 4 cannot be decoded \(it is a PostScript file\)"):
+        decode({"bytes": script, "path": None}, "row 4")
+
+
+def test_masks_that_would_be_clipped_or_misread_are_refused():
     deep, flags = io.BytesIO(), np.eye(8, dtype=np.uint8)
     PILImage.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(deep, "PNG")
-    for decode in (decode_image, decode_mask):
-        with pytest.raises(CorruptImageError, match=r"row 3 cannot be decoded .*not 8 bits a channel"):
-            decode({"bytes": deep.getvalue(), "path": None}, "row 3")
+    with pytest.raises(CorruptImageError, match=r"row 3 cannot be decoded .*not 8 bits a channel"):
+        decode_mask({"bytes": deep.getvalue(), "path": None}, "row 3")
     with pytest.raises(CorruptImageError, match=r"mask of row 3 holds 0 and 1.*multiply it by 255"):
         decode_mask(encode_image(flags), "row 3")
 

@@ -1,12 +1,16 @@
 """The image processor: what it takes, and that it shows a face as training does."""
 
+import io
+
 import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 from dcl.image_processing_dcl import DCLImageProcessor
+from dcl.images_dcl import read_picture
+from dcl.picture_colour_dcl import _profile_of
 from dcl.training.augment import Augmentation, AugmentationSettings
 
 CROP = {"kind": "box", "margin": 0.3, "size": 64, "detector": "yunet"}
@@ -93,6 +97,71 @@ def test_every_kind_of_image_is_taken(noise):
     }
     for kind, value in kinds.items():
         assert torch.equal(process(processor_for(32), value), expected), kind
+
+
+def linear_profile():
+    """Return an ICC profile whose values are proportional to light."""
+    return _profile_of((0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06), 1.0)
+
+
+def hard_pictures(noise):
+    """Yield pictures that Pillow's own conversion to RGB shows wrong, or not as detection does."""
+    deep = noise[..., 0].astype(np.uint16) * 200
+    yield "16 bits", Image.fromarray(deep), {}
+    yield "16 bits, with a transparent value", Image.fromarray(deep), {"transparency": 400}
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        yield f"orientation {orientation}", Image.fromarray(noise[:40]), {"exif": exif.tobytes()}
+    yield "a profile", Image.fromarray(noise), {"icc_profile": linear_profile()}
+    yield "grey with a profile", Image.fromarray(noise[..., 0]), {"icc_profile": linear_profile()}
+    yield "a damaged profile", Image.fromarray(noise), {"icc_profile": b"no"}
+    yield "LA", Image.fromarray(noise[..., :2]), {}
+    yield "RGBA with a profile", Image.fromarray(np.dstack([noise, noise[..., 0]])), {"icc_profile": linear_profile()}
+    yield "palette", Image.fromarray(noise).quantize(30), {"transparency": 3}
+
+
+def test_pil_images_and_paths_are_read_as_detection_reads_them(noise, tmp_path):
+    processor = processor_for(32)
+    for kind, image, options in hard_pictures(noise):
+        path = tmp_path / "picture.png"
+        image.save(path, **options)
+        expected = process(processor, read_picture(path).copy())
+        for given in (Image.open(path), [Image.open(path)], str(path), [str(path)]):
+            assert torch.equal(process(processor, given), expected), kind
+
+
+def test_ink_is_read_as_detection_reads_it(noise, tmp_path):
+    path = tmp_path / "picture.tif"
+    Image.fromarray(noise).convert("CMYK").save(path)
+    expected = process(processor_for(32), read_picture(path).copy())
+    assert torch.equal(process(processor_for(32), Image.open(path)), expected)
+    assert torch.equal(process(processor_for(32), str(path)), expected)
+
+
+def test_a_picture_that_was_turned_and_converted_already_is_let_be(noise, tmp_path):
+    """As `pipeline("image-classification")` does before the processor gets it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "picture.png"
+    Image.fromarray(noise[:40]).save(path, exif=exif, icc_profile=linear_profile())
+    loaded = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    assert torch.equal(process(processor_for(32), loaded), process(processor_for(32), read_picture(path).copy()))
+    srgb = ImageCms.profileToProfile(
+        Image.open(path), io.BytesIO(linear_profile()), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert np.array_equal(read_picture(srgb), np.asarray(srgb))
+
+
+def test_arrays_of_16_bits_are_scaled(noise):
+    processor, deep = processor_for(32), noise.astype(np.uint16) * 257
+    expected = process(processor, noise)
+    assert torch.equal(process(processor, deep), expected)
+    assert torch.equal(process(processor, torch.from_numpy(deep).permute(2, 0, 1)), expected)
+    grey = process(processor, noise[..., 0])
+    assert grey.shape == (1, 3, 32, 32)
+    for value in (deep[..., 0], deep[..., :1], [deep[..., 0]], deep[None, ..., 0]):
+        assert torch.equal(process(processor, value), grey)
 
 
 def test_grey_images_become_three_equal_channels(noise):

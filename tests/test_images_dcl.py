@@ -1,14 +1,21 @@
 """Pictures are opened by what they are: right in every format, and refused where they are something else, too."""
 
 import io
+import pickle
 import zipfile
 
+import cv2
 import numpy as np
+import pillow_heif
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from dcl.errors_dcl import InputError
-from dcl.images_dcl import PICTURE_KINDS, content_kind, read_picture
+from dcl import images_dcl
+from dcl.errors_dcl import InputError, PictureError
+from dcl.images_dcl import PICTURE_KINDS, PICTURE_SUFFIXES, content_kind, open_picture, read_picture, read_values
+from dcl.picture_colour_dcl import UNFITTING
+
+pillow_heif.register_heif_opener()  # so that pictures can be written, too
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8).repeat(8, 0).repeat(8, 1)
 
@@ -46,6 +53,8 @@ def refused(path, sentence, **options):
         ("PPM", {}, 0),
         ("TIFF", {}, 0),
         ("GIF", {}, 40),
+        ("AVIF", {"quality": 100, "subsampling": "4:4:4"}, 6),
+        ("HEIF", {"quality": 98, "chroma": 444}, 12),
     ],
 )
 def test_each_format_is_opened_whatever_the_file_is_called(write, kind, options, tolerance):
@@ -57,23 +66,71 @@ def test_each_format_is_opened_whatever_the_file_is_called(write, kind, options,
         assert np.abs(picture.astype(int) - RGB).max() <= tolerance
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_upright(write, orientation):
-    turns = {
-        1: 0,
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-    }
-    turns |= {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90}
-    turns |= {7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270}
-    lying = Image.fromarray(RGB)
-    lying = lying if orientation == 1 else lying.transpose(turns[orientation])
+UPRIGHT = cv2.resize(np.random.default_rng(1).integers(0, 256, (3, 4, 3), np.uint8), (64, 48))
+
+
+def lying(orientation):
+    """Return the picture as a camera stores it that was held so."""
+    return Image.fromarray(UPRIGHT) if orientation == 1 else Image.fromarray(UPRIGHT).transpose(STORED[orientation])
+
+
+STORED = {
+    **{2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM},
+    **{5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE},
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def with_exif(kind, orientation, **options):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded("PNG", lying, exif=exif)
-    assert np.array_equal(read_picture(write(data)), RGB)
-    assert np.array_equal(read_picture(Image.open(io.BytesIO(data))), RGB)
+    if kind == "TIFF":
+        return encoded(kind, lying(orientation), tiffinfo=exif, **options)
+    return encoded(kind, lying(orientation), exif=exif.tobytes(), **options)
+
+
+def with_xmp(kind, orientation, **options):
+    packet = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" '
+        f'tiff:Orientation="{orientation}"/></rdf:RDF></x:xmpmeta>'
+    )
+    if kind == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", packet)
+        options |= {"pnginfo": info}
+    elif kind == "TIFF":
+        options |= {"tiffinfo": {700: packet.encode()}}
+    else:
+        options |= {"xmp": packet.encode()}
+    return encoded(kind, lying(orientation), **options)
+
+
+CODED = {"JPEG": {"quality": 95}, "PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "AVIF": {"quality": 95}}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", CODED)
+@pytest.mark.parametrize("said", [with_exif, with_xmp])
+def test_pictures_are_turned_once_as_exif_or_xmp_says(write, said, kind, orientation):
+    data = said(kind, orientation, **CODED[kind])
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert np.abs(expected.astype(int) - UPRIGHT).mean() < 3, "the test shows nothing"
+    path = write(data)
+    given, loaded = Image.open(io.BytesIO(data)), Image.open(path)
+    loaded.load()
+    turned = Image.fromarray(read_picture(path))
+    by_hand = ImageOps.exif_transpose(Image.open(path))
+    for picture in (path, str(path), given, given, loaded, Image.open(path).convert("RGB"), turned, by_hand):
+        assert np.array_equal(read_picture(picture), expected)
+    assert np.array_equal(read_values(path, "a mask", "RGB"), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_heic_is_turned_once(write, orientation):
+    path = write(with_exif("HEIF", orientation, quality=98, chroma=444), "IMG_1.HEIC")
+    for picture in (path, Image.open(path)):
+        assert np.abs(read_picture(picture).astype(int) - UPRIGHT).mean() < 4
 
 
 def test_exif_that_cannot_be_read_turns_nothing(write):
@@ -181,7 +238,6 @@ def test_what_has_something_else_before_it_is_refused(write, prefix):
         (b"%PDF-1.7", "a PDF"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "a PostScript file"),
         (b"MZ\x90\0", "a program"),
-        (b"\0\0\0\x18ftypheic", "a HEIC"),
         (b"\0\0\0\x18ftypisom", "a video"),
         (b"RIFF\0\0\0\0AVI LIST", "a video"),
         (b"hello, world", "no picture"),
@@ -189,6 +245,128 @@ def test_what_has_something_else_before_it_is_refused(write, prefix):
 )
 def test_what_is_no_picture_is_called_by_what_it_is(write, data, what):
     refused(write(data), f"is {what}, whatever its name says: give a JPEG, PNG, WebP, BMP, GIF or TIFF")
+
+
+BRANDS = {
+    "HEIF": ("heic", "heix", "hevc", "hevx", "heim", "heis", "hevm", "hevs", "mif1", "msf1"),
+    "AVIF": ("avif", "avis"),
+    "video": ("isom", "mp42", "qt  ", "M4V ", "hvc1"),
+}
+
+
+@pytest.mark.parametrize(("kind", "brand"), [(kind, brand) for kind, brands in BRANDS.items() for brand in brands])
+def test_a_brand_tells_pictures_from_videos(kind, brand):
+    assert content_kind(b"\0\0\0\x18ftyp" + brand.encode() + b"\0\0\0\0mif1heic" + bytes(99)) == kind
+
+
+def test_the_brand_of_the_container_alone_leaves_it_to_the_others():
+    assert content_kind(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(99)) == "AVIF"
+    assert content_kind(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heicavif" + bytes(99)) == "HEIF", "beyond the box"
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"\xff\x0a\xfa\x1f", "a JPEG XL picture"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 picture"),
+        (b"\xff\x4f\xff\x51\0", "a JPEG 2000 picture"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1", "a Canon RAW photo"),
+        (b"II*\0\x10\0\0\0CR\x02\0", "a Canon RAW photo"),
+        (b"FUJIFILMCCD-RAW 0201", "a Fujifilm RAW photo"),
+        (b"IIU\0\x18\0\0\0", "a RAW photo"),
+        (b"IIRO\x08\0\0\0", "a RAW photo"),
+    ],
+)
+def test_a_picture_that_is_not_read_is_named_with_the_remedy(write, data, what):
+    refused(write(data), f"is {what}: convert it to JPEG.")
+
+
+def test_a_heic_without_its_reader_is_refused_with_the_remedy(write, monkeypatch):
+    path = write(encoded("HEIF"), "x.heic")
+    assert open_picture(path).notes == ()
+    monkeypatch.setattr(images_dcl, "_reads_heif", lambda: False)
+    refused(path, r"x.heic is a HEIC photo: run `pip install pillow-heif`, or convert it to JPEG\.")
+    monkeypatch.setattr("PIL.features.check", lambda feature: False)
+    refused(write(encoded("AVIF"), "x.avif"), r"is an AVIF picture: run `pip install --upgrade pillow`, or convert")
+
+
+def test_a_heic_of_several_pictures_gives_its_main_one_with_a_note(write):
+    frames = [Image.fromarray(np.full((64, 64, 3), value, np.uint8)) for value in (10, 200, 10)]
+    data = encoded("HEIF", frames[0], save_all=True, append_images=frames[1:], primary_index=1)
+    picture = open_picture(write(data))
+    assert np.abs(picture.pixels.astype(int) - 200).max() < 4
+    assert picture.notes == ("The file has 3 pictures; only the main one was analyzed.",)
+
+
+def test_a_heic_of_10_bits_is_read_in_8(write):
+    deep = np.linspace(0, 65535, 64, dtype=np.uint16)[None, :, None].repeat(64, 0).repeat(3, 2)
+    heif = pillow_heif.from_bytes("RGB;16", (64, 64), deep.tobytes())
+    buffer = io.BytesIO()
+    heif.save(buffer, quality=95, chroma=444)
+    assert np.abs(read_picture(write(buffer.getvalue())) - deep / 257).max() < 6
+
+
+def test_the_profile_of_a_heic_is_looked_at(write):
+    image = Image.fromarray(np.full((64, 64, 3), (200, 120, 90), np.uint8))
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()  # of other pixels
+    picture = open_picture(write(encoded("HEIF", image, quality=98, chroma=444, icc_profile=profile)))
+    assert picture.notes == (UNFITTING,) and np.abs(picture.pixels.astype(int) - np.asarray(image)).max() < 4
+
+
+def test_every_suffix_of_the_formats_is_looked_at():
+    Image.init()
+    suffixes = {
+        suffix for suffix, kind in Image.registered_extensions().items() if kind in (*PICTURE_KINDS, "MPO", "DIB")
+    }
+    assert suffixes <= PICTURE_SUFFIXES and {".jfif", ".jpe", ".apng", ".pnm", ".heic"} <= suffixes
+
+
+@pytest.mark.parametrize("kind", PICTURE_KINDS)
+def test_what_was_not_looked_for_is_not_opened_by_another_reader(write, kind, monkeypatch):
+    """Other formats of Pillow start programs, or read other files."""
+    asked = []
+    original = Image.open
+    monkeypatch.setattr(
+        Image, "open", lambda *args, formats: asked.append(formats) or original(*args, formats=formats)
+    )
+    read_picture(write(encoded(kind)))
+    assert asked == [[kind]]
+
+
+def test_the_values_of_a_mask_are_as_they_are_stored(write):
+    mask = np.zeros((6, 8, 4), np.uint8)
+    mask[:3] = 255  # what is not forged is transparent, and black below
+    for mode in ("L", "RGB"):
+        values = read_values(encoded("PNG", Image.fromarray(mask)), "m", mode)
+        assert (values[:3] == 255).all() and not values[3:].any() and values.flags.writeable
+    with pytest.raises(PictureError, match=r"pixels of m are I;16, not 8 bits a channel") as caught:
+        read_values(encoded("PNG", Image.fromarray(np.zeros((4, 4), np.uint16))), "m", "L")
+    assert caught.value.why == "its pixels are I;16, not 8 bits a channel"
+
+
+def test_pbm_and_plain_pnm_are_read_and_floats_are_named(write):
+    assert (read_picture(write(b"P1\n2 2\n0 1\n1 0\n")) == [[[255], [0]], [[0], [255]]]).all()
+    assert (read_picture(write(b"P3\n1 1\n255\n1 2 3\n")) == (1, 2, 3)).all()
+    refused(write(encoded("PPM", Image.fromarray(np.zeros((4, 4), np.float32)))), "are floating-point numbers")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "it is empty"),
+        (b"no image", "it is no image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "it is a PostScript file"),
+        (encoded("PNG")[:300], "it breaks off"),
+        (encoded("PNG")[:30] + bytes(99), "it is damaged"),
+        (encoded("PNG", Image.new("1", (9000, 9000))), "it has 9000x9000 pixels, more than 50,000,000"),
+        (encoded("PNG") + b"<script >", "it is a script or an archive as well"),
+    ],
+)
+def test_a_report_can_say_why_in_a_few_words(write, data, why):
+    with pytest.raises(PictureError) as caught:
+        read_picture(write(data))
+    assert caught.value.why == why and caught.value.why == pickle.loads(pickle.dumps(caught.value)).why
 
 
 @pytest.mark.parametrize("kind", PICTURE_KINDS)

@@ -359,6 +359,39 @@ def test_dfdc_parts_may_lie_in_a_folder_train(copied):
     assert not found.failures and len(names(found, "train")) == 8
 
 
+@pytest.mark.parametrize("protocol", dfdc.PROTOCOLS)
+@pytest.mark.parametrize("name", ["train_sample_videos", "Train_Sample_Videos", "clips", "dfdc_train_part_00"])
+def test_dfdc_may_be_kaggles_sample_or_any_single_part(copied, tmp_path, protocol, name):
+    part = tmp_path / "kaggle" / name
+    shutil.copytree(copied("dfdc") / "dfdc_train_part_0", part)
+    shutil.copytree(part, part.with_name("test_videos"))
+    (part.with_name("test_videos") / "metadata.json").unlink()  # its labels were never published
+    for root in (part,) if name == "clips" else (part, part.parent):
+        found = dfdc.find(root, protocol)
+        assert names(found, "train") == ["DFDC/awnfpubqmo", "original/lnhkjhyhvw", "original/xugmhbetrw"]
+        assert list(found.splits) == ["train"] and not found.failures
+        assert clips_of(found)["DFDC/awnfpubqmo"].source == "original/lnhkjhyhvw"
+
+
+def test_of_kaggles_sample_no_more_is_expected_than_there_is(copied):
+    root = copied("dfdc")
+    (root / "dfdc_train_part_0").rename(root / "train_sample_videos")
+    published = {part.name: part.published for part in dfdc.find(root / "train_sample_videos").parts}
+    assert published["train"] is None and published["test"] == 5000
+
+
+def test_dfdc_keeps_a_single_test_folder_for_the_test(copied):
+    found = dfdc.find(copied("dfdc") / "test")
+    assert list(found.splits) == ["test"] and len(names(found, "test")) == 2
+
+
+def test_dfdc_of_a_folder_without_labels_leads_to_what_there_should_be(copied):
+    root = copied("dfdc") / "dfdc_train_part_0"
+    (root / "metadata.json").unlink()
+    with pytest.raises(InputError, match=r"holds no part of DFDC .*one such part, train_sample_videos/, or test/"):
+        dfdc.find(root)
+
+
 def test_dfdc_names_entries_that_cannot_be_used(copied):
     root = copied("dfdc")
     part = root / "dfdc_train_part_0"

@@ -280,9 +280,9 @@ def test_what_is_no_input_is_named_and_costs_the_others_nothing(pipe, item):
 
 
 def test_pictures_of_kinds_that_are_not_read_are_named_in_a_folder(pipe, tmp_path):
-    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "IMG_1.JXL").write_bytes(b"\xff\x0a" + bytes(99))
     (result,) = pipe(str(tmp_path))
-    assert "is a HEIC, whatever its name says: give a JPEG" in result["sentence"]
+    assert "IMG_1.JXL is a JPEG XL picture: convert it to JPEG." in result["sentence"]
 
 
 def test_numbers_that_look_alike_are_told_apart(pipe, monkeypatch, portrait):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -28,6 +29,53 @@ def photographs(tmp_path):
     Image.fromarray(np.full((100, 100, 3), 128, np.uint8)).save(folder / "s1" / "3.png")
     (folder / "s2" / "7.jpg").write_bytes(b"\xff\xd8\xff no image")
     return folder
+
+
+@pytest.fixture
+def odd_photographs(tmp_path):
+    """A person in formats and under names that cameras and browsers give, and other files."""
+    pillow_heif.register_heif_opener()
+    folder = tmp_path / "odd" / "s1"
+    folder.mkdir(parents=True)
+    face = Image.open(fetch("orl") / "s1" / "1.pgm")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = face.transpose(Image.Transpose.ROTATE_90)
+    lying.save(folder / "1.jfif", "JPEG", quality=98, exif=exif)
+    lying.convert("RGB").save(folder / "2.heic", "HEIF", quality=95, exif=exif.tobytes())
+    Image.fromarray(np.asarray(face).astype(np.uint16) * 257).save(folder / "3.png")
+    face.save(folder / "4.gif")
+    for name in ("notes.txt", "film.mp4", ".DS_Store", "Thumbs.db"):
+        (folder / name).write_bytes(b"x")
+    return folder.parent
+
+
+def test_photographs_of_every_kind_are_taken_and_the_rest_is_counted(odd_photographs, tmp_path, capsys):
+    flags = ["--methods", "self_blend", "--size", "96"]
+    main(["blend", "--source", str(odd_photographs), "--output", str(tmp_path / "out"), *flags])
+    printed = capsys.readouterr().out
+    assert "Skipped 2 files that are not images: 1 .mp4, 1 .txt." in printed or "1 .txt, 1 .mp4." in printed
+    dataset = load_prepared(str(tmp_path / "out"), "train")
+    reals = [decode_image(row["image"], "").astype(int) for row in dataset if row["label"] == 0]
+    assert len(reals) == 4
+    for image in reals:
+        assert np.abs(image - reals[2]).mean() < 6, "one of them lies, or is white"
+
+
+def test_a_folder_of_ones_own_says_what_was_passed_over(tmp_path, capsys):
+    for side in ("real", "fake"):
+        folder = tmp_path / "raw" / side / "001"
+        folder.mkdir(parents=True)
+        shutil.copy(fetch("orl") / "s1" / "1.pgm", folder / "0.pgm")
+        (folder / "notes.txt").write_text("x")
+        (folder / "Thumbs.db").write_text("x")
+    with pytest.raises(SystemExit):
+        main(["check", "folder", "--root", str(tmp_path / "raw")])
+    sentence = "Skipped 2 files that are neither images nor videos: 2 .txt."
+    assert sentence in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["folder", "--root", str(tmp_path / "raw"), "--output", str(tmp_path / "out"), "--size", "96"])
+    assert sentence in capsys.readouterr().out
 
 
 def table(folder, split="train"):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dcl import colour_dcl
+from dcl import frame_colour_dcl
 from dcl.errors_dcl import InputError
 from dcl.images_dcl import content_kind, file_kind
 from dcl.video_dcl import VIDEO_SUFFIXES, Video, evenly_spaced
@@ -736,14 +736,14 @@ def test_wide_gamuts_are_converted(tmp_path, primaries, matrix, wider):
 def test_dolby_vision_without_a_base_layer_is_noted(monkeypatch):
     """Its frames say no matrix, and have Dolby's data beside them."""
     notes = []
-    colour_dcl.to_rgb(coded("bt709", False, bits=10), 96, 64, notes.append)
+    frame_colour_dcl.to_rgb(coded("bt709", False, bits=10), 96, 64, notes.append)
     assert notes == []
-    monkeypatch.setattr(colour_dcl, "side_data", lambda frame: {"DOVI_RPU_BUFFER": b""})
-    colour_dcl.to_rgb(coded("bt709", False, bits=10), 96, 64, notes.append)
+    monkeypatch.setattr(frame_colour_dcl, "side_data", lambda frame: {"DOVI_RPU_BUFFER": b""})
+    frame_colour_dcl.to_rgb(coded("bt709", False, bits=10), 96, 64, notes.append)
     assert notes == ["The video is Dolby Vision without a standard base layer; its colours may be wrong."]
     named = coded("bt709", False, bits=10)
     named.colorspace = 1  # what can be shown without Dolby's data
-    colour_dcl.to_rgb(named, 96, 64, notes.append)
+    frame_colour_dcl.to_rgb(named, 96, 64, notes.append)
     assert len(notes) == 1
 
 

@@ -382,7 +382,7 @@ def huge_png(side):
         (huge_png(9_000), "9000x9000 pixels"),  # which Pillow would decode
         (b"no image", "it is no image"),
         (png(face(1, 1)[0])[:5000], ""),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n", "it is no image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n", "it is a PostScript file"),
     ],
     ids=["bomb", "large", "text", "cut", "eps"],
 )

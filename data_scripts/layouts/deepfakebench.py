@@ -30,7 +30,7 @@ from ...dataset_dcl import FAKE, REAL
 from ...errors_dcl import InputError
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
-from ..frames import FrameReader, Frames, ImageFrames, SingleReader, decode_crop
+from ..frames import FrameReader, Frames, ImageFrames, SingleReader, decode_crop, read_exact
 from .listing import CONTRADICTED, MISSING, NO_NAME, names_in, read_json, root_folder, shorten
 
 try:
@@ -306,7 +306,7 @@ def _clip(entry: _Entry, data_set: str, store: "_Store", failures: Failures) -> 
         method=entry.method,
         label=REAL if entry.is_real else FAKE,
         frames=store.images(there),
-        mask=store.images(masks) if masks else None,
+        mask=store.masks(masks) if masks else None,
         landmarks=store.points(points) if points else None,
         compression=entry.compression,
     )
@@ -345,7 +345,7 @@ def _replace_folder(path: PurePosixPath, kind: str) -> PurePosixPath | None:
 
 
 class _Store(Protocol):
-    """Where the files lie: `look_up` returns those that are there, for `images` and `points` to read.
+    """Where the files lie: `look_up` returns those that are there, for `images`, `masks` and `points` to read.
 
     Attributes:
         where: how reports call it.
@@ -358,6 +358,8 @@ class _Store(Protocol):
     def look_up(self, paths: Mapping[int, PurePosixPath]) -> dict[int, Any]: ...
 
     def images(self, found: dict[int, Any]) -> Frames: ...
+
+    def masks(self, found: dict[int, Any]) -> Frames: ...
 
     def points(self, found: dict[int, Any]) -> Frames: ...
 
@@ -382,6 +384,9 @@ class _FileStore:
 
     def images(self, found: dict[int, Path]) -> Frames:
         return ImageFrames(found)
+
+    def masks(self, found: dict[int, Path]) -> Frames:
+        return ImageFrames(found, exact=True)
 
     def points(self, found: dict[int, Path]) -> Frames:
         return PointFiles(found)
@@ -459,6 +464,9 @@ class _LmdbStore:
 
     def images(self, found: dict[int, "_Entered"]) -> Frames:
         return LmdbFrames(*_environment_and_keys(found), decode_crop)
+
+    def masks(self, found: dict[int, "_Entered"]) -> Frames:
+        return LmdbFrames(*_environment_and_keys(found), read_exact)
 
     def points(self, found: dict[int, "_Entered"]) -> Frames:
         return LmdbFrames(*_environment_and_keys(found), _points_of_length)

@@ -5,10 +5,12 @@ R/dfdc_train_part_0/metadata.json    {"awnfpubqmo.mp4": {"label": "FAKE", "origi
 R/dfdc_train_part_0/awnfpubqmo.mp4    "lnhkjhyhvw.mp4": {"label": "REAL"}}
 R/validation/labels.csv              filename,label: 1 is fake
 R/test/labels.csv                    or metadata.json: {"aalscayrfi.mp4": {"is_fake": 0}}
+R/train_sample_videos/metadata.json  Kaggle's sample, as a part; its test_videos have no labels
 ```
 
-The parts lie in `R` or in `R/train`. By the protocol `official` they are the training data; by `parts` the validation
-and test data are parts of them, too: 35 to 39, and 40 to 49. Where a fake comes from is said in the parts alone.
+The parts lie in `R` or in `R/train`; where there are none, Kaggle's sample is taken, or `R` itself if it is a part. By
+the protocol `official` they are the training data; by `parts` the validation and test data are parts of them, too: 35
+to 39, and 40 to 49. Where a fake comes from is said in the parts alone.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from typing import Any
 
 from ...dataset_dcl import CLASS_NAMES, FAKE, REAL
 from ...errors_dcl import InputError, reason
+from ...video_dcl import VIDEO_SUFFIXES
 from ..clips import Clip, Part, RawDataSet, group_families
 from .listing import NO_LABEL, Shelf, child, list_clips, plain_name, read_json, read_lines, root_folder
 
@@ -47,15 +50,19 @@ def find(root: str | Path, protocol: str = "official") -> RawDataSet:
     """Find the clips of each split.
 
     Args:
-        root: the folder that holds the parts, `validation` and `test`.
+        root: the folder that holds the parts, `validation` and `test`, or Kaggle's sample, or one part.
         protocol: one of `PROTOCOLS`.
 
     Raises:
         InputError: if there are no folders with a list that can be read.
     """
-    root = root_folder(root, "dfdc_train_part_0/ and so on, validation/ or test/")
+    root = root_folder(root, "dfdc_train_part_0/ and so on, train_sample_videos/, validation/ or test/")
     found = RawDataSet("dfdc", {})
     folders = dict(_folders(root, protocol))
+    part = None if "train" in folders.values() else _single_part(root)
+    if part is not None:
+        name = part.name.lower()
+        folders[part] = name if name in ("validation", "test") else "train"
     clips: dict[str, list[Clip]] = {}
     names: set[str] = set()
     readable = False
@@ -76,13 +83,15 @@ def find(root: str | Path, protocol: str = "official") -> RawDataSet:
         why = next((f" ({failure})" for failure in found.failures), "")
         raise InputError(
             f"{root} holds no part of DFDC by the protocol {protocol}{why}: give the folder that holds "
-            "dfdc_train_part_0/ and so on, or test/ with its labels.csv or metadata.json."
+            "dfdc_train_part_0/ and so on, one such part, train_sample_videos/, or test/ with its labels.csv or "
+            "metadata.json."
         )
     for split in ("train", "validation", "test"):
         if split in clips:
             found.splits[split] = group_families(clips[split])
         there = clips.get(split, [])
-        found.parts.append(Part(split, len(there), _PUBLISHED[split] if protocol == "official" else None))
+        whole = protocol == "official" and split != folders.get(part)
+        found.parts.append(Part(split, len(there), _PUBLISHED[split] if whole else None))
         for label, side in enumerate(CLASS_NAMES):
             found.parts.append(Part(f"{split}, {side}", sum(clip.label == label for clip in there)))
     return found
@@ -104,6 +113,15 @@ def _folders(root: Path, protocol: str) -> Iterator[tuple[Path, str]]:
         for split in ("validation", "test"):
             if folder := child(root, split):
                 yield folder, split
+
+
+def _single_part(root: Path) -> Path | None:
+    """Return a folder that is one part, whatever its name: Kaggle's sample, or the root itself."""
+    sample = child(root, "train_sample_videos")
+    if sample is not None and child(sample, "metadata.json"):
+        return sample
+    has_clips = any(path.suffix.lower() in VIDEO_SUFFIXES for path in root.iterdir())
+    return root if has_clips and child(root, "metadata.json") else None
 
 
 def _read_list(folder: Path) -> tuple[Path, Mapping[Any, Any]]:

@@ -208,7 +208,7 @@ class _Tree:
         """Return the masks of a method, whose originals are of an origin."""
         if masks == "none":
             return _Masks({}, (), False)
-        videos = _media(descend(self._root, *self._origin(method), "masks"))
+        videos = _media(descend(self._root, *self._origin(method), "masks"), masks=True)
         if method != _WITHOUT_MASKS:
             self._found.parts.append(Part(f"{method}, masks", len(videos), _PUBLISHED[method]))
             if not videos and masks == "video":
@@ -257,9 +257,9 @@ class _Masks:
         return next((DifferenceMask(*frames) for frames in both), None)
 
 
-def _media(folder: Path | None) -> dict[str, Frames]:
+def _media(folder: Path | None, masks: bool = False) -> dict[str, Frames]:
     """Return the clips of a folder by name: its videos, or where there are none, its images."""
-    return list_media(child(folder, "videos")) or list_media(child(folder, "images"))
+    return list_media(child(folder, "videos"), masks) or list_media(child(folder, "images"), masks)
 
 
 def _pairs(folder: Path, name: str, failures: Failures) -> list[tuple[str, str]]:

@@ -12,6 +12,8 @@ of its folders `train`, `validation` and `test`, holds `real/` and `fake/`. Uppe
 """
 
 import argparse
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from ...dataset_dcl import FAKE, REAL
@@ -52,24 +54,24 @@ def find(root: str | Path, split: str = "train") -> RawDataSet:
         if not folders:
             raise InputError(f"{root} holds neither real/ and fake/ nor train/, validation/ or test/: arrange it so.")
     for name, folder in folders.items():
-        clips = _clips(folder)
+        clips = _clips(folder, found.skipped)
         found.splits[name] = group_families(clips)
         for label, side in ((REAL, "real"), (FAKE, "fake")):
             found.parts.append(Part(f"{name}, {side}", sum(clip.label == label for clip in clips)))
     return found
 
 
-def _clips(root: Path) -> list[Clip]:
+def _clips(root: Path, skipped: Counter[str]) -> list[Clip]:
     sides = {name: child(root, name) for name in ("real", "fake")}
     for name, folder in sides.items():
         if folder is None:
             raise InputError(f"{root} has no folder {name}/: DCL needs real and fake faces.")
-    reals, fakes = (list_media(folder) for folder in sides.values())
+    reals, fakes = (list_media(folder, skipped=skipped) for folder in sides.values())
     for name, media in zip(sides, (reals, fakes), strict=True):
         if not media:
             raise InputError(f"{sides[name]} holds no video and no image: put some there.")
     masks_folder = child(root, "masks", "mask")
-    fakes, masks = (_single_images(media, set(reals)) for media in (fakes, list_media(masks_folder)))
+    fakes, masks = (_single_images(media, set(reals)) for media in (fakes, list_media(masks_folder, True, skipped)))
     masks = {key.lower(): frames for key, frames in masks.items()}
     clips = {f"real/{key}": Clip(f"real/{key}", f"real/{key}", "real", REAL, frames) for key, frames in reals.items()}
     sources = set(clips)
@@ -93,7 +95,7 @@ def _single_images(media: dict[str, Frames], reals: set[str]) -> dict[str, Frame
         if isinstance(frames, ImageFrames) and "/" not in key and key not in reals:
             for path in frames.paths.values():
                 name = f"{key}/{path.stem}" if path.parent.name == key else key
-                single[name] = ImageFrames({0: path})
+                single[name] = replace(frames, paths={0: path})
         else:
             single[key] = frames
     return single

@@ -2,11 +2,14 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors_dcl import InputError, reason
+from ...images_dcl import PICTURE_SUFFIXES
+from ...inputs_dcl import count_skipped
 from ...video_dcl import VIDEO_SUFFIXES
 from ..failures import Failures
 from ..frames import Frames, ImageFrames, VideoFrames
@@ -82,10 +85,15 @@ def _videos(folder: Path | None, files: Iterable[Path]) -> dict[str, Frames]:
     return videos
 
 
-def list_media(folder: Path | None) -> dict[str, Frames]:
+def list_media(folder: Path | None, masks: bool = False, skipped: Counter[str] | None = None) -> dict[str, Frames]:
     """Return videos, and the images of a folder as one video, by their path below the folder, less the suffix.
 
     An image that lies in no folder of its own is a video of one frame, number 0.
+
+    Args:
+        folder: searched to any depth; None: there are none.
+        masks: whether the images are masks.
+        skipped: gets the files that are neither images nor videos, counted by their suffixes.
 
     Raises:
         InputError: if two videos, or two images, have one name.
@@ -93,6 +101,8 @@ def list_media(folder: Path | None) -> dict[str, Frames]:
     if folder is None:
         return {}
     files = list(list_files(folder))
+    if skipped is not None:
+        skipped.update(count_skipped(files, PICTURE_SUFFIXES | VIDEO_SUFFIXES))
     media = _videos(folder, files)
     images: dict[str, dict[int, Path]] = {}
     for path, video, number in list_photographs(folder, files):
@@ -103,7 +113,7 @@ def list_media(folder: Path | None) -> dict[str, Frames]:
             raise InputError(f"{path} and {frames[number].name} have one name: rename one of them.")
         frames[number] = path
     for key, paths in images.items():
-        media.setdefault(key, ImageFrames(paths))  # a video of the same name says more
+        media.setdefault(key, ImageFrames(paths, masks))  # a video of the same name says more
     return dict(sorted(media.items()))
 
 
