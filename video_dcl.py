@@ -11,6 +11,7 @@ import numpy as np
 
 from .errors_dcl import InputError, reason
 from .frame_colour_dcl import side_data, to_rgb
+from .video_packets_dcl import PacketReader
 
 try:  # a checkpoint that is given images works without PyAV
     import av
@@ -26,7 +27,7 @@ VIDEO_SUFFIXES = {
     *(".m1v", ".m2v", ".mpe", ".mpeg", ".mpg", ".mpv", ".vob"),
     *(".m2t", ".m2ts", ".mts", ".ts"),
     *(".264", ".265", ".avc", ".h264", ".h265", ".hevc"),
-    *(".asf", ".avi", ".flv", ".mxf", ".ogm", ".ogv", ".wmv"),
+    *(".asf", ".avi", ".dv", ".flv", ".mxf", ".ogm", ".ogv", ".wmv"),
 }
 #: Containers that are opened, by FFmpeg's names. Others, as playlists, lead to further files or into the network,
 #: whatever the name of the file.
@@ -35,6 +36,7 @@ _CONTAINERS = (
     "matroska",
     "webm",
     "avi",
+    "dv",
     "mpeg",
     "mpegts",
     "mpegvideo",
@@ -51,6 +53,8 @@ _OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "fi
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 #: Those that tell of frames that lean on later ones when they are decoded, and those that tell no times at all.
 _TIMED_BY_DECODING, _UNTIMED = ("avi", "asf", "mxf"), ("mpegvideo", "m4v", "h264", "hevc")
+#: Those without a header: a recording may begin anywhere, and decoders report errors until they find parameter sets.
+_HEADERLESS = ("mpegts", "mpeg", *_UNTIMED)
 #: What the decoder allows of the pixels that are allowed: it pads frames to whole blocks.
 _PADDED, _MOST_OF_FFMPEG = 2, 2**31 - 1
 #: Pixels that are this close to square are shown as they are: encoders that round a size write such shapes.
@@ -58,6 +62,8 @@ _NEARLY_SQUARE = 0.01
 _MOST_STRETCHED = 4  # a pixel that is longer than that is a mistake in the header
 _TURN_TOLERANCE = 1 / 90  # of a quarter turn, within which FFmpeg takes a turn for it
 _DEFAULT_TRACK = 5_000_000  # pixels by which FFmpeg favours the track that is marked as the default
+_RECOVERY_POINTS = 2  # to go back at most, to decode the frames after a recovery point
+_LONGEST_LEAD = 300  # packets after the first key frame, among which the first decodable frame is looked for
 
 
 class Video:
@@ -101,8 +107,10 @@ class Video:
                 raise InputError(f"the video {path} is of a kind that cannot be decoded here: convert it to H.264.")
             self._pixel_shape = self._plausible_pixel_shape()
             self._check_size(*self._claimed_size())
-            self._prepare(self._stream, threads)
+            self._packets = PacketReader(self._stream)
             self._read_packets(most_frames)
+            # With more threads an error comes up some packets later: those of packets without a picture are ignored.
+            self._prepare(self._stream, threads=threads if self._all_hold_pictures else 1)
             if not self._times:
                 raise InputError(f"the video {path} holds no frame: copy or download it again.")
         except InputError:
@@ -148,8 +156,9 @@ class Video:
         found: set[int] = set()
         with self._open() as container:
             try:
-                for packet in filter(_holds_frame, container.demux([container.streams[index] for index in indices])):
-                    found.add(packet.stream_index)
+                for packet in container.demux([container.streams[index] for index in indices]):
+                    if packet.size and not packet.is_discard:
+                        found.add(packet.stream_index)
                     if len(found) == len(indices):
                         break
             except _ERRORS:
@@ -192,12 +201,27 @@ class Video:
             stream.codec_context.options = {"max_pixels": str(most)}
 
     def _read_packets(self, most_frames: int | None) -> None:
+        """Count the frames, and note when they are shown and which of them a decoder can start from."""
         shown: list[int | None] = []
         decoded: list[int | None] = []
         starts = []
+        self._opening: av.Packet | None = None  # the first that holds a picture, even if an editor cut it off
+        self._all_hold_pictures = True
         try:
-            for packet in filter(_holds_frame, self._container.demux(self._stream)):
-                if packet.is_keyframe:
+            for packet in self._container.demux(self._stream):
+                if not self._packets.holds_picture(packet):
+                    self._all_hold_pictures = self._all_hold_pictures and not packet.size
+                    continue
+                is_start = packet.is_keyframe
+                if (is_start or self._opening is None) and packet.has_sidedata("encryption_info"):
+                    raise InputError(
+                        f"the video {self.path} is encrypted and cannot be read: give an unprotected copy."
+                    )
+                if self._opening is None:
+                    self._opening = packet
+                if packet.is_discard:
+                    continue
+                if is_start:
                     starts.append(len(shown))
                 shown.append(packet.pts)
                 decoded.append(packet.dts)
@@ -209,21 +233,50 @@ class Video:
             if isinstance(error, InputError):
                 raise
             # A file that breaks off has the frames before the break.
+        self._number_frames(shown, decoded, starts)
+
+    def _number_frames(self, shown: list[int | None], decoded: list[int | None], starts: list[int]) -> None:
+        """Number the frames in the order in which they are shown.
+
+        Args:
+            shown: the presentation times of the packets that hold a frame, in the order of the file.
+            decoded: their decoding times.
+            starts: which of them are key frames.
+        """
         # Some containers tell when frames are decoded, not when they are shown, and what PyAV says of that is made up.
         name = self._container.format.name
         made_up = name in _UNTIMED or (name in _TIMED_BY_DECODING and self._stream.codec_context.has_b_frames)
-        self._shown_times = not made_up and None not in shown and len(set(shown)) == len(shown)
+        in_order = _in_order(decoded, starts)
+        self._shown_times = not made_up and in_order and None not in shown and len(set(shown)) == len(shown)
         self._seekable = self._shown_times and name in _SEEKABLE
         if self._shown_times:
             self._times: list[float] = sorted(shown)
-        elif None not in decoded and len(set(decoded)) == len(decoded):
+        elif in_order and None not in decoded and len(set(decoded)) == len(decoded):
             self._times = sorted(decoded)
         else:
             rate = self._stream.average_rate or self._stream.guessed_rate or 25
             self._times = [number / (rate * self._stream.time_base) for number in range(len(shown))]
+        self._skipped = 0
+        if shown:
+            before_key = self._shown_times and self._times[0] < self._opening.pts
+            self._first_seek = max(self._times[0], self._opening.pts) if self._shown_times else None
+            if before_key or not self._packets.is_clean_start(self._opening):
+                self._skip_what_is_not_shown(most_packets=min(starts, default=0) + _LONGEST_LEAD)
         self._starts = [0]  # what an editor cut off may begin before it, and lead into it
         if self._seekable:
             self._starts = sorted({0, *(bisect.bisect_left(self._times, shown[start]) for start in starts)})
+
+    def _skip_what_is_not_shown(self, most_packets: int) -> None:
+        """Drop the frames before the first one that the decoder returns: they refer to frames that were cut off."""
+        try:
+            for number, frame in self._decode_all(most_packets):
+                if frame is not None:
+                    self._skipped = number
+                    self._times = self._times[number:]
+                if frame is not None or self._container.format.name not in _HEADERLESS:
+                    return  # with a header, an error means damage: the frames keep their numbers
+        except _ERRORS:
+            pass  # reported when frames are read
 
     @property
     def numbers(self) -> range:
@@ -371,14 +424,36 @@ class Video:
         return InputError(f"the video {self.path} {what}: copy or download it again.")
 
     def _decode_from(self, start: int) -> Iterator[tuple[int, "av.VideoFrame | None"]]:
-        """Yield frames and their numbers, from a frame that a decoder can start from."""
-        self._container.seek(self._times[start], stream=self._stream)
-        number = start - 1
-        for frame in self._container.decode(self._stream):
-            number = self._number(frame, number + 1)
-            yield number, frame if number >= start else None  # those before it lean on others that were skipped
+        """Yield frames and their numbers, from a frame that a decoder can start from.
 
-    def _decode_all(self) -> Iterator[tuple[int, "av.VideoFrame | None"]]:
+        After a recovery point the decoder returns no frame until the picture is complete: it then starts earlier.
+        """
+        place = bisect.bisect_left(self._starts, start)
+        *tries, last = self._starts[max(place - _RECOVERY_POINTS, 0) : place + 1][::-1]
+        for begin in (*tries, last):
+            frames = self._decode_after_seek(begin)
+            for number, frame in frames:
+                if number > start and begin != last:
+                    break
+                yield number, frame
+                if number >= start:
+                    yield from frames
+                    return
+
+    def _decode_after_seek(self, start: int) -> Iterator[tuple[int, "av.VideoFrame | None"]]:
+        if not start and not self._opening.is_keyframe:  # seeking finds key frames only
+            yield from self._decode_all()
+            return
+        self._container.seek(self._times[start] if start else self._first_seek, stream=self._stream)
+        number = start - 1
+        for _, frames in self._decode_packets(self._container, self._stream):
+            if isinstance(frames, Exception):
+                raise frames
+            for frame in frames:
+                number = self._number_of(frame, number + 1)
+                yield number, frame if number >= start else None  # those before it lean on others that were skipped
+
+    def _decode_all(self, most_packets: float = math.inf) -> Iterator[tuple[int, "av.VideoFrame | None"]]:
         """Yield all frames and their numbers, where seeking is not to be relied on, or no frame's time is known.
 
         A frame comes out of the decoder with some packet after its own, always as many later. What leans on a packet
@@ -387,12 +462,13 @@ class Video:
         with self._open() as container:
             stream = container.streams[self._stream.index]
             self._prepare(stream, threads=1)  # more of them hold frames back, and tell of errors later
-            number, delay, first, sound = -1, None, None, True
-            packets = filter(_holds_frame, container.demux(stream))
-            for index, packet in enumerate(itertools.chain(packets, [None])):
-                try:
-                    frames = stream.codec_context.decode(packet)
-                except _ERRORS:
+            number, index, delay, first, sound = -1, -1, None, None, True
+            for packet, frames in self._decode_packets(container, stream):
+                if packet is None or (self._packets.holds_picture(packet) and not packet.is_discard):
+                    index += 1
+                if index > most_packets:
+                    return
+                if isinstance(frames, Exception):
                     sound = False
                     yield number, None
                     continue
@@ -400,11 +476,26 @@ class Video:
                     first = index
                 for frame in frames:
                     delay = index - (first or 0) if delay is None else delay
-                    number = self._number(frame, max(number + 1, index - delay))
+                    number = self._number_of(frame, max(number + 1, index - delay - self._skipped))
                     sound = sound or frame.key_frame
                     yield number, frame if sound else None
 
-    def _number(self, frame: "av.VideoFrame", else_number: int) -> int:
+    def _decode_packets(
+        self, container: "av.container.InputContainer", stream: "av.VideoStream"
+    ) -> Iterator[tuple["av.Packet | None", "list[av.VideoFrame] | Exception"]]:
+        """Decode packet by packet, and yield each packet (None at the end) with the frames it returned, or the error.
+
+        Empty packets are skipped. Decoders report packets without a picture as errors; those return no frames.
+        """
+        for packet in itertools.chain(container.demux(stream), [None]):
+            if packet is None or packet.size:
+                try:
+                    frames: list[av.VideoFrame] | Exception = stream.codec_context.decode(packet)
+                except _ERRORS as error:
+                    frames = error if packet is None or self._packets.holds_picture(packet) else []
+                yield packet, frames
+
+    def _number_of(self, frame: "av.VideoFrame", else_number: int) -> int:
         """Return the number of a frame by when it is shown, if a packet says the same, else another one."""
         if not self._shown_times or frame.pts is None:
             return else_number
@@ -419,9 +510,13 @@ class Video:
             )
 
 
-def _holds_frame(packet: "av.Packet") -> bool:
-    """Whether a packet holds a frame that is shown: it may repeat the last one, or have been cut off by an editor."""
-    return bool(packet.size) and not packet.is_discard
+def _in_order(decoded: list[int | None], starts: list[int]) -> bool:
+    """Whether decoding times never step back, as they do where recordings were joined.
+
+    Only key frames are compared: between them, times that FFmpeg guessed may be out of order in a right file.
+    """
+    latest = list(itertools.accumulate((-math.inf if time is None else time for time in decoded), max))
+    return all(decoded[start] is None or decoded[start] == latest[start] for start in starts)
 
 
 def _why(error: Exception) -> str:

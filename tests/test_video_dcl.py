@@ -16,33 +16,8 @@ from PIL import Image
 from dcl import frame_colour_dcl
 from dcl.errors_dcl import InputError
 from dcl.images_dcl import content_kind, file_kind
+from dcl.tests.numbered_videos import HEIGHT, WIDTH, number_of, numbered, write_video
 from dcl.video_dcl import VIDEO_SUFFIXES, Video, evenly_spaced
-
-WIDTH, HEIGHT, BITS = 128, 64, 8
-
-
-def numbered(number):
-    """A frame that shows its number: eight bright or dark bars over the upper half, the lower half grey."""
-    image = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
-    for bit in range(BITS):
-        image[: HEIGHT // 2, bit * 16 : (bit + 1) * 16] = 230 if number >> bit & 1 else 25
-    return image
-
-
-def number_of(image):
-    return sum(1 << bit for bit in range(BITS) if image[8:24, bit * 16 + 4 : bit * 16 + 12].mean() > 128)
-
-
-def write_video(path, frames=60, codec="libx264", options=None, rotation=None, container_options=None):
-    with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=25, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        if rotation:
-            stream.set_display_rotation(rotation)
-        for number in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(number), format="rgb24")))
-        container.mux(stream.encode())
-    return path
 
 
 def packets_of(path):
