@@ -424,7 +424,7 @@ class Detector:
             "face-forgery-detection", model=name, trust_remote_code=True, device=0 if cuda else -1
         )
         self.device = torch.cuda.get_device_name(0) if cuda else "CPU"
-        self.InputError, self.read_picture = self.pipe.InputError, self.pipe.read_picture
+        self.InputError, self.open_picture = self.pipe.InputError, self.pipe.open_picture
         self.file_kind, self.to_json = self.pipe.file_kind, self.pipe.to_json
         self._one = threading.Lock()  # a request that was cancelled may still be in its last step
 
@@ -565,6 +565,7 @@ def _marked_picture(picture: Shown, faces: list[tuple[int, dict[str, Any]]], cap
 def _page(result: dict[str, Any], body: str, evidence: bool) -> str:
     """Return what is shown of a result: the verdict, its pictures, and what it means."""
     verdict = result["verdict"]
+    notes = "".join(f'<p class="dcl-small">{_escape(note)}</p>' for note in result["notes"])
     slider = (
         '<label class="dcl-slider">Evidence shown over the faces'
         '<input type="range" min="0" max="100" value="60" data-evidence></label>'
@@ -572,7 +573,8 @@ def _page(result: dict[str, Any], body: str, evidence: bool) -> str:
     )
     return (
         f'<section class="dcl" aria-label="Result"><div class="dcl-verdict {verdict}" role="status">'
-        f"<h2>{TITLES[verdict]}</h2><p>{_escape(result['sentence'])}</p></div>{body}{slider if evidence else ''}"
+        f"<h2>{TITLES[verdict]}</h2><p>{_escape(result['sentence'])}</p>{notes}</div>{body}"
+        f"{slider if evidence else ''}"
         f'<div class="dcl-means"><div><h3>What this means</h3><p>{MEANS[verdict]}</p></div>'
         f"<div><h3>What it does not mean</h3><p>{DOES_NOT_MEAN[verdict]}</p></div></div></section>"
     )
@@ -842,13 +844,13 @@ class Requests:
         self._check_kind(file, "picture")
         if file.stat().st_size > MOST_PICTURE_BYTES:
             raise self.detector.InputError(f"{file} has more than {MOST_PICTURE_BYTES >> 20} MB: make it smaller.")
-        picture = self.detector.read_picture(file, MOST_PIXELS)
+        picture = self.detector.open_picture(file, MOST_PIXELS)
         for event in self.detector.events(picture, operating_point=operating_point):
             if event["event"] == "progress":
                 yield show_progress(event["done"], event["total"]), gr.skip()
             else:
                 result = {**event["result"], "name": file.name}
-                yield show_picture(picture, result), self.detector.to_json(result, evidence=True)
+                yield show_picture(picture.pixels, result), self.detector.to_json(result, evidence=True)
 
     def _look_at_video(self, file: Path, operating_point: str | None, num_frames: Any) -> Iterator[tuple[Any, Any]]:
         if str(num_frames) not in map(str, NUM_FRAMES):

@@ -263,6 +263,8 @@ def detect(
                 where = sys.stderr if result["kind"] == "error" else sys.stdout
                 sentence = result["sentence"] if name in result["sentence"] else f"{name}: {result['sentence']}"
                 tqdm.write(_shown(sentence), file=where)
+                for note in result.get("notes", ()):
+                    tqdm.write(f"  Note: {_shown(note)}", file=where)
             failed += result["kind"] == "error"
             progress.set_postfix_str("", refresh=False)
             progress.update()

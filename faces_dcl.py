@@ -51,7 +51,7 @@ _SAME_PLACE, _SUPPRESSED = 0.4, 0.3
 #: Of 400 photographs, upright ones have scores from .915 on, upside-down ones up to .914 and those on their side up to
 #: .85.
 _SURELY_UPRIGHT, _SURELY_NOT_SIDEWAYS = 0.93, 0.88
-_TURNED_CROP = {"kind": "box", "margin": 2, "size": 96}
+_CLOSE_UP = {"kind": "box", "margin": 2, "size": 128}
 #: Intersection over union of boxes above which a face goes on where one of the frame before was.
 SAME_FACE = 0.1
 
@@ -136,8 +136,8 @@ class YuNet:
     size it is stored in.
 
     YuNet also finds faces that lie on their side or upside down, and names their landmarks as if they were upright.
-    A face whose score is low enough for that is looked at in four orientations, and box and landmarks come from the
-    one with the highest score.
+    A face whose score is low enough for that is looked at closely, in up to four orientations: box and landmarks come
+    from the one with the highest score, and a doubtful face that is not found again is dropped.
 
     Args:
         model_file: the ONNX file; looked for by `find_yunet` when not given.
@@ -195,7 +195,9 @@ class YuNet:
         found = {side: self._find(*view) for side, view in views.items()}
         finest = views[max(views)]
         faces = [self._upright(row, *finest) for row in self._chosen(found, max(image.shape[:2]))]
-        return _largest_first([Face(row[:4], float(row[14]), row[4:14].reshape(5, 2)) for row in faces])
+        return _largest_first(
+            [Face(row[:4], float(row[14]), row[4:14].reshape(5, 2)) for row in faces if row is not None]
+        )
 
     def _sides(self, image: np.ndarray, small_faces: bool) -> list[int]:
         """Return the long sides, in pixels, to which a photograph is scaled, in ascending order."""
@@ -261,30 +263,34 @@ class YuNet:
                 faces[-1][14] = rows[leader, 14]
         return faces
 
-    def _upright(self, face: np.ndarray, image: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    def _upright(self, face: np.ndarray, image: np.ndarray, ratio: np.ndarray) -> np.ndarray | None:
         """Return a face as it is found with its head upright, mapped back to where it is.
 
         Args:
             face: a row as `_find` returns them.
             image: the scaled photograph.
             ratio: pixels (x, y) of the photograph for one of the image.
+
+        Returns:
+            Such a row; None if a doubtful face is not found again when it is looked at closely.
         """
         if face[14] >= _SURELY_UPRIGHT:
             return face
-        transform = crop_transform(Face(face[:4] / np.tile(ratio, 2), 0.0, None), _TURNED_CROP)
-        crop, side = cut(image, transform, _TURNED_CROP["size"]), _TURNED_CROP["size"]
-        best, turns = None, 0
-        for quarters in (2,) if face[14] >= _SURELY_NOT_SIDEWAYS else (1, 2, 3):
-            row = self._central_face(np.rot90(crop, quarters))
-            if row is not None and (best is None or row[14] > best[14]):
-                best, turns = row, quarters
-        if best is None:
-            return face
-        upright = self._central_face(crop)
+        doubtful, side = face[14] < _SURELY_NOT_SIDEWAYS, _CLOSE_UP["size"]
+        transform = crop_transform(Face(face[:4] / np.tile(ratio, 2), 0.0, None), _CLOSE_UP)
+        crop = cut(image, transform, side)
+        turned = [
+            (self._central_face(np.rot90(crop, quarters)), quarters) for quarters in ((1, 2, 3) if doubtful else (2,))
+        ]
+        turned = [(row, quarters) for row, quarters in turned if row is not None]
+        upright = self._central_face(crop) if turned or doubtful else None
+        if not turned:
+            return None if doubtful and upright is None else face
+        best, quarters = max(turned, key=lambda each: each[0][14])
         if upright is not None and upright[14] >= best[14]:
             return face
         back = np.linalg.inv(np.vstack([transform, [0, 0, 1]]))
-        for _ in range(turns):
+        for _ in range(quarters):
             back = back @ [[0, -1, side], [1, 0, 0], [0, 0, 1]]
         points = map_points(best[:14].reshape(7, 2), back[:2] * ratio[:, None])
         return np.concatenate([points[:2].min(0), points[:2].max(0), points[2:].reshape(10), best[14:]])

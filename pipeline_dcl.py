@@ -44,7 +44,7 @@ from .faces_dcl import (
 )
 from .hub_dcl import hub_is_reachable, may_be_repository
 from .image_processing_dcl import DCLImageProcessor
-from .images_dcl import MOST_PIXELS, file_kind, read_picture
+from .images_dcl import MOST_PIXELS, file_kind, open_picture, read_picture
 from .inputs_dcl import downloaded, each_of, is_address, is_several, is_video, name_of
 from .modeling_dcl import DCLForImageClassification
 from .onnx_dcl import GRAPH, OnnxClassifier
@@ -179,17 +179,17 @@ class _People:
         self._thumbnail: np.ndarray | None = None
         self._scene_began = 0
 
-    def follow(self, image: np.ndarray, faces: list[Face]) -> list[_Person]:
-        """Return whose faces those of the next frame are, in their order."""
+    def follow(self, image: np.ndarray, boxes: list[np.ndarray]) -> list[_Person]:
+        """Return whose faces those of the next frame are, by their boxes, in their order."""
         thumbnail = cv2.resize(image, (16, 9), interpolation=cv2.INTER_AREA).astype(np.float32)
         if self._thumbnail is not None and np.abs(thumbnail - self._thumbnail).mean() > _CUT:
             self._scene_began = self._step
         self._thumbnail = thumbnail
         there = [p for p in self.all if p.step >= max(self._scene_began, self._step - _GAP)]
         found = []
-        for face, place in zip(faces, go_on([f.box for f in faces], [p.box for p in there]), strict=True):
-            person = _Person(face.box, self._step) if place is None else there[place]
-            person.box, person.step = face.box, self._step
+        for box, place in zip(boxes, go_on(boxes, [person.box for person in there]), strict=True):
+            person = _Person(box, self._step) if place is None else there[place]
+            person.box, person.step = box, self._step
             if place is None:
                 self.all.append(person)
             found.append(person)
@@ -221,7 +221,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
 
     # With the pipeline, whoever has no other code than the checkpoint's has these.
     InputError = InputError
-    file_kind, read_picture, to_json = staticmethod(file_kind), staticmethod(read_picture), staticmethod(to_json)
+    file_kind, open_picture, to_json = staticmethod(file_kind), staticmethod(open_picture), staticmethod(to_json)
 
     _load_processor = False
     _load_image_processor = True
@@ -389,14 +389,22 @@ class FaceForgeryDetectionPipeline(Pipeline):
         several = is_several(inputs)
         return self._stream(each_of(inputs) if several else iter([inputs]), several, threshold, chosen)
 
-    def read_frames(self, path: str | Path, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield frames of a video in order, each with its number: RGB, uint8 (height, width, 3), upright.
+    def read_frames(self, result: dict[str, Any], numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield frames of a video as its result shows them.
+
+        Args:
+            result: of the video, whose `name` is its path.
+            numbers: of the wanted frames.
+
+        Yields:
+            In ascending order, the number, and the frame upright: RGB, uint8 (height, width, 3), of the result's size.
 
         Raises:
             InputError: if the video cannot be opened, or a frame not be decoded.
         """
-        with Video(path, most_pixels=self.options.most_pixels) as video:
-            yield from video.read(numbers)
+        with Video(result["name"], most_pixels=self.options.most_pixels) as video:
+            for number, image in video.read(numbers):
+                yield number, _resized(image, (result["width"], result["height"]))
 
     def annotate(self, picture: Any, faces: list[dict[str, Any]], evidence: float = 0.0) -> np.ndarray:
         """Draw what was found into a picture: `drawing_dcl.annotate` of whatever `__call__` takes for one.
@@ -457,8 +465,15 @@ class FaceForgeryDetectionPipeline(Pipeline):
             if is_video(item):
                 yield from self._look_at_video(Path(item), subject, options)
                 return
-            image = read_picture(item, options.most_pixels)
-            subject.result = {"kind": "image", "name": subject.name, "width": image.shape[1], "height": image.shape[0]}
+            picture = open_picture(item, options.most_pixels)
+            image = picture.pixels
+            subject.result = {
+                "kind": "image",
+                "name": subject.name,
+                "width": image.shape[1],
+                "height": image.shape[0],
+                "notes": list(picture.notes),
+            }
             faces = self._detect(image, options)
             subject.result["faces"] = [{"face": number} for number in range(1, len(faces) + 1)]
             found = [
@@ -477,6 +492,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 )
             numbers = evenly_spaced(len(video.numbers), options.num_frames)
             subject.people, step, passed, frames_read, error = _People(), _Step(0, len(numbers)), 0, 0, None
+            width = height = 0  # of the first frame; a recording may change its size midway
             for number, image in video.walk(numbers):
                 if image is None:
                     passed += 1
@@ -488,18 +504,25 @@ class FaceForgeryDetectionPipeline(Pipeline):
                     error = image
                 else:
                     frames_read += 1
-                    height, width = image.shape[:2]
-                    faces, found = self._detect(image, options), []
-                    for face, person in zip(faces, subject.people.follow(image, faces), strict=True):
+                    if frames_read == 1:
+                        height, width = image.shape[:2]
+                    scale = np.float32([width / image.shape[1], height / image.shape[0]])
+                    faces, found = self._detect(image, options, small_faces=False), []
+                    boxes = [face.box * np.tile(scale, 2) for face in faces]
+                    for face, person in zip(faces, subject.people.follow(image, boxes), strict=True):
                         record = {"frame": number, "time": video.time(number)}
                         person.frames.append(record)
                         who = f"The face at {record['time']:.2f} s"
-                        found.append(self._prepared(image, face, record, who, subject, options))
+                        found.append(self._prepared(image, face, record, who, subject, options, scale))
                     step.faces = [face for face in found if face is not None]
-                    step.frame, step.image = number, image
+                    step.frame, step.image = number, _resized(image, (width, height))
                 yield step
             if not frames_read:
                 raise error
+            if video.breaks_off:
+                video.notes.append("The video is truncated; only the part that is there was analyzed.")
+            if frames_read < len(numbers):
+                video.notes.append(f"Only {frames_read} of {len(numbers)} frames could be read.")
             subject.result = {
                 "kind": "video",
                 "name": subject.name,
@@ -509,12 +532,12 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 "frame_rate": len(video.numbers) / video.duration if video.duration else None,
                 "frames_wanted": len(numbers),
                 "frames_read": frames_read,
-                "breaks_off": video.breaks_off,
+                "notes": list(video.notes),
             }
 
-    def _detect(self, image: np.ndarray, options: DetectionOptions) -> list[Face]:
+    def _detect(self, image: np.ndarray, options: DetectionOptions, small_faces: bool = True) -> list[Face]:
         with self._detecting:
-            faces = self._detector.detect(image)
+            faces = self._detector.detect(image, small_faces)
         return faces[:1] if options.largest_only else faces
 
     def _prepared(
@@ -525,14 +548,18 @@ class FaceForgeryDetectionPipeline(Pipeline):
         who: str,
         subject: _Subject,
         options: DetectionOptions,
+        scale: np.ndarray | float = 1.0,
     ) -> _Found | None:
-        """Fill a face's record as far as it is known, and cut it out; None where it need not be judged."""
+        """Fill a face's record as far as it is known, and cut it out; None where it need not be judged.
+
+        Its coordinates in the record are those in the image times `scale` (x, y).
+        """
         size = self.crop["size"]
         transform = crop_transform(face, self.crop)
         back = np.linalg.inv(np.vstack([transform, [0, 0, 1]]))[:2]
         corners = np.array([[0, 0], [size, 0], [size, size], [0, size]])
         record |= {
-            "box": [float(value) for value in face.box],
+            "box": (face.box.reshape(2, 2) * scale).reshape(4).tolist(),
             "detection_score": float(face.score),
             "p_fake": None,
             "p_fake_raw": None,
@@ -540,7 +567,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
             "sentence": "",
             "reason": None,
             "evidence": None,
-            "evidence_box": map_points(corners, back).tolist(),
+            "evidence_box": (map_points(corners, back) * scale).tolist(),
         }
         pixels = cut(image, transform, size)
         quality = measure_face(pixels, face, transform)
@@ -669,6 +696,11 @@ def _progress(subject: _Subject, step: _Step, seen: bool = True) -> dict[str, An
         "frame": step.frame if seen else None,
         "image": step.image if seen else None,
     }
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return an image, RGB, uint8 (height, width, 3), at a size (width, height)."""
+    return image if image.shape[1::-1] == size else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _event(subject: _Subject) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def video_result(
     """Complete the result of a video.
 
     Args:
-        result: `kind`, `name`, sizes, how many frames were wanted and read, and whether it breaks off.
+        result: `kind`, `name`, sizes, how many frames were wanted and read, and notes.
         people: of each person the records of the frames with it.
         threshold: for videos.
 
@@ -121,10 +121,6 @@ def video_result(
     verdict, sentence = _together(found, "person")
     if not found:
         sentence = f"No face was found in {_frames(result['frames_read'])}, so nothing was judged."
-    if result["breaks_off"]:
-        sentence += " The video breaks off: only what is there was looked at."
-    if result["frames_read"] < result["frames_wanted"]:
-        sentence += f" Only {result['frames_read']} of {_frames(result['frames_wanted'])} could be read."
     return {**result, **_ruling(verdict, sentence, threshold), "people": found}
 
 

@@ -365,7 +365,7 @@ class Video:
             self._sizes.append(size)
             if len(self._sizes) == 2:
                 before, after = ("x".join(map(str, known)) for known in self._sizes)
-                self._note(f"The frame size changes from {before} to {after}.")
+                self._note(f"The frame size changes from {before} to {after}; boxes refer to {before}.")
         return image
 
     def _refusal(self, what: str) -> InputError:

@@ -179,7 +179,7 @@ def _clip_rows(
                     continue
                 yield _given_row(clip, image, mask, landmarks, how.encoding) | columns
                 continue
-            faces = detector.detect(image)
+            faces = detector.detect(image, small_faces=False)
             if not faces:
                 failures.add(where, NO_FACE, frame=number)
                 continue

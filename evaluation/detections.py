@@ -25,7 +25,7 @@ from ..pipeline_dcl import FaceForgeryDetectionPipeline
 _LONGEST_NAME = 255  # bytes that file systems allow
 _COLUMNS = (
     *("name", "kind", "number", "verdict", "p_fake", "reason", "threshold", "operating_point"),
-    *("left", "top", "right", "bottom", "judged", "seen", "highest_at", "sentence"),
+    *("left", "top", "right", "bottom", "judged", "seen", "highest_at", "sentence", "notes"),
 )
 
 
@@ -258,6 +258,7 @@ def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
     for key in ("name", "sentence"):  # that of an error may begin with the name
         if (whole[key] or "").startswith(tuple("=+-@\t\r")):  # spreadsheets would run it
             whole[key] = f"'{whole[key]}"
+    whole["notes"] = " ".join(result.get("notes", ()))
     rows = []
     for member in [*result.get("faces", ()), *result.get("people", ())]:
         row = {key: member.get(key) for key in ("verdict", "p_fake", "reason", "judged", "seen", "sentence")}
@@ -291,7 +292,7 @@ def draw(pipe: FaceForgeryDetectionPipeline, result: dict[str, Any], target: Pat
     for person in result["people"]:
         if person["moments"]:
             wanted.setdefault(person["moments"][0]["frame"], []).append(person["person"])
-    frames = pipe.read_frames(result["name"], wanted)
+    frames = pipe.read_frames(result, wanted)
     for _ in wanted:
         with _reading():
             frame, image = next(frames)

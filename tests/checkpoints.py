@@ -8,7 +8,7 @@ from dcl.configuration_dcl import DCLConfig
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForImageClassification
 
-CROP = {"kind": "box", "margin": 1.3, "size": 112, "detector": "yunet_2023mar"}
+CROP = {"kind": "box", "margin": 1.3, "size": 112, "detector": "yunet_2023mar_multiscale"}
 CALIBRATION = {
     "method": "temperature",
     "temperature": 2.0,

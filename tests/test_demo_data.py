@@ -95,7 +95,7 @@ def test_a_forgery_is_its_real_outside_the_mask(small_demo):
 
 def test_the_crop_is_recorded(small_demo):
     crop = find_crop(load_prepared(str(small_demo[0]), "train"), "the demo")
-    assert crop == {"kind": "box", "margin": 1.3, "size": 96, "detector": "yunet_2023mar"}
+    assert crop == {"kind": "box", "margin": 1.3, "size": 96, "detector": "yunet_2023mar_multiscale"}
 
 
 def test_families_are_whole_and_contiguous_in_one_row_group(small_demo):

@@ -68,7 +68,7 @@ def test_videos_and_images_become_rows_in_families(root, tmp_path):
     }
     assert table.groupby("video_id").label.first().to_dict() == {"real/001": 0, "Blend/001": 1, "real/002": 0}
     assert set(table.dataset) == {"mine"}
-    assert find_crop(dataset, "out") == {**CROP, "detector": "yunet_2023mar"}
+    assert find_crop(dataset, "out") == {**CROP, "detector": "yunet_2023mar_multiscale"}
     assert all(decode_image(cell, "").shape == (96, 96, 3) for cell in dataset["image"])
 
 
@@ -192,7 +192,7 @@ class _TwoPeople:
 
     name = "two"
 
-    def detect(self, image):
+    def detect(self, image, small_faces=True):
         unit = image.shape[1] / 320
         grown = 1.2 if unit < 1 else 0.8  # she comes nearer
         man = face(40 * unit, 40 * unit, 80 * unit)

@@ -3,6 +3,7 @@
 import hashlib
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dcl import faces_dcl
+from dcl.abstention_dcl import measure_face, reason_to_abstain
 from dcl.data_scripts.assets import fetch, fetch_detector
 from dcl.errors_dcl import InputError
 from dcl.faces_dcl import (
     ALIGNED_LANDMARKS,
     DSFD,
     Face,
+    SingleScaleYuNet,
     YuNet,
     crop_box,
     crop_transform,
@@ -54,13 +57,115 @@ def test_every_orl_photograph_has_one_face_with_its_landmarks_in_order(detector)
         assert max(left[1], right[1]) < nose[1] + 6 and nose[1] < max(mouth_left[1], mouth_right[1]), path
 
 
-def test_detection_agrees_at_every_size_of_the_photograph(detector, portrait):
-    expected = detector.detect(portrait)[0]
-    for side in (128, 1500):
-        scaled = np.asarray(Image.fromarray(portrait).resize((side, side)))
-        face = detector.detect(scaled)[0]
-        assert np.abs(face.box * 512 / side - expected.box).max() < 8
-        assert np.abs(face.landmarks * 512 / side - expected.landmarks).max() < 8
+def scaled(picture, long_side):
+    scale = long_side / max(picture.shape[:2])
+    size = (round(picture.shape[1] * scale), round(picture.shape[0] * scale))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), scale
+
+
+def on_canvas(picture, share):
+    """Put a picture into a grey one of 4:3, whose height it fills to a share."""
+    height = round(len(picture) / share)
+    canvas = np.full((height, height * 4 // 3, 3), 110, np.uint8)
+    top, left = (height - len(picture)) // 2, height // 3
+    canvas[top : top + len(picture), left : left + picture.shape[1]] = picture
+    return canvas
+
+
+@pytest.fixture(scope="module")
+def people():
+    """Photographs of ten people, of which the face fills 84 % of the height."""
+    return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(fetch("orl").rglob("1.pgm"))[::4]]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
+def test_a_picture_has_the_same_box_at_every_stored_size(detector, people, share):
+    for person in people[:5]:
+        picture = on_canvas(person, share)
+        expected = detector.detect(scaled(picture, 1024)[0])[0].box / (1024 / max(picture.shape[:2]))
+        side = (expected[2:] - expected[:2]).max()
+        for long_side in (128, 256, 512, 640, 800, 2000, 4000):
+            stored, scale = scaled(picture, long_side)
+            if side * scale < 45:  # where 3 % of the face is about a pixel
+                continue
+            (face,) = detector.detect(stored)
+            assert np.abs(face.box / scale - expected).max() < 0.03 * side, long_side
+
+
+@pytest.mark.parametrize("long_side", [92, 512, 1024, 2000])
+def test_a_face_that_fills_the_picture_is_found_at_every_size(detector, people, long_side):
+    for person in people:
+        stored, scale = scaled(person, long_side)
+        (face,) = detector.detect(stored)
+        top, bottom = face.box[[1, 3]] / scale
+        assert top < 40 and bottom > 85 and bottom - top < 112
+
+
+@pytest.mark.parametrize(("size", "least"), [((640, 360), 0.9), ((1920, 1080), 0.5), ((4000, 3000), 0)])
+def test_small_faces_in_large_pictures_are_found(detector, people, size, least):
+    """No fewer than at one size; in still pictures over 1024 px, those that only 2048 px show, too."""
+    picture, places = np.full((size[1], size[0], 3), 110, np.uint8), []
+    side = max(38, size[0] // 48)
+    for index, person in enumerate(people):
+        left, top = size[0] * (index % 5) // 5 + side, size[1] * (index // 5) // 2 + side
+        picture[top : top + side, left : left + side * 92 // 112] = cv2.resize(
+            person, (side * 92 // 112, side), interpolation=cv2.INTER_AREA
+        )
+        places.append((left + side * 46 / 112, top + side / 2))
+
+    def found(faces):
+        centres = np.array([(face.box[:2] + face.box[2:]) / 2 for face in faces]).reshape(-1, 2)
+        return sum(bool((np.abs(centres - place) < side / 2).all(1).any()) for place in places) / len(places)
+
+    in_stills = found(detector.detect(picture))
+    in_frames = found(detector.detect(picture, small_faces=False))
+    assert in_stills >= in_frames >= found(SingleScaleYuNet(fetch("yunet")).detect(picture))
+    assert in_stills >= max(least, 0.8)
+
+
+def test_pictures_without_a_face_show_no_more_than_at_one_size(detector):
+    single = SingleScaleYuNet(fetch("yunet"))
+    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(fetch("faceless").iterdir())]
+    assert sum(len(detector.detect(each)) for each in pictures) <= sum(len(single.detect(each)) for each in pictures)
+
+
+def roll(face):
+    right = face.landmarks[1] - face.landmarks[0]
+    return np.degrees(np.arctan2(right[1], right[0]))
+
+
+@pytest.mark.parametrize(("kind", "step"), [(YuNet, 1), (SingleScaleYuNet, 3)])
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_turned_face_has_the_landmarks_of_an_upright_one_and_gets_no_score(kind, step, quarters):
+    """All faces of the demo's test split that are found at all."""
+    detector, overlaps = kind(fetch("yunet")), []
+    paths = [path for person in range(33, 41) for path in sorted((fetch("orl") / f"s{person}").iterdir())][::step]
+    for path in paths:
+        picture = scaled(np.asarray(Image.open(path).convert("RGB")), 320)[0]
+        (upright,) = detector.detect(picture)
+        turned = np.ascontiguousarray(np.rot90(picture, quarters))
+        for face in detector.detect(turned):
+            assert abs((roll(face) - roll(upright) + 90 * quarters + 180) % 360 - 180) < 20, path
+            overlaps.append(overlap(face.box, turned_box(upright.box, quarters, picture.shape)))
+            transform = crop_transform(face, {"kind": "box", "margin": 1.3, "size": 112})
+            quality = measure_face(cut(turned, transform, 112), face, transform)
+            assert reason_to_abstain(quality, None, None).code == "extreme_pose", path
+    assert len(overlaps) >= len(paths) // 6 and np.median(overlaps) > 0.8
+
+
+def turned_box(box, quarters, shape):
+    height, width = shape[:2]
+    points = box.reshape(2, 2)
+    for _ in range(quarters):
+        points = np.stack([points[:, 1], width - points[:, 0]], axis=1)
+        height, width = width, height
+    return np.concatenate([points.min(0), points.max(0)])
+
+
+def test_the_single_scale_detector_finds_what_it_always_did(portrait):
+    """Checkpoints that name it were trained on these boxes."""
+    (face,) = SingleScaleYuNet(fetch("yunet")).detect(portrait)
+    assert np.allclose(face.box, [178.17, 62.91, 268.07, 176.24], atol=0.1)
 
 
 def test_the_largest_face_comes_first(detector, portrait):

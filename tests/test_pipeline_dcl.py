@@ -31,14 +31,14 @@ from dcl.data_scripts.assets import fetch
 from dcl.drawing_dcl import annotate
 from dcl.errors_dcl import InputError
 from dcl.evaluation.exporting import write_graph
-from dcl.faces_dcl import YUNET_FILE, crop_transform, cut
+from dcl.faces_dcl import YUNET_FILE, YUNETS, crop_transform, cut
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.images_dcl import read_picture
 from dcl.inputs_dcl import find_files
 from dcl.modeling_dcl import DCLForImageClassification
 from dcl.pipeline_dcl import TASK, FaceForgeryDetectionPipeline
 from dcl.tests.checkpoints import CALIBRATION, CROP, save_checkpoint
-from dcl.tests.raw_data_sets import TALKING, encode, person_frames
+from dcl.tests.raw_data_sets import TALKING, encode, encode_sizes, person_frames
 from dcl.verdicts_dcl import to_json
 
 
@@ -244,10 +244,44 @@ def test_a_video_that_breaks_off_says_what_was_left(pipe, clip, tmp_path):
                 copy.mux(packet)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 8 // 10])
     result = pipe(path, num_frames=6)
-    assert result["breaks_off"] and "The video breaks off: only what is there was looked at." in result["sentence"]
+    assert "The video is truncated; only the part that is there was analyzed." in result["notes"]
     whole = pipe(clip, num_frames=6)
-    assert not whole["breaks_off"] and (whole["frames_read"], whole["frames_wanted"]) == (6, 6)
+    assert not whole["notes"] and (whole["frames_read"], whole["frames_wanted"]) == (6, 6)
     assert "breaks off" not in whole["sentence"] and "could be read" not in whole["sentence"]
+
+
+def test_a_recording_that_changes_its_size_has_one_person_in_coordinates_of_the_first_frame(pipe, tmp_path):
+    frames = person_frames(TALKING)[:6]
+    half = [cv2.resize(frame, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for frame in frames]
+    path = encode_sizes(tmp_path / "call.webm", [*frames[:3], *half[3:]])
+    events = list(pipe.stream(path, abstain=False))
+    result = events[-1]["result"]
+    assert (result["width"], result["height"]) == (264, 216)
+    assert result["notes"] == ["The frame size changes from 264x216 to 132x108; boxes refer to 264x216."]
+    (person,) = result["people"]
+    boxes = np.array([face["box"] for face in person["frames"]])
+    corners = np.array([face["evidence_box"] for face in person["frames"]])
+    assert len(boxes) == 6
+    assert np.abs(boxes[3:] - boxes[:3]).max() < 25 and np.abs(corners[3:] - corners[:3]).max() < 30  # he moves
+    shown = [event["image"] for event in events[:-1]] + [image for _, image in pipe.read_frames(result, range(6))]
+    assert {image.shape for image in shown} == {(216, 264, 3)}
+
+
+def test_results_note_what_was_converted_or_left_out(pipe, clip, portrait, tmp_path):
+    pages = [Image.fromarray(portrait), Image.fromarray(portrait[::-1])]
+    pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
+    note = "The file has 2 pages; only the first was analyzed."
+    assert pipe(tmp_path / "scan.tif")["notes"] == [note]
+    assert pipe(pipe.open_picture(tmp_path / "scan.tif"))["notes"] == [note]
+    assert pipe(portrait)["notes"] == pipe(clip, num_frames=2)["notes"] == []
+
+
+@pytest.mark.parametrize("name", YUNETS)
+def test_faces_are_found_as_those_were_that_the_checkpoint_was_trained_on(tmp_path, portrait, name):
+    checkpoint = save_checkpoint(tmp_path / "model", crop=CROP | {"detector": name})
+    pipe = FaceForgeryDetectionPipeline.from_pretrained(checkpoint, device="cpu")
+    (face,) = pipe(portrait)["faces"]
+    assert np.allclose(face["box"], YUNETS[name](fetch("yunet")).detect(portrait)[0].box, atol=1e-3)
 
 
 def test_a_picture_of_many_faces_can_be_left_between_them(pipe, portrait):
@@ -352,7 +386,7 @@ def test_frames_that_are_larger_than_the_header_claims_are_refused(pipe, monkeyp
 
 
 def test_frames_of_a_moment_can_be_read_again(pipe, clip):
-    frames = dict(pipe.read_frames(clip, [3, 7]))
+    frames = dict(pipe.read_frames(pipe(clip, num_frames=2), [3, 7]))
     assert list(frames) == [3, 7] and frames[3].shape == (216, 264, 3)
 
 
@@ -562,7 +596,7 @@ def test_drawing_at_the_edge_of_a_picture_does_not_fail(pipe, portrait):
     [
         (None, "does not say how its faces were cut"),
         ({"kind": "given", "margin": None, "size": 64, "detector": None}, "does not say how its faces were cut"),
-        (CROP | {"detector": "dsfd"}, "learned faces found by 'dsfd', and only yunet_2023mar"),
+        (CROP | {"detector": "dsfd"}, "learned faces found by 'dsfd', and only yunet_2023mar_multiscale"),
     ],
 )
 def test_a_checkpoint_for_which_no_face_can_be_cut_is_refused(tmp_path, crop, sentence):

@@ -106,7 +106,12 @@ def test_photographs_become_reals_and_forgeries(photographs, tmp_path, capsys):
     assert "no face was found: 1 files" in printed
     assert "not made: 2 of mouth_swap: no photograph of the same person" in printed
     dataset = load_prepared(str(tmp_path / "out"), "train")
-    assert find_crop(dataset, "it") == {"kind": "box", "margin": 1.3, "size": 160, "detector": "yunet_2023mar"}
+    assert find_crop(dataset, "it") == {
+        "kind": "box",
+        "margin": 1.3,
+        "size": 160,
+        "detector": "yunet_2023mar_multiscale",
+    }
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train.parquet"]
 
 

@@ -251,7 +251,7 @@ def test_another_detector_is_told_in_every_row(root, tmp_path, monkeypatch):
     class StandIn:
         name = "dsfd"
 
-        def detect(self, image):
+        def detect(self, image, small_faces=True):
             return [Face(np.array([20, 20, 70, 90], np.float32), 0.9, None)]
 
     monkeypatch.setattr(assets, "DSFD", StandIn)
@@ -332,7 +332,7 @@ def test_the_set_is_pushed_privately_with_a_card_that_says_what_is_in_it(root, w
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     assert [entry["split"] for entry in card.data.configs[0]["data_files"]] == ["train"]
     assert "| train | mirror | fake | 12 | 24 |" in card.text and "0 of 24 forged faces have a mask" in card.text
-    assert "box, 64 px, margin 1.3, found by yunet_2023mar" in card.text
+    assert "box, 64 px, margin 1.3, found by yunet_2023mar_multiscale" in card.text
     assert len(load_dataset(str(tmp_path / "out"), split="train")) == 48  # with the card beside the shards
 
 
@@ -419,9 +419,12 @@ def test_a_repaired_file_costs_its_own_shard_alone(damaged, root, tmp_path, capl
 
 
 def test_failures_that_have_passed_are_tried_again_on_demand(root, whole, tmp_path, monkeypatch):
-    blind = SimpleNamespace(name="yunet_2023mar", detect=lambda image: [])
+    blind = SimpleNamespace(name="yunet_2023mar_multiscale", detect=lambda image, small_faces: [])
     real, seen = raw._detector("yunet"), itertools.count()
-    once = SimpleNamespace(name=real.name, detect=lambda image: (real if next(seen) % 7 else blind).detect(image))
+    once = SimpleNamespace(
+        name=real.name,
+        detect=lambda image, small_faces: (real if next(seen) % 7 else blind).detect(image, small_faces),
+    )
     with monkeypatch.context() as patch:
         patch.setattr(raw, "_detector", lambda name: once)
         assert prepare(root, tmp_path) == 3
