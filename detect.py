@@ -152,9 +152,11 @@ def find_inputs(names: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
         if not name:  # to a Path, the current folder
             raise InputError("one of the names of files and folders is empty: leave it out.")
         if path.is_dir():
-            from dcl.inputs_dcl import find_files  # imports torch: only where it is needed
+            from dcl.inputs_dcl import find_files, say_skipped, skipped_files  # import torch: only where it is needed
 
             found = {str(file): path for file in find_files(path)}
+            if skipped := say_skipped(skipped_files(path)):
+                print(f"{_shown(name)}: {skipped}", file=sys.stderr)
         elif path.is_file():
             found = {str(path): path.parent}
         else:

@@ -6,6 +6,7 @@ go through the same transform. Coordinates are continuous: pixel (0, 0) covers t
 
 import hashlib
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,6 @@ _SAME_PLACE, _SUPPRESSED = 0.4, 0.3
 #: Of 400 photographs, upright ones have scores from .915 on, upside-down ones up to .914 and those on their side up to
 #: .85.
 _SURELY_UPRIGHT, _SURELY_NOT_SIDEWAYS = 0.93, 0.88
-_CLOSE_UP = {"kind": "box", "margin": 2, "size": 128}
 #: Intersection over union of boxes above which a face goes on where one of the frame before was.
 SAME_FACE = 0.1
 
@@ -276,12 +276,14 @@ class YuNet:
         """
         if face[14] >= _SURELY_UPRIGHT:
             return face
-        doubtful, side = face[14] < _SURELY_NOT_SIDEWAYS, _CLOSE_UP["size"]
-        transform = crop_transform(Face(face[:4] / np.tile(ratio, 2), 0.0, None), _CLOSE_UP)
-        crop = cut(image, transform, side)
-        turned = [
-            (self._central_face(np.rot90(crop, quarters)), quarters) for quarters in ((1, 2, 3) if doubtful else (2,))
-        ]
+        doubtful = face[14] < _SURELY_NOT_SIDEWAYS
+        side, orientations = (128, (1, 2, 3)) if doubtful else (96, (2,))
+        box = face[:4] / np.tile(ratio, 2)
+        width = math.ceil(2 * (box[2:] - box[:2]).max())
+        centre = (box[:2] + box[2:]) / 2
+        patch = cv2.getRectSubPix(image, (width, width), centre - 0.5)  # OpenCV counts from the centre of a pixel
+        crop = cv2.resize(patch, (side, side), interpolation=cv2.INTER_AREA if width > side else cv2.INTER_CUBIC)
+        turned = [(self._central_face(np.rot90(crop, quarters)), quarters) for quarters in orientations]
         turned = [(row, quarters) for row, quarters in turned if row is not None]
         upright = self._central_face(crop) if turned or doubtful else None
         if not turned:
@@ -289,7 +291,8 @@ class YuNet:
         best, quarters = max(turned, key=lambda each: each[0][14])
         if upright is not None and upright[14] >= best[14]:
             return face
-        back = np.linalg.inv(np.vstack([transform, [0, 0, 1]]))
+        scale, (left, top) = width / side, centre - width / 2
+        back = np.array([[scale, 0, left], [0, scale, top], [0, 0, 1]])
         for _ in range(quarters):
             back = back @ [[0, -1, side], [1, 0, 0], [0, 0, 1]]
         points = map_points(best[:14].reshape(7, 2), back[:2] * ratio[:, None])

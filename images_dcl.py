@@ -6,10 +6,7 @@ script or an archive for which a picture is the disguise is not.
 """
 
 import functools
-import re
-import struct
 import warnings
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,65 +17,23 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, features
 
+from .content_dcl import (
+    PICTURE_KINDS,
+    breaks_off,
+    content_kind,
+    is_something_else,
+    is_unread_picture,
+    with_end,
+    without_chunks,
+    without_text,
+)
 from .errors_dcl import InputError, PictureError, reason
 from .pages_dcl import choose_page, notes_on_frames, turn_to_page
-from .picture_colour_dcl import OVERSIZED, named_space, srgb_pixels, without_profile
+from .picture_colour_dcl import OVERSIZED, named_space, srgb_pixels
 
 MOST_PIXELS = 50_000_000
 MOST_BYTES = 256 << 20  # of a file: no picture of that many pixels needs more
-#: Suffixes by which pictures are found in a folder: those that Pillow and pillow-heif have for the formats read here.
-PICTURE_SUFFIXES = {
-    *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jfif"),
-    *(".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
-}
-#: Suffixes of pictures that are not read here; in a folder they are named, not passed over.
-OTHER_PICTURE_SUFFIXES = {".jp2", ".jxl"}
-PICTURE_KINDS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-
-_HEIF_BRANDS = (b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevm", b"hevs", b"hevx", b"mif1", b"msf1")
-_AVIF_BRANDS = (b"avif", b"avis")
-#: Pictures that are not read here.
-_UNREAD_PICTURES = (
-    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
-    (rb"\0\0\0\x0cJXL |\xff\x0a", "a JPEG XL picture"),
-    (rb"....ftyp(avci|avcs|j2ki|j2is|miaf|vvic|vvis)", "a HEIF picture of a rare kind"),
-    (rb"....ftypcrx |II\*\0....CR\x02", "a Canon RAW photo"),
-    (rb"FUJIFILMCCD-RAW", "a Fujifilm RAW photo"),
-    (rb"II[RU][OS\0]|MMOR", "a RAW photo"),  # of Olympus and Panasonic
-)
-#: What files begin with that are mistaken for pictures, or passed off as them.
-_OTHERS = (
-    (rb"%PDF", "a PDF"),
-    (rb"PK\x03\x04", "a ZIP archive"),
-    (rb"\x1f\x8b", "a gzip archive"),
-    (rb"MZ|\x7fELF", "a program"),
-    (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file"),
-    (rb"8BPS", "a Photoshop file"),
-)
-_VIDEOS = (
-    rb"....ftyp",
-    rb"....(moov|mdat|wide|free|skip)",
-    rb"\x1a\x45\xdf\xa3",
-    rb"RIFF....AVI ",
-    rb"\0\0\x01[\xb0-\xbf]",
-    rb"(G.{187}){2}G|.{4}(G.{191}){2}G",  # MPEG-TS, also with a time before each packet
-    rb"FLV\x01",
-    rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF
-    rb"OggS",
-    rb"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02",  # MXF
-    rb"\0{2,3}\x01([\x09\x27\x47\x67]|[\x40\x42\x46]\x01)",  # bare H.264 and HEVC
-)
-_MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|!doctype|!--|[a-z])", re.IGNORECASE)
-#: What browsers, interpreters and readers of documents look for, and how far from either end of a file. At least five
-#: bytes of it are fixed: four stand by chance in one photograph of some thousands.
-_FOREIGN = re.compile(
-    rb"<script[\s/>]|<svg([\s/][^<>\x00\x80-\xff]{0,400})?[=>]|<html[\s/>]|<!doctype|<\?php\s|<iframe[\s/>]|"
-    rb"%pdf-[12]\.|javascript:",
-    re.IGNORECASE,
-)
-#: What all of that begins with: looked for first, since it takes a hundredth of the time.
-_FOREIGN_STARTS = (b"<script", b"<svg", b"<html", b"<!doctype", b"<?php", b"<iframe", b"%pdf-", b"javascript:")
-_ENDS = 65536
+_AGAIN = "copy or download it again, or save it anew"
 
 
 @dataclass(frozen=True)
@@ -92,53 +47,6 @@ class Picture:
 
     pixels: np.ndarray
     notes: tuple[str, ...] = ()
-
-
-def content_kind(head: bytes) -> str:
-    """Return what a file is by its first bytes.
-
-    Args:
-        head: the first 512 bytes of it, or all, if it has fewer.
-
-    Returns:
-        One of `PICTURE_KINDS`, "video", or in words what else it is, such as "a PDF".
-    """
-    for pattern, name in _UNREAD_PICTURES:
-        if re.match(pattern, head, re.DOTALL):
-            return name
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head[:6] in (b"GIF87a", b"GIF89a"):
-        return "GIF"
-    if head[:2] == b"BM" and len(head) > 18 and struct.unpack("<I", head[14:18])[0] in (12, 40, 52, 56, 64, 108, 124):
-        return "BMP"
-    if re.match(rb"P[1-6f]\s", head):
-        return "PPM"
-    if head[:4] in (b"II*\0", b"MM\0*"):
-        return "TIFF"
-    if head[4:8] == b"ftyp" and (kind := _kind_by_brand(head)):
-        return kind
-    for pattern, name in _OTHERS:
-        if re.match(pattern, head, re.DOTALL):
-            return name
-    if any(re.match(pattern, head, re.DOTALL) for pattern in _VIDEOS):
-        return "video"
-    if _MARKUP.match(head):
-        return "an SVG" if re.search(rb"<svg", head, re.IGNORECASE) else "HTML or XML"
-    return "no picture" if head.strip(b"\0") else "empty"
-
-
-def _kind_by_brand(head: bytes) -> str | None:
-    """Return the kind of a picture in an ISO base media file; None if it is a video."""
-    brand, others = head[8:12], head[16 : int.from_bytes(head[:4])]
-    is_general = brand in (b"mif1", b"msf1")  # the container alone: the other brands say what is in it
-    if brand in _AVIF_BRANDS or (is_general and any(others[at : at + 4] in _AVIF_BRANDS for at in range(0, 64, 4))):
-        return "AVIF"
-    return "HEIF" if brand in _HEIF_BRANDS else None
 
 
 def file_kind(path: str | Path) -> str:
@@ -179,7 +87,7 @@ def open_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> Picture:
     if isinstance(picture, Image.Image):
         name = getattr(picture, "filename", "") or "the picture"
         _check_size(name, picture.size, most_pixels)
-        with _explained(f"the picture {name} cannot be decoded", "copy or download it again, or save it anew"):
+        with _explained(f"the picture {name} cannot be decoded", _AGAIN):
             return _decoded(name, picture)
     if not isinstance(picture, str | Path):
         raise PictureError(
@@ -189,7 +97,7 @@ def open_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> Picture:
     path = Path(picture)
     data = _read(path)
     _check_kind(data, path)
-    if _is_something_else(data):
+    if is_something_else(data):
         raise PictureError(
             f"{path} is a picture and a script or an archive at once: save the picture anew.",
             "it is a script or an archive as well",
@@ -209,7 +117,7 @@ def decode_picture(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS
         PictureError: as of `open_picture`.
     """
     image, notes = _opened(data, name, most_pixels)
-    with image, _explained(f"the picture {name} cannot be decoded", "copy or download it again, or save it anew"):
+    with image, _explained(f"the picture {name} cannot be decoded", _AGAIN):
         decoded = _decoded(name, image, named_space(data, image), owned=True)
         return Picture(decoded.pixels, (*decoded.notes, *notes, *notes_on_frames(image)))
 
@@ -230,7 +138,7 @@ def read_values(source: bytes | str | Path, name: str | Path, mode: str, most_pi
         PictureError: as of `open_picture`, or if it has more than 8 bits a channel.
     """
     image, _ = _opened(source if isinstance(source, bytes) else _read(Path(source)), name, most_pixels)
-    with image, _explained(f"the picture {name} cannot be decoded", "copy or download it again, or save it anew"):
+    with image, _explained(f"the picture {name} cannot be decoded", _AGAIN):
         if image.mode.startswith(("I", "F")):
             raise PictureError(
                 f"the pixels of {name} are {image.mode}, not 8 bits a channel: save it in 8 bits.",
@@ -271,9 +179,9 @@ def _read(path: Path) -> bytes:
                 f"{path} has {size >> 20} MiB, too much for a picture: make it smaller.", f"it has {size >> 20} MiB"
             )
         data = path.read_bytes()
+    except PictureError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, PictureError):
-            raise
         raise PictureError(
             f"{path} cannot be read ({reason(error)}): check its path and its permissions.", reason(error)
         ) from error
@@ -291,7 +199,7 @@ def _check_kind(data: bytes, name: str | Path) -> str:
         what, remedy = "an AVIF picture", "run `pip install --upgrade pillow`, or convert it to JPEG"
     elif kind in PICTURE_KINDS:
         return kind
-    elif kind in dict(_UNREAD_PICTURES).values():
+    elif is_unread_picture(kind):
         what, remedy = kind, "convert it to JPEG"
     else:
         what = "a video" if kind == "video" else kind
@@ -328,16 +236,19 @@ def _explained(what: str, remedy: str) -> Iterator[None]:
 def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Image, list[str]]:
     """Open a picture at the page or frame that is to be decoded, and return notes on what that passes over."""
     kind, notes = _check_kind(data, name), []
-    with _explained(f"the picture {name} cannot be opened", "save it anew"):
+    remedy = "convert it to JPEG if it is a RAW photo, else save it anew" if kind == "TIFF" else "save it anew"
+    with _explained(f"the picture {name} cannot be opened", remedy):
+        if kind == "PNG":
+            data = without_text(data)  # Pillow refuses more than a megabyte of it
         try:
-            image = Image.open(BytesIO(data), formats=[kind])  # other formats start programs
+            image = Image.open(BytesIO(with_end(data)), formats=[kind])  # other formats start programs
         except Image.DecompressionBombError as error:
             what = f"has more than {most_pixels:,} pixels"
             raise PictureError(f"{name} {what}: make it smaller.", f"it {what}") from error
         except ValueError:  # Pillow's, for a profile that unpacks to more than it allows
-            image = Image.open(BytesIO(without_profile(data)), formats=[kind]) if kind == "PNG" else None
-            if image is None:
+            if kind != "PNG":
                 raise
+            image = Image.open(BytesIO(without_chunks(data, (b"iCCP",))), formats=[kind])
             notes.append(OVERSIZED)
         if kind == "TIFF":
             number, passed_over = choose_page(image, name)
@@ -346,6 +257,9 @@ def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Imag
                 image = Image.open(BytesIO(data), formats=[kind])
                 turn_to_page(image, number)
         _check_size(name, image.size, most_pixels)
+    with _explained(f"the picture {name} cannot be decoded", _AGAIN):
+        if breaks_off(data, lambda version: Image.open(BytesIO(version), formats=[kind]).tobytes()):
+            raise OSError("the picture is truncated")
     return image, notes
 
 
@@ -358,6 +272,8 @@ def _decoded(
             "its pixels are floating-point numbers",
         )
     image.load()
+    if image.format == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+        image = image.convert("RGB")  # its writer left the fourth byte alone
     pixels, notes = srgb_pixels(_upright(image, owned), cicp)
     return Picture(pixels, tuple(notes))
 
@@ -372,23 +288,9 @@ def _upright(image: Image.Image, owned: bool) -> Image.Image:
     return image
 
 
-def _is_something_else(data: bytes) -> bool:
-    """Whether another program would find an archive, a document or a script in a picture."""
-    ends = data[:_ENDS] + b"\n" + data[-_ENDS:]
-    lower = ends.lower()
-    if any(start in lower for start in _FOREIGN_STARTS) and _FOREIGN.search(ends) is not None:
-        return True
-    # By itself, `is_zipfile` looks for four bytes, which stand in photographs by chance, too.
-    return b"PK\x01\x02" in data and zipfile.is_zipfile(BytesIO(data))
-
-
 __all__ = [
     "MOST_PIXELS",
-    "OTHER_PICTURE_SUFFIXES",
-    "PICTURE_KINDS",
-    "PICTURE_SUFFIXES",
     "Picture",
-    "content_kind",
     "decode_picture",
     "file_kind",
     "open_picture",

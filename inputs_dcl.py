@@ -18,15 +18,22 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .content_dcl import PICTURE_KINDS, PICTURE_SUFFIXES, UNREAD_PICTURE_SUFFIXES, is_text
 from .errors_dcl import InputError, reason
-from .images_dcl import OTHER_PICTURE_SUFFIXES, PICTURE_KINDS, PICTURE_SUFFIXES, file_kind
+from .images_dcl import file_kind
 from .video_dcl import VIDEO_SUFFIXES
 
 #: What can be iterated over, and is one thing nevertheless, of which `read_picture` says whether it is a picture.
 _SINGLE = (np.ndarray, torch.Tensor, Image.Image, bytes, bytearray, memoryview, Mapping, io.IOBase)
 #: Suffixes by which files are found in a folder.
-_LOOKED_AT = PICTURE_SUFFIXES | OTHER_PICTURE_SUFFIXES | VIDEO_SUFFIXES
-_LITTER = {"desktop.ini", "thumbs.db"}  # which systems put into folders
+_LOOKED_AT = PICTURE_SUFFIXES | UNREAD_PICTURE_SUFFIXES | VIDEO_SUFFIXES
+#: Suffixes of videos that TypeScript and Go have, too.
+_OF_CODE = {".mod", ".mts", ".ts"}
+#: What systems keep in folders for themselves: lists, thumbnails, copies, and what was deleted.
+_OF_SYSTEMS = {
+    *("$recycle.bin", "__macosx", "desktop.ini", "lost+found", "recycler", "system volume information", "thumbs.db"),
+    *("#recycle", "#snapshot", "@eadir", "@recently-snapshot", "@recycle", "@tmp"),  # of network drives
+}
 _KINDS_SHOWN = 5
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 _MOST_DOWNLOADED = 2 << 30  # bytes
@@ -36,8 +43,8 @@ _PATIENCE, _LONGEST_DOWNLOAD = 30.0, 600.0  # seconds without a byte of a downlo
 def find_files(folder: str | Path) -> list[Path]:
     """Return the pictures and videos of a folder and its sub-folders by their suffixes, in the order of their paths.
 
-    Hidden files and folders are left out, and links to folders are not followed. Pictures of kinds that are not read
-    are among them, and a folder that cannot be listed stands for what is in it: what is not judged is named.
+    What is hidden or the system's own is left out, and links to folders are not followed. Pictures of kinds that are
+    not read are among them, and a folder that cannot be listed stands for what is in it: what is not judged is named.
 
     Raises:
         InputError: if there are none.
@@ -48,11 +55,11 @@ def find_files(folder: str | Path) -> list[Path]:
         found.append(Path(error.filename))
 
     for place, folders, names in os.walk(folder, onerror=keep):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_of_system(name))
         found += [
-            Path(place, name)
+            path
             for name in sorted(names)
-            if Path(name).suffix.lower() in _LOOKED_AT and not name.startswith(".")
+            if not is_of_system(name) and is_looked_at(path := Path(place, name), _LOOKED_AT)
         ]
     if not found:
         raise _nothing_in(folder)
@@ -62,49 +69,77 @@ def find_files(folder: str | Path) -> list[Path]:
 def skipped_files(folder: str | Path) -> Counter[str]:
     """Count by their suffixes the files of a folder and its sub-folders that `find_files` passes over.
 
-    Hidden files and those that systems leave in folders are not counted.
+    What is hidden or the system's own is not counted.
 
     Returns:
         How many there are of each suffix in lower case, such as ".txt", and of "" without a usual one.
     """
     skipped: Counter[str] = Counter()
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_of_system(name)]
         skipped += count_skipped((Path(place, name) for name in names), _LOOKED_AT)
     return skipped
 
 
 def count_skipped(files: Iterable[Path], looked_at: Collection[str]) -> Counter[str]:
     """Count as `skipped_files` does the files whose suffixes are not among those that are `looked_at`."""
-    skipped: Counter[str] = Counter()
-    for path in files:
-        suffix = path.suffix.lower()
-        if suffix not in looked_at and not path.name.startswith(".") and path.name.lower() not in _LITTER:
-            skipped[suffix if re.fullmatch(r"\.[a-z0-9_+-]{1,10}", suffix) else ""] += 1
-    return skipped
+    suffixes = (
+        path.suffix.lower() for path in files if not is_of_system(path.name) and not is_looked_at(path, looked_at)
+    )
+    return Counter(suffix if re.fullmatch(r"\.[a-z0-9_+-]{1,10}", suffix) else "" for suffix in suffixes)
+
+
+def is_of_system(name: str) -> bool:
+    """Whether a file or folder is hidden or the system's own by its name, so that nobody means it."""
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
+
+def is_looked_at(path: Path, suffixes: Collection[str]) -> bool:
+    """Whether a file of a folder has one of some suffixes, and is no source code that has it by chance."""
+    return path.suffix.lower() in suffixes and not _is_code(path)
+
+
+def _is_code(path: Path) -> bool:
+    if path.suffix.lower() not in _OF_CODE or not os.path.isfile(path):  # opening a pipe would wait for its writer
+        return False
+    try:
+        with path.open("rb") as file:
+            return is_text(file.read(512))
+    except OSError:  # said where it is read
+        return False
 
 
 def say_skipped(skipped: Counter[str], videos: bool = True) -> str:
-    """Return a sentence on the files that were passed over, an empty one if there were none.
+    """Return a sentence or two on the files that were passed over, an empty text if there were none.
 
     Args:
         skipped: as `skipped_files` counts them.
         videos: whether videos are looked at.
     """
-    number = skipped.total()
-    if not number:
-        return ""
-    if videos:
-        what = (
-            "file that is neither an image nor a video" if number == 1 else "files that are neither images nor videos"
+    unread = Counter({suffix: skipped[suffix] for suffix in UNREAD_PICTURE_SUFFIXES & skipped.keys()})
+    others = skipped - unread
+    sentences = []
+    if number := others.total():
+        one, several = (
+            ("file that is neither an image nor a video", "files that are neither images nor videos")
+            if videos
+            else ("file that is not an image", "files that are not images")
         )
-    else:
-        what = "file that is not an image" if number == 1 else "files that are not images"
+        sentences.append(f"Skipped {number:,} {one if number == 1 else several}: {_shown(others)}.")
+    if number := unread.total():
+        what, them = ("image in a format", "it") if number == 1 else ("images in formats", "them")
+        sentences.append(
+            f"Skipped {number:,} {what} not supported here: {_shown(unread)}. Convert {them} to JPEG first."
+        )
+    return " ".join(sentences)
+
+
+def _shown(skipped: Counter[str]) -> str:
     kinds = skipped.most_common(_KINDS_SHOWN)
     shown = [f"{count} {suffix or 'without extension'}" for suffix, count in kinds]
-    if rest := number - sum(count for _, count in kinds):
+    if rest := skipped.total() - sum(count for _, count in kinds):
         shown.append(f"{rest} others")
-    return f"Skipped {number:,} {what}: {', '.join(shown)}."
+    return ", ".join(shown)
 
 
 def _nothing_in(folder: str | Path) -> InputError:
@@ -168,6 +203,8 @@ def is_video(item: Any) -> bool:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({reason(error)}): check its path and its permissions.") from error
     kind, suffix = file_kind(path), path.suffix.lower()
+    if _is_code(path):
+        raise InputError(f"{path} is no video, it holds text: give a video or a picture.")
     if kind == "video" and suffix in PICTURE_SUFFIXES:
         raise InputError(f"{path} is a video under the name of a picture: give it the name of what it is.")
     if kind in PICTURE_KINDS and suffix in VIDEO_SUFFIXES:
@@ -250,6 +287,8 @@ __all__ = [
     "each_of",
     "find_files",
     "is_address",
+    "is_looked_at",
+    "is_of_system",
     "is_several",
     "is_video",
     "name_of",

@@ -9,12 +9,14 @@ colours that both spaces have, such as skin, and fits the shadows in.
 import functools
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
+
+from .content_dcl import png_chunks
 
 MOST_PROFILE_BYTES = 4 << 20  # the largest, of printers, have 3 MB
 _STRIP = 1 << 22  # pixels that are converted at once: intermediate images of a large picture would take gigabytes
@@ -85,7 +87,7 @@ def named_space(data: bytes, image: Image.Image) -> tuple[int, int] | None:
         The numbers, by ITU-T H.273; None where there are none, or a profile says more.
     """
     if image.format == "PNG":
-        for name, start, end in _png_chunks(data):
+        for name, start, end in png_chunks(data):
             if name == b"cICP" and end - start == 16:
                 return data[start + 8], data[start + 9]
     elif image.format in ("AVIF", "HEIF") and "icc_profile" not in image.info:
@@ -93,25 +95,6 @@ def named_space(data: bytes, image: Image.Image) -> tuple[int, int] | None:
         if box:
             return int.from_bytes(box[1]), int.from_bytes(box[2])
     return None
-
-
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the names of the chunks before the pixels of a PNG, where each begins, and where it ends."""
-    start = 8
-    while start + 8 <= len(data) and (name := data[start + 4 : start + 8]) != b"IDAT":
-        end = start + 12 + int.from_bytes(data[start : start + 4])
-        yield name, start, end
-        start = end
-
-
-def without_profile(data: bytes) -> bytes:
-    """Return a PNG without its ICC profile."""
-    kept = [data[:8]]
-    end = 8
-    for name, start, end in _png_chunks(data):
-        if name != b"iCCP":
-            kept.append(data[start:end])
-    return b"".join((*kept, data[end:]))
 
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:
@@ -291,5 +274,4 @@ __all__ = [
     "named_space",
     "srgb_pixels",
     "to_8_bits",
-    "without_profile",
 ]

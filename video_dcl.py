@@ -26,6 +26,7 @@ VIDEO_SUFFIXES = {
     *(".mk3d", ".mkv", ".webm"),
     *(".m1v", ".m2v", ".mpe", ".mpeg", ".mpg", ".mpv", ".vob"),
     *(".m2t", ".m2ts", ".mts", ".ts"),
+    *(".divx", ".mod", ".tod"),  # AVI, MPEG and MPEG-TS of some devices
     *(".264", ".265", ".avc", ".h264", ".h265", ".hevc"),
     *(".asf", ".avi", ".dv", ".flv", ".mxf", ".ogm", ".ogv", ".wmv"),
 }

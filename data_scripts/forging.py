@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Image
 from tqdm import tqdm
 
+from ..content_dcl import PICTURE_SUFFIXES
 from ..dataset_dcl import (
     DEFAULT_ENCODING,
     FAKE,
@@ -26,7 +27,6 @@ from ..dataset_dcl import (
 )
 from ..errors_dcl import InputError
 from ..faces_dcl import ALIGNED_LANDMARKS, FaceDetector, fit_similarity, map_points
-from ..images_dcl import PICTURE_SUFFIXES
 from .assets import fetch_detector
 from .blending import METHODS, Portrait, random_generator
 from .failures import Failures
@@ -187,9 +187,9 @@ def prepare_forgeries(
             f"the data set cannot be called {name!r}, as one of the forgery methods is: give it a --name."
         )
     splits = split_files(source) or [split]
-    photographs, crop = [], None
+    photographs, crop, unread = [], None, Failures()
     if not files:
-        photographs = find_photographs(source)
+        photographs = find_photographs(source, unread)
         files = [photograph.path for photograph in photographs]
         crop = {"kind": "box", "margin": margin or MARGIN, "size": size or SIZE}
     elif size or margin:
@@ -208,6 +208,7 @@ def prepare_forgeries(
             reports[current] = report
             continue
         detector, report = fetch_detector(), Report()
+        report.failures.extend(unread)
         if photographs:
             progress = tqdm(photographs, "faces", unit="photo")
             found = real_rows(progress, detector, crop, name, report.failures, encoding)

@@ -1,5 +1,6 @@
 """Turn a folder of photographs into the real rows of a prepared data set."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -7,14 +8,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..content_dcl import PICTURE_SUFFIXES, UNREAD_PICTURE_SUFFIXES
 from ..dataset_dcl import DEFAULT_ENCODING, REAL, encode_image
-from ..errors_dcl import InputError, PictureError
+from ..errors_dcl import InputError, PictureError, reason
 from ..faces_dcl import Face, FaceDetector, crop_transform, cut, map_points
-from ..images_dcl import PICTURE_SUFFIXES, read_picture
+from ..images_dcl import read_picture
+from ..inputs_dcl import is_looked_at, is_of_system
+from ..video_dcl import VIDEO_SUFFIXES
 from .failures import Failures
 
 SIZE, MARGIN = 380, 1.3  # of crops, where nothing else is asked for
-NO_FACE, CORRUPT = "no face was found", "it cannot be decoded"  # reasons of failures
+#: Reasons of failures.
+NO_FACE, CORRUPT = "no face was found", "it cannot be decoded"
+NOT_LISTED, NO_FILE = "the folder cannot be listed", "it is a broken link, or no regular file"
 _MOST_PIXELS = 178_956_970  # which Pillow opens: cameras have more than detection is asked to look at
 
 
@@ -26,22 +32,24 @@ class Photograph(NamedTuple):
     frame: int
 
 
-def find_photographs(folder: str | Path) -> list[Photograph]:
+def find_photographs(folder: str | Path, failures: Failures | None = None) -> list[Photograph]:
     """List the photographs of a folder: each sub-folder is one person or video, each loose file one of its own.
 
     Args:
         folder: searched to any depth. A file's frame is the number its name ends with, if that is so for all files of
             the sub-folder and no number comes twice, else its place in the order of names.
+        failures: gets what cannot be looked at, as of `list_files`; None: the first of it is an error.
 
     Returns:
         The photographs, those of one video together.
 
     Raises:
-        InputError: if the folder is missing or holds no photograph.
+        InputError: if the folder is missing or holds no photograph, or cannot be looked at where `failures` is None.
     """
     if not Path(folder).is_dir():
         raise InputError(f"there is no folder of photographs {folder}: give one, or a prepared data set.")
-    photographs = list_photographs(Path(folder), list_files(Path(folder)))
+    failures = Failures(strict=True) if failures is None else failures
+    photographs = list_photographs(Path(folder), list_files(Path(folder), failures))
     if not photographs:
         raise InputError(
             f"{folder} holds no photograph ({', '.join(sorted(PICTURE_SUFFIXES))}): give a folder that does."
@@ -64,31 +72,45 @@ def list_photographs(root: Path, files: Iterable[Path]) -> list[Photograph]:
     ]
 
 
-def list_files(folder: Path | None) -> Iterator[Path]:
-    """Yield all files below a folder, in the order of their paths, but hidden ones; linked folders are followed.
+def list_files(folder: Path | None, failures: Failures) -> Iterator[Path]:
+    """Yield the files below a folder, in the order of their paths; linked folders are followed.
+
+    What is hidden or the system's own is left out.
+
+    Args:
+        folder: searched to any depth; None: there are none.
+        failures: gets folders that cannot be listed, and pictures and videos that are broken links or no files.
 
     Raises:
         InputError: if a name is not UTF-8, which no row can hold.
     """
-    yield from _files_below(folder, ()) if folder is not None and folder.is_dir() else ()
+    yield from _files_below(folder, failures, ()) if folder is not None and folder.is_dir() else ()
 
 
-def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+def _files_below(folder: Path, failures: Failures, above: tuple[Path, ...]) -> Iterator[Path]:
     here = folder.resolve()
     if here in above:  # a link that leads back
         return
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        failures.add(folder, NOT_LISTED, reason(error))
+        return
+    for name in names:
+        if is_of_system(name):
             continue
-        if not path.name.isascii():
+        path = folder / name
+        if not name.isascii():
             try:
-                path.name.encode()
+                name.encode()
             except UnicodeEncodeError as error:
                 raise InputError(f"{str(path)!r} has a name that is not UTF-8: rename it.") from error
-        if path.is_dir():
-            yield from _files_below(path, (*above, here))
-        elif path.is_file():
+        if os.path.isdir(path):
+            yield from _files_below(path, failures, (*above, here))
+        elif os.path.isfile(path):
             yield path
+        elif is_looked_at(path, PICTURE_SUFFIXES | UNREAD_PICTURE_SUFFIXES | VIDEO_SUFFIXES):
+            failures.add(path, NO_FILE)
 
 
 def _natural(name: str) -> list[Any]:
@@ -184,7 +206,9 @@ def face_row(
 __all__ = [
     "CORRUPT",
     "MARGIN",
+    "NOT_LISTED",
     "NO_FACE",
+    "NO_FILE",
     "SIZE",
     "Photograph",
     "face_row",

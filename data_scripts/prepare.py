@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from dcl.content_dcl import PICTURE_SUFFIXES
 from dcl.data_scripts.assets import ASSETS, DETECTORS, copy_to, fetch
 from dcl.data_scripts.blending import METHODS
 from dcl.data_scripts.clips import RawDataSet
@@ -33,7 +34,6 @@ from dcl.data_scripts.shards import Report
 from dcl.dataset_dcl import DEFAULT_ENCODING, ENCODINGS
 from dcl.errors_dcl import InputError, report_input_errors
 from dcl.faces_dcl import CROP_KINDS
-from dcl.images_dcl import PICTURE_SUFFIXES
 from dcl.inputs_dcl import count_skipped, say_skipped
 
 #: What `dcl-prepare` reads, by the name of the command.
@@ -230,7 +230,7 @@ def _prepare_forgeries(options: argparse.Namespace) -> None:
     )
     _report(options.output, reports)
     if not any(Path(options.source).glob("*.parquet")):
-        _print_skipped(count_skipped(list_files(Path(options.source)), PICTURE_SUFFIXES), videos=False)
+        _print_skipped(count_skipped(list_files(Path(options.source), Failures()), PICTURE_SUFFIXES), videos=False)
 
 
 def _prepare_raw(options: argparse.Namespace) -> int:

@@ -68,6 +68,15 @@ def test_a_sentence_is_printed_for_each_file_and_bad_files_make_the_status_3(run
     assert f"{folder / 'e.jpg'} is an SVG" in err and "1 of 5 files could not be read." in err
 
 
+def test_what_is_skipped_in_a_folder_is_counted(run, folder):
+    (folder / "day 2" / "index.ts").write_text("export const a = 1;\n")
+    (folder / "notes.txt").write_text("a")
+    _, out, err = run(folder)
+    assert f"{folder}: Skipped 2 files that are neither images nor videos: 1 .txt, 1 .ts." in err
+    assert len(out.splitlines()) == 4 and "index.ts" not in err
+    assert "Skipped" not in run(folder / "a.png")[2]
+
+
 def test_where_everything_can_be_read_the_status_is_0(run, folder):
     assert run(folder / "a.png", folder / "c.jpg")[0] == 0
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.images_dcl import read_picture
-from dcl.picture_colour_dcl import _profile_of
+from dcl.tests.profiles import SPACES, matrix_profile
 from dcl.training.augment import Augmentation, AugmentationSettings
 
 CROP = {"kind": "box", "margin": 0.3, "size": 64, "detector": "yunet"}
@@ -99,9 +99,8 @@ def test_every_kind_of_image_is_taken(noise):
         assert torch.equal(process(processor_for(32), value), expected), kind
 
 
-def linear_profile():
-    """Return an ICC profile whose values are proportional to light."""
-    return _profile_of((0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06), 1.0)
+#: Of values that are proportional to light.
+LINEAR = matrix_profile(SPACES["sRGB"][0], 1.0, "linear sRGB")
 
 
 def hard_pictures(noise):
@@ -113,11 +112,11 @@ def hard_pictures(noise):
     for orientation in range(1, 9):
         exif[0x0112] = orientation
         yield f"orientation {orientation}", Image.fromarray(noise[:40]), {"exif": exif.tobytes()}
-    yield "a profile", Image.fromarray(noise), {"icc_profile": linear_profile()}
-    yield "grey with a profile", Image.fromarray(noise[..., 0]), {"icc_profile": linear_profile()}
+    yield "a profile", Image.fromarray(noise), {"icc_profile": LINEAR}
+    yield "grey with a profile", Image.fromarray(noise[..., 0]), {"icc_profile": LINEAR}
     yield "a damaged profile", Image.fromarray(noise), {"icc_profile": b"no"}
     yield "LA", Image.fromarray(noise[..., :2]), {}
-    yield "RGBA with a profile", Image.fromarray(np.dstack([noise, noise[..., 0]])), {"icc_profile": linear_profile()}
+    yield "RGBA with a profile", Image.fromarray(np.dstack([noise, noise[..., 0]])), {"icc_profile": LINEAR}
     yield "palette", Image.fromarray(noise).quantize(30), {"transparency": 3}
 
 
@@ -144,11 +143,11 @@ def test_a_picture_that_was_turned_and_converted_already_is_let_be(noise, tmp_pa
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "picture.png"
-    Image.fromarray(noise[:40]).save(path, exif=exif, icc_profile=linear_profile())
+    Image.fromarray(noise[:40]).save(path, exif=exif, icc_profile=LINEAR)
     loaded = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     assert torch.equal(process(processor_for(32), loaded), process(processor_for(32), read_picture(path).copy()))
     srgb = ImageCms.profileToProfile(
-        Image.open(path), io.BytesIO(linear_profile()), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        Image.open(path), io.BytesIO(LINEAR), ImageCms.createProfile("sRGB"), outputMode="RGB"
     )
     assert np.array_equal(read_picture(srgb), np.asarray(srgb))
 

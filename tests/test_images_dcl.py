@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from dcl import images_dcl
+from dcl.content_dcl import PICTURE_KINDS, PICTURE_SUFFIXES, content_kind
 from dcl.errors_dcl import InputError, PictureError
-from dcl.images_dcl import PICTURE_KINDS, PICTURE_SUFFIXES, content_kind, open_picture, read_picture, read_values
+from dcl.images_dcl import open_picture, read_picture, read_values
 from dcl.picture_colour_dcl import UNFITTING
 
 pillow_heif.register_heif_opener()  # so that pictures can be written, too

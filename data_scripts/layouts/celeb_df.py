@@ -55,7 +55,7 @@ def find(root: str | Path, version: int = 2) -> RawDataSet:
     """
     root = root_folder(root, f"{', '.join(_LABELS)} and {LIST}")
     found = RawDataSet(f"celeb_df_v{version}", {})
-    media = {name: list_clips(child(root, name)) for name in _LABELS}
+    media = {name: list_clips(child(root, name), found.failures) for name in _LABELS}
     for label, side in enumerate(CLASS_NAMES):
         folders = [name for name in _LABELS if _LABELS[name] == label]
         if not any(media[name] for name in folders):

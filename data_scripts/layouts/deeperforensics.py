@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from ...dataset_dcl import FAKE, REAL
 from ...errors_dcl import InputError
 from ..clips import Clip, Part, RawDataSet, group_families
+from ..failures import Failures
 from ..frames import Frames
 from .ffpp import COMPRESSIONS
 from .listing import MISSING, Shelf, child, descend, list_clips, list_media, read_lines, root_folder
@@ -68,7 +69,7 @@ def find(
     for variant in variants:
         _read_variant(root, variant, forged, found)
     if reals is None:
-        originals = _actors(root)
+        originals = _actors(root, found.failures)
     else:
         originals = _targets(root_folder(reals, "FaceForensics++"), compression, forged, found)
     for split, clips in forged.items():
@@ -80,7 +81,7 @@ def find(
 def _read_variant(root: Path, variant: str, forged: dict[str, list[Clip]], found: RawDataSet) -> None:
     """Add the forgeries of a variant to those of their splits."""
     place = child(root, "manipulated_videos")
-    videos = list_clips(child(place, variant)) if Path(variant).name == variant else {}
+    videos = list_clips(child(place, variant), found.failures) if Path(variant).name == variant else {}
     if not videos:
         there = sorted(path.name for path in place.iterdir() if path.is_dir()) if place else []
         raise InputError(
@@ -113,10 +114,10 @@ def _read_variant(root: Path, variant: str, forged: dict[str, list[Clip]], found
     shelf.report_rest()
 
 
-def _actors(root: Path) -> dict[str, list[Clip]]:
+def _actors(root: Path, failures: Failures) -> dict[str, list[Clip]]:
     """Return the videos of the actors, a tenth of whom is validated, and two tenths tested."""
     videos: dict[str, list[tuple[str, Frames]]] = {}
-    for key, frames in list_clips(child(root, "source_videos")).items():
+    for key, frames in list_clips(child(root, "source_videos"), failures).items():
         videos.setdefault(key.partition("/")[0], []).append((key, frames))
     if not videos:
         raise InputError(
@@ -135,7 +136,8 @@ def _actors(root: Path) -> dict[str, list[Clip]]:
 def _targets(root: Path, compression: str, forged: dict[str, list[Clip]], found: RawDataSet) -> dict[str, list[Clip]]:
     """Return the videos of FaceForensics++ that were forged, each in the first split that has a forgery of it."""
     folder = descend(root_folder(root, "original_sequences/"), "original_sequences", "youtube", compression)
-    media = list_media(child(folder, "videos")) or list_media(child(folder, "images"))
+    videos, images = (child(folder, name) for name in ("videos", "images"))
+    media = list_media(videos, found.failures) or list_media(images, found.failures)
     if not media:
         raise InputError(
             f"{root}/original_sequences/youtube/{compression}/videos holds no video: give --reals with the root of "

@@ -141,7 +141,7 @@ def _read_list(folder: Path) -> tuple[Path, Mapping[Any, Any]]:
 
 
 def _clips(folder: Path, path: Path, entries: Mapping[Any, Any], found: RawDataSet) -> Iterator[Clip]:
-    shelf = Shelf(folder, list_clips(folder), found.failures)
+    shelf = Shelf(folder, list_clips(folder, found.failures), found.failures)
     for name, entry in entries.items():
         taken = shelf.take(name, path)
         if taken is None:

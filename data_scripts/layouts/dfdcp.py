@@ -47,7 +47,9 @@ def find(root: str | Path) -> RawDataSet:
         raise InputError(f"{root} holds no {LIST}, which says what is real: take it from the download, put it there.")
     found = RawDataSet("dfdcp", {})
     media = {
-        f"{name}/{clip}": frames for name in _LABELS for clip, frames in list_clips(child(path.parent, name)).items()
+        f"{name}/{clip}": frames
+        for name in _LABELS
+        for clip, frames in list_clips(child(path.parent, name), found.failures).items()
     }
     shelf = Shelf(path.parent, media, found.failures)
     taken: dict[str, tuple[str, Frames, dict[str, Any]]] = {}

@@ -176,7 +176,8 @@ class _Tree:
 
     def _clips(self, name: str, compression: str) -> dict[str, Frames]:
         if (name, compression) not in self._media:
-            self._media[name, compression] = _media(descend(self._root, *self._origin(name), compression))
+            folder = descend(self._root, *self._origin(name), compression)
+            self._media[name, compression] = _media(folder, self._found.failures)
         return self._media[name, compression]
 
     def read(self, name: str, required: bool) -> dict[str, Frames]:
@@ -208,7 +209,7 @@ class _Tree:
         """Return the masks of a method, whose originals are of an origin."""
         if masks == "none":
             return _Masks({}, (), False)
-        videos = _media(descend(self._root, *self._origin(method), "masks"), masks=True)
+        videos = _media(descend(self._root, *self._origin(method), "masks"), self._found.failures, masks=True)
         if method != _WITHOUT_MASKS:
             self._found.parts.append(Part(f"{method}, masks", len(videos), _PUBLISHED[method]))
             if not videos and masks == "video":
@@ -257,9 +258,9 @@ class _Masks:
         return next((DifferenceMask(*frames) for frames in both), None)
 
 
-def _media(folder: Path | None, masks: bool = False) -> dict[str, Frames]:
+def _media(folder: Path | None, failures: Failures, masks: bool = False) -> dict[str, Frames]:
     """Return the clips of a folder by name: its videos, or where there are none, its images."""
-    return list_media(child(folder, "videos"), masks) or list_media(child(folder, "images"), masks)
+    return list_media(child(folder, "videos"), failures, masks) or list_media(child(folder, "images"), failures, masks)
 
 
 def _pairs(folder: Path, name: str, failures: Failures) -> list[tuple[str, str]]:

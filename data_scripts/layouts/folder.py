@@ -8,11 +8,12 @@ R/masks/<method>/001.mp4    R/masks/<method>/001/0000.png                    whe
 ```
 
 The clip of a fake and that of a real belong together where they have the same name (here `001`). `R` itself, or each
-of its folders `train`, `validation` and `test`, holds `real/` and `fake/`. Upper and lower case are the same.
+of its folders `train`, `validation` and `test`, holds `real/` and `fake/`. Upper and lower case are the same, and so
+are the ways in which systems write accents.
 """
 
 import argparse
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ...dataset_dcl import FAKE, REAL
 from ...errors_dcl import InputError
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..frames import Frames, ImageFrames
-from .listing import child, list_media, root_folder
+from .listing import child, folded, list_media, root_folder
 
 HELP = "your own videos or images, in real/ and fake/"
 OPTIONS = ("split",)
@@ -54,45 +55,77 @@ def find(root: str | Path, split: str = "train") -> RawDataSet:
         if not folders:
             raise InputError(f"{root} holds neither real/ and fake/ nor train/, validation/ or test/: arrange it so.")
     for name, folder in folders.items():
-        clips = _clips(folder, found.skipped)
+        clips = _clips(folder, found)
         found.splits[name] = group_families(clips)
         for label, side in ((REAL, "real"), (FAKE, "fake")):
             found.parts.append(Part(f"{name}, {side}", sum(clip.label == label for clip in clips)))
     return found
 
 
-def _clips(root: Path, skipped: Counter[str]) -> list[Clip]:
+def _clips(root: Path, found: RawDataSet) -> list[Clip]:
     sides = {name: child(root, name) for name in ("real", "fake")}
     for name, folder in sides.items():
         if folder is None:
             raise InputError(f"{root} has no folder {name}/: DCL needs real and fake faces.")
-    reals, fakes = (list_media(folder, skipped=skipped) for folder in sides.values())
-    for name, media in zip(sides, (reals, fakes), strict=True):
+    sides["masks"] = child(root, "masks", "mask")
+    reals, fakes, masks = (
+        list_media(folder, found.failures, name == "masks", found.skipped) for name, folder in sides.items()
+    )
+    for name, media in {"real": reals, "fake": fakes}.items():
         if not media:
             raise InputError(f"{sides[name]} holds no video and no image: put some there.")
-    masks_folder = child(root, "masks", "mask")
-    fakes, masks = (_single_images(media, set(reals)) for media in (fakes, list_media(masks_folder, True, skipped)))
-    masks = {key.lower(): frames for key, frames in masks.items()}
+    of_reals = _Names(reals, sides["real"])
+    fakes, masks = (_single_images(media, of_reals) for media in (fakes, masks))
+    of_masks = _Names(masks, sides["masks"])
     clips = {f"real/{key}": Clip(f"real/{key}", f"real/{key}", "real", REAL, frames) for key, frames in reals.items()}
-    sources = set(clips)
     for key, frames in fakes.items():
         method, _, clip = key.rpartition("/")
         name = f"{method or _UNNAMED}/{clip}"
         if name in clips:
             raise InputError(f"two clips of {root} would be called {name!r}: rename one, or the folder it lies in.")
-        source = f"real/{clip}" if f"real/{clip}" in sources else name
-        clips[name] = Clip(name, source, method or _UNNAMED, FAKE, frames, masks.get(key.lower()))
+        real, mask = of_reals.find(clip), of_masks.find(key)
+        source = name if real is None else f"real/{real}"
+        clips[name] = Clip(name, source, method or _UNNAMED, FAKE, frames, None if mask is None else masks[mask])
     return list(clips.values())
 
 
-def _single_images(media: dict[str, Frames], reals: set[str]) -> dict[str, Frames]:
+class _Names:
+    """Names as they are written, found whatever their case and however their accents are written.
+
+    Args:
+        names: of clips.
+        folder: where they lie, for errors.
+    """
+
+    def __init__(self, names: Iterable[str], folder: Path | None):
+        self._folder = folder
+        self._written: dict[str, list[str]] = {}
+        for name in names:
+            self._written.setdefault(folded(name), []).append(name)
+
+    def find(self, name: str) -> str | None:
+        """Return a name as it is written; None if it is not there.
+
+        Raises:
+            InputError: if there are several, and none is written like this.
+        """
+        written = self._written.get(folded(name), [])
+        if len(written) > 1 and name not in written:
+            raise InputError(
+                f"{self._folder} holds {written[0]!r} and {written[1]!r}, and {name!r} may belong to either: rename "
+                "one of them."
+            )
+        return name if name in written else next(iter(written), None)
+
+
+def _single_images(media: dict[str, Frames], reals: _Names) -> dict[str, Frames]:
     """Return the images that lie in the folder of a method itself as a clip each.
 
     A folder that is called as a real clip is no method: its images are the frames of a clip.
     """
     single: dict[str, Frames] = {}
     for key, frames in media.items():
-        if isinstance(frames, ImageFrames) and "/" not in key and key not in reals:
+        if isinstance(frames, ImageFrames) and "/" not in key and reals.find(key) is None:
             for path in frames.paths.values():
                 name = f"{key}/{path.stem}" if path.parent.name == key else key
                 single[name] = replace(frames, paths={0: path})

@@ -2,14 +2,15 @@
 
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...content_dcl import PICTURE_SUFFIXES
 from ...errors_dcl import InputError, reason
-from ...images_dcl import PICTURE_SUFFIXES
-from ...inputs_dcl import count_skipped
+from ...inputs_dcl import count_skipped, is_looked_at
 from ...video_dcl import VIDEO_SUFFIXES
 from ..failures import Failures
 from ..frames import Frames, ImageFrames, VideoFrames
@@ -31,22 +32,25 @@ def root_folder(root: str | Path, holds: str) -> Path:
         holds: what it should hold, for the error.
 
     Raises:
-        InputError: if it is not a folder.
+        InputError: if it is not a folder, or cannot be listed.
     """
-    if not Path(root).is_dir():
+    if not os.path.isdir(root):
         raise InputError(f"there is no folder {root}: give one that holds {holds}.")
+    try:
+        os.scandir(root).close()
+    except OSError as error:
+        raise InputError(f"the folder {root} cannot be listed ({reason(error)}): check its permissions.") from error
     return Path(root).absolute()  # other machines have another current folder
 
 
 def child(folder: Path | None, *names: str) -> Path | None:
     """Return the file or folder of one of these names, whatever its case; None if there is none, or no folder."""
-    if folder is None or not folder.is_dir():
+    if folder is None:
         return None
-    for name in names:
-        if (folder / name).exists():
-            return folder / name
-    wanted = {name.lower() for name in names}
-    return next((path for path in sorted(folder.iterdir()) if path.name.lower() in wanted), None)
+    there = names_in(folder)
+    wanted = {folded(name) for name in names}
+    found = [name for name in names if name in there] or sorted(name for name in there if folded(name) in wanted)
+    return folder / found[0] if found else None
 
 
 def descend(folder: Path | None, *names: str) -> Path | None:
@@ -64,20 +68,29 @@ def names_in(folder: Path) -> frozenset[str]:
         return frozenset()
 
 
-def list_clips(folder: Path | None) -> dict[str, Frames]:
+def folded(name: str) -> str:
+    """Return a name as it is compared: systems keep accents as one character or two, and the case or not."""
+    return unicodedata.normalize("NFC", name.casefold())
+
+
+def list_clips(folder: Path | None, failures: Failures) -> dict[str, Frames]:
     """Return the videos below a folder, or below its folder `videos` if it has one, by their path less the suffix.
+
+    Args:
+        folder: searched to any depth; None: there are none.
+        failures: gets what cannot be looked at, as of `list_files`.
 
     Raises:
         InputError: if two have one name.
     """
     folder = child(folder, "videos") or folder
-    return _videos(folder, list_files(folder))
+    return _videos(folder, list_files(folder, failures))
 
 
 def _videos(folder: Path | None, files: Iterable[Path]) -> dict[str, Frames]:
     videos: dict[str, Frames] = {}
     for path in files:
-        if path.suffix.lower() in VIDEO_SUFFIXES:
+        if is_looked_at(path, VIDEO_SUFFIXES):
             key = path.relative_to(folder).with_suffix("").as_posix()
             if key in videos:
                 raise InputError(f"{folder} holds two videos called {key!r}: rename one of them.")
@@ -85,13 +98,16 @@ def _videos(folder: Path | None, files: Iterable[Path]) -> dict[str, Frames]:
     return videos
 
 
-def list_media(folder: Path | None, masks: bool = False, skipped: Counter[str] | None = None) -> dict[str, Frames]:
+def list_media(
+    folder: Path | None, failures: Failures, masks: bool = False, skipped: Counter[str] | None = None
+) -> dict[str, Frames]:
     """Return videos, and the images of a folder as one video, by their path below the folder, less the suffix.
 
     An image that lies in no folder of its own is a video of one frame, number 0.
 
     Args:
         folder: searched to any depth; None: there are none.
+        failures: gets what cannot be looked at, as of `list_files`.
         masks: whether the images are masks.
         skipped: gets the files that are neither images nor videos, counted by their suffixes.
 
@@ -100,7 +116,7 @@ def list_media(folder: Path | None, masks: bool = False, skipped: Counter[str] |
     """
     if folder is None:
         return {}
-    files = list(list_files(folder))
+    files = list(list_files(folder, failures))
     if skipped is not None:
         skipped.update(count_skipped(files, PICTURE_SUFFIXES | VIDEO_SUFFIXES))
     media = _videos(folder, files)
@@ -144,7 +160,7 @@ class Shelf:
 
     def __init__(self, folder: Path, clips: Mapping[str, Frames], failures: Failures):
         self._folder, self._failures = folder, failures
-        self._clips = {name.lower(): (name, frames) for name, frames in clips.items()}
+        self._clips = {folded(name): (name, frames) for name, frames in clips.items()}
         self._taken: set[str] = set()
 
     def take(self, value: object, source: Path) -> tuple[str, Frames] | None:
@@ -158,8 +174,8 @@ class Shelf:
         if name is None:
             self._failures.add(f"{source}, {shorten(value)}", NO_NAME)
             return None
-        self._taken.add(name.lower())
-        found = self._clips.get(name.lower())
+        self._taken.add(folded(name))
+        found = self._clips.get(folded(name))
         if found is None:
             self._failures.add(self._folder / name, MISSING, source.name)
         return found
@@ -218,6 +234,7 @@ __all__ = [
     "Shelf",
     "child",
     "descend",
+    "folded",
     "list_clips",
     "list_media",
     "names_in",

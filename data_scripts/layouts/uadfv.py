@@ -40,7 +40,7 @@ def find(root: str | Path) -> RawDataSet:
     found = RawDataSet("uadfv", {})
     clips: list[Clip] = []
     for label, side in ((REAL, "real"), (FAKE, "fake")):
-        videos = list_clips(child(root, side))
+        videos = list_clips(child(root, side), found.failures)
         if not videos:
             raise InputError(f"{root / side} holds no video: download it, or give another --root.")
         found.parts.append(Part(side, len(videos), _PUBLISHED))

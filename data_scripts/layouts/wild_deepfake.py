@@ -100,7 +100,7 @@ def _folders(root: Path) -> dict[tuple[str, str], Path]:
 def _find_archives(folders: dict[tuple[str, str], Path], found: RawDataSet) -> None:
     for (split, label), folder in folders.items():
         archives: dict[str, Path] = {}
-        for path in list_files(folder):
+        for path in list_files(folder, found.failures):
             if match := _ARCHIVE.fullmatch(path.name):
                 if match[1] in archives:
                     found.failures.add(path, "another archive has its name", archives[match[1]].name)
