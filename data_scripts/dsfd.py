@@ -1,0 +1,65 @@
+"""The DSFD face detector, for preparing data as the paper did."""
+
+from typing import Any
+
+import numpy as np
+
+from ..errors_dcl import InputError, reason
+from ..faces_dcl import Face, largest_first
+
+try:
+    import face_detection
+except ImportError:
+    face_detection = None
+
+
+class DSFD:
+    """The DSFD face detector (Li et al., "DSFD: Dual Shot Face Detector", 2019), with which the paper cut its faces.
+
+    It gives boxes and no landmarks, and runs on a GPU if there is one. Its weights are downloaded by the package
+    `face-detection` at first use, as a pickle from the address that it holds.
+
+    Args:
+        detector: what `face_detection.build_detector` returns; built if not given.
+
+    Raises:
+        InputError: if the package is missing, or the weights cannot be had.
+    """
+
+    name = "dsfd"
+    score_threshold = 0.5
+    nms_threshold = 0.3
+
+    def __init__(self, detector: Any = None):
+        if detector is None:
+            if face_detection is None:
+                raise InputError("the detector DSFD needs the package face-detection: pip install face-detection.")
+            try:
+                detector = face_detection.build_detector(
+                    "DSFDDetector",
+                    confidence_threshold=self.score_threshold,
+                    nms_iou_threshold=self.nms_threshold,
+                    max_resolution=1024,
+                )
+            except Exception as error:  # of the network, the file or the device
+                raise InputError(
+                    f"the weights of the face detector DSFD cannot be had ({reason(error)}): check the network, or "
+                    "use YuNet."
+                ) from error
+        self._detector = detector
+
+    def detect(self, image: np.ndarray, small_faces: bool = True) -> list[Face]:
+        """Find the faces of a photograph.
+
+        Args:
+            image: RGB, uint8 (height, width, 3).
+            small_faces: has no effect; DSFD looks at 1024 px at most.
+
+        Returns:
+            The faces, the one with the largest box first.
+        """
+        found = np.asarray(self._detector.detect(image), np.float32).reshape(-1, 5)
+        return largest_first([Face(row[:4], float(row[4]), None) for row in found])
+
+
+__all__ = ["DSFD"]
