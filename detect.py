@@ -111,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ) from error
     try:
         # Imported here: --help and wrong names need no torch.
+        from dcl.inputs_dcl import say_skipped, skipped_files
         from dcl.onnx_dcl import GRAPH
         from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
 
@@ -134,6 +135,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    for folder in filter(os.path.isdir, arguments.files):
+        if skipped := say_skipped(skipped_files(folder)):
+            print(f"{_shown(folder)}: {skipped}", file=sys.stderr)
     if failed:
         print(f"{failed} of {len(files)} files could not be read.", file=sys.stderr)
         sys.exit(3)
@@ -152,11 +156,9 @@ def find_inputs(names: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
         if not name:  # to a Path, the current folder
             raise InputError("one of the names of files and folders is empty: leave it out.")
         if path.is_dir():
-            from dcl.inputs_dcl import find_files, say_skipped, skipped_files  # import torch: only where it is needed
+            from dcl.inputs_dcl import find_files  # imports torch: only where it is needed
 
             found = {str(file): path for file in find_files(path)}
-            if skipped := say_skipped(skipped_files(path)):
-                print(f"{_shown(name)}: {skipped}", file=sys.stderr)
         elif path.is_file():
             found = {str(path): path.parent}
         else:

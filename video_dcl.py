@@ -1,7 +1,6 @@
 """Read the wanted frames of a video: by their number, in one pass, with one frame in memory at a time."""
 
 import bisect
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -292,21 +291,6 @@ class Video:
             with self.path.open("rb") as file:
                 return int.from_bytes(file.read(8)[4:], "little") + 8 > size
         return any(entry.pos + entry.size > size for entry in self._stream.index_entries)
-
-    @functools.cached_property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the first frame as `read` gives it; of what the header claims, if it gives none."""
-        size, matrix = self._claimed_size(), None
-        try:
-            with self._open() as container:  # reading may go on in the other one
-                stream = container.streams[self._stream.index]
-                self._prepare(stream, threads=1)
-                frame = next(container.decode(stream), None)
-            if frame is not None:
-                size, matrix = self._square(frame.width, frame.height), _display_matrix(frame)
-        except (*_ERRORS, InputError):
-            pass
-        return size[::-1] if _is_transposed(matrix) else size
 
     @property
     def duration(self) -> float:

@@ -81,11 +81,11 @@ def people():
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.25])
 def test_a_picture_has_the_same_box_at_every_stored_size(detector, people, share):
-    for person in people[:5]:
+    for person in people[:3]:
         picture = on_canvas(person, share)
         expected = detector.detect(scaled(picture, 1024)[0])[0].box / (1024 / max(picture.shape[:2]))
         side = (expected[2:] - expected[:2]).max()
-        for long_side in (128, 256, 512, 640, 800, 2000, 4000):
+        for long_side in (128, 256, 512, 800, 4000):
             stored, scale = scaled(picture, long_side)
             if side * scale < 45:  # where 3 % of the face is about a pixel
                 continue
@@ -95,7 +95,7 @@ def test_a_picture_has_the_same_box_at_every_stored_size(detector, people, share
 
 @pytest.mark.parametrize("long_side", [92, 512, 1024, 2000])
 def test_a_face_that_fills_the_picture_is_found_at_every_size(detector, people, long_side):
-    for person in people:
+    for person in people[:5]:
         stored, scale = scaled(person, long_side)
         (face,) = detector.detect(stored)
         top, bottom = face.box[[1, 3]] / scale

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 from types import SimpleNamespace
 
 import av
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from PIL import Image
+from PIL import Image, ImageCms
 from transformers import pipeline
 
 from dcl import inputs_dcl, pipeline_dcl
@@ -38,6 +39,7 @@ from dcl.inputs_dcl import find_files
 from dcl.modeling_dcl import DCLForImageClassification
 from dcl.pipeline_dcl import TASK, FaceForgeryDetectionPipeline
 from dcl.tests.checkpoints import CALIBRATION, CROP, save_checkpoint
+from dcl.tests.profiles import PROFILES
 from dcl.tests.raw_data_sets import TALKING, encode, encode_sizes, person_frames
 from dcl.verdicts_dcl import to_json
 
@@ -276,6 +278,45 @@ def test_results_note_what_was_converted_or_left_out(pipe, clip, portrait, tmp_p
     assert pipe(portrait)["notes"] == pipe(clip, num_frames=2)["notes"] == []
 
 
+@pytest.fixture
+def sensitive(pipe):
+    """A pipeline whose score moves by more than .02 where the picture is not read as it is meant."""
+    with torch.no_grad():
+        pipe.model.classifier.linear.weight *= 50
+    return pipe
+
+
+def test_a_picture_has_one_score_whatever_colour_space_it_is_stored_in(sensitive, portrait, tmp_path):
+    srgb, picture, scores, as_stored = ImageCms.createProfile("sRGB"), Image.fromarray(portrait), [], []
+    for name, profile in PROFILES.items():
+        stored = ImageCms.profileToProfile(picture, srgb, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+        stored.save(tmp_path / f"{name}.png", icc_profile=profile)
+        scores.append(score_of(sensitive, tmp_path / f"{name}.png"))
+        as_stored.append(score_of(sensitive, np.asarray(stored)))
+    assert np.ptp(scores) < 0.02 < np.ptp(as_stored)
+
+
+def test_a_clip_has_one_score_whatever_the_shape_of_its_pixels(sensitive, portrait, tmp_path):
+    scores, as_stored = [], []
+    for shape, size in {(1, 1): (480, 480), (4, 3): (360, 480), (1, 2): (480, 240), (64, 45): (338, 480)}.items():
+        image, path = cv2.resize(portrait, size, interpolation=cv2.INTER_AREA), tmp_path / "clip.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options={"crf": "1", "threads": "1"})
+            (stream.width, stream.height), stream.pix_fmt = size, "yuv444p"
+            stream.codec_context.sample_aspect_ratio = Fraction(*shape)
+            for _ in range(3):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+        scores.append(score_of(sensitive, path))
+        as_stored.append(score_of(sensitive, image))
+    assert np.ptp(scores) < 0.02 < np.ptp(as_stored)
+
+
+def score_of(pipe, item):
+    result = pipe(item, abstain=False)
+    return result.get("faces", result.get("people"))[0]["p_fake"]
+
+
 @pytest.mark.parametrize("name", YUNETS)
 def test_faces_are_found_as_those_were_that_the_checkpoint_was_trained_on(tmp_path, portrait, name):
     checkpoint = save_checkpoint(tmp_path / "model", crop=CROP | {"detector": name})
@@ -379,7 +420,7 @@ def test_videos_beyond_the_limits_are_refused_before_they_are_decoded(pipe, monk
 
 
 def test_frames_that_are_larger_than_the_header_claims_are_refused(pipe, monkeypatch, clip):
-    monkeypatch.setattr(pipeline_dcl.Video, "size", (16, 16))
+    monkeypatch.setattr(pipeline_dcl.Video, "_claimed_size", lambda video: (16, 16))
     monkeypatch.setattr(pipe, "_detect", lambda *_: pytest.fail("the frame was looked at"))
     with pytest.raises(InputError, match=r"the frames of .* pixels, more than 50,000"):
         pipe(clip, most_pixels=50_000)

@@ -167,7 +167,6 @@ def test_sound_alone_is_refused(tmp_path):
 
 def test_size_times_and_duration_are_those_of_the_frames(clip, tmp_path):
     with Video(clip) as video:
-        assert video.size == (WIDTH, HEIGHT)
         assert [video.time(number) for number in (0, 1, 59)] == pytest.approx([0, 1 / 25, 59 / 25])
         assert video.duration == pytest.approx(60 / 25)
     with Video(write_video(tmp_path / "one.mp4", 1)) as video:
@@ -330,7 +329,6 @@ def the_frame(path, number=0, **how):
     """Return a frame and the notes of a video."""
     with Video(path, **how) as video:
         ((_, image),) = video.read([number])
-        assert number or video.size == (image.shape[1], image.shape[0])
         return image, video.notes
 
 
@@ -780,27 +778,15 @@ def write_sizes(path, *sizes, frames=5):
     return path
 
 
-def test_the_size_is_that_of_the_first_frame_and_each_frame_has_its_own(tmp_path):
+def test_frames_keep_their_own_size_where_it_changes_midway(tmp_path):
     path = write_sizes(tmp_path / "a.webm", (320, 240), (160, 120), (320, 240), (80, 60))
     with Video(path) as video:
-        sizes = []
-        for _, image in video.read(video.numbers):
-            assert video.size == (320, 240)
-            sizes.append((image.shape[1], image.shape[0]))
+        sizes = [(image.shape[1], image.shape[0]) for _, image in video.read(video.numbers)]
         assert sizes == [(320, 240)] * 5 + [(160, 120)] * 5 + [(320, 240)] * 5 + [(80, 60)] * 5
-        assert video.notes == ["The frame size changes from 320x240 to 160x120."]
+        assert video.notes == ["The frame size changes from 320x240 to 160x120; boxes refer to 320x240."]
     with Video(path) as video:
         assert [image.shape for _, image in video.read([1, 12])] == [(240, 320, 3)] * 2
         assert video.notes == []
-
-
-def test_the_size_is_asked_for_without_disturbing_what_is_read(clip):
-    with Video(clip) as video:
-        read = []
-        for number, image in video.read([3, 4, 30]):
-            read.append((number, number_of(image)))
-            assert video.size == (WIDTH, HEIGHT)
-    assert read == [(3, 3), (4, 4), (30, 30)]
 
 
 def test_a_frame_that_grows_midway_is_refused_if_it_is_too_large(tmp_path):
