@@ -106,6 +106,14 @@ def test_a_picture_without_a_face_is_not_judged(client, tmp_path):
     assert numbers["verdict"] == "abstained" and numbers["faces"] == [] and "Not judged" in page
 
 
+def test_notes_on_what_was_left_out_are_shown(client, tmp_path):
+    pages = [Image.new("RGB", (200, 100), colour) for colour in ("green", "blue")]
+    pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
+    page, numbers = client.predict(handle_file(tmp_path / "scan.tif"), api_name="/detect_image")
+    (note,) = numbers["notes"]
+    assert "2 pages" in note and note in page
+
+
 def test_two_endpoints_are_documented(server):
     endpoints = httpx.get(f"{server.url}{API}/info").json()["named_endpoints"]
     assert set(endpoints) == {"/detect_image", "/detect_video"}

@@ -77,6 +77,16 @@ def test_what_is_skipped_in_a_folder_is_counted(run, folder):
     assert "Skipped" not in run(folder / "a.png")[2]
 
 
+def test_notes_are_printed_below_the_sentence_and_stand_in_the_table(run, folder, tmp_path):
+    pages = [Image.new("RGB", (80, 60), colour) for colour in ("green", "blue")]
+    pages[0].save(folder / "scan.tif", save_all=True, append_images=pages[1:])
+    note = "The file has 2 pages; only the first was analyzed."
+    _, out, _ = run(folder / "scan.tif", "--csv", tmp_path / "table.csv")
+    assert out.splitlines()[1:] == [f"  Note: {note}"]
+    (row,) = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
+    assert row["notes"] == note
+
+
 def test_where_everything_can_be_read_the_status_is_0(run, folder):
     assert run(folder / "a.png", folder / "c.jpg")[0] == 0
 
