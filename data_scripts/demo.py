@@ -11,7 +11,7 @@ from .blending import METHODS, random_generator
 from .failures import Failures
 from .forging import forge_families
 from .photographs import MARGIN, find_photographs, real_rows
-from .shards import PreparedFolder, Report
+from .shards import FORMAT, PreparedFolder, Report
 
 #: People of each split, and how many forgeries of each method are made from each of their photographs.
 SPLITS = {"train": (28, 4), "validation": (4, 1), "test": (8, 1)}
@@ -44,6 +44,7 @@ def prepare_demo(
     settings = {
         **{"demo": SPLITS, "methods": list(METHODS), "margin": MARGIN, "seed": seed, "size": size},
         "encoding": encoding,
+        "format": FORMAT,
     }
     folder = PreparedFolder(output, dict.fromkeys(SPLITS, settings), overwrite=overwrite)
     reports = {split: report for split in SPLITS if (report := folder.done(split))}

@@ -31,7 +31,7 @@ from .assets import fetch_detector
 from .blending import METHODS, Portrait, random_generator
 from .failures import Failures
 from .photographs import CORRUPT, MARGIN, NO_FACE, SIZE, find_photographs, real_rows
-from .shards import PreparedFolder, Report, state_of
+from .shards import FORMAT, PreparedFolder, Report, state_of
 
 _CANDIDATES, _NEAREST = 40, 4  # of so many photographs of other people, one of the so many most alike in pose is taken
 
@@ -198,6 +198,7 @@ def prepare_forgeries(
         "source": state_of(source, files),
         **{"methods": methods, "variants": variants, "seed": seed, "crop": crop, "name": name},
         "encoding": encoding,
+        "format": FORMAT,
     }
     # A folder can be filled from several sources, split by split.
     own = ("source", "methods", "variants", "seed", "name")
