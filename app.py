@@ -424,7 +424,7 @@ class Detector:
             "face-forgery-detection", model=name, trust_remote_code=True, device=0 if cuda else -1
         )
         self.device = torch.cuda.get_device_name(0) if cuda else "CPU"
-        self.InputError, self.open_picture = self.pipe.InputError, self.pipe.open_picture
+        self.InputError, self.read_picture = self.pipe.InputError, self.pipe.read_picture
         self.file_kind, self.to_json = self.pipe.file_kind, self.pipe.to_json
         self._one = threading.Lock()  # a request that was cancelled may still be in its last step
 
@@ -565,7 +565,7 @@ def _marked_picture(picture: Shown, faces: list[tuple[int, dict[str, Any]]], cap
 def _page(result: dict[str, Any], body: str, evidence: bool) -> str:
     """Return what is shown of a result: the verdict, its pictures, and what it means."""
     verdict = result["verdict"]
-    notes = "".join(f'<p class="dcl-small">{_escape(note)}</p>' for note in result["notes"])
+    notes = "".join(f'<p class="dcl-small">{_escape(note)}</p>' for note in result.get("notes", ()))
     slider = (
         '<label class="dcl-slider">Evidence shown over the faces'
         '<input type="range" min="0" max="100" value="60" data-evidence></label>'
@@ -832,25 +832,26 @@ class Requests:
         found = found if found == "video" else "picture" if found.isupper() else found
         if wanted == "picture" and found == "video":
             raise self.detector.InputError(f"{file} is a video: use the tab Video.")
+        if wanted == "video" and found == "picture":
+            raise self.detector.InputError(f"{file} is a picture: use the tab Picture.")
         if wanted == "video" and found != "video":
-            where = "use the tab Picture" if found == "picture" else "give an MP4, MOV, WebM, MKV or AVI"
-            what = {"picture": "a picture", "no picture": "no video"}.get(found, found)
-            raise self.detector.InputError(f"{file} is {what}, whatever its name says: {where}.")
+            what = "no video" if found == "no picture" else found
+            raise self.detector.InputError(f"{file} is {what}: give a video, such as an MP4, MOV, WebM, MKV or AVI.")
         named = (mimetypes.guess_type(file.name)[0] or "").partition("/")[0].replace("image", "picture")
-        if found == wanted and named not in ("", wanted):
-            raise self.detector.InputError(f"{file} is a {found} under another kind of name: name it as what it is.")
+        if {found, named} == {"picture", "video"}:
+            raise self.detector.InputError(f"{file} is a {found}, but its name is that of a {named}: rename it.")
 
     def _look_at_picture(self, file: Path, operating_point: str | None) -> Iterator[tuple[Any, Any]]:
         self._check_kind(file, "picture")
         if file.stat().st_size > MOST_PICTURE_BYTES:
             raise self.detector.InputError(f"{file} has more than {MOST_PICTURE_BYTES >> 20} MB: make it smaller.")
-        picture = self.detector.open_picture(file, MOST_PIXELS)
-        for event in self.detector.events(picture, operating_point=operating_point):
+        picture = self.detector.read_picture(file, MOST_PIXELS)
+        for event in self.detector.events(file, operating_point=operating_point):
             if event["event"] == "progress":
                 yield show_progress(event["done"], event["total"]), gr.skip()
             else:
                 result = {**event["result"], "name": file.name}
-                yield show_picture(picture.pixels, result), self.detector.to_json(result, evidence=True)
+                yield show_picture(picture, result), self.detector.to_json(result, evidence=True)
 
     def _look_at_video(self, file: Path, operating_point: str | None, num_frames: Any) -> Iterator[tuple[Any, Any]]:
         if str(num_frames) not in map(str, NUM_FRAMES):

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from huggingface_hub import hf_hub_download
 
+from .abstention_dcl import SMALLEST_FACE
 from .checks_dcl import abridged, is_count, is_number
 from .errors_dcl import InputError
 from .hub_dcl import hub_is_reachable
@@ -189,7 +190,10 @@ class YuNet:
         views = {side: _view(image, side) for side in self._sides(image, small_faces)}
         found = {side: self._find(*view) for side, view in views.items()}
         finest = views[max(views)]
-        faces = [self._upright(row, *finest) for row in self._chosen(found, max(image.shape[:2]))]
+        faces = [
+            self._upright(row, *finest) if (row[2:4] - row[:2]).max() >= SMALLEST_FACE else row
+            for row in self._chosen(found, max(image.shape[:2]))
+        ]
         return largest_first(
             [Face(row[:4], float(row[14]), row[4:14].reshape(5, 2)) for row in faces if row is not None]
         )
@@ -252,7 +256,8 @@ class YuNet:
             shared = overlap(rows[:, :4], rows[leader, :4])
             same = left & (shared > _SAME_PLACE)
             left &= shared <= _SUPPRESSED
-            if not any(_is_part(rows[leader], rows[other]) for other in leaders if sides[other] != sides[leader]):
+            others = [other for other in leaders if sides[other] != sides[leader]]
+            if trust[leader] > 0.5 or not any(_is_part(rows[leader], rows[other]) for other in others):
                 leaders.append(leader)
                 faces.append(np.average(rows[same], axis=0, weights=votes[same]).astype(np.float32))
                 faces[-1][14] = rows[leader, 14]

@@ -74,14 +74,12 @@ def open_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> Picture:
 
     Args:
         picture: the path of a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, PBM, PGM or PPM file, or of a HEIC, if
-            pillow-heif is installed; a `PIL.Image`; a uint8 RGB array; or what this returned before.
+            pillow-heif is installed; a `PIL.Image`; or a uint8 RGB array.
         most_pixels: a larger picture is refused before it is decoded.
 
     Raises:
         PictureError: if it is too large, breaks off, is damaged, is something else as well, or is no picture.
     """
-    if isinstance(picture, Picture):
-        return picture
     if isinstance(picture, np.ndarray):
         return Picture(_checked_array(picture, most_pixels))
     if isinstance(picture, Image.Image):

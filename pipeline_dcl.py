@@ -221,7 +221,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
 
     # With the pipeline, whoever has no other code than the checkpoint's has these.
     InputError = InputError
-    file_kind, open_picture, to_json = staticmethod(file_kind), staticmethod(open_picture), staticmethod(to_json)
+    file_kind, read_picture, to_json = staticmethod(file_kind), staticmethod(read_picture), staticmethod(to_json)
 
     _load_processor = False
     _load_image_processor = True

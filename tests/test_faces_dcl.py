@@ -124,6 +124,16 @@ def test_small_faces_in_large_pictures_are_found(detector, people, size, least):
     assert in_stills >= max(least, 0.8)
 
 
+@pytest.mark.parametrize("inset", [120, 180, 250])
+def test_a_face_within_the_box_of_another_one_costs_neither(detector, people, inset):
+    """A picture in a picture, or a face on glass."""
+    picture = scaled(people[0], 640)[0].copy()
+    height, width = inset, inset * 92 // 112
+    left, top = 230, 330
+    picture[top : top + height, left : left + width] = cv2.resize(people[3], (width, height))
+    assert len(detector.detect(picture)) == 2
+
+
 def test_pictures_without_a_face_show_no_more_than_at_one_size(detector):
     single = SingleScaleYuNet(fetch("yunet"))
     pictures = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(fetch("faceless").iterdir())]

@@ -274,7 +274,6 @@ def test_results_note_what_was_converted_or_left_out(pipe, clip, portrait, tmp_p
     pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
     note = "The file has 2 pages; only the first was analyzed."
     assert pipe(tmp_path / "scan.tif")["notes"] == [note]
-    assert pipe(pipe.open_picture(tmp_path / "scan.tif"))["notes"] == [note]
     assert pipe(portrait)["notes"] == pipe(clip, num_frames=2)["notes"] == []
 
 

@@ -90,7 +90,7 @@ def find(root: str | Path, protocol: str = "official") -> RawDataSet:
         if split in clips:
             found.splits[split] = group_families(clips[split])
         there = clips.get(split, [])
-        whole = protocol == "official" and split != folders.get(part)
+        whole = protocol == "official" and part is None
         found.parts.append(Part(split, len(there), _PUBLISHED[split] if whole else None))
         for label, side in enumerate(CLASS_NAMES):
             found.parts.append(Part(f"{split}, {side}", sum(clip.label == label for clip in there)))
