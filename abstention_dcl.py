@@ -200,7 +200,7 @@ def reason_to_abstain(
     if quality.size_px < SMALLEST_FACE:
         return Abstention(
             "too_small",
-            f"The face is too small: {quality.size_px:.0f} pixels in the picture, and it takes {SMALLEST_FACE}.",
+            f"The face is too small: {int(quality.size_px)} pixels in the picture, and it takes {SMALLEST_FACE}.",
         )
     if quality.enlargement > MOST_ENLARGED:
         return Abstention(

@@ -61,8 +61,7 @@ def find(root: str | Path, protocol: str = "official") -> RawDataSet:
     folders = dict(_folders(root, protocol))
     part = None if "train" in folders.values() else _single_part(root)
     if part is not None:
-        name = part.name.lower()
-        folders[part] = name if name in ("validation", "test") else "train"
+        folders[part] = part.name.lower() if part.name.lower() in ("validation", "test") else _split_of(part, protocol)
     clips: dict[str, list[Clip]] = {}
     names: set[str] = set()
     readable = False
@@ -104,15 +103,19 @@ def _folders(root: Path, protocol: str) -> Iterator[tuple[Path, str]]:
         for folder in place.iterdir() if place is not None and place.is_dir() else ():
             if (match := _PART.fullmatch(folder.name)) and folder.is_dir():
                 parts[int(match[1])] = folder
-    for number, folder in sorted(parts.items()):
-        if protocol == "official":
-            yield folder, "train"
-        else:
-            yield folder, "validation" if number in _VALIDATION_PARTS else "test" if number in _TEST_PARTS else "train"
+    for _, folder in sorted(parts.items()):
+        yield folder, _split_of(folder, protocol)
     if protocol == "official":
         for split in ("validation", "test"):
             if folder := child(root, split):
                 yield folder, split
+
+
+def _split_of(part: Path, protocol: str) -> str:
+    match = _PART.fullmatch(part.name)
+    if protocol == "official" or not match:
+        return "train"
+    return "validation" if int(match[1]) in _VALIDATION_PARTS else "test" if int(match[1]) in _TEST_PARTS else "train"
 
 
 def _single_part(root: Path) -> Path | None:
