@@ -3,6 +3,7 @@
 import bisect
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -63,6 +64,7 @@ _MOST_STRETCHED = 4  # a pixel that is longer than that is a mistake in the head
 _TURN_TOLERANCE = 1 / 90  # of a quarter turn, within which FFmpeg takes a turn for it
 _DEFAULT_TRACK = 5_000_000  # pixels by which FFmpeg favours the track that is marked as the default
 _RECOVERY_POINTS = 2  # to go back at most, to decode the frames after a recovery point
+_HEAD, _SEGMENT = 1024, b"\x18\x53\x80\x67"  # what is read of a header; the element that holds all of a Matroska
 _LONGEST_LEAD = 300  # packets after the first key frame, among which the first decodable frame is looked for
 
 
@@ -100,6 +102,8 @@ class Video:
         self._address = f"file:{self.path.absolute()}"
         self.notes: list[str] = []
         self._sizes: list[tuple[int, int]] = []  # of the frames that were given, each once
+        if os.path.isfile(path) and not os.path.getsize(path):
+            raise InputError(f"the video {path} is empty: copy or download it again.")
         self._container = self._open()
         try:
             self._stream = self._choose_stream()
@@ -285,11 +289,14 @@ class Video:
 
     @property
     def breaks_off(self) -> bool:
-        """Whether it is an MP4, MOV or AVI that announces more than the file holds."""
+        """Whether it is an MP4, MOV, AVI, Matroska or WebM that announces more than the file holds."""
         size = self.path.stat().st_size
-        if self._container.format.name == "avi":
+        if self._container.format.name in ("avi", "matroska,webm"):
             with self.path.open("rb") as file:
-                return int.from_bytes(file.read(8)[4:], "little") + 8 > size
+                head = file.read(_HEAD)
+            if self._container.format.name == "avi":
+                return int.from_bytes(head[4:8], "little") + 8 > size
+            return _end_of_matroska(head) > size
         return any(entry.pos + entry.size > size for entry in self._stream.index_entries)
 
     @property
@@ -364,7 +371,10 @@ class Video:
                     while at < wanted:
                         before = at, frame
                         at, frame = next(decoded)
-                        in_fields = in_fields or (before[1] is not None and at == before[0] + 2)
+                        # In other videos, a number that is passed over is a frame that is lost.
+                        in_fields = in_fields or (
+                            at == before[0] + 2 and before[1] is not None and before[1].interlaced_frame
+                        )
                         if at < wanted:
                             yield at, None
                 except StopIteration:
@@ -373,7 +383,7 @@ class Video:
                 except _ERRORS as error:
                     failed = start, f"cannot be decoded at frame {{wanted}} ({_why(error)})"
             # The second field of a frame shows what the first one does.
-            shown = frame if at == wanted else before[1] if before[0] == wanted - 1 else None
+            shown = frame if at == wanted else before[1] if in_fields and before[0] == wanted - 1 else None
             if failed is not None:
                 yield wanted, self._refusal(failed[1].format(wanted=wanted))
             elif shown is None:
@@ -395,7 +405,9 @@ class Video:
         if matrix is not None:
             turn = math.degrees(math.atan2(matrix[1], matrix[0])) / 90
             if abs(turn - round(turn)) > _TURN_TOLERANCE:
-                self._note("The header asks for a turn by an odd angle; the nearest multiple of 90 degrees was used.")
+                self._note(
+                    "The header asks for a rotation that is not a multiple of 90 degrees; the nearest one was used."
+                )
             image = _upright(image, matrix)
         size = image.shape[1], image.shape[0]
         if size not in self._sizes:
@@ -502,6 +514,19 @@ def _in_order(decoded: list[int | None], starts: list[int]) -> bool:
     """
     latest = list(itertools.accumulate((-math.inf if time is None else time for time in decoded), max))
     return all(decoded[start] is None or decoded[start] == latest[start] for start in starts)
+
+
+def _end_of_matroska(head: bytes) -> int:
+    """Return where the segment of a Matroska file ends by its header; 0 if that is not said, as in live recordings."""
+    _, _, rest = head.partition(_SEGMENT)
+    length = (
+        9 - rest[0].bit_length() if rest else 9
+    )  # of the size: as many bytes as the first has leading zeros, and 1
+    if length > 8:
+        return 0
+    most = (1 << 7 * length) - 1
+    said = int.from_bytes(rest[:length]) & most
+    return 0 if said == most else len(head) - len(rest) + length + said
 
 
 def _why(error: Exception) -> str:

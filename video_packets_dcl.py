@@ -1,5 +1,7 @@
 """Tell what the packets of a video hold by a few of their bytes, without decoding."""
 
+import itertools
+import re
 from typing import Any
 
 #: Kinds of NAL units that go with the pictures of H.264 and HEVC: parameter sets, SEI messages, delimiters, filler.
@@ -8,6 +10,8 @@ _COMPANIONS = {"h264": range(6, 16), "hevc": range(32, 41)}
 _KIND = {"h264": (0, 31), "hevc": (1, 63)}
 #: Where the configuration record (ISO/IEC 14496-15) says how many bytes tell the length of a unit.
 _LENGTH_FIELD = {"h264": 4, "hevc": 21}
+_UNIT = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)  # a start code, and the first byte of its unit
+_MOST_UNITS = 64  # of a packet that are looked at: a packet of megabytes may be nothing but tiny units
 _IDR = 5  # the kind of an H.264 unit from which decoding can begin anew
 _SHOWN_VP8 = 0x10  # in the first byte of a frame: RFC 6386, section 9.1
 
@@ -46,18 +50,24 @@ class PacketReader:
         return packet.is_keyframe and (self._codec != "h264" or self._kind_of_picture(packet) == _IDR)
 
     def _kind_of_picture(self, packet: Any) -> int | None:
-        """Return the kind of the first NAL unit of a picture, None if there is none, -1 if lengths are wrong."""
+        """Return the kind of the first NAL unit of a picture, None if there is none, -1 if only the decoder can tell.
+
+        It cannot be told if lengths are wrong, or too many other units come first.
+        """
         companions, (shift, mask) = _COMPANIONS[self._codec], _KIND[self._codec]
-        if not self._length_size:
-            kinds = (unit[0] >> shift & mask for unit in bytes(packet).split(b"\0\0\1")[1:] if unit)
-            return next((kind for kind in kinds if kind not in companions), None)
         data, at = memoryview(packet), 0
-        while at + self._length_size < len(data):
+        if not self._length_size:
+            units = itertools.islice(_UNIT.finditer(data), _MOST_UNITS)
+            kinds = (unit[1][0] >> shift & mask for unit in units)
+            return next((kind for kind in kinds if kind not in companions), -1)
+        for _ in range(_MOST_UNITS):
+            if at + self._length_size >= len(data):
+                return None if at == len(data) else -1
             kind = data[at + self._length_size] >> shift & mask
             if kind not in companions:
                 return kind
             at += self._length_size + int.from_bytes(data[at : at + self._length_size])
-        return None if at == len(data) else -1
+        return -1
 
 
 __all__ = ["PacketReader"]

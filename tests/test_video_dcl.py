@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -17,7 +18,8 @@ from dcl import frame_colour_dcl
 from dcl.errors_dcl import InputError
 from dcl.images_dcl import content_kind, file_kind
 from dcl.tests.numbered_videos import HEIGHT, WIDTH, number_of, numbered, write_video
-from dcl.video_dcl import VIDEO_SUFFIXES, Video, evenly_spaced
+from dcl.video_dcl import VIDEO_SUFFIXES, Video, _end_of_matroska, evenly_spaced
+from dcl.video_packets_dcl import PacketReader
 
 
 def packets_of(path):
@@ -95,6 +97,24 @@ def test_one_video_can_be_read_twice(clip):
     assert first == second == [3, 50]
 
 
+@pytest.mark.parametrize("with_lengths", [True, False])
+def test_few_units_of_a_packet_are_looked_at(with_lengths):
+    record = b"\1\x64\0\x1f\xff" if with_lengths else b""
+    context = SimpleNamespace(codec=SimpleNamespace(canonical_name="h264"), extradata=record)
+    reader = PacketReader(SimpleNamespace(codec_context=context))
+    start = b"\0\0\0\2" if with_lengths else b"\0\0\0\1"
+    filler, picture = start + b"\x0c\x80", start + b"\x65\x80"
+
+    def told(data):
+        packet = av.Packet(data)
+        packet.is_keyframe = True
+        return reader.holds_picture(packet), reader.is_clean_start(packet)
+
+    assert told(picture) == told(63 * filler + picture) == (True, True)
+    assert told(10_000 * filler + picture) == told(10_000 * filler) == (True, False)  # the decoder is to tell
+    assert told(3 * filler) == (not with_lengths, False)  # without lengths, FFmpeg puts what goes with it together
+
+
 def test_a_seek_skips_what_need_not_be_decoded(clip, monkeypatch):
     decoded = []
     original = Video._decode_from
@@ -145,11 +165,18 @@ def test_damage_in_the_middle_is_named_and_what_came_before_is_given(tmp_path):
     assert all(index == number for index, number in read)
 
 
-@pytest.mark.parametrize("content", [b"", b"no video at all" * 100])
-def test_what_is_no_video_is_refused(tmp_path, content):
+def test_what_is_no_video_is_refused(tmp_path):
     path = tmp_path / "a.mp4"
-    path.write_bytes(content)
+    path.write_bytes(b"no video at all" * 100)
     with pytest.raises(InputError, match=r"the video .*a\.mp4 cannot be opened .*copy or download it again"):
+        Video(path)
+
+
+@pytest.mark.parametrize("suffix", sorted(VIDEO_SUFFIXES))
+def test_an_empty_file_is_called_so(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.touch()
+    with pytest.raises(InputError, match=rf"the video .*a\{suffix} is empty: copy or download it again\.$"):
         Video(path)
 
 
@@ -279,6 +306,50 @@ def test_an_avi_that_breaks_off_before_its_index_has_the_frames_before_the_break
             assert [number_of(image) for _, image in video.read(wanted)] == wanted
 
 
+def test_a_matroska_breaks_off_if_its_header_announces_more(tmp_path):
+    for name, codec, muxer in (
+        ("a.mkv", "libx264", {}),
+        ("a.webm", "libvpx", {}),
+        ("b.webm", "libvpx", {"live": "1"}),
+    ):
+        path = write_video(tmp_path / name, 30, codec, {"g": "10"}, container_options=muxer)
+        with Video(path) as video:
+            assert not video.breaks_off
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+        with Video(path) as video:
+            assert video.breaks_off == (not muxer)  # live recordings announce no size
+
+
+@given(st.binary(max_size=12))
+@settings(max_examples=200)
+def test_any_bytes_after_the_mark_of_a_segment_are_taken(rest):
+    assert _end_of_matroska(b"head") == _end_of_matroska(b"head\x18\x53\x80\x67") == 0
+    assert _end_of_matroska(b"head\x18\x53\x80\x67\x81" + rest) == 10
+    assert _end_of_matroska(b"head\x18\x53\x80\x67\xff" + rest) == 0
+    assert _end_of_matroska(b"head\x18\x53\x80\x67\0" + rest) == 0
+    assert 0 <= _end_of_matroska(b"head\x18\x53\x80\x67" + rest) < 2**57
+
+
+@pytest.mark.parametrize("interlaced", [True, False])
+def test_only_a_second_field_is_shown_by_the_frame_before_it(tmp_path, monkeypatch, interlaced):
+    options = {"x264-params": f"interlaced={int(interlaced)}:bframes=0:crf=10"}
+    path = write_video(tmp_path / "a.mp4", 12, options=options)
+    original = Video._decode_from
+    lost = range(1, 12, 2) if interlaced else [5, 11]  # a decoder returns a frame for the first field of each
+
+    def with_gaps(self, start):
+        return ((number, frame) for number, frame in original(self, start) if number not in lost)
+
+    monkeypatch.setattr(Video, "_decode_from", with_gaps)
+    with Video(path) as video:
+        read = [
+            None if isinstance(image, InputError) else number_of(image) for _, image in video.read_readable(range(12))
+        ]
+    assert read == [
+        number - number % 2 if interlaced else number if number not in lost else None for number in range(12)
+    ]
+
+
 def test_frames_on_the_way_to_a_wanted_one_can_be_told_of(clip):
     with Video(clip) as video:
         read = [(number, image is not None) for number, image in video.walk([2, 15])]
@@ -366,7 +437,8 @@ def test_a_turn_by_an_odd_angle_becomes_the_nearest_quarter_turn_and_is_noted(tm
         assert distance(image, np.rot90(PATTERN, turns)) < 4
         assert (
             notes
-            == ["The header asks for a turn by an odd angle; the nearest multiple of 90 degrees was used."] * noted
+            == ["The header asks for a rotation that is not a multiple of 90 degrees; the nearest one was used."]
+            * noted
         )
 
 
