@@ -3,12 +3,13 @@
 Names decide nothing here, and nothing is decoded.
 """
 
+import hashlib
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from io import BytesIO
-from typing import Any
 
 PICTURE_KINDS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 #: Suffixes by which pictures are found in a folder: those that Pillow and pillow-heif have for these kinds.
@@ -74,6 +75,8 @@ _FOREIGN_STARTS = (b"<script", b"<svg", b"<html", b"<!doctype", b"<?php", b"<ifr
 _ENDS = 65536  # bytes at either end of a file in which they are looked for
 #: Text of a PNG that is kept: it may say how the picture is turned.
 _ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type ")
+_MOST_UNPACKED = 1 << 20  # bytes in one chunk of a PNG: Pillow refuses more
+_MOST_PACKED_CHUNKS = 16  # of a PNG, which needs one or two
 
 _FILLING = 512  # zeros at the end of a file from which on a part may be missing that was never written
 _JPEG_END = b"\xff\xd9"
@@ -185,11 +188,11 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         start = end
 
 
-def without_chunks(data: bytes, names: Collection[bytes], but: tuple[bytes, ...] = ()) -> bytes:
-    """Return a PNG without the chunks of some names, but those that begin in one of some ways."""
+def _without_chunks(data: bytes, is_dropped: Callable[[bytes, int, int], bool]) -> bytes:
+    """Return a PNG without some chunks, given a function of what `png_chunks` yields."""
     kept, at = [], 0
     for name, start, end in png_chunks(data):
-        if name in names and not data.startswith(but, start + 8):
+        if is_dropped(name, start, end):
             kept.append(data[at:start])
             at = end
     return b"".join((*kept, data[at:])) if kept else data
@@ -197,7 +200,43 @@ def without_chunks(data: bytes, names: Collection[bytes], but: tuple[bytes, ...]
 
 def without_text(data: bytes) -> bytes:
     """Return a PNG without text, but what may say how the picture is turned."""
-    return without_chunks(data, (b"tEXt", b"zTXt", b"iTXt"), _ORIENTATION)
+
+    def is_dropped(name: bytes, start: int, end: int) -> bool:
+        return name in (b"tEXt", b"zTXt", b"iTXt") and not data.startswith(_ORIENTATION, start + 8)
+
+    return _without_chunks(data, is_dropped)
+
+
+def without_oversized(data: bytes) -> tuple[bytes, set[bytes]]:
+    """Return a PNG without the profiles and text that unpack to more than 1 MiB, and the names of their chunks."""
+    names, packed = set(), 0
+
+    def is_dropped(name: bytes, start: int, end: int) -> bool:
+        nonlocal packed
+        if name not in (b"iCCP", b"zTXt", b"iTXt"):
+            return False
+        packed += 1
+        if packed <= _MOST_PACKED_CHUNKS and not _is_oversized(name, data[start + 8 : end - 4]):
+            return False
+        names.add(name)
+        return True
+
+    return _without_chunks(data, is_dropped), names
+
+
+def _is_oversized(name: bytes, chunk: bytes) -> bool:
+    _, _, rest = chunk.partition(b"\0")
+    packed = rest[1:]  # behind the method
+    if name == b"iTXt":
+        if rest[:1] == b"\0":  # not compressed
+            return False
+        packed = rest[2:].split(b"\0", 2)[-1]
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(packed, _MOST_UNPACKED)
+    except zlib.error:  # damaged, which Pillow passes over
+        return False
+    return bool(unpacker.unconsumed_tail)
 
 
 def with_end(data: bytes) -> bytes:
@@ -205,7 +244,7 @@ def with_end(data: bytes) -> bytes:
     return data + _JPEG_END if content_kind(data[:512]) == "JPEG" and not _has_jpeg_end(data) else data
 
 
-def breaks_off(data: bytes, decode: Callable[[bytes], Any]) -> bool:
+def breaks_off(data: bytes, decode: Callable[[bytes], bytes]) -> bool:
     """Whether a part of a picture is missing at its end, which decoders would fill with grey.
 
     Where the end is not there, or zeros are in its place, other bytes are put there: if nothing is missing, they
@@ -213,7 +252,7 @@ def breaks_off(data: bytes, decode: Callable[[bytes], Any]) -> bool:
 
     Args:
         data: what is in its file.
-        decode: returns what another version of it shows.
+        decode: returns the pixels of another version of it.
     """
     kind, there = content_kind(data[:512]), data.rstrip(b"\0")
     there = data[: len(there) + 64]  # some of the zeros may belong to what is there
@@ -227,8 +266,10 @@ def breaks_off(data: bytes, decode: Callable[[bytes], Any]) -> bool:
         versions = (data, there + b"\x5a" * missing)
     else:
         return False
-    first, *others = map(decode, versions)
-    return any(other != first for other in others)
+    # Digests, since the pixels of one version may take hundreds of megabytes.
+    digests = (hashlib.blake2b(decode(version)).digest() for version in versions)
+    first = next(digests)
+    return any(other != first for other in digests)
 
 
 def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
@@ -250,7 +291,7 @@ def _has_jpeg_end(data: bytes) -> bool:
 
 def _may_be_whole(jpeg: bytes) -> bool:
     """Whether a JPEG reaches into its last part: it is not progressive, and no restart among its pixels is missing."""
-    blocks = interval = restarts = scans = 0
+    blocks = interval = scan = 0
     for marker, at in _jpeg_markers(jpeg):
         if marker in (0xC0, 0xC1) and len(jpeg) > at + 8:
             height, width, components = struct.unpack(">HHB", jpeg[at + 3 : at + 8])
@@ -260,9 +301,12 @@ def _may_be_whole(jpeg: bytes) -> bool:
         elif marker == 0xDD:
             interval = int.from_bytes(jpeg[at + 2 : at + 4])
         elif marker == 0xDA:
-            scans += 1
-            restarts = sum(jpeg.count(restart, at) for restart in _JPEG_RESTARTS)
-    return scans == 1 and blocks > 0 and (interval == 0 or restarts >= (blocks - 1) // interval)
+            if scan:
+                return False
+            scan = at
+    if not scan or not blocks:
+        return False
+    return not interval or sum(jpeg.count(each, scan) for each in _JPEG_RESTARTS) >= (blocks - 1) // interval
 
 
 __all__ = [
@@ -276,6 +320,6 @@ __all__ = [
     "is_unread_picture",
     "png_chunks",
     "with_end",
-    "without_chunks",
+    "without_oversized",
     "without_text",
 ]

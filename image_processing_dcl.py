@@ -30,8 +30,9 @@ class DCLImageProcessor(TorchvisionBackend):
     and whoever finds faces for this checkpoint must cut them in the same way.
 
     PIL images and paths are read as detection reads them: upright, in sRGB, and 16 bits per channel scaled to 8, as
-    they are in arrays of uint16. `pipeline("image-classification")` opens paths by itself and turns 16-bit grey
-    pictures white before this processor gets them: give it `np.asarray(PIL.Image.open(path))` instead.
+    they are in arrays of integers of 16 or 32 bits, which Pillow makes of 16-bit pictures.
+    `pipeline("image-classification")` opens paths by itself and turns 16-bit grey pictures white before this processor
+    gets them: give it `np.asarray(PIL.Image.open(path))` instead.
 
     Args:
         size (`dict`, *optional*, defaults to `{"height": 299, "width": 299}`):
@@ -54,6 +55,8 @@ class DCLImageProcessor(TorchvisionBackend):
 
     def fetch_images(self, images: Any) -> Any:
         """Read the files that paths name, and make grey arrays images; the rest is left to the base class."""
+        if isinstance(images, os.PathLike):
+            images = os.fspath(images)
         if isinstance(images, str) and os.path.isfile(images):
             return Image.fromarray(read_picture(images))
         if isinstance(images, np.ndarray) and images.ndim == 2:
@@ -64,7 +67,7 @@ class DCLImageProcessor(TorchvisionBackend):
         """Turn a PIL image, an array or a tensor into a tensor (channels, height, width)."""
         if isinstance(image, Image.Image) and do_convert_rgb:
             image = Image.fromarray(read_picture(image))
-        elif isinstance(image, np.ndarray) and image.dtype == np.uint16:
+        elif isinstance(image, np.ndarray) and image.dtype.kind in "iu" and image.dtype.itemsize in (2, 4):
             image = to_8_bits(image)
         elif isinstance(image, torch.Tensor) and image.dtype == torch.uint16:
             image = torch.from_numpy(to_8_bits(image.cpu().numpy()))

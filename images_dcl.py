@@ -24,16 +24,17 @@ from .content_dcl import (
     is_something_else,
     is_unread_picture,
     with_end,
-    without_chunks,
+    without_oversized,
     without_text,
 )
 from .errors_dcl import InputError, PictureError, reason
-from .pages_dcl import choose_page, notes_on_frames, turn_to_page
+from .pages_dcl import BoundedReader, choose_page, notes_on_frames, turn_to_page
 from .picture_colour_dcl import OVERSIZED, named_space, srgb_pixels
 
 MOST_PIXELS = 50_000_000
 MOST_BYTES = 256 << 20  # of a file: no picture of that many pixels needs more
 _AGAIN = "copy or download it again, or save it anew"
+_OVERSIZED_TEXT = "The metadata is too large and was ignored."
 
 
 @dataclass(frozen=True)
@@ -237,20 +238,19 @@ def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Imag
     remedy = "convert it to JPEG if it is a RAW photo, else save it anew" if kind == "TIFF" else "save it anew"
     with _explained(f"the picture {name} cannot be opened", remedy):
         if kind == "PNG":
-            data = without_text(data)  # Pillow refuses more than a megabyte of it
+            data, oversized = without_oversized(without_text(data))  # which Pillow refuses
+            notes += [OVERSIZED] if b"iCCP" in oversized else []
+            notes += [_OVERSIZED_TEXT] if oversized - {b"iCCP"} else []
+        source = BoundedReader(data) if kind == "TIFF" else BytesIO(with_end(data))
         try:
-            image = Image.open(BytesIO(with_end(data)), formats=[kind])  # other formats start programs
+            image = Image.open(source, formats=[kind])  # other formats start programs
         except Image.DecompressionBombError as error:
             what = f"has more than {most_pixels:,} pixels"
             raise PictureError(f"{name} {what}: make it smaller.", f"it {what}") from error
-        except ValueError:  # Pillow's, for a profile that unpacks to more than it allows
-            if kind != "PNG":
-                raise
-            image = Image.open(BytesIO(without_chunks(data, (b"iCCP",))), formats=[kind])
-            notes.append(OVERSIZED)
-        if kind == "TIFF":
+        if isinstance(source, BoundedReader):
             number, passed_over = choose_page(image, name)
             notes += passed_over
+            source.lift()
             if image.is_animated:  # a damaged page that was looked at may have left traces
                 image = Image.open(BytesIO(data), formats=[kind])
                 turn_to_page(image, number)

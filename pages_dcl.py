@@ -4,15 +4,41 @@ Cameras, scanners and editors put a small preview before the picture, or masks a
 tell which they are.
 """
 
+import math
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
 from .errors_dcl import PictureError
 
-_MOST_PAGES = 1000  # that are looked at
+_MOST_PAGES = 16  # that are told apart
+_SHARED = 8 << 20  # bytes that pages may read in common, such as a profile
 _PREVIEW = 1.5  # a page is a preview of another that has so many times its width and height
 _SUB_IFDS, _NEW_SUBFILE, _OLD_SUBFILE, _ICC = 330, 254, 255, 34675  # tags of TIFF
+
+
+class BoundedReader(BytesIO):
+    """A TIFF in memory whose reading ends in a ValueError once more was read than its pages can hold.
+
+    Many pages or tags may point to one large table, so that a small file takes minutes to open.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left: float = 2 * len(data) + _SHARED  # Pillow reads the tags of a page twice
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as `BytesIO` does, but raise a ValueError once too much was read."""
+        part = super().read(size)
+        self._left -= len(part)
+        if self._left < 0:
+            raise ValueError("its pages or tags share large tables")
+        return part
+
+    def lift(self) -> None:
+        """Let everything be read from now on, as decoding does."""
+        self._left = math.inf
 
 
 def choose_page(image: Image.Image, name: str | Path) -> tuple[int, list[str]]:
@@ -23,17 +49,20 @@ def choose_page(image: Image.Image, name: str | Path) -> tuple[int, list[str]]:
         name: of the picture, for errors.
 
     Returns:
-        The number of the page, from 0, and a note if there are more of them.
+        The number of the page, from 0, and a note if there are more of them, or they cannot be read.
 
     Raises:
         PictureError: if the picture itself is in no page, as that of a RAW photo.
     """
     pages: list[tuple[int, tuple[int, int], str]] = []
-    has_parts = False
-    for number in range(_MOST_PAGES if image.is_animated else 1):
+    has_parts = is_damaged = False
+    for number in range(_MOST_PAGES + 1 if image.is_animated else 1):
         try:
             image.seek(number)
-        except Exception:  # there are no more, or they are damaged
+        except EOFError:  # there are no more
+            break
+        except Exception:
+            is_damaged = True
             break
         pages.append((number, image.size, _role(image)))
         has_parts |= _SUB_IFDS in image.tag_v2
@@ -50,7 +79,13 @@ def choose_page(image: Image.Image, name: str | Path) -> tuple[int, list[str]]:
         for number, size, role in full
         if role == "page" or not any(_is_preview(size, other) for _, other, _ in full)
     ]
-    notes = [f"The file has {len(whole)} pages; only the first was analyzed."] if len(whole) > 1 else []
+    notes = []
+    if is_damaged:
+        notes = [f"The file is damaged or truncated after page {len(pages)}; only the first page was analyzed."]
+    elif len(pages) > _MOST_PAGES:
+        notes = [f"The file has more than {_MOST_PAGES} pages; only the first was analyzed."]
+    elif len(whole) > 1:
+        notes = [f"The file has {len(whole)} pages; only the first was analyzed."]
     return whole[0], notes
 
 
@@ -90,4 +125,4 @@ def notes_on_frames(image: Image.Image) -> list[str]:
         return []
 
 
-__all__ = ["choose_page", "notes_on_frames", "turn_to_page"]
+__all__ = ["BoundedReader", "choose_page", "notes_on_frames", "turn_to_page"]

@@ -54,7 +54,7 @@ _LEAST = {  # of the options that are numbers
 }
 _SHOWN = 20  # so many of those that were left out are named
 _INTERRUPTED = 130  # as shells have it
-_SOME_LEFT_OUT = 3  # exit status where not all could be prepared
+_SOME_LEFT_OUT = 3  # exit status of a raw data set of which not all could be prepared
 
 
 def _path(text: str) -> str:
@@ -213,8 +213,8 @@ def _prepare_demo(options: argparse.Namespace) -> None:
     _report(options.output, reports)
 
 
-def _prepare_forgeries(options: argparse.Namespace) -> int | None:
-    """Prepare forgeries made from photographs; return the exit status, None if nothing was left out."""
+def _prepare_forgeries(options: argparse.Namespace) -> None:
+    """Prepare forgeries made from photographs."""
     reports = prepare_forgeries(
         options.source,
         options.output,
@@ -231,7 +231,6 @@ def _prepare_forgeries(options: argparse.Namespace) -> int | None:
     _report(options.output, reports)
     if not any(Path(options.source).glob("*.parquet")):
         _print_skipped(count_skipped(list_files(Path(options.source), Failures()), PICTURE_SUFFIXES), videos=False)
-    return _SOME_LEFT_OUT if any(report.failures for report in reports.values()) else None
 
 
 def _prepare_raw(options: argparse.Namespace) -> int:

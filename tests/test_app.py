@@ -162,7 +162,7 @@ PICTURES = {
     "pixels": ("bomb.png", bomb),
     "is empty": ("nothing.png", lambda: b"\0"),
     "use the tab Video": ("clip.jpg", lambda: (EXAMPLES / "portrait_forged_from_2_s.mp4").read_bytes()),
-    "under another kind of name": ("portrait.mp4", lambda: (EXAMPLES / "portrait.jpg").read_bytes()),
+    "its name is that of a video": ("portrait.mp4", lambda: (EXAMPLES / "portrait.jpg").read_bytes()),
     "more than 20 MB": ("large.bmp", lambda: (EXAMPLES / "portrait.jpg").read_bytes() + bytes(21 << 20)),
 }
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 import pillow_heif
@@ -9,10 +10,13 @@ import pytest
 from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
+from dcl import content_dcl
 from dcl.content_dcl import content_kind
 from dcl.errors_dcl import InputError
-from dcl.images_dcl import read_picture, read_values
+from dcl.images_dcl import open_picture, read_picture, read_values
 from dcl.inputs_dcl import is_video
+from dcl.picture_colour_dcl import OVERSIZED
+from dcl.tests.profiles import PROFILES
 
 pillow_heif.register_heif_opener()  # so that pictures can be written, too
 
@@ -146,12 +150,7 @@ def credentials(content):
 
 
 def chunk(name, content):
-    made = io.BytesIO()
-    info = PngInfo()
-    info.add(name, content)
-    Image.new("L", (1, 1)).save(made, "PNG", pnginfo=info)
-    start = made.getvalue().index(name) - 4
-    return made.getvalue()[start : start + 12 + len(content)]
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def signed(kind, content):
@@ -231,6 +230,53 @@ def test_a_png_with_long_text_is_turned_as_its_xmp_says(write):
     assert np.array_equal(read_picture(write(encoded("PNG", pnginfo=info))), PIXELS[::-1, ::-1])
 
 
+OVERSIZED_TEXT = "The metadata is too large and was ignored."
+
+
+def oversized(name):
+    long = zlib.compress(b"<rdf:li>1</rdf:li>" * 100_000)
+    return {
+        b"iTXt": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + long),
+        b"zTXt": chunk(b"zTXt", b"Raw profile type xmp\0\0" + long),
+        b"iCCP": chunk(b"iCCP", b"profile\0\0" + long),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("names", "notes"),
+    [
+        ([b"iTXt"], {OVERSIZED_TEXT}),
+        ([b"zTXt"], {OVERSIZED_TEXT}),
+        ([b"iCCP"], {OVERSIZED}),
+        ([b"iCCP", b"iTXt"], {OVERSIZED, OVERSIZED_TEXT}),
+    ],
+)
+def test_what_is_too_large_in_a_png_is_dropped_with_a_note_on_it_alone(write, names, notes):
+    data = encoded("PNG")
+    chunks = b"".join(map(oversized, names))
+    assert set(open_picture(write(data[:33] + chunks + data[33:])).notes) == notes
+    picture = open_picture(write(data[:33] + chunks + data[33:] + bytes(5000)))
+    assert np.array_equal(picture.pixels, PIXELS) and set(picture.notes) == notes
+    if b"iCCP" not in names:  # which stands before the pixels
+        picture = open_picture(write(data[:-12] + chunks + data[-12:]))
+        assert np.array_equal(picture.pixels, PIXELS) and set(picture.notes) == notes
+
+
+def test_a_profile_is_kept_where_the_text_is_too_large(write):
+    data = encoded("PNG", icc_profile=PROFILES["Display P3"])
+    picture, plain = (open_picture(write(data[:33] + more + data[33:])) for more in (oversized(b"iTXt"), b""))
+    assert np.array_equal(picture.pixels, plain.pixels) and picture.notes == (*plain.notes, OVERSIZED_TEXT)
+
+
+def test_of_thousands_of_packed_texts_in_a_png_few_are_unpacked(write, monkeypatch):
+    data, unpacked = encoded("PNG"), []
+    original = content_dcl._is_oversized
+    monkeypatch.setattr(content_dcl, "_is_oversized", lambda *args: unpacked.append(args) or original(*args))
+    text = chunk(b"zTXt", b"Raw profile type xmp\0\0" + zlib.compress(bytes(1000)))
+    picture = open_picture(write(data[:33] + text * 3000 + data[33:]))
+    assert np.array_equal(picture.pixels, PIXELS) and len(unpacked) == 16 and picture.notes == (OVERSIZED_TEXT,)
+
+
 # Missing ends
 
 
@@ -259,6 +305,32 @@ def test_a_jpeg_that_breaks_off_between_two_restarts_is_refused(write):
     data = encoded("JPEG", quality=95, restart_marker_rows=1)
     for number in range(4):
         refused(write(data[: data.index(bytes([0xFF, 0xD0 + number]))]), "breaks off")
+
+
+def test_a_jpeg_of_many_scans_is_searched_for_restarts_once(write):
+    """A small file that asked for a search to its end from each of its scans."""
+    searched = []
+
+    class Counted(bytes):
+        def count(self, *args):
+            searched.append(args)
+            return super().count(*args)
+
+    data = encoded("JPEG", Image.new("RGB", (64, 64)), restart_marker_rows=1)
+    at = data.index(b"\xff\xda")
+    scan = data[at : at + 2 + int.from_bytes(data[at + 2 : at + 4])]
+    many = data[:at] + scan * 400 + bytes(9000) + b"\x55"
+    assert not content_dcl._may_be_whole(Counted(many)) and not searched
+    refused(write(many), "breaks off")
+    assert content_dcl._may_be_whole(Counted(data[:-2])) and len(searched) == 8
+
+
+def test_versions_of_a_picture_are_compared_up_to_the_first_difference():
+    data = encoded("JPEG", PORTRAIT)[:-2]
+    for shown, decoded in (([b"a", b"b", b"a"], 2), ([b"a", b"a", b"b"], 3), ([b"a", b"a", b"a"], 3)):
+        asked = []
+        breaks = content_dcl.breaks_off(data, lambda version: asked.append(version) or shown[len(asked) - 1])  # noqa: B023
+        assert breaks == (len(set(shown)) > 1) and len(asked) == decoded
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "GIF", "HEIF", "PNG"])

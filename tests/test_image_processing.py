@@ -1,6 +1,7 @@
 """The image processor: what it takes, and that it shows a face as training does."""
 
 import io
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -126,7 +127,7 @@ def test_pil_images_and_paths_are_read_as_detection_reads_them(noise, tmp_path):
         path = tmp_path / "picture.png"
         image.save(path, **options)
         expected = process(processor, read_picture(path).copy())
-        for given in (Image.open(path), [Image.open(path)], str(path), [str(path)]):
+        for given in (Image.open(path), [Image.open(path)], str(path), [str(path)], path, [path]):
             assert torch.equal(process(processor, given), expected), kind
 
 
@@ -161,6 +162,31 @@ def test_arrays_of_16_bits_are_scaled(noise):
     assert grey.shape == (1, 3, 32, 32)
     for value in (deep[..., 0], deep[..., :1], [deep[..., 0]], deep[None, ..., 0]):
         assert torch.equal(process(processor, value), grey)
+
+
+@pytest.mark.parametrize("dtype", [">u2", "<u2", "<i4", ">i4", "<u4"])
+def test_arrays_of_16_bits_are_scaled_whatever_type_holds_them(noise, dtype):
+    deep = (noise.astype(np.uint16) * 257).astype(dtype)
+    assert torch.equal(process(processor_for(32), deep), process(processor_for(32), noise))
+    assert torch.equal(process(processor_for(32), deep[..., 0]), process(processor_for(32), noise[..., 0]))
+
+
+def test_arrays_that_pillow_makes_of_16_bits_are_read_as_detection_reads_them(noise, tmp_path):
+    deep = noise[..., 0].astype(">u2") * 200
+    pgm, tiff = tmp_path / "deep.pgm", tmp_path / "deep.tif"
+    pgm.write_bytes(b"P5 64 64 65535\n" + deep.astype(">u2").tobytes())
+    Image.frombytes("I;16B", (64, 64), deep.astype(">u2").tobytes()).save(tiff)
+    for path, dtype in ((pgm, np.dtype(np.int32)), (tiff, np.dtype(">u2"))):
+        array = np.asarray(Image.open(path))
+        assert array.dtype == dtype
+        expected = process(processor_for(32), read_picture(path).copy())
+        assert torch.equal(process(processor_for(32), array), expected)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_to_nothing_is_refused_by_the_base_class(kind, tmp_path):
+    with pytest.raises(ValueError, match="Incorrect image source"):
+        process(processor_for(32), kind(tmp_path / "none.png"))
 
 
 def test_grey_images_become_three_equal_channels(noise):

@@ -377,12 +377,18 @@ def test_of_kaggles_sample_no_more_is_expected_than_there_is(copied):
     root = copied("dfdc")
     (root / "dfdc_train_part_0").rename(root / "train_sample_videos")
     published = {part.name: part.published for part in dfdc.find(root / "train_sample_videos").parts}
-    assert published["train"] is None and published["test"] == 5000
+    assert published["train"] is published["validation"] is published["test"] is None
 
 
 def test_dfdc_keeps_a_single_test_folder_for_the_test(copied):
     found = dfdc.find(copied("dfdc") / "test")
     assert list(found.splits) == ["test"] and len(names(found, "test")) == 2
+
+
+def test_a_single_part_of_dfdc_keeps_its_split(copied):
+    root = copied("dfdc")
+    (root / "dfdc_train_part_0").rename(root / "dfdc_train_part_45")
+    assert list(dfdc.find(root / "dfdc_train_part_45", protocol="parts").splits) == ["test"]
 
 
 def test_dfdc_of_a_folder_without_labels_leads_to_what_there_should_be(copied):

@@ -1,6 +1,7 @@
 """Of a file of several pictures it is the one that is meant, and the others are mentioned."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image, TiffImagePlugin
 
 from dcl.errors_dcl import InputError
 from dcl.images_dcl import open_picture
+from dcl.pages_dcl import BoundedReader
 
 PREVIEW, PAGE, MASK = 1, 2, 4  # bits of the tag NewSubfileType
 
@@ -105,6 +107,65 @@ def test_a_damaged_second_page_costs_the_first_nothing(opened):
     for place in (second, len(data) - 100, len(data) - 10):
         picture = opened(data[:place])
         assert (picture.pixels == 99).all()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_tiff_that_breaks_off_before_its_next_page_is_read_with_a_note(opened, number):
+    pages = [page(99, LARGE), page(9, LARGE), page(8, LARGE)]
+    picture = opened(tiff(*pages)[: len(tiff(*pages[:number]))])
+    assert (picture.pixels == 99).all()
+    assert picture.notes == (
+        f"The file is damaged or truncated after page {number}; only the first page was analyzed.",
+    )
+
+
+@pytest.mark.parametrize(("number", "said"), [(16, "16"), (17, "more than 16"), (40, "more than 16")])
+def test_of_many_pages_some_are_looked_at(opened, number, said, monkeypatch):
+    data, turned = tiff(*[page(99, SMALL)] * number), []
+    seek = TiffImagePlugin.TiffImageFile.seek
+    monkeypatch.setattr(
+        TiffImagePlugin.TiffImageFile, "seek", lambda image, page: turned.append(page) or seek(image, page)
+    )
+    assert opened(data).notes == (f"The file has {said} pages; only the first was analyzed.",)
+    assert len(turned) <= 18
+
+
+def sharing(pages, entries, tags=1):
+    """Return a TIFF whose pages have tags that all point to the same table."""
+    data, pointer = bytearray(b"II*\0" + bytes(4 + 4 * entries)), 4
+    for _ in range(pages):
+        struct.pack_into("<I", data, pointer, len(data))
+        fields = [(256, 4, 1, 64), (257, 4, 1, 64), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+        fields += [(273, 4, entries, 8), (277, 3, 1, 1), (278, 4, 1, 64), (279, 4, 1, 4096)]
+        fields += [(40000 + number, 4, entries, 8) for number in range(tags - 1)]
+        data += struct.pack("<H", len(fields)) + b"".join(struct.pack("<HHII", *field) for field in fields)
+        pointer = len(data)
+        data += bytes(4)
+    return bytes(data)
+
+
+def test_large_tables_that_pages_share_are_not_read_again_and_again(opened, monkeypatch):
+    """A file of some megabytes whose pages took minutes to look at."""
+    data, read = sharing(pages=16, entries=1_000_000), []
+    original = BoundedReader.read
+
+    def counted(reader, size=-1):
+        part = original(reader, size)
+        read.append(len(part))
+        return part
+
+    monkeypatch.setattr(BoundedReader, "read", counted)
+    picture = opened(data)
+    assert picture.pixels.shape == (64, 64, 3) and "after page 2;" in picture.notes[0]
+    assert sum(read) < 2 * len(data) + (9 << 20)
+    with pytest.raises(InputError, match="cannot be opened"):
+        opened(sharing(pages=1, entries=1_000_000, tags=2000))
+    assert sum(read) < 5 * len(data) + (18 << 20)
+
+
+def test_small_tables_may_be_shared(opened):
+    picture = opened(sharing(pages=3, entries=1000))
+    assert picture.notes == ("The file has 3 pages; only the first was analyzed.",)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF"])
