@@ -18,6 +18,7 @@ import torch
 import transformers
 
 from dcl.configuration_dcl import DCLConfig
+from dcl.images_dcl import open_picture
 from dcl.modeling_dcl import DCLForPreTraining
 from dcl.tests.prepared_data import write_prepared
 
@@ -40,6 +41,24 @@ def config():
 @pytest.fixture
 def model(config):
     return DCLForPreTraining(config)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write bytes into a file, and return its path."""
+
+    def write(data, name="picture.jpg"):
+        path = tmp_path / name
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def opened(write):
+    """Open a picture whose file holds these bytes."""
+    return lambda data: open_picture(write(data, "picture"))
 
 
 @pytest.fixture(scope="session")

@@ -31,16 +31,6 @@ def encoded(kind, image=PORTRAIT, **options):
     return buffer.getvalue()
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(data, name="picture.jpg"):
-        path = tmp_path / name
-        path.write_bytes(data)
-        return path
-
-    return write
-
-
 def refused(path, sentence):
     with pytest.raises(InputError, match=sentence):
         read_picture(path)

@@ -27,16 +27,6 @@ def encoded(kind, image=None, **options):
     return buffer.getvalue()
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(data, name="picture.jpg"):
-        path = tmp_path / name
-        path.write_bytes(data)
-        return path
-
-    return write
-
-
 def refused(path, sentence, **options):
     with pytest.raises(InputError, match=sentence) as caught:
         read_picture(path, **options)

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from dcl.errors_dcl import InputError
-from dcl.images_dcl import open_picture
 from dcl.pages_dcl import BoundedReader
 
 PREVIEW, PAGE, MASK = 1, 2, 4  # bits of the tag NewSubfileType
@@ -29,16 +28,6 @@ def tiff(*pages):
             Image.fromarray(pixels).save(writer, "TIFF", tiffinfo=info)
             writer.newFrame()
     return buffer.getvalue()
-
-
-@pytest.fixture
-def opened(tmp_path):
-    def opened(data):
-        path = tmp_path / "picture"
-        path.write_bytes(data)
-        return open_picture(path)
-
-    return opened
 
 
 SMALL, LARGE = (32, 24), (160, 120)

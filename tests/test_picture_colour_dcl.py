@@ -56,16 +56,6 @@ def encoded(pixels, kind="PNG", **options):
     return buffer.getvalue()
 
 
-@pytest.fixture
-def opened(tmp_path):
-    def opened(data):
-        path = tmp_path / "picture"
-        path.write_bytes(data)
-        return open_picture(path)
-
-    return opened
-
-
 def difference(first, second):
     return np.abs(first.astype(int) - second).mean()
 

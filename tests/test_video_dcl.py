@@ -18,6 +18,7 @@ from dcl import frame_colour_dcl
 from dcl.errors_dcl import InputError
 from dcl.images_dcl import content_kind, file_kind
 from dcl.tests.numbered_videos import HEIGHT, WIDTH, number_of, numbered, write_video
+from dcl.tests.raw_data_sets import encode_sizes
 from dcl.video_dcl import VIDEO_SUFFIXES, Video, _end_of_matroska, evenly_spaced
 from dcl.video_packets_dcl import PacketReader
 
@@ -830,24 +831,7 @@ def test_grey_videos_are_grey(tmp_path):
 
 
 def write_sizes(path, *sizes, frames=5):
-    """Write a video whose frames change their size, as calls over a poor line do."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libvpx", rate=25)
-        stream.width, stream.height, stream.pix_fmt = *sizes[0], "yuv420p"
-        number = 0
-        for width, height in sizes:
-            encoder = av.CodecContext.create("libvpx", "w")
-            encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
-            encoder.time_base = Fraction(1, 25)
-            encoder.options = {"deadline": "realtime", "crf": "4", "b": "2M", "lag-in-frames": "0"}
-            images = [av.VideoFrame.from_ndarray(smooth(width, height), format="rgb24") for _ in range(frames)]
-            for frame in [*images, None]:
-                for packet in encoder.encode(frame):
-                    packet.pts = packet.dts = number
-                    packet.time_base, packet.stream = Fraction(1, 25), stream
-                    container.mux(packet)
-                    number += 1
-    return path
+    return encode_sizes(path, [smooth(*size) for size in sizes for _ in range(frames)])
 
 
 def test_frames_keep_their_own_size_where_it_changes_midway(tmp_path):
