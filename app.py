@@ -846,6 +846,7 @@ class Requests:
         if file.stat().st_size > MOST_PICTURE_BYTES:
             raise self.detector.InputError(f"{file} has more than {MOST_PICTURE_BYTES >> 20} MB: make it smaller.")
         picture = self.detector.read_picture(file, MOST_PIXELS)
+        # The pipeline reads the file itself: only then it can note what was converted or left out.
         for event in self.detector.events(file, operating_point=operating_point):
             if event["event"] == "progress":
                 yield show_progress(event["done"], event["total"]), gr.skip()

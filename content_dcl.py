@@ -239,30 +239,32 @@ def _is_oversized(name: bytes, chunk: bytes) -> bool:
     return bool(unpacker.unconsumed_tail)
 
 
-def with_end(data: bytes) -> bytes:
-    """Return a picture with its end marker, if it is a JPEG that lacks it, as those of some cameras do."""
-    return data + _JPEG_END if content_kind(data[:512]) == "JPEG" and not _has_jpeg_end(data) else data
+def with_end(kind: str, data: bytes) -> bytes:
+    """Return a picture of a kind with its end marker, if it is a JPEG that lacks it, as those of some cameras do."""
+    return data + _JPEG_END if kind == "JPEG" and not _has_jpeg_end(data) else data
 
 
-def breaks_off(data: bytes, decode: Callable[[bytes], bytes]) -> bool:
+def breaks_off(kind: str, data: bytes, decode: Callable[[bytes], bytes]) -> bool:
     """Whether a part of a picture is missing at its end, which decoders would fill with grey.
 
     Where the end is not there, or zeros are in its place, other bytes are put there: if nothing is missing, they
     change no pixel. In a WebP and where pixels are not compressed, zeros may be right, and are let be.
 
     Args:
+        kind: of the picture, see `content_kind`.
         data: what is in its file.
         decode: returns the pixels of another version of it.
     """
-    kind, there = content_kind(data[:512]), data.rstrip(b"\0")
-    there = data[: len(there) + 64]  # some of the zeros may belong to what is there
+    if kind not in ("AVIF", "GIF", "HEIF", "JPEG", "PNG") or (kind == "JPEG" and _has_jpeg_end(data)):
+        return False
+    there = data[: len(data.rstrip(b"\0")) + 64]  # some of the zeros may belong to what is there
     missing = len(data) - len(there)
-    if kind == "JPEG" and not _has_jpeg_end(data):
+    if kind == "JPEG":
         if not _may_be_whole(data):
             return True
         there = data if missing < _FILLING else there
         versions = (there + filling * 64 + _JPEG_END for filling in (b"\0", b"\x5a", b"\xa5"))
-    elif kind in ("AVIF", "GIF", "HEIF", "PNG") and missing >= _FILLING:
+    elif missing >= _FILLING:
         versions = (data, there + b"\x5a" * missing)
     else:
         return False

@@ -241,7 +241,7 @@ def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Imag
             data, oversized = without_oversized(without_text(data))  # which Pillow refuses
             notes += [OVERSIZED] if b"iCCP" in oversized else []
             notes += [_OVERSIZED_TEXT] if oversized - {b"iCCP"} else []
-        source = BoundedReader(data) if kind == "TIFF" else BytesIO(with_end(data))
+        source = BoundedReader(data) if kind == "TIFF" else BytesIO(with_end(kind, data))
         try:
             image = Image.open(source, formats=[kind])  # other formats start programs
         except Image.DecompressionBombError as error:
@@ -256,7 +256,7 @@ def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Imag
                 turn_to_page(image, number)
         _check_size(name, image.size, most_pixels)
     with _explained(f"the picture {name} cannot be decoded", _AGAIN):
-        if breaks_off(data, lambda version: Image.open(BytesIO(version), formats=[kind]).tobytes()):
+        if breaks_off(kind, data, lambda version: Image.open(BytesIO(version), formats=[kind]).tobytes()):
             raise OSError("the picture is truncated")
     return image, notes
 

@@ -519,10 +519,11 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 yield step
             if not frames_read:
                 raise error
+            notes = list(video.notes)
             if video.breaks_off:
-                video.notes.append("The video is truncated; only the part that is there was analyzed.")
+                notes.append("The video is truncated; only the part that is there was analyzed.")
             if frames_read < len(numbers):
-                video.notes.append(f"Only {frames_read} of {len(numbers)} frames could be read.")
+                notes.append(f"Only {frames_read} of {len(numbers)} frames could be read.")
             subject.result = {
                 "kind": "video",
                 "name": subject.name,
@@ -532,7 +533,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 "frame_rate": len(video.numbers) / video.duration if video.duration else None,
                 "frames_wanted": len(numbers),
                 "frames_read": frames_read,
-                "notes": list(video.notes),
+                "notes": notes,
             }
 
     def _detect(self, image: np.ndarray, options: DetectionOptions, small_faces: bool = True) -> list[Face]:
