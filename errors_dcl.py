@@ -28,8 +28,9 @@ def reason(error: BaseException) -> str:
     """Return in one line why something failed: what the first exception of the chain says, without a full stop."""
     while error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, OSError) and error.strerror:  # else with a number, and a path that is named already
-        return error.strerror
+    # Of the system's errors and FFmpeg's: all they say has a number, and a path that is named already.
+    if why := getattr(error, "strerror", None):
+        return why
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if line.endswith("..") else line.removesuffix(".")
 

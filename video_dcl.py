@@ -519,14 +519,12 @@ def _in_order(decoded: list[int | None], starts: list[int]) -> bool:
 def _end_of_matroska(head: bytes) -> int:
     """Return where the segment of a Matroska file ends by its header; 0 if that is not said, as in live recordings."""
     _, _, rest = head.partition(_SEGMENT)
-    length = (
-        9 - rest[0].bit_length() if rest else 9
-    )  # of the size: as many bytes as the first has leading zeros, and 1
-    if length > 8:
+    if not rest or not rest[0]:
         return 0
-    most = (1 << 7 * length) - 1
-    said = int.from_bytes(rest[:length]) & most
-    return 0 if said == most else len(head) - len(rest) + length + said
+    length = 9 - rest[0].bit_length()  # of the size, in bytes: one more than the leading zeros of the first
+    unknown = (1 << 7 * length) - 1
+    said = int.from_bytes(rest[:length]) & unknown
+    return 0 if said == unknown else len(head) - len(rest) + length + said
 
 
 def _why(error: Exception) -> str:
@@ -552,15 +550,11 @@ def _display_matrix(frame: "av.VideoFrame") -> tuple[float, float, float, float]
     return None
 
 
-def _is_transposed(matrix: tuple[float, float, float, float] | None) -> bool:
-    """Whether a display matrix exchanges width and height, by the nearest quarter turn."""
-    return matrix is not None and abs(matrix[1]) + abs(matrix[2]) > abs(matrix[0]) + abs(matrix[3])
-
-
 def _upright(image: np.ndarray, matrix: tuple[float, float, float, float]) -> np.ndarray:
-    right, down = matrix[0], matrix[3]
-    if _is_transposed(matrix):
-        image, right, down = image.transpose(1, 0, 2), matrix[2], matrix[1]
+    a, b, c, d = matrix
+    right, down = a, d
+    if abs(b) + abs(c) > abs(a) + abs(d):  # the nearest quarter turn exchanges width and height
+        image, right, down = image.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(image[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1])
 
 

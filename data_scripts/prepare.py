@@ -304,8 +304,8 @@ def _print_failures(failures: Failures) -> None:
     if failures:
         print("left out:")
         for reason, number in failures.by_reason().items():
-            frames = f", {number['frames']} frames" if number["frames"] else ""
-            print(f"  {reason}: {number['files']} files{frames}")
+            counts = [f"{count} {what if count > 1 else what[:-1]}" for what, count in number.items() if count]
+            print(f"  {reason}: {', '.join(counts)}")
         print("one by one:")
         for failure in itertools.islice(failures, _SHOWN):
             print(f"  {failure}")

@@ -124,7 +124,7 @@ def test_bad_clips_are_named_and_the_rest_goes_on(root, tmp_path, talking, capsy
     assert f"{root / 'Real/003.mp4'}: no face was found (frames 0, 1, 2)" in printed
     assert f"{root / 'FAKE/Blend/002.mp4'}: it has not all wanted frames (2 of 10 are there)" in printed
     assert f"{root / 'masks/Blend/001.mp4'}: the mask of some frames is missing (6 of 12 are there)" in printed
-    assert "no face was found: 1 files, 3 frames" in printed
+    assert "no face was found: 1 file, 3 frames" in printed
     dataset = load_prepared(str(tmp_path / "out"), "train")
     table = metadata(dataset).to_pandas()
     assert (table.video_id == "Blend/001").sum() == 12

@@ -103,7 +103,7 @@ def test_photographs_become_reals_and_forgeries(photographs, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{photographs / 's1/3.png'}: no face was found" in printed
     assert f"{photographs / 's2/7.jpg'}: it cannot be decoded" in printed
-    assert "no face was found: 1 files" in printed
+    assert "no face was found: 1 file" in printed
     assert "not made: 2 of mouth_swap: no photograph of the same person" in printed
     dataset = load_prepared(str(tmp_path / "out"), "train")
     assert find_crop(dataset, "it") == {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dcl import frame_colour_dcl
-from dcl.errors_dcl import InputError
+from dcl.errors_dcl import InputError, reason
 from dcl.images_dcl import content_kind, file_kind
 from dcl.tests.numbered_videos import HEIGHT, WIDTH, number_of, numbered, write_video
 from dcl.tests.raw_data_sets import encode_sizes
@@ -179,6 +179,14 @@ def test_an_empty_file_is_called_so(tmp_path, suffix):
     path.touch()
     with pytest.raises(InputError, match=rf"the video .*a\{suffix} is empty: copy or download it again\.$"):
         Video(path)
+
+
+def test_the_reason_that_ffmpeg_gives_has_no_number_and_no_path(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"\0\0\0\x18ftypmp42" + b"\xff" * 500)
+    with pytest.raises(InputError) as refusal:
+        Video(path)
+    assert reason(refusal.value) == "Invalid data found when processing input"
 
 
 def test_sound_alone_is_refused(tmp_path):
