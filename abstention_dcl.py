@@ -2,6 +2,7 @@
 
 Size and pose have fixed limits. How blurred is too blurred, and how far is too far, belongs to a checkpoint:
 `DCLConfig.familiarity` is fitted on the validation split at the end of training (`evaluation/familiarity.py`).
+How far a face is from the validation faces is measured in the features of a fixed network (`familiarity_dcl.py`).
 """
 
 import base64
@@ -25,6 +26,9 @@ MOST_ENLARGED = 4.0
 LARGEST_YAW, LARGEST_ROLL = 60.0, 45.0
 #: Largest share of the validation faces above the threshold of distance, and of those below that of sharpness.
 REFUSED = 0.01
+
+#: How `familiarity` names the features of `familiarity_dcl.ReferenceNetwork`.
+REFERENCE = "reference_network"
 
 #: Share of a crop's side around its centre in which sharpness is measured: the inner face, not what is behind it.
 _INNER = 0.6
@@ -130,38 +134,30 @@ def measure_sharpness(crop: np.ndarray) -> float:
 # ------------------------------------------------------------------------------------------ what a checkpoint has seen
 
 
-def distances(embeddings: Any, familiarity: Mapping[str, Any] | None) -> np.ndarray:
-    """Tell how far faces are from what a checkpoint has seen.
+def distances(features: Any, familiarity: Mapping[str, Any] | None) -> np.ndarray:
+    """Tell how far faces are from those that a checkpoint was validated on.
 
-    The root mean square over all directions of the deviation from the nearer class mean of the validation faces, each
-    direction in units of its standard deviation: that within a class along the few directions in which faces differ
-    most, one for all along the others (the Mahalanobis distance of probabilistic PCA).
+    The root mean square over all directions of the deviation from the nearest centre, each direction in units of its
+    standard deviation: its own along the directions in which validation faces differ most, one for all along the
+    others (the Mahalanobis distance of probabilistic PCA).
 
     Args:
-        embeddings: floats (N, C), the `embedding` that the checkpoint gives.
+        features: floats (N, C), what `familiarity_dcl.ReferenceNetwork` says of the faces; for a checkpoint that was
+            saved before there was one, its own `embedding` (see `by_embedding`).
         familiarity: its `DCLConfig.familiarity`.
 
     Returns:
-        float64 (N,): about 1 for what it has seen; NaN where nothing could be fitted, or an embedding is not finite.
-
-    Raises:
-        ValueError: if the embeddings are of another length than those that the checkpoint was fitted on.
+        float64 (N,): about 1 for faces like those; NaN where nothing could be fitted, or a feature is not finite.
     """
-    embeddings = np.asarray(embeddings, np.float64)
+    features = np.asarray(features, np.float64)
     if familiarity is None or familiarity.get("statistics") is None:
-        return np.full(len(embeddings), np.nan)
+        return np.full(len(features), np.nan)
     statistics = familiarity["statistics"]
-    dimension = statistics["dimension"]
-    if embeddings.shape[1:] != (dimension,):
-        raise ValueError(
-            f"embeddings of shape {embeddings.shape} cannot be compared with the {dimension} numbers of "
-            "`familiarity`: pass those of the checkpoint that it belongs to."
-        )
+    dimension, rest = statistics["dimension"], statistics["rest"]
     centres, directions = (unpack(statistics[name], dimension) for name in ("centres", "directions"))
-    rest = statistics["rest"]
     squares = []
     for centre in centres:
-        deviation = embeddings - centre
+        deviation = features - centre
         along = deviation @ directions.T
         # As if all directions had the variance of the rest, and then those that are known to have another.
         weights = 1 / np.asarray(statistics["variances"], np.float64).reshape(-1) - 1 / rest
@@ -169,19 +165,25 @@ def distances(embeddings: Any, familiarity: Mapping[str, Any] | None) -> np.ndar
     return np.sqrt(np.maximum(np.min(squares, axis=0), 0) / dimension)
 
 
+def by_embedding(familiarity: Mapping[str, Any] | None) -> bool:
+    """Whether the distances of a checkpoint are those of its own embeddings, as they were at first."""
+    statistics = (familiarity or {}).get("statistics")
+    return statistics is not None and statistics.get("features") is None
+
+
 def check_dimension(familiarity: Mapping[str, Any] | None, channels: int) -> None:
-    """Check that what a configuration says of embeddings is about those of its model.
+    """Check that the statistics of a configuration are about as many features as there will be.
 
     Args:
         familiarity: `DCLConfig.familiarity`.
-        channels: numbers of an embedding.
+        channels: features of a face.
 
     Raises:
-        ValueError: if it is about others.
+        ValueError: if they are about another number.
     """
     dimension = ((familiarity or {}).get("statistics") or {}).get("dimension", channels)
     if dimension != channels:
-        raise ValueError(f"`familiarity` is about embeddings of {dimension} numbers, and the model gives {channels}.")
+        raise ValueError(f"`familiarity` describes faces by {dimension} features, and there are {channels}.")
 
 
 def reason_to_abstain(
@@ -191,7 +193,7 @@ def reason_to_abstain(
 
     Args:
         quality: what `measure_face` found.
-        distance: of its embedding, see `distances`; None while no network has seen it, or where it gives no embedding.
+        distance: see `distances`; None while no network has seen the face.
         familiarity: `DCLConfig.familiarity`; without it, only size and pose are looked at.
 
     Returns:
@@ -228,8 +230,8 @@ def reason_to_abstain(
     if distance is not None and farthest is not None and not distance <= farthest:
         return Abstention(
             "unfamiliar",
-            f"The face is unlike those that the model has seen: its distance from them is {distance:.2f}, and "
-            f"at least {100 * (1 - REFUSED):g} % of the faces on which it was validated have {farthest:.2f} or less.",
+            f"The face is unlike the training data: its distance is {distance:.2f}, and at least "
+            f"{100 * (1 - REFUSED):g} % of the validation faces are within {farthest:.2f}.",
         )
     return None
 
@@ -289,6 +291,9 @@ def check_familiarity(familiarity: Mapping[str, Any] | None) -> None:
 def _check_statistics(statistics: Any) -> None:
     if not isinstance(statistics, Mapping):
         raise ValueError(f"the statistics of `familiarity` must be a mapping, got {abridged(statistics)}.")
+    features = statistics.get("features")
+    if features not in (None, REFERENCE):
+        raise ValueError(f"`familiarity` is about features that are not known here, {abridged(features)}.")
     dimension = statistics.get("dimension")
     if not is_count(dimension, least=1):
         raise ValueError(f"the dimension of `familiarity` must be a whole number above 0, got {abridged(dimension)}.")
@@ -348,10 +353,12 @@ __all__ = [
     "LARGEST_YAW",
     "MOST_ENLARGED",
     "NOT_FINITE",
+    "REFERENCE",
     "REFUSED",
     "SMALLEST_FACE",
     "Abstention",
     "FaceQuality",
+    "by_embedding",
     "check_dimension",
     "check_familiarity",
     "describe_abstention",

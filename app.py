@@ -976,7 +976,7 @@ def main() -> None:
     name = os.environ.get("DCL_MODEL") or str(HERE / "runs" / "demo")
     if not Path(name).is_dir() and ("DCL_MODEL" not in os.environ or name.count("/") != 1 or Path(name).is_absolute()):
         sys.exit(f"error: there is no checkpoint {name}: run `make demo`, or set DCL_MODEL to a folder or an id.")
-    if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")):
+    if Path(name).is_dir() and not any(Path(name).glob("model*.safetensors")):
         sys.exit(
             f"error: {name} has no weights (*.safetensors): set DCL_MODEL to a checkpoint, not to an export of it."
         )

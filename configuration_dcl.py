@@ -74,10 +74,11 @@ class DCLConfig(PreTrainedConfig):
             What the checkpoint has seen, so that it can abstain from the rest; fitted on the validation split at the
             end of training, see `distances` and `reason_to_abstain`. `{"faces", "families", "sharpness_threshold",
             "distance_threshold", "statistics"}`: below the one and above the other lie at most 1 % of the validation
-            faces. The statistics are of the embeddings: `{"dimension", "centres", "directions", "variances",
-            "rest"}`, the means of the classes and the directions in which faces differ most, as base64 of float16,
-            with the variances along these and along each of the others. Where the split is too small, the thresholds
-            and the statistics are `None`, with a `"reason"`.
+            faces. The statistics are of the features that a fixed network gives of them (`ReferenceNetwork`):
+            `{"features", "dimension", "centres", "directions", "variances", "rest"}`, their mean and the directions
+            in which faces differ most, as base64 of float16, with the variances along these and along each of the
+            others. Without `"features"` they are of the checkpoint's own embeddings. Where the split is too small,
+            the thresholds and the statistics are `None`, with a `"reason"`.
 
     Example:
     ```python

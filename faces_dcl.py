@@ -20,7 +20,7 @@ from huggingface_hub import hf_hub_download
 from .abstention_dcl import SMALLEST_FACE
 from .checks_dcl import abridged, is_count, is_number
 from .errors_dcl import InputError
-from .hub_dcl import hub_is_reachable
+from .hub_dcl import file_of_checkpoint, hub_is_reachable
 
 try:  # a checkpoint that is given ready-made crops works without OpenCV
     import cv2
@@ -101,25 +101,6 @@ def find_yunet(ask_hub: bool = True) -> Path | None:
         logger.debug("%s was not to be had from the Hub: %s", YUNET_FILE, error)
     cached = cache_folder() / YUNET_FILE
     return cached if cached.is_file() else None
-
-
-def yunet_of_checkpoint(name: str, revision: str | None = None, ask_hub: bool = True) -> Path | None:
-    """Return the YuNet model file that came with a checkpoint, None if none did.
-
-    Args:
-        name: its folder, or its id on the Hub, as `PreTrainedModel.name_or_path` says it; it may be empty.
-        revision: the commit on the Hub.
-        ask_hub: whether it may be downloaded; else only what was downloaded before is looked through.
-    """
-    if not name or Path(name).is_dir():
-        path = Path(name, YUNET_FILE)
-        return path if name and path.is_file() else None
-    try:
-        local = not (ask_hub and hub_is_reachable())
-        return Path(hf_hub_download(name, YUNET_FILE, revision=revision, local_files_only=local))
-    except Exception as error:  # as above; and a folder that is gone is no name of a repository
-        logger.debug("%s did not come with %s: %s", YUNET_FILE, name, error)
-        return None
 
 
 class YuNet:
@@ -444,14 +425,14 @@ def copy_yunet(name: str, revision: str | None, folder: str | Path) -> None:
     """Copy the YuNet model file to a checkpoint that is saved, if it is the released one and on this machine.
 
     Args:
-        name: folder or id of the checkpoint that it may have come with, see `yunet_of_checkpoint`.
+        name: folder or id of the checkpoint that it may have come with, see `hub_dcl.file_of_checkpoint`.
         revision: the commit on the Hub.
         folder: where the checkpoint is saved.
     """
     target = Path(folder, YUNET_FILE)
     if target.exists():
         return
-    source = yunet_of_checkpoint(name, revision, ask_hub=False) or find_yunet(ask_hub=False)
+    source = file_of_checkpoint(YUNET_FILE, name, revision, ask_hub=False) or find_yunet(ask_hub=False)
     if source is None or not source.is_file():  # DCL_YUNET may name what is not there
         logger.info("the face detector %s is not on this machine: the checkpoint goes without it.", YUNET_FILE)
     elif hashlib.sha256(source.read_bytes()).hexdigest() == YUNET_SHA256:
@@ -530,5 +511,4 @@ __all__ = [
     "map_points",
     "overlap",
     "why_not_cut",
-    "yunet_of_checkpoint",
 ]

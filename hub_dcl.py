@@ -8,7 +8,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, get_session, snapshot_download
+from huggingface_hub import constants, get_session, hf_hub_download, snapshot_download
 
 from .errors_dcl import InputError, reason
 
@@ -75,6 +75,26 @@ def fetch_model(name: str, allow_patterns: Sequence[str], revision: str | None =
     return Path(folder)
 
 
+def file_of_checkpoint(file: str, name: str, revision: str | None = None, ask_hub: bool = True) -> Path | None:
+    """Return a file that came with a checkpoint, None if none did.
+
+    Args:
+        file: its name.
+        name: the checkpoint's folder or its id on the Hub, as `PreTrainedModel.name_or_path` says it; may be empty.
+        revision: the commit on the Hub.
+        ask_hub: whether it may be downloaded; else only what was downloaded before is looked through.
+    """
+    if not name or Path(name).is_dir():
+        path = Path(name, file)
+        return path if name and path.is_file() else None
+    try:
+        local = not (ask_hub and hub_is_reachable())
+        return Path(hf_hub_download(name, file, revision=revision, local_files_only=local))
+    except Exception as error:  # of the Hub, the network, the cache; a folder that is gone names no repository
+        logger.debug("%s did not come with %s: %s", file, name, error)
+        return None
+
+
 def _ask(timeout: float) -> str | None:
     """Send one request as the Hub's clients do, proxies and mirrors included; return why it failed."""
     failures = [f"no answer within {timeout:g} s"]
@@ -100,4 +120,4 @@ def _go_offline() -> None:
         sys.modules["datasets.config"].HF_HUB_OFFLINE = True
 
 
-__all__ = ["fetch_model", "hub_is_reachable", "may_be_repository"]
+__all__ = ["fetch_model", "file_of_checkpoint", "hub_is_reachable", "may_be_repository"]

@@ -32,6 +32,7 @@ from .calibration_dcl import calibrate
 from .configuration_dcl import DCLConfig
 from .errors_dcl import InputError
 from .faces_dcl import YUNET_FILE, copy_yunet
+from .familiarity_dcl import REFERENCE_FILE, copy_reference
 
 if TYPE_CHECKING:
     # What is imported relatively anywhere in a file ships with it: so every checkpoint carries its pipeline.
@@ -302,7 +303,9 @@ class DCLPreTrainedModel(PreTrainedModel):
                 module.backbone.set_grad_checkpointing(enable)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save the model with its code, its pipeline, and the face detector if its file is on this machine.
+        """Save the model with its code, its pipeline, the reference network of its abstention, and the face detector.
+
+        The face detector is left out where its file is not on this machine.
 
         Args:
             save_directory: the folder.
@@ -310,18 +313,20 @@ class DCLPreTrainedModel(PreTrainedModel):
         """
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
-            self._copy_detector(save_directory)
+            self._copy_networks(save_directory)
 
     def _upload_modified_files(
         self, working_dir: str | os.PathLike, repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
     ) -> Any:
         # `save_pretrained(push_to_hub=True)` uploads before it returns, and only what was written in between.
-        self._copy_detector(working_dir)
-        files_timestamps.pop(YUNET_FILE, None)
+        self._copy_networks(working_dir)
+        for file in (YUNET_FILE, REFERENCE_FILE):
+            files_timestamps.pop(file, None)
         return super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
 
-    def _copy_detector(self, folder: str | os.PathLike) -> None:
-        copy_yunet(self.name_or_path, getattr(self.config, "_commit_hash", None), folder)
+    def _copy_networks(self, folder: str | os.PathLike) -> None:
+        for copy_file in (copy_yunet, copy_reference):
+            copy_file(self.name_or_path, getattr(self.config, "_commit_hash", None), folder)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -25,13 +25,22 @@ import numpy as np
 import torch
 from transformers import Pipeline, PreTrainedModel
 
-from .abstention_dcl import NOT_FINITE, FaceQuality, check_dimension, distances, measure_face, reason_to_abstain
+from .abstention_dcl import (
+    NOT_FINITE,
+    FaceQuality,
+    by_embedding,
+    check_dimension,
+    distances,
+    measure_face,
+    reason_to_abstain,
+)
 from .calibration_dcl import OPERATING_POINTS, calibrate
 from .checks_dcl import is_count, is_number
 from .configuration_dcl import CUSTOM_PIPELINES
 from .drawing_dcl import annotate
 from .errors_dcl import InputError, reason
 from .faces_dcl import (
+    YUNET_FILE,
     YUNETS,
     Face,
     crop_transform,
@@ -40,9 +49,9 @@ from .faces_dcl import (
     go_on,
     map_points,
     why_not_cut,
-    yunet_of_checkpoint,
 )
-from .hub_dcl import hub_is_reachable, may_be_repository
+from .familiarity_dcl import REFERENCE_FEATURES, REFERENCE_FILE, ReferenceNetwork, find_reference
+from .hub_dcl import file_of_checkpoint, hub_is_reachable, may_be_repository
 from .image_processing_dcl import DCLImageProcessor
 from .images_dcl import MOST_PIXELS, file_kind, open_picture, read_picture
 from .inputs_dcl import downloaded, each_of, is_address, is_several, is_video, name_of
@@ -256,12 +265,9 @@ class FaceForgeryDetectionPipeline(Pipeline):
         if isinstance(model, PreTrainedModel):
             model.eval()
         self.crop = self._checked_crop()
-        channels = model.dcl.geometry.channels if isinstance(model, PreTrainedModel) else model.channels
-        try:
-            check_dimension(self._familiarity, channels)
-        except ValueError as error:
-            raise InputError(f"the config.json of {self._name} is of another model: {error}") from error
-        self._detector = YUNETS[self.crop["detector"]](_yunet_of(self.model))
+        self._reference = self._load_reference()
+        found = file_of_checkpoint(YUNET_FILE, *_origin(model))
+        self._detector = YUNETS[self.crop["detector"]](found or find_yunet())
         self._detecting = threading.Lock()  # YuNet keeps the size of its image
 
     @classmethod
@@ -342,6 +348,27 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 f"model takes finite numbers of the shape (1, 3, {size}, {size}): it is of another one, save it again."
             )
         return dict(crop)
+
+    def _load_reference(self) -> ReferenceNetwork | None:
+        """Return the network in whose features distances are measured; None if there are none, or of embeddings."""
+        channels = REFERENCE_FEATURES
+        if embedding := by_embedding(self._familiarity):
+            channels = (
+                self.model.dcl.geometry.channels if isinstance(self.model, PreTrainedModel) else self.model.channels
+            )
+        try:
+            check_dimension(self._familiarity, channels)
+        except ValueError as error:
+            raise InputError(f"the config.json of {self._name} is of another model: {error}") from error
+        if embedding or (self._familiarity or {}).get("statistics") is None:
+            return None
+        path = find_reference(*_origin(self.model))
+        if path is None:
+            raise InputError(
+                f"{self._name} lacks {REFERENCE_FILE}, which tells faces that are unlike its training data: download "
+                "the checkpoint again, with all its files."
+            )
+        return ReferenceNetwork(path).to(self.device)
 
     # ------------------------------------------------------------------------------------------------- what is called
 
@@ -587,9 +614,11 @@ class FaceForgeryDetectionPipeline(Pipeline):
         """Let the model look at faces, and write into their records what it says."""
         if not faces:
             return
-        judged = self.postprocess(self.forward(self.preprocess([face.pixels for face in faces])))
+        crops = [face.pixels for face in faces]
+        judged = self.postprocess(self.forward(self.preprocess(crops)))
         familiarity = self._familiarity
-        far = [None] * len(faces) if familiarity is None else distances(judged["embedding"], familiarity)
+        features = judged["embedding"] if self._reference is None else self._reference(crops)
+        far = [None] * len(faces) if familiarity is None else distances(features, familiarity)
         for index, face in enumerate(faces):
             face.subject.waiting -= 1
             if options.abstain:
@@ -672,17 +701,17 @@ def _check_checkpoint(folder: Path, backend: str) -> None:
             raise InputError(f"the {name} of {folder} cannot be read ({reason(error)}): save it again.") from error
         if not isinstance(content, dict):
             raise InputError(f"the {name} of {folder} is no JSON object: save it again.")
-    if backend == "torch" and not any(folder.glob("*.safetensors")):
+    if backend == "torch" and not any(folder.glob("model*.safetensors")):
         if any(folder.glob("model*.onnx")):
             raise InputError(f"{folder} holds a graph and no weights: choose the backend onnx.")
         raise InputError(f"{folder} has no weights as safetensors: give the folder of a checkpoint.")
 
 
-def _yunet_of(model: Any) -> Path | None:
-    """Return the detector's file that came with a checkpoint, or that can be had otherwise."""
+def _origin(model: Any) -> tuple[str, str | None]:
+    """Return from which folder or repository a model came, and from which commit of it."""
     if isinstance(model, PreTrainedModel):
-        return yunet_of_checkpoint(model.name_or_path, getattr(model.config, "_commit_hash", None)) or find_yunet()
-    return yunet_of_checkpoint(str(model.path.parent)) or find_yunet()
+        return model.name_or_path, getattr(model.config, "_commit_hash", None)
+    return str(model.path.parent), None
 
 
 # ------------------------------------------------------------------------------------------------------------ results

@@ -32,6 +32,7 @@ from dcl.evaluation.inputs import EvaluationSet, find_checkpoint
 from dcl.evaluation.localisation import CellCounts, best_iou_threshold
 from dcl.evaluation.metrics import binary_metrics, video_scores
 from dcl.evaluation.predictions import predict
+from dcl.familiarity_dcl import ReferenceNetwork, find_reference
 from dcl.hub_dcl import hub_is_reachable
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining
@@ -102,7 +103,7 @@ def load_data(run: TrainingRun) -> tuple[Dataset | StreamedRows, Dataset]:
 
 def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
     """Raise an `InputError` if the folder holds a model, or checkpoints of a run with other settings or data."""
-    if not (output_dir / RECORD).exists() and any(output_dir.glob("*.safetensors")):
+    if not (output_dir / RECORD).exists() and any(output_dir.glob("model*.safetensors")):
         raise InputError(
             f"{output_dir} holds a model that no run here wrote: choose another --output_dir, or pass --overwrite."
         )
@@ -248,25 +249,25 @@ def fit_on_validation(trainer: DCLTrainer, run: TrainingRun) -> tuple[dict[str, 
     source, split = " and ".join(run.data.dataset), run.data.validation_split
     crop = trainer.processing_class.crop
     data = EvaluationSet(source, source, split, rows, fingerprint(rows), crop, run.data.allow_mixed_crops)
-    tables, embeddings, sharpness, cells = [], [], [], CellCounts()
+    tables, features, sharpness, cells = [], [], [], CellCounts()
     batches = predict(
         trainer.model.eval(),
         trainer.processing_class,
         data,
         args.per_device_eval_batch_size,
         args.dataloader_num_workers,
-        familiarity=True,
+        reference=ReferenceNetwork(find_reference()),
     )
     for batch in batches:
         tables.append(batch.rows.to_pandas())
-        embeddings.append(batch.embeddings)
+        features.append(batch.features)
         sharpness.append(batch.sharpness)
         cells.add(batch.evidence, batch.forged)
     predictions, keys = pd.concat(tables, ignore_index=True), keys_of(rows)
     predictions[["video_id", "source_id"]] = keys[["video_id", "source_id"]]  # apart from namesakes in other sets
     calibration = fit_calibration(predictions, args.calibration)
     calibration["evidence_threshold"] = best_iou_threshold(cells)
-    return calibration, fit_familiarity(predictions, np.concatenate(embeddings), np.concatenate(sharpness))
+    return calibration, fit_familiarity(predictions, np.concatenate(features), np.concatenate(sharpness))
 
 
 def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple[DCLForPreTraining, DCLImageProcessor]:

@@ -14,7 +14,7 @@ from .photographs import MARGIN, find_photographs, real_rows
 from .shards import FORMAT, PreparedFolder, Report
 
 #: People of each split, and how many forgeries of each method are made from each of their photographs.
-SPLITS = {"train": (28, 4), "validation": (4, 1), "test": (8, 1)}
+SPLITS = {"train": (22, 5), "validation": (10, 1), "test": (8, 1)}
 
 
 def prepare_demo(

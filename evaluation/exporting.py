@@ -26,6 +26,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..dataset_dcl import FAKE, REAL, decode_image, name_row
 from ..errors_dcl import InputError, reason
 from ..faces_dcl import YUNET_FILE, copy_yunet
+from ..familiarity_dcl import REFERENCE_FILE, copy_reference
 from ..modeling_dcl import DCLForImageClassification
 from ..onnx_dcl import GRAPH, INPUT, OUTPUTS, OnnxClassifier
 from .inputs import Checkpoint, EvaluationSet
@@ -371,7 +372,8 @@ def check_output(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return
-    ours = {GRAPH, INT8_MODEL, RECORD, YUNET_FILE, "config.json", "preprocessor_config.json", "__pycache__"}
+    files = {GRAPH, INT8_MODEL, RECORD, YUNET_FILE, REFERENCE_FILE}
+    ours = files | {"config.json", "preprocessor_config.json", "__pycache__"}
     foreign = [name for name in names if name not in ours and not name.endswith("_dcl.py")]
     if foreign or RECORD not in names:
         raise InputError(
@@ -468,6 +470,7 @@ def _fill(
     record["versions"] = versions("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime")
     write_code(folder)
     copy_yunet(str(checkpoint.folder), None, folder)
+    copy_reference(str(checkpoint.folder), None, folder)
     config = copy.deepcopy(model.config)
     config.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -23,6 +23,7 @@ from ..calibration_dcl import calibrate
 from ..configuration_dcl import DCLConfig, why_refused
 from ..dataset_dcl import FAKE, REAL, CorruptImageError, decode_image, decode_mask, name_row
 from ..errors_dcl import InputError, reason
+from ..familiarity_dcl import ReferenceNetwork
 from ..image_processing_dcl import DCLImageProcessor
 from ..modeling_dcl import DCLForImageClassification
 from .inputs import Checkpoint, EvaluationSet
@@ -113,21 +114,24 @@ class PredictedBatch:
     """bool (c,), whether the mask covers more of that cell than `config.mask_threshold`."""
     corrupt: list[int]
     """Rows that were left out because they cannot be decoded."""
-    embeddings: np.ndarray | None = None
-    """float32 (n, C), the unit embedding of each row, if it was asked for; None from a model that gives none."""
+    features: np.ndarray | None = None
+    """float32 (n, C), what the reference network says of each row, if one was given."""
     sharpness: np.ndarray | None = None
-    """float64 (n,), `measure_sharpness` of each row, if it was asked for."""
+    """float64 (n,), `measure_sharpness` of each row, if a reference network was given."""
 
 
 class _DecodedRows(torch.utils.data.Dataset):
     """Rows with image and mask decoded, and the image changed if wished; of a corrupt row, the error."""
 
     def __init__(
-        self, data: EvaluationSet, change: Callable[[np.ndarray, str, int], np.ndarray] | None, familiarity: bool
+        self,
+        data: EvaluationSet,
+        change: Callable[[np.ndarray, str, int], np.ndarray] | None,
+        reference: ReferenceNetwork | None,
     ):
         self.data = data
         self.change = change
-        self.familiarity = familiarity
+        self.reference = reference
 
     def __len__(self) -> int:
         return len(self.data.dataset)
@@ -142,7 +146,8 @@ class _DecodedRows(torch.utils.data.Dataset):
             return {"index": index, "error": error}
         if self.change is not None:
             row["image"] = self.change(row["image"], row["video_id"], row["frame"])
-        if self.familiarity:
+        if self.reference is not None:
+            row["features"] = self.reference([row["image"]])[0]
             row["sharpness"] = measure_sharpness(row["image"])
         return row
 
@@ -173,7 +178,7 @@ def predict(
     group_by: str | None = None,
     change: Callable[[np.ndarray, str, int], np.ndarray] | None = None,
     batches: Sequence[Sequence[int]] | None = None,
-    familiarity: bool = False,
+    reference: ReferenceNetwork | None = None,
 ) -> Iterator[PredictedBatch]:
     """Score the rows of a data set, in its order.
 
@@ -189,7 +194,7 @@ def predict(
         change: what happens to an image before the processor sees it, given the image (uint8 RGB), `video_id` and
             `frame` of its row, such as a `Perturbation`. It runs in the processes that decode.
         batches: the rows of each batch, instead of all rows by `batch_size`.
-        familiarity: give `embeddings` and `sharpness`, too.
+        reference: give `features` by it, and `sharpness`, too.
 
     Yields:
         One result a batch.
@@ -199,7 +204,7 @@ def predict(
     """
     schema = predictions_schema(group_by)
     calibration = calibration_of(model)
-    decoded = _DecodedRows(data, change, familiarity)
+    decoded = _DecodedRows(data, change, reference)
     if batches is None:
         batches = batches_of(len(decoded), batch_size)
     loader = DataLoader(decoded, batch_sampler=batches, num_workers=num_workers, collate_fn=_Collate(processor))
@@ -207,13 +212,11 @@ def predict(
         if corrupt and not skip_corrupt:
             raise corrupt[0]["error"]
         evidence, forged = [np.empty(0, np.float32)], [np.empty(0, bool)]
-        margins, embeddings = torch.empty(0, dtype=torch.float64), None
+        margins = torch.empty(0, dtype=torch.float64)
         if rows:
             outputs = model(pixel_values.to(model.device))
             logits = outputs.logits.double().cpu()
             margins = logits[:, FAKE] - logits[:, REAL]
-            if familiarity and getattr(outputs, "embedding", None) is not None:
-                embeddings = outputs.embedding.float().cpu().numpy()
             unshown = outputs.evidence is None or change is not None  # of changed images only the scores are asked for
             shown = [None] * len(rows) if unshown else outputs.evidence.float().cpu().numpy()
             for row, cells in zip(rows, shown, strict=True):
@@ -237,8 +240,8 @@ def predict(
             np.concatenate(evidence),
             np.concatenate(forged),
             [row["index"] for row in corrupt],
-            embeddings,
-            np.array([row["sharpness"] for row in rows], np.float64) if familiarity else None,
+            None if reference is None else np.array([row["features"] for row in rows], np.float32),
+            None if reference is None else np.array([row["sharpness"] for row in rows], np.float64),
         )
 
 

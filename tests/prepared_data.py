@@ -13,7 +13,7 @@ CROP = {"kind": "box", "margin": 0.3, "size": SIZE, "detector": "none"}
 #: The code that ships with every checkpoint.
 SHIPPED_CODE = {
     *("abstention_dcl.py", "calibration_dcl.py", "checks_dcl.py", "configuration_dcl.py", "content_dcl.py"),
-    *("drawing_dcl.py", "errors_dcl.py", "faces_dcl.py", "frame_colour_dcl.py", "hub_dcl.py"),
+    *("drawing_dcl.py", "errors_dcl.py", "faces_dcl.py", "familiarity_dcl.py", "frame_colour_dcl.py", "hub_dcl.py"),
     "image_processing_dcl.py",
     *("images_dcl.py", "inputs_dcl.py", "modeling_dcl.py", "onnx_dcl.py", "pages_dcl.py", "picture_colour_dcl.py"),
     *("pipeline_dcl.py", "verdicts_dcl.py", "video_dcl.py", "video_packets_dcl.py"),

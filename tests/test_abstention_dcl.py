@@ -14,8 +14,11 @@ from dcl.abstention_dcl import (
     LARGEST_ROLL,
     LARGEST_YAW,
     MOST_ENLARGED,
+    REFERENCE,
     SMALLEST_FACE,
     FaceQuality,
+    by_embedding,
+    check_dimension,
     check_familiarity,
     describe_abstention,
     distances,
@@ -158,8 +161,18 @@ def test_the_distance_is_that_of_mahalanobis_to_the_nearer_centre():
 def test_where_nothing_was_fitted_no_distance_is_known():
     for nothing in (None, {"statistics": None, "reason": "too few"}):
         assert np.isnan(distances(np.zeros((3, 4)), nothing)).all() and len(distances(np.zeros((3, 4)), nothing)) == 3
-    with pytest.raises(ValueError, match="4 numbers"):
-        distances(np.zeros((3, 5)), FAMILIARITY)
+
+
+def test_statistics_of_another_number_of_features_are_told():
+    check_dimension(FAMILIARITY, 4)
+    check_dimension(None, 5)
+    with pytest.raises(ValueError, match="by 4 features, and there are 5"):
+        check_dimension(FAMILIARITY, 5)
+
+
+def test_distances_are_those_of_the_reference_network_unless_the_checkpoint_is_older():
+    assert by_embedding(FAMILIARITY) and not by_embedding(changed(features=REFERENCE))
+    assert not by_embedding(None) and not by_embedding({"statistics": None, "reason": "too few"})
 
 
 def test_packing_keeps_what_float16_can():
@@ -221,6 +234,7 @@ def changed(**statistics):
         ({**FAMILIARITY, "reason": 3}, "reason"),
         ({**FAMILIARITY, "statistics": None}, "no statistics"),
         ({**FAMILIARITY, "statistics": [1]}, "statistics .* mapping"),
+        (changed(features="pixels"), "features that are not known here, 'pixels'"),
         (changed(dimension=0), "dimension"),
         (changed(dimension=4.0), "dimension"),
         (changed(dimension=3), "32 bytes|16 bytes"),
@@ -250,7 +264,13 @@ def test_a_configuration_that_cannot_be_followed_is_refused(tmp_path, familiarit
 
 @pytest.mark.parametrize(
     "familiarity",
-    [None, FAMILIARITY, {"faces": 3, "families": None, "statistics": None, "reason": "x"}, changed(variances=[1])],
+    [
+        None,
+        FAMILIARITY,
+        {"faces": 3, "families": None, "statistics": None, "reason": "x"},
+        changed(variances=[1]),
+        changed(features=REFERENCE),
+    ],
 )
 def test_a_familiarity_survives_saving_and_is_described(tmp_path, familiarity):
     check_familiarity(familiarity)

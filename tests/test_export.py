@@ -19,6 +19,7 @@ from dcl.evaluation import exporting
 from dcl.evaluation.exporting import TOLERANCE, check_output, head_nodes, measure_parity, write_graph
 from dcl.evaluation.inputs import load_evaluation_sets
 from dcl.faces_dcl import YUNET_FILE
+from dcl.familiarity_dcl import REFERENCE_FILE
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForImageClassification
 from dcl.onnx_dcl import OUTPUTS, OnnxClassifier
@@ -29,7 +30,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 SIZE = 96
-FOLDER = {"config.json", "export.json", "model.onnx", "preprocessor_config.json"}
+FOLDER = {"config.json", "export.json", "model.onnx", "preprocessor_config.json", REFERENCE_FILE}
 
 
 def make_model(backbone="test_resnet", image_size=SIZE, **arguments):

@@ -29,7 +29,6 @@ from dcl.faces_dcl import (
     go_on,
     map_points,
     overlap,
-    yunet_of_checkpoint,
 )
 
 
@@ -315,19 +314,6 @@ def test_faces_go_on_where_they_overlap_most_each_once():
     assert go_on([box(0), box(2)], [box(2)]) == [None, 0], "the one that overlaps more goes on"
     assert go_on([box(0)], [box(9.5)]) == [None]
     assert go_on([], [box(0)]) == [] and go_on([box(0)], []) == [None]
-
-
-def test_the_detector_of_a_checkpoint_is_in_its_folder_or_in_its_repository(tmp_path, monkeypatch):
-    assert yunet_of_checkpoint("") is None and yunet_of_checkpoint(str(tmp_path)) is None
-    (tmp_path / faces_dcl.YUNET_FILE).write_bytes(b"")
-    assert yunet_of_checkpoint(str(tmp_path)) == tmp_path / faces_dcl.YUNET_FILE
-    asked = []
-    monkeypatch.setattr(faces_dcl, "hf_hub_download", lambda *names, **options: asked.append((names, options)) or "x")
-    monkeypatch.setattr(faces_dcl, "hub_is_reachable", lambda: True)
-    assert str(yunet_of_checkpoint("lab/dcl", "abc")) == "x"
-    assert asked == [(("lab/dcl", faces_dcl.YUNET_FILE), {"revision": "abc", "local_files_only": False})]
-    monkeypatch.setattr(faces_dcl, "hf_hub_download", lambda *names, **options: 1 / 0)
-    assert yunet_of_checkpoint("lab/dcl") is None
 
 
 def test_without_opencv_the_error_says_what_to_install(monkeypatch):

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from transformers.utils.hub import is_offline_mode
 
 from dcl import hub_dcl
-from dcl.hub_dcl import hub_is_reachable
+from dcl.hub_dcl import file_of_checkpoint, hub_is_reachable
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -183,3 +183,16 @@ def test_offline_mode_is_entered_where_datasets_is_not_installed(monkeypatch):
     monkeypatch.setattr(hub_dcl, "_ask", lambda timeout: "no route")
     assert not hub_is_reachable()
     assert is_offline_mode()
+
+
+def test_a_file_beside_a_checkpoint_is_in_its_folder_or_in_its_repository(tmp_path, monkeypatch):
+    assert file_of_checkpoint("a.onnx", "") is None and file_of_checkpoint("a.onnx", str(tmp_path)) is None
+    (tmp_path / "a.onnx").write_bytes(b"")
+    assert file_of_checkpoint("a.onnx", str(tmp_path)) == tmp_path / "a.onnx"
+    asked = []
+    monkeypatch.setattr(hub_dcl, "hf_hub_download", lambda *names, **options: asked.append((names, options)) or "x")
+    monkeypatch.setattr(hub_dcl, "hub_is_reachable", lambda: True)
+    assert str(file_of_checkpoint("a.onnx", "lab/dcl", "abc")) == "x"
+    assert asked == [(("lab/dcl", "a.onnx"), {"revision": "abc", "local_files_only": False})]
+    monkeypatch.setattr(hub_dcl, "hf_hub_download", lambda *names, **options: 1 / 0)
+    assert file_of_checkpoint("a.onnx", "lab/dcl") is None

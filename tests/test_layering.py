@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 WINGS = ("training", "evaluation", "data_scripts")
 DOORS = {"app", "train", "evaluate_dcl", "detect", "export", "data_scripts.prepare"}
 DATA = "dataset_dcl"  # below the wings, above what ships
-PACKAGES_OF_A_CHECKPOINT = {"torch", "torchvision", "timm", "transformers", "huggingface_hub", "numpy", "PIL"}
+PACKAGES_OF_A_CHECKPOINT = {
+    *("torch", "torchvision", "timm", "transformers", "safetensors", "huggingface_hub", "numpy", "PIL"),
+}
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import av
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -25,14 +26,16 @@ from PIL import Image, ImageCms
 from transformers import pipeline
 
 from dcl import inputs_dcl, pipeline_dcl
-from dcl.abstention_dcl import Abstention, pack
+from dcl.abstention_dcl import Abstention, measure_sharpness, pack
 from dcl.calibration_dcl import calibrate
 from dcl.configuration_dcl import DCLConfig
 from dcl.data_scripts.assets import fetch
 from dcl.drawing_dcl import annotate
 from dcl.errors_dcl import InputError
 from dcl.evaluation.exporting import write_graph
+from dcl.evaluation.familiarity import fit_familiarity
 from dcl.faces_dcl import YUNET_FILE, YUNETS, crop_transform, cut
+from dcl.familiarity_dcl import REFERENCE_FILE, ReferenceNetwork, find_reference
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.images_dcl import read_picture
 from dcl.inputs_dcl import find_files
@@ -178,6 +181,40 @@ def test_a_face_that_is_too_small_is_not_shown_to_the_model(pipe, monkeypatch, p
     assert face["verdict"] == "abstained" and face["reason"] == "too_small"
     assert face["p_fake"] is face["p_fake_raw"] is face["evidence"] is None
     assert face["sentence"].startswith("Face 1 was not judged: the face is too small")
+
+
+@pytest.fixture(scope="module")
+def orl_familiarity():
+    """Return what is fitted on the portraits of ten people."""
+    detector, crops, rows = YUNETS[CROP["detector"]](fetch("yunet")), [], []
+    for path in sorted(fetch("orl").glob("s?/*.pgm")) + sorted(fetch("orl").glob("s10/*.pgm")):
+        picture = read_picture(path)
+        transform = crop_transform(detector.detect(picture)[0], CROP)
+        crops.append(cut(picture, transform, CROP["size"]))
+        rows.append({"video_id": path.parent.name, "source_id": path.parent.name, "label": 0})
+    features = ReferenceNetwork(find_reference())(crops)
+    return fit_familiarity(pd.DataFrame(rows), features, np.array([measure_sharpness(crop) for crop in crops]))
+
+
+def test_people_of_the_same_photographs_are_judged_and_a_colour_photograph_is_not(pipe, portrait, orl_familiarity):
+    pipe.model.config.familiarity = orl_familiarity
+    pipe._reference = pipe._load_reference()
+    faces = [pipe(path)["faces"][0] for path in sorted(fetch("orl").glob("s2[0-9]/1.pgm"))]
+    assert sum(face["reason"] is None for face in faces) >= 9
+    for picture in (portrait, np.repeat(portrait.mean(2, keepdims=True), 3, 2).astype(np.uint8)):
+        assert pipe(picture)["faces"][0]["reason"] == "unfamiliar"
+
+
+def test_a_checkpoint_without_its_reference_network_is_refused(checkpoint, tmp_path, monkeypatch, orl_familiarity):
+    shutil.copytree(checkpoint, tmp_path / "part")
+    config = DCLConfig.from_pretrained(checkpoint)
+    config.familiarity = orl_familiarity
+    config.save_pretrained(tmp_path / "part")
+    assert FaceForgeryDetectionPipeline.from_pretrained(tmp_path / "part")._reference is not None
+    (tmp_path / "part" / REFERENCE_FILE).unlink()
+    monkeypatch.setattr(pipeline_dcl, "find_reference", lambda *_: None)  # as where the package is not installed
+    with pytest.raises(InputError, match=f"part lacks {REFERENCE_FILE}"):
+        FaceForgeryDetectionPipeline.from_pretrained(tmp_path / "part")
 
 
 def test_a_face_far_from_what_the_model_saw_has_no_number_unless_it_is_wanted(pipe, monkeypatch, portrait):
@@ -748,11 +785,11 @@ def test_what_a_checkpoint_says_of_other_embeddings_is_refused_at_once(checkpoin
     statistics = {"dimension": 7, "centres": rows, "directions": rows, "variances": [1.0], "rest": 1.0}
     config.familiarity = {"statistics": statistics, "distance_threshold": 1.0}
     config.save_pretrained(tmp_path / "other")
-    with pytest.raises(InputError, match=r"other is of another model: .* of 7 numbers, and the model gives \d+"):
+    with pytest.raises(InputError, match=r"other is of another model: .* by 7 features, and there are \d+"):
         FaceForgeryDetectionPipeline.from_pretrained(tmp_path / "other", device="cpu")
 
 
-def test_a_model_that_is_uploaded_as_it_is_saved_brings_the_face_detector(pipe, monkeypatch, tmp_path):
+def test_a_model_that_is_uploaded_as_it_is_saved_brings_the_networks_beside_it(pipe, monkeypatch, tmp_path):
     uploads = []
 
     class Hub:
@@ -770,7 +807,7 @@ def test_a_model_that_is_uploaded_as_it_is_saved_brings_the_face_detector(pipe, 
     for _ in range(2):
         pipe.model.save_pretrained(tmp_path, push_to_hub=True, repo_id="lab/dcl")
     assert len(uploads) == 2
-    assert all({YUNET_FILE, "model.safetensors", "pipeline_dcl.py"} <= names for names in uploads)
+    assert all({YUNET_FILE, REFERENCE_FILE, "model.safetensors", "pipeline_dcl.py"} <= names for names in uploads)
 
 
 #: What a user runs; `dcl` cannot be imported, as if it were not installed.

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import types
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from dcl.errors_dcl import InputError
 from dcl.evaluation.inputs import MODEL_TYPE, Checkpoint, find_checkpoint, load_evaluation_sets
 from dcl.evaluation.predictions import PREDICTIONS_SCHEMA, load_checkpoint, mask_to_cells, predict
 from dcl.evaluation.results import crop_matches, evaluate_checkpoint
+from dcl.familiarity_dcl import ReferenceNetwork, find_reference
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForImageClassification, DCLForPreTraining, DCLModel
 
@@ -125,29 +125,17 @@ def test_the_batch_size_and_the_workers_do_not_change_the_scores(loaded, noise):
     np.testing.assert_array_equal(scores(batch_size=1, num_workers=2), one)
 
 
-def test_embeddings_and_sharpness_are_given_for_each_row_where_they_are_asked_for(loaded, noise):
+def test_reference_features_and_sharpness_are_given_for_each_row_where_they_are_asked_for(loaded, noise):
     model, processor = loaded
-    assert all(batch.embeddings is batch.sharpness is None for batch in predict(model, processor, noise))
-    batches = list(predict(model, processor, noise, batch_size=7, familiarity=True))
+    assert all(batch.features is batch.sharpness is None for batch in predict(model, processor, noise))
+    reference = ReferenceNetwork(find_reference())
+    batches = list(predict(model, processor, noise, batch_size=7, reference=reference))
     images = [decode_image(cell, "") for cell in noise.dataset["image"]]
     np.testing.assert_array_equal(
         np.concatenate([batch.sharpness for batch in batches]), [measure_sharpness(image) for image in images]
     )
-    with torch.no_grad():
-        expected = model(processor(images, return_tensors="pt")["pixel_values"]).embedding.numpy()
-    np.testing.assert_allclose(np.concatenate([batch.embeddings for batch in batches]), expected, atol=1e-5)
-
-
-def test_a_model_that_gives_no_embedding_has_none(loaded, noise):
-    class Plain(torch.nn.Module):
-        config, device = loaded[0].config, loaded[0].device
-
-        def forward(self, pixel_values):
-            outputs = loaded[0](pixel_values)
-            return types.SimpleNamespace(logits=outputs.logits, evidence=None)
-
-    for batch in predict(Plain(), loaded[1], noise, familiarity=True):
-        assert batch.embeddings is None and len(batch.sharpness) == batch.rows.num_rows
+    features = np.concatenate([batch.features for batch in batches])
+    np.testing.assert_allclose(features, reference(images), atol=1e-4)
 
 
 def test_cells_are_those_of_fakes_with_a_known_mask(loaded, noise):

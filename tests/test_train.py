@@ -25,6 +25,7 @@ from dcl.evaluation.calibration import fit_calibration
 from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
 from dcl.evaluation.predictions import load_checkpoint, predict
 from dcl.faces_dcl import YUNET_FILE
+from dcl.familiarity_dcl import REFERENCE_FILE, ReferenceNetwork, find_reference
 from dcl.modeling_dcl import DCLForPreTraining
 from dcl.tests.prepared_data import CROP, SHIPPED_CODE, make_rows, training_flags, write_split
 
@@ -93,6 +94,7 @@ def finished(prepared, tmp_path_factory):
 def test_a_run_leaves_a_checkpoint_a_card_its_settings_and_its_results(finished):
     names = {path.name for path in finished.iterdir() if path.is_file()}
     assert names - {YUNET_FILE} == SHIPPED_CODE | {
+        REFERENCE_FILE,
         "README.md",
         "all_results.json",
         "config.json",
@@ -185,10 +187,10 @@ def test_a_run_stores_what_it_has_seen_in_the_pass_that_calibrates(prepared, tmp
     model, processor = load_checkpoint(find_checkpoint(str(tmp_path / "run")), torch.device("cpu"))
     (rows,) = load_evaluation_sets([str(data)], "validation")
     rows.dataset = rows.dataset.select([i for i, method in enumerate(rows.dataset["method"]) if method != "unseen"])
-    batches = list(predict(model, processor, rows, familiarity=True))
+    batches = list(predict(model, processor, rows, reference=ReferenceNetwork(find_reference())))
     sharpness = np.concatenate([batch.sharpness for batch in batches])
     assert (sharpness < found["sharpness_threshold"]).mean() <= 0.01 and sharpness.min() > 0
-    far = distances(np.concatenate([batch.embeddings for batch in batches]), found)
+    far = distances(np.concatenate([batch.features for batch in batches]), found)
     assert (far > found["distance_threshold"]).mean() <= 0.01
     assert "(120 faces of 8 families)" in (tmp_path / "run" / "README.md").read_text()
     # A split too small for it says so.
