@@ -37,6 +37,7 @@ demo: $(STAMP)  ## Prepare the demo data, train, evaluate on unseen people, and 
 	$(BIN)/dcl-prepare assets efficientnet_lite0 --output data/assets
 	$(BIN)/python train.py -c configs/demo.yaml
 	$(BIN)/python evaluate_dcl.py --model runs/demo --data_root data --dataset demo --output_dir runs/demo/evaluation --report
+	$(BIN)/python benchmarks/abstention.py --model runs/demo --check
 
 app: $(STAMP)  ## Start the app on this machine, with the demo's checkpoint or that of DCL_MODEL.
 	env -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TRIM_THRESHOLD_ -u MALLOC_TOP_PAD_ $(BIN)/python app.py

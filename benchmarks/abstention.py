@@ -1,12 +1,14 @@
-"""Count what a checkpoint abstains from: `python benchmarks/abstention.py --model runs/demo --data_root data --json`.
+"""Count what checkpoints abstain from: `python benchmarks/abstention.py --model runs/demo --data_root data`.
 
-Clean faces of the test split, which it should judge; the same blurred; pictures without a face, a cartoon, and a video
-of another kind than it has seen. Crops of a prepared data set tell nothing of the size of the face in its photograph:
-there, only pose, sharpness and distance are looked at. Photographs and videos go through the face detector.
+Clean faces of the test split should get a score. The same blurred or enlarged, pictures without a face, a cartoon,
+and, where the training data is grey, colour photographs and videos should not. Crops of a prepared data set tell
+nothing of the size of the face in its photograph: of them, only pose, sharpness and distance count. Pictures and
+videos go through the whole pipeline. With several checkpoints, such as those of several seeds, numbers become ranges.
 """
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,44 +16,59 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
+from scipy.stats import binomtest
 
 from dcl.abstention_dcl import distances, measure_face, reason_to_abstain
-from dcl.data_scripts.assets import fetch, fetch_detector
+from dcl.data_scripts.assets import fetch
 from dcl.dataset_dcl import REAL, decode_image, name_row
 from dcl.errors_dcl import InputError, report_input_errors
-from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
-from dcl.evaluation.predictions import load_checkpoint
-from dcl.faces_dcl import Face, crop_transform, cut
+from dcl.evaluation.inputs import load_evaluation_sets
+from dcl.faces_dcl import Face
+from dcl.familiarity_dcl import ReferenceNetwork, find_reference
 from dcl.images_dcl import read_picture
+from dcl.inputs_dcl import find_files, is_video
+from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
 from dcl.video_dcl import Video, evenly_spaced
 
 REASONS = ("no_face", "too_small", "extreme_pose", "too_blurred", "unfamiliar")
 BLURS = (1, 2, 4)  # standard deviations in pixels of the crop
-BATCH = 32
+SMALL = 20  # pixels
+#: Unmanipulated colour photographs of people, of several packages.
+EVERYDAY = ("astronaut", "hopper", "adminlte", "insightface", "ultralytics")
+CLEAN, COLOUR = "clean held-out crops", "colour"
+LARGEST_SHARE = 0.05  # of clean faces refused, and of colour faces scored by a checkpoint that knows grey ones alone
 
 
 @report_input_errors
 def main() -> None:
     """Parse the command line, count, and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="runs/demo", help="folder of a checkpoint, or its id on the Hub")
+    parser.add_argument("--model", nargs="+", default=["runs/demo"], help="folders or ids of checkpoints")
     parser.add_argument("--dataset", default="demo", help="prepared data set with the clean faces")
     parser.add_argument("--split", default="test")
     parser.add_argument("--data_root", type=Path, default=Path("data"))
     parser.add_argument("--frames", type=int, default=30, help="of each video, evenly spaced")
+    parser.add_argument("--pictures", nargs="*", type=Path, default=[], help="folders of further colour pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="exit with status 1 if more than 5 %% of the clean faces get no score, or of the colour faces get one",
+    )
     options = parser.parse_args()
-    table = measure(options)
-    print(json.dumps(table, indent=2) if options.json else as_markdown(table))
+    tables = {name: measure(name, options) for name in options.model}
+    print(json.dumps(tables, indent=2) if options.json else as_markdown(list(tables.values())))
+    if options.check and (broken := [line for name, table in tables.items() for line in broken_promises(name, table)]):
+        print(*broken, sep="\n", file=sys.stderr)
+        sys.exit(1)
 
 
-def measure(options: argparse.Namespace) -> dict[str, dict[str, int]]:
-    """Return, by kind of picture, how many there are and how many of them the checkpoint abstains from, by reason."""
-    judge = Judge(options.model)
+def measure(name: str, options: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """Return, by kind of picture, how many faces there are and how many of them get no score, by reason."""
+    judge = Judge(name)
     (data,) = load_evaluation_sets([options.dataset], options.split, options.data_root)
     rows = [data.dataset[index] for index in range(len(data.dataset))]
-    seen = set(judge.model.config.seen_methods or [])
+    seen = set(judge.pipe.model.config.seen_methods or [])
     clean: dict[str, list[tuple[np.ndarray, Face]]] = {
         "real": [],
         "fake, seen methods": [],
@@ -59,23 +76,30 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, int]]:
     }
     for index, row in enumerate(rows):
         kind = "real" if row["label"] == REAL else f"fake, {'seen' if row['method'] in seen else 'unseen'} methods"
-        clean[kind].append(face_of_crop(row, name_row(index, data.where)))
-    table = {f"clean held-out crops, {kind}": judge.crops(crops) for kind, crops in clean.items() if crops}
+        clean.setdefault(kind, []).append(face_of_crop(row, name_row(index, data.where)))
+    table = {f"{CLEAN}, {kind}": judge.crops(clean[kind]) for kind in sorted(clean, reverse=True)}
     for sigma in BLURS:
         for kind in ("real", "fake, seen methods"):
             blurred = [(cv2.GaussianBlur(crop, (0, 0), sigma), face) for crop, face in clean[kind]]
             table[f"the same, {kind}, blurred by {sigma} px"] = judge.crops(blurred)
+    small = [(enlarged(crop, SMALL), face) for crop, face in clean["real"]]
+    table[f"the same, real, enlarged from {SMALL} px"] = judge.crops(small)
     people = {row["source_id"].rpartition("/")[2] for row in rows}
     photographs = [path for path in sorted(fetch("orl").glob("*/*.pgm")) if path.parent.name in people]
     if options.dataset == "demo":
-        table["photographs of the same people, through the detector"] = judge.pictures(map(read_picture, photographs))
-    faceless = sorted(fetch("faceless").iterdir())
-    table["pictures without a face, through the detector"] = judge.pictures(map(read_picture, faceless))
-    for kind, name in (
-        ("frames of a cartoon", "cartoon"),
-        ("frames of a colour video of another man", "talking_face"),
-    ):
-        table[f"{kind}, through the detector"] = judge.pictures(frames_of(fetch(name), options.frames))
+        table["photographs of the same people"] = judge.pictures(map(read_picture, photographs))
+    table["pictures without a face"] = judge.pictures(map(read_picture, sorted(fetch("faceless").iterdir())))
+    table["frames of a cartoon"] = judge.pictures(frames_of(fetch("cartoon"), options.frames))
+    table[f"{COLOUR} video of a talking face"] = judge.pictures(frames_of(fetch("talking_face"), options.frames))
+    everyday = [read_picture(path) for name in EVERYDAY for path in pictures_of(fetch(name))]
+    table[f"{COLOUR} photographs of people"] = judge.pictures(everyday)
+    table["the same in grey"] = judge.pictures(map(in_grey, everyday))
+    for folder in options.pictures:
+        files = find_files(folder)
+        pictures = [read_picture(path) for path in files if not is_video(path)]
+        table[f"{COLOUR} photographs in {folder.name}"] = judge.pictures(pictures)
+        for path in filter(is_video, files):
+            table[f"{COLOUR} video {path.name}"] = judge.pictures(frames_of(path, options.frames))
     return table
 
 
@@ -83,40 +107,29 @@ class Judge:
     """A checkpoint, and what it abstains from."""
 
     def __init__(self, name: str):
-        self.model, self.processor = load_checkpoint(find_checkpoint(name, only_dcl=True), torch.device("cpu"))
-        self.familiarity = self.model.config.familiarity
+        self.pipe = FaceForgeryDetectionPipeline.from_pretrained(name, device="cpu")
+        self.familiarity = self.pipe.model.config.familiarity
         if self.familiarity is None:
             raise InputError(f"the checkpoint {name!r} has no familiarity: train it again without --calibration none.")
-        self.detector = fetch_detector()
-
-    @torch.inference_mode()
-    def reasons(self, found: list[tuple[np.ndarray, Any]]) -> Iterator[str | None]:
-        """Yield the reason to abstain from each crop, given with its `FaceQuality`; None where it is judged."""
-        for start in range(0, len(found), BATCH):
-            batch = found[start : start + BATCH]
-            pixel_values = self.processor([crop for crop, _ in batch], return_tensors="pt")["pixel_values"]
-            far = distances(self.model(pixel_values).embedding.numpy(), self.familiarity)
-            for (_, quality), distance in zip(batch, far, strict=True):
-                abstention = reason_to_abstain(quality, float(distance), self.familiarity)
-                yield None if abstention is None else abstention.code
+        self.reference = ReferenceNetwork(find_reference(name))
 
     def crops(self, faces: list[tuple[np.ndarray, Face]]) -> dict[str, int]:
         """Count the reasons over ready-made crops, each with its face in coordinates of the crop."""
-        found = [(crop, measure_face(crop, face, np.eye(2, 3))) for crop, face in faces]
-        return counted(self.reasons(found))
+        reasons = []
+        for crop, face in faces:
+            quality = measure_face(crop, face, np.eye(2, 3))
+            distance = float(distances(self.reference([crop]), self.familiarity)[0])
+            abstention = reason_to_abstain(quality, distance, self.familiarity)
+            reasons.append(None if abstention is None else abstention.code)
+        return counted(reasons)
 
     def pictures(self, pictures: Iterable[np.ndarray]) -> dict[str, int]:
-        """Count the reasons over pictures, in each of which the largest face is judged."""
-        found, missing, crop = [], [], self.processor.crop
+        """Count the reasons over all faces of pictures; a picture without one counts as one."""
+        reasons: list[str | None] = []
         for picture in pictures:
-            faces = self.detector.detect(picture)
-            if not faces:
-                missing.append("no_face")
-                continue
-            transform = crop_transform(faces[0], crop)
-            face = cut(picture, transform, crop["size"])
-            found.append((face, measure_face(face, faces[0], transform)))
-        return counted([*missing, *self.reasons(found)])
+            faces = self.pipe(picture)["faces"]
+            reasons += [face["reason"] for face in faces] or ["no_face"]
+        return counted(reasons)
 
 
 def face_of_crop(row: dict[str, Any], where: str) -> tuple[np.ndarray, Face]:
@@ -126,28 +139,67 @@ def face_of_crop(row: dict[str, Any], where: str) -> tuple[np.ndarray, Face]:
     return crop, Face(np.array([0, 0, *crop.shape[1::-1]], np.float32), 1.0, landmarks)
 
 
+def enlarged(crop: np.ndarray, side: int) -> np.ndarray:
+    """Return a crop as it would be had it been stored at that side: shrunk, and enlarged again."""
+    small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, crop.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def in_grey(picture: np.ndarray) -> np.ndarray:
+    """Return an RGB picture without its colours."""
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
 def counted(reasons: Iterable[str | None]) -> dict[str, int]:
-    """Count pictures, abstentions, and each reason."""
+    """Count faces, abstentions, and each reason."""
     counts = Counter(reasons)
-    pictures = sum(counts.values())
-    return {"pictures": pictures, "abstained": pictures - counts[None]} | {name: counts[name] for name in REASONS}
+    faces = sum(counts.values())
+    return {"faces": faces, "abstained": faces - counts[None]} | {name: counts[name] for name in REASONS}
 
 
-def frames_of(path: Path, number: int) -> Iterator[np.ndarray]:
+def pictures_of(path: Path) -> list[Path]:
+    """Return the pictures of an asset."""
+    return sorted(path.iterdir()) if path.is_dir() else [path]
+
+
+def frames_of(path: str | Path, number: int) -> Iterator[np.ndarray]:
     """Yield frames of a video as uint8 RGB."""
     with Video(path) as video:
         for _, frame in video.read(evenly_spaced(len(video.numbers), number)):
             yield frame
 
 
-def as_markdown(table: dict[str, dict[str, int]]) -> str:
-    """Lay out the counts as a table of Markdown."""
-    titles = ["abstained", *(name.replace("_", " ") for name in REASONS)]
-    lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+def broken_promises(name: str, table: dict[str, dict[str, int]]) -> Iterator[str]:
+    """Yield a sentence if over `LARGEST_SHARE` of the clean faces have no score, and for each colour kind with more."""
+    clean = [counts for kind, counts in table.items() if kind.startswith(CLEAN)]
+    faces, refused = (sum(counts[column] for counts in clean) for column in ("faces", "abstained"))
+    if refused > LARGEST_SHARE * faces:
+        yield f"{name} gives no score to {refused} of {faces} clean faces of its own kind."
     for kind, counts in table.items():
-        cells = [f"{counts['abstained']} of {counts['pictures']}", *(str(counts[name]) for name in REASONS)]
+        scored = counts["faces"] - counts["abstained"]
+        if kind.startswith(COLOUR) and scored > LARGEST_SHARE * counts["faces"]:
+            yield f"{name} scores {scored} of {counts['faces']} faces that are unlike its training data ({kind})."
+
+
+def as_markdown(tables: list[dict[str, dict[str, int]]]) -> str:
+    """Lay out the counts as a table of Markdown; of several checkpoints, with the range over them."""
+    titles = ["no score", "95 % interval", *(name.replace("_", " ") for name in REASONS)]
+    lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
+    for kind, first in tables[0].items():
+        share = binomtest(first["abstained"], first["faces"]).proportion_ci(method="wilson")
+        cells = [
+            f"{ranged(table[kind]['abstained'] for table in tables)} of {first['faces']}",
+            f"{100 * share.low:.0f} to {100 * share.high:.0f} %",
+            *(ranged(table[kind][name] for table in tables) for name in REASONS),
+        ]
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def ranged(counts: Iterable[int]) -> str:
+    """Return a count, or from the least to the most of several."""
+    least, *_, most = sorted([*counts] * 2)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 if __name__ == "__main__":

@@ -114,6 +114,39 @@ ASSETS = {
         "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd",
         "CC BY 3.0 (Big Buck Bunny, Blender Foundation)",
     ),
+    "adminlte": Asset(
+        "django-static-adminlte==3.2.0.3",
+        "django_static_adminlte/static/adminlte/img",
+        ("user5-128x128.jpg", "user7-128x128.jpg"),
+        "adminlte",
+        "b943e73f902df91f20f7358f4632ac6b98ca7c67f7e752f1c152a9e5d920bb25",
+        "MIT (the package; it says nothing of the photographs)",
+    ),
+    "hopper": Asset(
+        "matplotlib==3.11.2",
+        "matplotlib/mpl-data/sample_data",
+        ("grace_hopper.jpg",),
+        "grace_hopper.jpg",
+        "a8ca6d734765703b09728ab47fe59f473d93ae3967fc24c7c0288c3c7adb7130",
+        "Public domain (US Navy, Grace Hopper)",
+        ("--python-version=3.11", "--platform=manylinux2014_x86_64"),
+    ),
+    "insightface": Asset(
+        "insightface==2.1",
+        "insightface/data/images",
+        ("t1.jpg",),
+        "t1.jpg",
+        "47f682e945b659f93a9e490b9c9c4a2a864abe64dace9e1a2893845ddfd69489",
+        "MIT (the package; it says nothing of the picture)",
+    ),
+    "ultralytics": Asset(
+        "ultralytics==8.4.190",
+        "ultralytics/assets",
+        ("bus.jpg", "zidane.jpg"),
+        "ultralytics",
+        "f70bdcaffc861767b943dd2a3e961f3fd7a63abd98bb76e69b9f125299d98a4e",
+        "AGPL-3.0 (the package)",
+    ),
 }
 
 
