@@ -170,7 +170,7 @@ def frames_of(path: str | Path, number: int) -> Iterator[np.ndarray]:
 
 
 def broken_promises(name: str, table: dict[str, dict[str, int]]) -> Iterator[str]:
-    """Yield a sentence if over `LARGEST_SHARE` of the clean faces have no score, and for each colour kind with more."""
+    """Yield a sentence if more than `LARGEST_SHARE` of clean faces get no score, or of a kind of colour faces do."""
     clean = [counts for kind, counts in table.items() if kind.startswith(CLEAN)]
     faces, refused = (sum(counts[column] for counts in clean) for column in ("faces", "abstained"))
     if refused > LARGEST_SHARE * faces:
