@@ -147,7 +147,8 @@ def distances(features: Any, familiarity: Mapping[str, Any] | None) -> np.ndarra
         familiarity: its `DCLConfig.familiarity`.
 
     Returns:
-        float64 (N,): about 1 for faces like those; NaN where nothing could be fitted, or a feature is not finite.
+        float64 (N,), to be compared with `distance_threshold` of the same checkpoint alone: the fewer faces it was
+        validated on, the larger all distances are. NaN where nothing could be fitted, or a feature is not finite.
     """
     features = np.asarray(features, np.float64)
     if familiarity is None or familiarity.get("statistics") is None:
