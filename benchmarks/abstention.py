@@ -18,12 +18,14 @@ import torch
 
 from dcl.abstention_dcl import distances, measure_face, reason_to_abstain
 from dcl.data_scripts.assets import fetch, fetch_detector
-from dcl.dataset_dcl import REAL, decode_image, name_row
+from dcl.dataset_dcl import decode_image, name_row
 from dcl.errors_dcl import InputError, report_input_errors
-from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
+from dcl.evaluation.checkpoints import find_checkpoint
+from dcl.evaluation.inputs import load_evaluation_sets
 from dcl.evaluation.predictions import load_checkpoint
 from dcl.faces_dcl import Face, crop_transform, cut
 from dcl.images_dcl import read_picture
+from dcl.prepared_dcl import REAL
 from dcl.video_dcl import Video, evenly_spaced
 
 REASONS = ("no_face", "too_small", "extreme_pose", "too_blurred", "unfamiliar")

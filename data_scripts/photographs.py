@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..content_dcl import PICTURE_SUFFIXES, UNREAD_PICTURE_SUFFIXES
-from ..dataset_dcl import DEFAULT_ENCODING, REAL, encode_image
+from ..dataset_dcl import encode_image
 from ..errors_dcl import InputError, PictureError, reason
 from ..faces_dcl import Face, FaceDetector, crop_transform, cut, map_points
 from ..images_dcl import read_picture
 from ..inputs_dcl import is_looked_at, is_of_system
+from ..prepared_dcl import DEFAULT_ENCODING, REAL
 from ..video_dcl import VIDEO_SUFFIXES
 from .failures import Failures
 

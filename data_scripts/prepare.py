@@ -31,10 +31,10 @@ from dcl.data_scripts.photographs import MARGIN, SIZE, list_files
 from dcl.data_scripts.publishing import check_hub, push_prepared
 from dcl.data_scripts.raw import FAMILIES_PER_SHARD, Execution, prepare_raw
 from dcl.data_scripts.shards import Report
-from dcl.dataset_dcl import DEFAULT_ENCODING, ENCODINGS
 from dcl.errors_dcl import InputError, report_input_errors
 from dcl.faces_dcl import CROP_KINDS
 from dcl.inputs_dcl import count_skipped, say_skipped
+from dcl.prepared_dcl import DEFAULT_ENCODING, ENCODINGS
 
 #: What `dcl-prepare` reads, by the name of the command.
 LAYOUTS = {

@@ -22,10 +22,10 @@ from dcl.dataset_dcl import (
     fingerprint,
     load_prepared,
     metadata,
-    split_names,
 )
 from dcl.errors_dcl import InputError
 from dcl.images_dcl import read_picture
+from dcl.prepared_dcl import split_names
 from dcl.tests.prepared_data import CROP, make_rows
 
 

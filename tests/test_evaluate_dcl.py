@@ -20,7 +20,8 @@ from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import FEATURES, encode_image
 from dcl.errors_dcl import InputError
 from dcl.evaluate_dcl import main, name_folders
-from dcl.evaluation.inputs import check_groups, find_checkpoint, load_evaluation_sets
+from dcl.evaluation.checkpoints import find_checkpoint
+from dcl.evaluation.inputs import check_groups, load_evaluation_sets
 from dcl.evaluation.metrics import binary_metrics, frame_and_video_metrics
 from dcl.evaluation.summary import summarize
 from dcl.image_processing_dcl import DCLImageProcessor

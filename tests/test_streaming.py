@@ -21,15 +21,16 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from dcl import dataset_dcl, train
-from dcl.dataset_dcl import FAKE, FEATURES, REAL, find_crop, fingerprint, load_prepared, metadata
+from dcl.dataset_dcl import FEATURES, find_crop, fingerprint, load_prepared, metadata
 from dcl.errors_dcl import InputError
 from dcl.image_processing_dcl import DCLImageProcessor
+from dcl.prepared_dcl import FAKE, REAL
 from dcl.tests.prepared_data import CROP, SIZE, make_rows, training_flags
 from dcl.tests.test_distributed import launch
 from dcl.tests.test_train import StoppedError, assert_same_run, stop_after
 from dcl.training.pairs import FaceDataset, PairDataset, collate, keys_of, load_rows
+from dcl.training.settings import ViewSettings
 from dcl.training.streaming import BLOCK, CACHED, RowGroup, RowGroupSampler, StreamedRows, stream_prepared
-from dcl.training.views import ViewSettings
 
 
 def write_groups(path, groups, schema=FEATURES.arrow_schema):

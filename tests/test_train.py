@@ -22,7 +22,8 @@ from dcl.abstention_dcl import distances
 from dcl.calibration_dcl import calibrate
 from dcl.errors_dcl import InputError
 from dcl.evaluation.calibration import fit_calibration
-from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
+from dcl.evaluation.checkpoints import find_checkpoint
+from dcl.evaluation.inputs import load_evaluation_sets
 from dcl.evaluation.predictions import load_checkpoint, predict
 from dcl.faces_dcl import YUNET_FILE
 from dcl.modeling_dcl import DCLForPreTraining
