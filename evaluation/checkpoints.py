@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors_dcl import InputError
 from ..hub_dcl import FILES, MODEL_TYPE, find_dcl_checkpoint, find_model, no_weights, read_settings
