@@ -54,8 +54,8 @@ def find_model() -> str:
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file() or not any(Path(name).glob("*.safetensors")):
             sys.exit(
-                f"error: {name} is not a checkpoint: it has no config.json or no weights (*.safetensors). Set DCL_MODEL "
-                "to the folder of one, or to a model id on the Hub."
+                f"error: {name} is not a checkpoint: it has no config.json or no weights (*.safetensors). Set "
+                "DCL_MODEL to the folder of one, or to a model id on the Hub."
             )
         return name
     if name.count("/") != 1 or Path(name).is_absolute() or name.startswith("."):
@@ -1023,9 +1023,7 @@ def main(name: str) -> None:
         detector = Detector(name)
     except Exception as error:  # of the Hub, of the files, or a checkpoint without the pipeline
         why = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
-        sys.exit(
-            f"error: Model {name} cannot be loaded ({why}). Set DCL_MODEL to a DCL checkpoint, a folder or an id."
-        )
+        sys.exit(f"error: Model {name} cannot be loaded ({why}). Set DCL_MODEL to a DCL checkpoint.")
     demo = build(detector)
     threading.Thread(target=sweep_for_ever, args=[demo._queue], daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the uploads are removed at exit

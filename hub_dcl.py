@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, dataset_info, get_session, snapshot_download
+from huggingface_hub import HfApi, constants, get_session, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from .errors_dcl import InputError, reason
@@ -97,7 +97,7 @@ def check_dataset(name: str) -> None:
     """Raise an `InputError` if the Hub answers, and has no data set of that id that this user may read."""
     if hub_is_reachable():
         try:
-            dataset_info(name)
+            HfApi().dataset_info(name)
         except Exception as error:  # of the Hub, or the network
             raise _not_fetched(f"Data set {name!r}", f"datasets/{name}", None, error) from error
 
@@ -113,16 +113,14 @@ def _not_fetched(what: str, path: str, revision: str | None, error: BaseExceptio
             )
         if isinstance(cause, RevisionNotFoundError):
             return InputError(f"{what} has no revision {revision!r} on the Hub. Check the branch, tag or commit.")
-        if isinstance(cause, RepositoryNotFoundError | HFValidationError):
+        # To those who are not logged in, the Hub says 401 of what is not there, too.
+        if isinstance(cause, RepositoryNotFoundError | HFValidationError) or status == 401:
             return InputError(
                 f"{what} not found: there is no such folder, and no public repository of that name on the Hub. Check "
                 "the name, or log in with `hf auth login` if it is private."
             )
-        if status in (401, 403):
-            return InputError(
-                f"{what} is closed to you (status {status}). Ask its owner for access, and log in with "
-                "`hf auth login`."
-            )
+        if status == 403:
+            return InputError(f"{what} is not open to you. Ask its owner for access, and log in with `hf auth login`.")
         cause = cause.__cause__
     return InputError(f"{what} could not be fetched from the Hub ({reason(error)}). Check the name, or try later.")
 

@@ -558,7 +558,7 @@ def test_the_command_prints_its_error_and_ends_with_a_status(tmp_path):
     command = [sys.executable, str(REPOSITORY / "train.py"), "--dataset", str(tmp_path / "none"), "--use_cpu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: there is no prepared data set")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: Data set")
     assert "Traceback" not in done.stderr
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_type_hin
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from ..errors_dcl import InputError, reason
 from .settings import AugmentationSettings, DataArguments, ModelArguments, TrainingSettings, ViewSettings
@@ -148,13 +149,15 @@ def _trainer_options() -> type[TrainingSettings]:
     nodes = [node for path in sources for node in ast.parse(path.read_text(encoding="utf-8")).body]
     classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
 
-    class Types(dict):
+    class Names(dict):
         def __missing__(self, name: str) -> Any:
             if "ExplicitEnum" in (ast.unparse(base) for base in getattr(classes.get(name), "bases", ())):
                 values = (_literal(item.value) for item in classes[name].body if isinstance(item, ast.Assign))
                 return Literal[tuple(values)]
             return getattr(builtins, name, str)  # a class of another file is made of what was given
 
+    levels = dict.fromkeys([*logging.get_log_levels_dict(), "passive"])
+    names = Names(Any=Any, Literal=Literal, trainer_log_levels=levels)
     options = []
     for item in classes["TrainingArguments"].body:
         if isinstance(item, ast.AnnAssign):
@@ -162,8 +165,8 @@ def _trainer_options() -> type[TrainingSettings]:
             default = {"default": _literal(given.get("default"))}
             if "default_factory" in given:
                 default = {"default_factory": list}
-            hint = eval(ast.unparse(item.annotation), {}, Types(Any=Any, Literal=Literal))
-            metadata = _literal(given.get("metadata")) or {}
+            hint = eval(ast.unparse(item.annotation), {}, names)
+            metadata = eval(ast.unparse(given["metadata"]), {}, names) if "metadata" in given else {}
             options.append((item.target.id, hint, field(**default, metadata=metadata)))
     return dataclass(type("TrainingOptions", (TrainingSettings, make_dataclass("TrainerOptions", options)), {}))
 
