@@ -6,6 +6,7 @@ variable `DCL_MODEL` names (a folder, or an id on the Hub). So this one file, be
 Sections: limits, uploads, the gate (what is let in), the detector, what is shown, requests, the page.
 """
 
+import argparse
 import atexit
 import base64
 import ctypes
@@ -44,6 +45,48 @@ os.environ |= {
 _PORT = os.environ.get("GRADIO_SERVER_PORT") or "7860"
 if not (_PORT.isascii() and _PORT.isdigit() and 0 < int(_PORT) < 1 << 16):  # else Gradio fails in its own words
     sys.exit(f"error: GRADIO_SERVER_PORT is {_PORT}: choose a number from 1 to 65535.")
+HERE = Path(__file__).resolve().parent
+
+
+def find_model() -> str:
+    """Return the folder or id that `DCL_MODEL` names; end the program in a sentence if there is no such checkpoint."""
+    name = os.environ.get("DCL_MODEL") or str(HERE / "runs" / "demo")
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file() or not any(Path(name).glob("model*.safetensors")):
+            sys.exit(
+                f"error: {name} is not a checkpoint: it has no config.json or no weights (*.safetensors). Set "
+                "DCL_MODEL to the folder of one, or to a model id on the Hub."
+            )
+        return name
+    if name.count("/") != 1 or Path(name).is_absolute() or name.startswith("."):
+        sys.exit(
+            f"error: Model {name} not found. Create it with `make demo`, or set DCL_MODEL to the folder of a "
+            "checkpoint or a model id on the Hub."
+        )
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        model_info(name, timeout=5)
+    except GatedRepoError:
+        sys.exit(f"error: Model {name} is gated: accept its terms on the Hub, and log in with `hf auth login`.")
+    except (RepositoryNotFoundError, HFValidationError):
+        sys.exit(
+            f"error: Model {name} not found: there is no such folder, and no public repository of that name on the "
+            "Hub. Check DCL_MODEL, or log in with `hf auth login` if it is private."
+        )
+    except Exception:  # without the Hub, the local cache may have it
+        logging.getLogger("dcl.app").warning("The Hub cannot be reached: %s is looked for in the local cache.", name)
+    return name
+
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    argparse.ArgumentParser(
+        description="Serve the page on this machine.",
+        epilog="It is set by environment variables: DCL_MODEL, the folder of a checkpoint or a model id on the Hub "
+        "(default: runs/demo, of `make demo`), and GRADIO_SERVER_PORT (default: 7860).",
+    ).parse_args()
+    MODEL = find_model()
 
 import gradio as gr  # noqa: E402
 import numpy as np  # noqa: E402
@@ -53,7 +96,6 @@ from PIL import Image  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 logger = logging.getLogger("dcl.app")
-HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE / "examples"
 
 # ------------------------------------------------------------------------------------------------------------- limits
@@ -966,25 +1008,22 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, ((int(taken[1]) << 10) + MOST_MEMORY, hard))
 
 
-def main() -> None:
-    """Serve the page until it is stopped."""
+def main(name: str) -> None:
+    """Serve the page until it is stopped.
+
+    Args:
+        name: folder or id of the checkpoint.
+    """
     _return_memory()
     logging.basicConfig(level=logging.WARNING)
     tempfile.tempdir = str(UPLOADS)  # for uploads on their way, too
     # Gradio prints what fails outside of our functions with what the client sent in it.
     traceback.print_exc = lambda *_, **__: _log("a request", sys.exc_info()[1])
-    name = os.environ.get("DCL_MODEL") or str(HERE / "runs" / "demo")
-    if not Path(name).is_dir() and ("DCL_MODEL" not in os.environ or name.count("/") != 1 or Path(name).is_absolute()):
-        sys.exit(f"error: there is no checkpoint {name}: run `make demo`, or set DCL_MODEL to a folder or an id.")
-    if Path(name).is_dir() and not any(Path(name).glob("model*.safetensors")):
-        sys.exit(
-            f"error: {name} has no weights (*.safetensors): set DCL_MODEL to a checkpoint, not to an export of it."
-        )
     try:
         detector = Detector(name)
     except Exception as error:  # of the Hub, of the files, or a checkpoint without the pipeline
         why = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
-        sys.exit(f"error: {name} cannot be loaded ({why}): set DCL_MODEL to a trained checkpoint, a folder or an id.")
+        sys.exit(f"error: Model {name} cannot be loaded ({why}). Set DCL_MODEL to a DCL checkpoint.")
     demo = build(detector)
     threading.Thread(target=sweep_for_ever, args=[demo._queue], daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the uploads are removed at exit
@@ -1014,4 +1053,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(MODEL)

@@ -7,8 +7,7 @@ or in a data set repository of the Hub. One row is one face crop. Training and e
 import contextlib
 import hashlib
 import io
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,19 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dat
 from PIL import Image as PILImage
 
 from .errors_dcl import InputError, PictureError, reason
-from .hub_dcl import hub_is_reachable, may_be_repository
+from .hub_dcl import hub_is_reachable
 from .images_dcl import decode_picture, read_picture, read_values
+from .prepared_dcl import (
+    CLASS_NAMES,
+    DEFAULT_ENCODING,
+    ENCODINGS,
+    FAKE,
+    REAL,
+    files_of_split,
+    find_folder,
+    split_files,
+)
 
-REAL, FAKE = 0, 1
-CLASS_NAMES = ["real", "fake"]
 CROP_FIELDS = {
     "kind": Value("string"),
     "margin": Value("float32"),
@@ -50,15 +57,6 @@ FEATURES = Features(
     }
 )
 OPTIONAL_COLUMNS = {"mask", "compression", "landmarks"}
-SPLIT_NAME = r"\w+(?:\.\w+)*"  # as `datasets` takes it
-#: How images can be encoded, as Pillow takes it. WebP with the least effort: 14 times faster than its default at 380
-#: px, for files a seventh larger. JPEG erases some of the traces that a detector looks for.
-ENCODINGS: dict[str, dict[str, Any]] = {
-    "webp-lossless": {"format": "WEBP", "lossless": True, "quality": 0, "method": 0},
-    "png": {"format": "PNG"},
-    "jpeg95": {"format": "JPEG", "quality": 95},
-}
-DEFAULT_ENCODING = "webp-lossless"
 TAIL = 64  # bytes of an encoded image that a fingerprint looks at
 
 
@@ -96,7 +94,7 @@ def load_prepared(name: str, split: str, data_root: str | Path | None = None, sp
         InputError: if the set or the split is missing, empty or unreadable, or a column is missing or of another type.
     """
     with explained_failure(name, split, data_root):
-        if split_alone or _find_folder(name, data_root) is not None:
+        if split_alone or find_folder(name, data_root) is not None:
             # Never the default split name: the cache key would not tell two splits of one folder apart.
             files = {split: find_files(name, split, data_root)}
             dataset = load_dataset("parquet", data_files=files, split=split)
@@ -116,7 +114,7 @@ def explained_failure(name: str, split: str, data_root: str | Path | None) -> It
     except Exception as error:  # each builder, codec and transport has its own class of error
         remedy = (
             "there is no folder of that name, either: check the path, or the id and the network"
-            if _find_folder(name, data_root) is None
+            if find_folder(name, data_root) is None
             else "prepare or download it again"
         )
         raise InputError(
@@ -135,22 +133,13 @@ def find_files(name: str, split: str, data_root: str | Path | None = None) -> li
     Raises:
         InputError: if there is no such set or split, a shard of it is missing, or a local file is no Parquet file.
     """
-    folder = _find_folder(name, data_root)
-    if folder is not None:
-        splits = {key: [str(path) for path in paths] for key, paths in split_files(folder).items()}
-    else:
-        splits = _hub_files(name)
-    where, files = folder or name, splits.get(split)
-    if not files:
-        raise InputError(
-            f"the data set {where} has no split {split!r} ({split}.parquet); "
-            + (f"it has {', '.join(splits)}." if splits else "it holds no file of a split: prepare it first.")
-        )
-    _refuse_missing_shards(files, split, where)
-    if folder is not None:  # one without rows has columns of no type, perhaps
-        files = [path for path in files if _count_rows(path)]
-        if not files:  # `datasets` calls it a bad instruction
-            raise InputError(f"the data set {where} ({split}) is empty: it has no rows.")
+    folder = find_folder(name, data_root)
+    if folder is None:
+        return files_of_split(_hub_files(name), split, name)
+    files = [str(path) for path in files_of_split(split_files(folder), split, folder)]
+    files = [path for path in files if _count_rows(path)]  # one without rows has columns of no type, perhaps
+    if not files:  # `datasets` calls it a bad instruction
+        raise InputError(f"the data set {folder} ({split}) is empty: it has no rows.")
     return files
 
 
@@ -167,40 +156,6 @@ def _hub_files(name: str) -> dict[str, list[str]]:
     if other:
         raise InputError(f"the data set {name!r} is no prepared one, it holds {other[0]}: name one of Parquet files.")
     return {str(split): list(paths) for split, paths in files.items()}
-
-
-def _refuse_missing_shards(files: Iterable[str], split: str, where: str | Path) -> None:
-    shards: dict[int, set[int]] = {}
-    for path in files:
-        if match := re.search(r"-(\d+)-of-(\d+)\.parquet$", path):
-            shards.setdefault(int(match[2]), set()).add(int(match[1]))
-    for total, there in shards.items():
-        if len(there) < total:
-            raise InputError(
-                f"the split {split!r} of the data set {where} is incomplete: {len(there)} of {total} shards are "
-                "there; prepare it to its end."
-            )
-
-
-def split_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the Parquet files of each split of a prepared folder: `<split>.parquet`, or `<split>-*-of-*.parquet`."""
-    splits: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*.parquet")):
-        if match := re.fullmatch(rf"({SPLIT_NAME})(-\d+-of-\d+)?", path.stem):
-            splits.setdefault(match[1], []).append(path)
-    return splits
-
-
-def _find_folder(name: str, data_root: str | Path | None) -> Path | None:
-    candidates = [Path(data_root) / name] if data_root is not None else []
-    candidates.append(Path(name))
-    for candidate in candidates:
-        if candidate.is_dir():
-            return candidate
-    if not may_be_repository(name):
-        looked = " or ".join(map(str, candidates))
-        raise InputError(f"there is no prepared data set {name!r}: no folder {looked}; prepare it first.")
-    return None
 
 
 def _count_rows(path: str) -> int:
@@ -412,8 +367,3 @@ def encode_image(image: np.ndarray, encoding: str = DEFAULT_ENCODING) -> dict[st
     how = ENCODINGS[encoding] if image.ndim == 3 else ENCODINGS["png"]
     PILImage.fromarray(image).save(buffer, **how)
     return {"bytes": buffer.getvalue(), "path": None}
-
-
-def split_names(names: Sequence[str]) -> list[str]:
-    """Return the data set names of a command line, where `"a&b"` means two of them."""
-    return [part.strip() for name in names for part in name.split("&") if part.strip()]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcl.errors_dcl import InputError, at_least, reason, report_input_errors
+from dcl.hub_dcl import DEFAULT_MODEL, find_dcl_checkpoint
 from dcl.images_dcl import MOST_PIXELS
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("files", nargs="+", metavar="FILE_OR_FOLDER", help="pictures, videos, or folders of them")
     parser.add_argument(
-        "--model", default="runs/demo", help="folder of a checkpoint, or its id on the Hub (default: runs/demo)"
+        "--model",
+        default=DEFAULT_MODEL,
+        help="folder of a checkpoint, or its id on the Hub (default: %(default)s, of `make demo`)",
     )
     parser.add_argument("--json", metavar="FILE", help="where the results go as JSON lines; - is standard output")
     parser.add_argument(
@@ -109,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(
             f"{error.filename} cannot be reached ({reason(error)}): check its path and its permissions."
         ) from error
+    find_dcl_checkpoint(arguments.model, arguments.backend)
     try:
         # Imported here: --help and wrong names need no torch.
         from dcl.inputs_dcl import say_skipped, skipped_files
@@ -156,13 +160,13 @@ def find_inputs(names: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
         if not name:  # to a Path, the current folder
             raise InputError("one of the names of files and folders is empty: leave it out.")
         if path.is_dir():
-            from dcl.inputs_dcl import find_files  # imports torch: only where it is needed
+            from dcl.inputs_dcl import find_files
 
             found = {str(file): path for file in find_files(path)}
         elif path.is_file():
             found = {str(path): path.parent}
         else:
-            raise InputError(f"there is no file and no folder {name}: check its path.")
+            raise InputError(f"File or folder {name} not found. Check its path.")
         for file, root in found.items():
             if (path_of_file := os.path.abspath(file)) not in seen:
                 seen.add(path_of_file)

@@ -17,6 +17,7 @@ from dcl.errors_dcl import InputError, at_least, report_input_errors
 if TYPE_CHECKING:
     import torch
 
+    from dcl.evaluation.checkpoints import Checkpoint
     from dcl.evaluation.tables import Result
 
 
@@ -117,9 +118,9 @@ def make_parser() -> argparse.ArgumentParser:
 def refuse_what_makes_no_sense(arguments: argparse.Namespace) -> None:
     """Raise an `InputError` if nothing is to be evaluated, or an argument would have no effect."""
     if not arguments.model and not arguments.predictions:
-        raise InputError("there is nothing to evaluate: pass --model with --dataset, or --predictions.")
+        raise InputError("Nothing to evaluate. Pass --model with --dataset, or --predictions.")
     if arguments.model and not arguments.dataset:
-        raise InputError("no data set was named to run the models on: pass --dataset.")
+        raise InputError("No data set given to run the models on. Pass --dataset.")
     if not arguments.model:
         for name in OF_MODELS:
             if getattr(arguments, name) != make_parser().get_default(name):
@@ -162,8 +163,13 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     """
     arguments = make_parser().parse_args(argv)
     refuse_what_makes_no_sense(arguments)
-    # Imported step by step: --help needs nothing, a wrong name is reported before torch is imported, and tables of
-    # predictions do without it.
+    # Imported step by step: --help needs nothing, a wrong name is reported before pandas and torch are imported, and
+    # tables of predictions do without torch.
+    for name in arguments.predictions:
+        if not Path(name).exists():
+            raise InputError(f"Table of predictions {name!r} not found. Check its path.")
+    models = list(dict.fromkeys(arguments.model))
+    checkpoints = find_inputs(models, arguments)
     from dcl.evaluation.prediction_files import evaluate_predictions, read_predictions
     from dcl.evaluation.summary import print_result
     from dcl.evaluation.tables import Result, write_tables
@@ -174,10 +180,9 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         "command": shlex.join(["dcl-evaluate", *(sys.argv[1:] if argv is None else argv)]),
     }
     scoring = {"group_by": arguments.group_by, "bootstrap": arguments.bootstrap, "seed": arguments.seed}
-    models = list(dict.fromkeys(arguments.model))
     folders = name_folders([*models, *name_tables([table.name for table in tables], models)], arguments.output_dir)
     refuse_to_overwrite([table.name for table in tables], folders, arguments.output_dir)
-    results = run_models(arguments, models, folders[: len(models)], run, scoring) if models else []
+    results = run_models(arguments, checkpoints, folders[: len(models)], run, scoring) if models else []
     if not _is_first_process():
         return
     for table, folder in zip(tables, folders[len(models) :], strict=True):
@@ -193,6 +198,25 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     if arguments.published or len(results) > 1 or any(len(result.metrics) > 1 for result in results):
         print(f"\n{text}")
     print(f"the tables over all models and data sets are in {arguments.output_dir}: table.md, .csv, .json")
+
+
+def find_inputs(models: Sequence[str], arguments: argparse.Namespace) -> "list[Checkpoint]":
+    """Find the checkpoints, and check that the data sets and the perturbations of the command line are there.
+
+    Raises:
+        InputError: if one is not.
+    """
+    if not models:
+        return []
+    from dcl.evaluation.checkpoints import find_checkpoint
+    from dcl.prepared_dcl import check_names, split_names
+
+    if arguments.perturbations:
+        from dcl.evaluation.perturbations import find_types
+
+        find_types(arguments.perturbations)
+    check_names(split_names(arguments.dataset), [arguments.split], arguments.data_root)
+    return [find_checkpoint(name) for name in models]
 
 
 def refuse_to_overwrite(tables: Sequence[str], folders: Sequence[Path], output_dir: Path) -> None:
@@ -218,7 +242,7 @@ def refuse_to_overwrite(tables: Sequence[str], folders: Sequence[Path], output_d
 
 def run_models(
     arguments: argparse.Namespace,
-    models: Sequence[str],
+    checkpoints: "Sequence[Checkpoint]",
     folders: Sequence[Path],
     run: dict[str, Any],
     scoring: dict[str, Any],
@@ -227,20 +251,19 @@ def run_models(
 
     Args:
         arguments: of the command line.
-        models: different folders or ids.
+        checkpoints: what `find_inputs` found.
         folders: where the results of each go.
         run: what the records shall say.
         scoring: how metrics are computed: `group_by`, `bootstrap` and `seed`.
     """
     from dcl.calibration_dcl import missing_calibration
-    from dcl.dataset_dcl import split_names
-    from dcl.evaluation.inputs import check_groups, find_checkpoint, load_evaluation_sets
+    from dcl.evaluation.inputs import check_groups, load_evaluation_sets
     from dcl.evaluation.perturbations import find_types
     from dcl.evaluation.summary import print_result
     from dcl.evaluation.tables import Result
+    from dcl.prepared_dcl import split_names
 
     types = find_types(arguments.perturbations)
-    checkpoints = [find_checkpoint(name) for name in models]
     sets = load_evaluation_sets(
         split_names(arguments.dataset), arguments.split, arguments.data_root, arguments.allow_mixed_crops
     )

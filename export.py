@@ -44,11 +44,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.data_root is not None and arguments.dataset is None:
         raise InputError("--data_root is where a data set is looked up, and none was named: pass --dataset.")
     # Imported step by step: --help needs nothing, and a wrong name is reported before torch is imported.
-    from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
+    from dcl.evaluation.checkpoints import find_checkpoint
 
     checkpoint = find_checkpoint(arguments.model, only_dcl=True)
     data = None
     if arguments.dataset is not None:
+        from dcl.prepared_dcl import check_names
+
+        check_names([arguments.dataset], ["validation"], arguments.data_root)
+        from dcl.evaluation.inputs import load_evaluation_sets
+
         data = load_evaluation_sets([arguments.dataset], "validation", arguments.data_root)[0]
 
     import torch

@@ -1,18 +1,29 @@
-"""Fetch from the Hub, and never wait long for one that cannot be reached."""
+"""Find checkpoints in folders and on the Hub, and never wait long for a Hub that cannot be reached.
+
+It imports no torch: a wrong name is reported before anything slow is loaded.
+"""
 
 import functools
+import json
 import logging
 import os
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import constants, get_session, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, get_session, hf_hub_download, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from .errors_dcl import InputError, reason
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "runs/demo"
+MODEL_TYPE = "dcl"  # that of DCLConfig, whose module imports torch
+#: The files of a checkpoint that each backend runs; of a graph, `OnnxClassifier` knows the name.
+FILES = {"torch": ("*.json", "*.safetensors", "*.py"), "onnx": ("*.json",)}
 
 
 @functools.cache
@@ -46,17 +57,27 @@ def may_be_repository(name: str) -> bool:
     return not (Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1)
 
 
-def fetch_model(name: str, allow_patterns: Sequence[str], revision: str | None = None) -> Path:
-    """Return the folder of the local cache that has files of a model on the Hub, fetched if need be.
+def find_model(name: str, allow_patterns: Sequence[str], revision: str | None = None) -> Path:
+    """Return the folder of a model: the one of that name, or that of the local cache with its files from the Hub.
 
     Args:
-        name: its id.
-        allow_patterns: of the files wanted, none of them in a folder.
-        revision: the branch, tag or commit.
+        name: a folder, or a model id on the Hub.
+        allow_patterns: of the files to fetch from the Hub, none of them in a folder.
+        revision: the branch, tag or commit on the Hub.
 
     Raises:
-        InputError: if there is no such model.
+        InputError: if there is no such model, or it cannot be fetched.
     """
+    if name and Path(name).is_dir():
+        return Path(name)
+    if name == DEFAULT_MODEL:  # it looks like an id
+        raise InputError(
+            f"Model {name!r} not found. Create it with `make demo`, or name another one: a folder, or a model id on "
+            "the Hub."
+        )
+    if Path(name).exists() or not may_be_repository(name):
+        wrong = "is a file" if name and Path(name).exists() else "not found: there is no such folder"
+        raise InputError(f"Model {name!r} {wrong}. Give the folder of a checkpoint, or a model id on the Hub.")
     reachable = hub_is_reachable()
     try:
         folder = snapshot_download(
@@ -65,13 +86,10 @@ def fetch_model(name: str, allow_patterns: Sequence[str], revision: str | None =
     except Exception as error:  # of the Hub, the network, or the disk
         if not reachable:
             raise InputError(
-                f"there is no folder {name!r}, the local cache has no model of that name, and the Hub cannot be "
-                "reached: check the path, or the network."
+                f"Model {name!r} not found: there is no such folder, it is not in the local cache, and the Hub cannot "
+                "be reached. Check the path, or the network."
             ) from error
-        raise InputError(
-            f"there is no folder {name!r}, and no model of that name came from the Hub ({reason(error)}): "
-            "check the name, and log in if it is private."
-        ) from error
+        raise _not_fetched(f"Model {name!r}", name, revision, error) from error
     return Path(folder)
 
 
@@ -93,6 +111,98 @@ def file_of_checkpoint(file: str, name: str, revision: str | None = None, ask_hu
     except Exception as error:  # of the Hub, the network, the cache; a folder that is gone names no repository
         logger.debug("%s did not come with %s: %s", file, name, error)
         return None
+
+
+def check_dataset(name: str) -> None:
+    """Raise an `InputError` if the Hub answers, and has no data set of that id that this user may read."""
+    if hub_is_reachable():
+        try:
+            HfApi().dataset_info(name)
+        except Exception as error:  # of the Hub, or the network
+            raise _not_fetched(f"Data set {name!r}", f"datasets/{name}", None, error) from error
+
+
+def _not_fetched(what: str, path: str, revision: str | None, error: BaseException) -> InputError:
+    """Return what to say of a repository of the Hub that cannot be had; `path` is that of its page."""
+    cause: BaseException | None = error
+    while cause is not None:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if isinstance(cause, GatedRepoError):
+            return InputError(
+                f"{what} is gated: accept its terms at {constants.ENDPOINT}/{path}, and log in with `hf auth login`."
+            )
+        if isinstance(cause, RevisionNotFoundError):
+            return InputError(f"{what} has no revision {revision!r} on the Hub. Check the branch, tag or commit.")
+        # To those who are not logged in, the Hub says 401 of what is not there, too.
+        if isinstance(cause, RepositoryNotFoundError | HFValidationError) or status == 401:
+            return InputError(
+                f"{what} not found: there is no such folder, and no public repository of that name on the Hub. Check "
+                "the name, or log in with `hf auth login` if it is private."
+            )
+        if status == 403:
+            return InputError(f"{what} is not open to you. Ask its owner for access, and log in with `hf auth login`.")
+        cause = cause.__cause__
+    return InputError(f"{what} could not be fetched from the Hub ({reason(error)}). Check the name, or try later.")
+
+
+def find_dcl_checkpoint(name: str, backend: str = "torch") -> Path:
+    """Return the folder of a checkpoint of DCL, see `find_model`; its files are there and of DCL, nothing is loaded.
+
+    Args:
+        name: a folder, or a model id on the Hub.
+        backend: what runs it, a key of `FILES`: "torch" needs weights.
+
+    Raises:
+        InputError: if there is no such model, it is of another kind, or a file is missing or unreadable.
+    """
+    folder = find_model(name, FILES[backend])
+    model_type = read_settings(folder, "config.json", name).get("model_type")
+    if model_type != MODEL_TYPE:
+        raise InputError(
+            f"Model {name!r} is not a DCL checkpoint: the model type in its config.json is {model_type!r}, not "
+            f"{MODEL_TYPE!r}. Give a checkpoint that `dcl-train` wrote."
+        )
+    read_settings(folder, "preprocessor_config.json", name)
+    if backend == "torch" and not any(folder.glob("model*.safetensors")):
+        raise no_weights(folder, name)
+    return folder
+
+
+def read_settings(folder: Path, file: str, name: str) -> dict[str, Any]:
+    """Return what a JSON file of a checkpoint says.
+
+    Args:
+        folder: of the checkpoint.
+        file: such as `config.json`.
+        name: what the user calls the checkpoint.
+
+    Raises:
+        InputError: if there is no such file, or it is no JSON object.
+    """
+    try:
+        content = json.loads((folder / file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"Model {name!r} is not a checkpoint: it has no {file}. Give the folder of a checkpoint, or a model id on "
+            "the Hub."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"The {file} of model {name!r} cannot be read ({reason(error)}). Save or download the checkpoint again."
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"The {file} of model {name!r} is not a JSON object. Save or download the checkpoint again.")
+    return content
+
+
+def no_weights(folder: Path, name: str) -> InputError:
+    """Return what to say of a checkpoint without weights: it may be an export."""
+    if any(folder.glob("model*.onnx")):
+        return InputError(
+            f"Model {name!r} is an ONNX export without weights. Run it with the onnx backend, or give the checkpoint "
+            "that it was made of."
+        )
+    return InputError(f"Model {name!r} has no weights (*.safetensors). Give the folder of a whole checkpoint.")
 
 
 def _ask(timeout: float) -> str | None:
@@ -120,4 +230,16 @@ def _go_offline() -> None:
         sys.modules["datasets.config"].HF_HUB_OFFLINE = True
 
 
-__all__ = ["fetch_model", "file_of_checkpoint", "hub_is_reachable", "may_be_repository"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "FILES",
+    "MODEL_TYPE",
+    "check_dataset",
+    "file_of_checkpoint",
+    "find_dcl_checkpoint",
+    "find_model",
+    "hub_is_reachable",
+    "may_be_repository",
+    "no_weights",
+    "read_settings",
+]

@@ -4,6 +4,7 @@ import http.client
 import io
 import os
 import re
+import sys
 import tempfile
 import threading
 import urllib.parse
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import torch
 from PIL import Image
 
 from .content_dcl import PICTURE_KINDS, PICTURE_SUFFIXES, UNREAD_PICTURE_SUFFIXES, is_text
@@ -24,7 +24,7 @@ from .images_dcl import file_kind
 from .video_dcl import VIDEO_SUFFIXES
 
 #: What can be iterated over, and is one thing nevertheless, of which `read_picture` says whether it is a picture.
-_SINGLE = (np.ndarray, torch.Tensor, Image.Image, bytes, bytearray, memoryview, Mapping, io.IOBase)
+_SINGLE = (np.ndarray, Image.Image, bytes, bytearray, memoryview, Mapping, io.IOBase)
 #: Suffixes by which files are found in a folder.
 _LOOKED_AT = PICTURE_SUFFIXES | UNREAD_PICTURE_SUFFIXES | VIDEO_SUFFIXES
 #: Suffixes of videos that TypeScript and Go have, too.
@@ -150,7 +150,12 @@ def is_several(inputs: Any) -> bool:
     """Whether this is a folder or a list, and not one picture or video."""
     if isinstance(inputs, str | Path):
         return not is_address(inputs) and os.path.isdir(inputs)
-    return isinstance(inputs, Iterable) and not isinstance(inputs, _SINGLE)
+    return isinstance(inputs, Iterable) and not isinstance(inputs, _SINGLE) and not _is_tensor(inputs)
+
+
+def _is_tensor(item: Any) -> bool:
+    torch = sys.modules.get("torch")  # who has a tensor has imported it, and others need not wait for it
+    return torch is not None and isinstance(item, torch.Tensor)
 
 
 def is_address(item: Any) -> bool:

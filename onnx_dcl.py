@@ -9,7 +9,7 @@ import torch
 from .configuration_dcl import DCLConfig
 from .errors_dcl import InputError, reason
 from .faces_dcl import YUNET_FILE
-from .hub_dcl import fetch_model, may_be_repository
+from .hub_dcl import find_model
 from .modeling_dcl import DCLForImageClassification, DCLImageClassifierOutput
 
 try:
@@ -84,13 +84,7 @@ class OnnxClassifier:
             raise InputError(
                 f"{str(file)!r} is not the name of a graph: pass one such as model.onnx, without a folder."
             )
-        folder = Path(name)
-        if not folder.is_dir():
-            if not may_be_repository(str(name)):
-                raise InputError(
-                    f"there is no export {str(name)!r}: it is not a folder; make one by export.py, or pass a Hub id."
-                )
-            folder = fetch_model(str(name), ["config.json", file], revision)
+        folder = find_model(str(name), ["config.json", file], revision)
         if not (folder / file).is_file():
             there = sorted(path.name for path in folder.glob("*.onnx") if path.name != YUNET_FILE)
             remedy = f"choose {there[0]}" if there else "export it into another folder by export.py, and give that"

@@ -12,7 +12,6 @@ where on a face is called forged, and what lies too far from what the model saw 
 """
 
 import copy
-import json
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -51,7 +50,7 @@ from .faces_dcl import (
     why_not_cut,
 )
 from .familiarity_dcl import REFERENCE_FEATURES, REFERENCE_FILE, ReferenceNetwork, find_reference
-from .hub_dcl import file_of_checkpoint, hub_is_reachable, may_be_repository
+from .hub_dcl import file_of_checkpoint, find_dcl_checkpoint
 from .image_processing_dcl import DCLImageProcessor
 from .images_dcl import MOST_PIXELS, file_kind, open_picture, read_picture
 from .inputs_dcl import downloaded, each_of, is_address, is_several, is_video, name_of
@@ -294,12 +293,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         name = str(name)
         if backend not in BACKENDS:
             raise InputError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}.")
-        if name and Path(name).is_dir():
-            _check_checkpoint(Path(name), backend)
-        elif not may_be_repository(name) or Path(name).exists():
-            raise InputError(f"there is no folder {name!r}: give that of a checkpoint, or an id of the Hub.")
-        else:
-            hub_is_reachable()
+        find_dcl_checkpoint(name, backend)
         if device is not None:
             try:
                 torch.zeros(1, device=device).item()
@@ -314,10 +308,9 @@ class FaceForgeryDetectionPipeline(Pipeline):
             )
         except InputError:
             raise
-        except Exception as error:  # of the files, of what they say, or of the Hub
+        except Exception as error:  # of the files, or of what they say
             raise InputError(
-                f"{name} cannot be loaded as a checkpoint ({reason(error)}): give the folder of one, or an id of the "
-                "Hub."
+                f"Model {name!r} cannot be loaded ({reason(error)}). Copy or download the checkpoint again."
             ) from error
         return cls(model, backend=backend, graph=graph, image_processor=processor, task=TASK, device=device, **options)
 
@@ -688,23 +681,6 @@ class FaceForgeryDetectionPipeline(Pipeline):
 TASK = next(iter(CUSTOM_PIPELINES))
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
-
-
-def _check_checkpoint(folder: Path, backend: str) -> None:
-    """Name what is missing in a folder before libraries do, each in its own words."""
-    for name in ("config.json", "preprocessor_config.json"):
-        try:
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{folder} has no {name}: give the folder of a checkpoint.") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"the {name} of {folder} cannot be read ({reason(error)}): save it again.") from error
-        if not isinstance(content, dict):
-            raise InputError(f"the {name} of {folder} is no JSON object: save it again.")
-    if backend == "torch" and not any(folder.glob("model*.safetensors")):
-        if any(folder.glob("model*.onnx")):
-            raise InputError(f"{folder} holds a graph and no weights: choose the backend onnx.")
-        raise InputError(f"{folder} has no weights as safetensors: give the folder of a checkpoint.")
 
 
 def _origin(model: Any) -> tuple[str, str | None]:

@@ -5,44 +5,29 @@ ended says so and does nothing.
 """
 
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-import torch
-import torch.distributed as dist
-from datasets import Dataset, concatenate_datasets
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from transformers import EvalPrediction, set_seed
-from transformers.utils import logging
-
-from dcl.abstention_dcl import describe_abstention
-from dcl.calibration_dcl import describe_calibration
-from dcl.configuration_dcl import why_refused
-from dcl.dataset_dcl import FAKE, find_crop, fingerprint, split_names
 from dcl.errors_dcl import InputError, reason, report_input_errors
-from dcl.evaluation.calibration import fit_calibration
-from dcl.evaluation.familiarity import fit_familiarity
-from dcl.evaluation.inputs import EvaluationSet, find_checkpoint
-from dcl.evaluation.localisation import CellCounts, best_iou_threshold
-from dcl.evaluation.metrics import binary_metrics, video_scores
-from dcl.evaluation.predictions import predict
-from dcl.familiarity_dcl import ReferenceNetwork, find_reference
-from dcl.hub_dcl import hub_is_reachable
-from dcl.image_processing_dcl import DCLImageProcessor
-from dcl.modeling_dcl import DCLForPreTraining
-from dcl.training.arguments import ModelArguments, TrainingRun, parse_training_run
-from dcl.training.backbone import load_backbone_weights
-from dcl.training.pairs import FaceDataset, PairDataset, keys_of, load_rows
-from dcl.training.streaming import StreamedRows
-from dcl.training.trainer import DCLTrainer, last_complete_checkpoint
 
-logger = logging.get_logger(__name__)
+# Imported step by step: --help and wrong names need no torch.
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import EvalPrediction
+
+    from dcl.image_processing_dcl import DCLImageProcessor
+    from dcl.modeling_dcl import DCLForPreTraining
+    from dcl.training.arguments import TrainingRun
+    from dcl.training.settings import ModelArguments
+    from dcl.training.streaming import StreamedRows
+    from dcl.training.trainer import DCLTrainer
+
+logger = logging.getLogger("dcl.train")
 
 RECORD, RESULTS = "run_settings.json", "all_results.json"
 
@@ -50,15 +35,26 @@ RECORD, RESULTS = "run_settings.json", "all_results.json"
 @report_input_errors
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, and save the best checkpoint with its card into the output folder."""
-    logging.disable_progress_bar()  # of reading and writing weights; training and evaluation keep theirs
+    from dcl.training.arguments import parse_training_run
+
     run = parse_training_run(sys.argv[1:] if argv is None else argv)
-    output_dir = Path(run.training.output_dir)
+    output_dir = Path(run.options.output_dir or "trainer_output")
     if output_dir.resolve() == Path(__file__).resolve().parent:
         raise InputError("output_dir is the folder of the code, which would be overwritten: choose another.")
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"the output folder {output_dir} is a file: choose another --output_dir.")
-    if run.data.overwrite and run.training.resume_from_checkpoint:
+    if run.data.overwrite and run.options.resume_from_checkpoint:
         raise InputError("overwrite starts again, and resume_from_checkpoint goes on: pass one of them.")
+    check_inputs(run)
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from dcl.abstention_dcl import describe_abstention
+    from dcl.calibration_dcl import describe_calibration
+    from dcl.dataset_dcl import fingerprint
+    from dcl.training.streaming import StreamedRows
+
+    disable_progress_bar()  # of reading and writing weights; training and evaluation keep theirs
     rows = load_data(run)
     train_rows, validation_rows = rows
     learned = train_rows.fingerprint() if isinstance(train_rows, StreamedRows) else fingerprint(train_rows)
@@ -91,8 +87,22 @@ def main(argv: list[str] | None = None) -> None:
     print(f"The checkpoint is in {output_dir}.")
 
 
-def load_data(run: TrainingRun) -> tuple[Dataset | StreamedRows, Dataset]:
+def check_inputs(run: "TrainingRun") -> None:
+    """Raise an `InputError` if a data set, a split or the checkpoint to start from is not there; nothing is loaded."""
+    from dcl.hub_dcl import find_dcl_checkpoint
+    from dcl.prepared_dcl import check_names, split_names
+
+    data = run.data
+    check_names(split_names(data.dataset), [data.train_split, data.validation_split], data.data_root)
+    if run.model.model is not None:
+        find_dcl_checkpoint(run.model.model)
+
+
+def load_data(run: "TrainingRun") -> "tuple[Dataset | StreamedRows, Dataset]":
     """Load the rows to learn from and those that choose the checkpoint."""
+    from dcl.prepared_dcl import split_names
+    from dcl.training.pairs import load_rows
+
     data = run.data
     names, chosen = split_names(data.dataset), (data.data_root, data.methods)
     train_rows = load_rows(names, data.train_split, *chosen, streaming=data.streaming)
@@ -103,6 +113,8 @@ def load_data(run: TrainingRun) -> tuple[Dataset | StreamedRows, Dataset]:
 
 def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
     """Raise an `InputError` if the folder holds a model, or checkpoints of a run with other settings or data."""
+    from dcl.training.trainer import last_complete_checkpoint
+
     if not (output_dir / RECORD).exists() and any(output_dir.glob("model*.safetensors")):
         raise InputError(
             f"{output_dir} holds a model that no run here wrote: choose another --output_dir, or pass --overwrite."
@@ -121,7 +133,7 @@ def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
         )
 
 
-def find_start(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> tuple[bool, Path | None]:
+def find_start(run: "TrainingRun", output_dir: Path, record: dict[str, Any]) -> tuple[bool, Path | None]:
     """Decide where the run begins, the same for every process: the first one looks, and tells the others.
 
     Returns:
@@ -130,6 +142,8 @@ def find_start(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> tu
     Raises:
         InputError: if the folder holds another run, or a process does not find the checkpoint.
     """
+    from dcl.training.trainer import last_complete_checkpoint
+
     answer: list[Any] = [None, False, None]
     if run.training.process_index == 0:
         try:
@@ -140,6 +154,8 @@ def find_start(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> tu
         except InputError as error:
             answer[0] = str(error)
     if run.training.world_size > 1:
+        import torch.distributed as dist
+
         dist.broadcast_object_list(answer, device=run.training.device)
     refusal, finished, checkpoint = answer
     if refusal is not None:
@@ -160,7 +176,7 @@ def find_start(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> tu
     return finished, None if checkpoint is None else Path(checkpoint)
 
 
-def claim_output_dir(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> None:
+def claim_output_dir(run: "TrainingRun", output_dir: Path, record: dict[str, Any]) -> None:
     """Record the settings of the run in its folder, and remove the run that it overwrites."""
     with run.training.main_process_first(local=False, desc="output folder"):
         if run.training.process_index != 0:
@@ -177,8 +193,18 @@ def claim_output_dir(run: TrainingRun, output_dir: Path, record: dict[str, Any])
             ) from error
 
 
-def build_trainer(run: TrainingRun, rows: tuple[Dataset | StreamedRows, Dataset] | None = None) -> DCLTrainer:
+def build_trainer(run: "TrainingRun", rows: "tuple[Dataset | StreamedRows, Dataset] | None" = None) -> "DCLTrainer":
     """Build model, processor, data sets and trainer of a run; its rows are loaded if they are not given."""
+    from datasets import concatenate_datasets
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from transformers import set_seed
+
+    from dcl.dataset_dcl import find_crop
+    from dcl.hub_dcl import hub_is_reachable
+    from dcl.prepared_dcl import FAKE
+    from dcl.training.pairs import FaceDataset, PairDataset, keys_of
+    from dcl.training.trainer import DCLTrainer
+
     data, args = run.data, run.training
     train_rows, validation_rows = rows or load_data(run)
     if args.push_to_hub and not hub_is_reachable():
@@ -223,7 +249,7 @@ def build_trainer(run: TrainingRun, rows: tuple[Dataset | StreamedRows, Dataset]
         raise InputError(f"--report_to {' '.join(args.report_to)} cannot be followed: {error}") from error
 
 
-def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun) -> None:
+def calibrate_checkpoint(trainer: "DCLTrainer", run: "TrainingRun") -> None:
     """Fit calibration and familiarity of the trained model on the validation split, for its configuration.
 
     The first process scores the split, as an evaluation would, and tells the others. The model is saved before: it
@@ -237,14 +263,28 @@ def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun) -> None:
     if args.process_index == 0:
         answer[:] = fit_on_validation(trainer, run)
     if args.world_size > 1:  # it may take longer than the training's own group of processes would wait
+        import torch.distributed as dist
+
         patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
         dist.broadcast_object_list(answer, group=patient)
         dist.destroy_process_group(patient)
     trainer.model.config.calibration, trainer.model.config.familiarity = answer
 
 
-def fit_on_validation(trainer: DCLTrainer, run: TrainingRun) -> tuple[dict[str, Any], dict[str, Any]]:
+def fit_on_validation(trainer: "DCLTrainer", run: "TrainingRun") -> tuple[dict[str, Any], dict[str, Any]]:
     """Return calibration and familiarity of the trained model, fitted on what it says of the validation split."""
+    import numpy as np
+    import pandas as pd
+
+    from dcl.dataset_dcl import fingerprint
+    from dcl.evaluation.calibration import fit_calibration
+    from dcl.evaluation.familiarity import fit_familiarity
+    from dcl.evaluation.inputs import EvaluationSet
+    from dcl.evaluation.localisation import CellCounts, best_iou_threshold
+    from dcl.evaluation.predictions import predict
+    from dcl.familiarity_dcl import ReferenceNetwork, find_reference
+    from dcl.training.pairs import keys_of
+
     args, rows = trainer.args, trainer.eval_dataset.rows
     source, split = " and ".join(run.data.dataset), run.data.validation_split
     crop = trainer.processing_class.crop
@@ -270,15 +310,25 @@ def fit_on_validation(trainer: DCLTrainer, run: TrainingRun) -> tuple[dict[str, 
     return calibration, fit_familiarity(predictions, np.concatenate(features), np.concatenate(sharpness))
 
 
-def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple[DCLForPreTraining, DCLImageProcessor]:
+def build_model(
+    arguments: "ModelArguments", given: Collection[str] = ()
+) -> "tuple[DCLForPreTraining, DCLImageProcessor]":
     """Load the checkpoint a run starts from, or build a new model on pretrained weights, and its processor."""
+    import torch
+
+    from dcl.configuration_dcl import why_refused
+    from dcl.hub_dcl import find_dcl_checkpoint
+    from dcl.image_processing_dcl import DCLImageProcessor
+    from dcl.modeling_dcl import DCLForPreTraining
+    from dcl.training.backbone import load_backbone_weights
+
     if arguments.model is None:
         model = DCLForPreTraining(arguments.config())
         if arguments.backbone_weights != "none":
             load_backbone_weights(model, arguments.backbone_weights)
         size = model.config.image_size
         return model, DCLImageProcessor(size={"height": size, "width": size})
-    folder = find_checkpoint(arguments.model, only_dcl=True).folder
+    folder = find_dcl_checkpoint(arguments.model)
     try:
         processor = DCLImageProcessor.from_pretrained(folder)
         model, loading = DCLForPreTraining.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -297,12 +347,17 @@ def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple
     return model, processor
 
 
-def validation_metrics(prediction: EvalPrediction) -> dict[str, Any]:
+def validation_metrics(prediction: "EvalPrediction") -> dict[str, Any]:
     """Score the validation split, frame and video level.
 
     Args:
         prediction: logits (N, 2), and as label_ids the labels (N,) and the number of each frame's video (N,).
     """
+    import numpy as np
+    import pandas as pd
+
+    from dcl.evaluation.metrics import binary_metrics, video_scores
+
     labels, videos = prediction.label_ids
     logits = np.asarray(prediction.predictions, np.float64)
     rows = pd.DataFrame({"video_id": videos, "label": labels, "p_fake": 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))})

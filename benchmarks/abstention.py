@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 
 from dcl.abstention_dcl import distances, measure_face, reason_to_abstain
 from dcl.data_scripts.assets import fetch
-from dcl.dataset_dcl import REAL, decode_image, name_row
+from dcl.dataset_dcl import decode_image, name_row
 from dcl.errors_dcl import InputError, report_input_errors
 from dcl.evaluation.inputs import load_evaluation_sets
 from dcl.faces_dcl import Face
@@ -28,6 +28,7 @@ from dcl.familiarity_dcl import ReferenceNetwork, find_reference
 from dcl.images_dcl import read_picture
 from dcl.inputs_dcl import find_files, is_video
 from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
+from dcl.prepared_dcl import REAL
 from dcl.video_dcl import Video, evenly_spaced
 
 REASONS = ("no_face", "too_small", "extreme_pose", "too_blurred", "unfamiliar")

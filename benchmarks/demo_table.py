@@ -23,10 +23,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from dcl.dataset_dcl import FAKE, REAL, decode_image, load_prepared, metadata
+from dcl.dataset_dcl import decode_image, load_prepared, metadata
 from dcl.evaluation.metrics import binary_metrics
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining
+from dcl.prepared_dcl import FAKE, REAL
 from dcl.training.arguments import ModelArguments
 from dcl.training.backbone import load_backbone_weights
 

@@ -12,7 +12,8 @@ import time
 
 from tqdm import tqdm
 
-from dcl.dataset_dcl import ENCODINGS, decode_image, encode_image, load_prepared
+from dcl.dataset_dcl import decode_image, encode_image, load_prepared
+from dcl.prepared_dcl import ENCODINGS
 
 
 def main() -> None:

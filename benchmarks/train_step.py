@@ -24,8 +24,9 @@ from dcl.benchmarks.printing import print_result
 from dcl.configuration_dcl import DCLConfig
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining, DCLModel
+from dcl.training.settings import ViewSettings
 from dcl.training.trainer import DCLTrainer, DCLTrainingArguments
-from dcl.training.views import ViewSettings, draw_device_views
+from dcl.training.views import draw_device_views
 
 
 def main() -> None:

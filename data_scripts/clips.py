@@ -9,6 +9,8 @@ from typing import Protocol
 from .failures import Failures
 from .frames import Frames
 
+FAMILIES_PER_SHARD = 16  # where nothing else is asked for
+
 
 @dataclass(frozen=True)
 class Clip:

@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..dataset_dcl import DEFAULT_ENCODING
+from ..prepared_dcl import DEFAULT_ENCODING
 from .assets import fetch, fetch_detector
 from .blending import METHODS, random_generator
 from .failures import Failures

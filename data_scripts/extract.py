@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dataset_dcl import DEFAULT_ENCODING, FAKE, REAL, encode_image
+from ..dataset_dcl import encode_image
 from ..errors_dcl import InputError, reason
 from ..faces_dcl import SAME_FACE, Face, FaceDetector, crop_transform, cut, overlap
+from ..prepared_dcl import DEFAULT_ENCODING, FAKE, REAL
 from ..video_dcl import evenly_spaced
 from .clips import Clip
 from .failures import Failures

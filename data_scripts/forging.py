@@ -14,19 +14,10 @@ from datasets import Dataset, Image
 from tqdm import tqdm
 
 from ..content_dcl import PICTURE_SUFFIXES
-from ..dataset_dcl import (
-    DEFAULT_ENCODING,
-    FAKE,
-    FEATURES,
-    REAL,
-    decode_image,
-    encode_image,
-    load_prepared,
-    metadata,
-    split_files,
-)
+from ..dataset_dcl import FEATURES, decode_image, encode_image, load_prepared, metadata
 from ..errors_dcl import InputError
 from ..faces_dcl import ALIGNED_LANDMARKS, FaceDetector, fit_similarity, map_points
+from ..prepared_dcl import DEFAULT_ENCODING, FAKE, REAL, split_files
 from .assets import fetch_detector
 from .blending import METHODS, Portrait, random_generator
 from .failures import Failures

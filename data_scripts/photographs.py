@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..content_dcl import PICTURE_SUFFIXES, UNREAD_PICTURE_SUFFIXES
-from ..dataset_dcl import DEFAULT_ENCODING, REAL, encode_image
 from ..errors_dcl import InputError, PictureError, reason
 from ..faces_dcl import Face, FaceDetector, crop_transform, cut, map_points
 from ..images_dcl import read_picture
 from ..inputs_dcl import is_looked_at, is_of_system
+from ..prepared_dcl import DEFAULT_ENCODING, REAL
 from ..video_dcl import VIDEO_SUFFIXES
 from .failures import Failures
 
@@ -44,10 +44,8 @@ def find_photographs(folder: str | Path, failures: Failures | None = None) -> li
         The photographs, those of one video together.
 
     Raises:
-        InputError: if the folder is missing or holds no photograph, or cannot be looked at where `failures` is None.
+        InputError: if the folder holds no photograph, or cannot be looked at where `failures` is None.
     """
-    if not Path(folder).is_dir():
-        raise InputError(f"there is no folder of photographs {folder}: give one, or a prepared data set.")
     failures = Failures(strict=True) if failures is None else failures
     photographs = list_photographs(Path(folder), list_files(Path(folder), failures))
     if not photographs:
@@ -195,6 +193,8 @@ def face_row(
         encoding: of the crop, a key of `dataset_dcl.ENCODINGS`.
         **columns: the row's other columns (`dataset_dcl.FEATURES`); the compression is not known unless given.
     """
+    from ..dataset_dcl import encode_image  # imports `datasets`, which listing files does without
+
     return {
         "image": encode_image(cut(image, transform, size), encoding),
         "landmarks": None if face.landmarks is None else map_points(face.landmarks, transform).tolist(),

@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from dcl.content_dcl import PICTURE_SUFFIXES
 from dcl.data_scripts.assets import ASSETS, DETECTORS, copy_to, fetch
 from dcl.data_scripts.blending import METHODS
-from dcl.data_scripts.clips import RawDataSet
-from dcl.data_scripts.demo import prepare_demo
-from dcl.data_scripts.extract import Extraction
+from dcl.data_scripts.clips import FAMILIES_PER_SHARD, RawDataSet
 from dcl.data_scripts.failures import Failures
-from dcl.data_scripts.forging import prepare_forgeries
 from dcl.data_scripts.layouts import (
     celeb_df,
     deeperforensics,
@@ -28,13 +26,13 @@ from dcl.data_scripts.layouts import (
     wild_deepfake,
 )
 from dcl.data_scripts.photographs import MARGIN, SIZE, list_files
-from dcl.data_scripts.publishing import check_hub, push_prepared
-from dcl.data_scripts.raw import FAMILIES_PER_SHARD, Execution, prepare_raw
-from dcl.data_scripts.shards import Report
-from dcl.dataset_dcl import DEFAULT_ENCODING, ENCODINGS
 from dcl.errors_dcl import InputError, report_input_errors
 from dcl.faces_dcl import CROP_KINDS
 from dcl.inputs_dcl import count_skipped, say_skipped
+from dcl.prepared_dcl import DEFAULT_ENCODING, ENCODINGS
+
+if TYPE_CHECKING:
+    from dcl.data_scripts.shards import Report
 
 #: What `dcl-prepare` reads, by the name of the command.
 LAYOUTS = {
@@ -209,12 +207,20 @@ def _check(options: argparse.Namespace) -> int:
 
 def _prepare_demo(options: argparse.Namespace) -> None:
     """Prepare the demo data set."""
+    from dcl.data_scripts.demo import prepare_demo  # like the others below, imports `datasets`: wrong names need not
+
     reports = prepare_demo(options.output, options.seed, options.size, options.overwrite, options.encoding)
     _report(options.output, reports)
 
 
 def _prepare_forgeries(options: argparse.Namespace) -> None:
     """Prepare forgeries made from photographs."""
+    if not Path(options.source).is_dir():
+        raise InputError(
+            f"Folder {options.source} not found. Give --source a folder of photographs, or of a prepared data set."
+        )
+    from dcl.data_scripts.forging import prepare_forgeries
+
     reports = prepare_forgeries(
         options.source,
         options.output,
@@ -245,6 +251,8 @@ def _prepare_raw(options: argparse.Namespace) -> int:
     if options.public and not options.push_to_hub:
         raise InputError("--public says how a data set is pushed: give --push_to_hub, too, or leave it away.")
     if options.push_to_hub:
+        from dcl.data_scripts.publishing import check_hub, push_prepared
+
         check_hub(options.push_to_hub)
     found = _find(options, options.command)
     crop = detector = None
@@ -254,6 +262,9 @@ def _prepare_raw(options: argparse.Namespace) -> int:
         detector = options.detector or DETECTORS[0]
     elif named := [name for name, value in given.items() if value is not None]:
         raise InputError(f"the faces of {options.root} are cut already: leave --{named[0]} away.")
+    from dcl.data_scripts.extract import Extraction
+    from dcl.data_scripts.raw import Execution, prepare_raw
+
     preparation = prepare_raw(
         found,
         options.root,
@@ -283,8 +294,10 @@ def _prepare_raw(options: argparse.Namespace) -> int:
     return _SOME_LEFT_OUT if total.failures else 0
 
 
-def _report(output: str, reports: Mapping[str, Report], total: Report | None = None) -> None:
+def _report(output: str, reports: "Mapping[str, Report]", total: "Report | None" = None) -> None:
     if total is None:
+        from dcl.data_scripts.shards import Report
+
         total = Report()
         for report in reports.values():
             total.add(report)

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from ..dataset_dcl import CLASS_NAMES, FAKE, split_files
 from ..errors_dcl import InputError, reason
 from ..hub_dcl import hub_is_reachable
+from ..prepared_dcl import CLASS_NAMES, FAKE, split_files
 from .shards import read_record
 
 TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"

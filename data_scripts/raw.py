@@ -20,13 +20,12 @@ from tqdm import tqdm
 from ..errors_dcl import InputError
 from ..faces_dcl import FaceDetector
 from .assets import fetch_detector
-from .clips import ClipFamily, Family, RawDataSet
+from .clips import FAMILIES_PER_SHARD, ClipFamily, Family, RawDataSet
 from .executors import run_here, run_in_processes, run_on_ray
 from .extract import Extraction, family_rows
 from .failures import Failures
 from .shards import FORMAT, STATE, PreparedFolder, Report, bytes_of, read_record, state_of, write_shard
 
-FAMILIES_PER_SHARD = 16
 SUMMARY = ".preparation.json"  # hidden, so that `load_dataset` on the folder does not take it for data
 _SAMPLED = 8  # families of which some faces are cut, to learn what a face takes on disk
 logger = logging.getLogger(__name__)
@@ -263,4 +262,4 @@ def _write_summary(preparation: Preparation) -> None:
     os.replace(partial.name, preparation.summary)
 
 
-__all__ = ["FAMILIES_PER_SHARD", "SUMMARY", "Execution", "Preparation", "Shard", "prepare_raw"]
+__all__ = ["SUMMARY", "Execution", "Preparation", "Shard", "prepare_raw"]

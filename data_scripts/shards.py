@@ -21,8 +21,9 @@ import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..dataset_dcl import FEATURES, SPLIT_NAME, split_files
+from ..dataset_dcl import FEATURES
 from ..errors_dcl import InputError
+from ..prepared_dcl import SPLIT_NAME, split_files
 from .failures import Failure, Failures
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from sklearn.isotonic import IsotonicRegression
 
 from ..calibration_dcl import OPERATING_POINTS, calibrate
-from ..dataset_dcl import FAKE, REAL
+from ..prepared_dcl import FAKE, REAL
 from .bootstrap import CONFIDENCE, family_codes
 from .metrics import binary_metrics, video_scores
 from .ranking import Ranking

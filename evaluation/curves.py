@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..calibration_dcl import LEVELS
-from ..dataset_dcl import FAKE
+from ..prepared_dcl import FAKE
 from .bootstrap import DRAWS, family_codes, interval
 from .metrics import rank_scores, video_scores
 from .ranking import Ranking

@@ -13,7 +13,8 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..dataset_dcl import FAKE, decode_image, decode_mask, metadata
+from ..dataset_dcl import decode_image, decode_mask, metadata
+from ..prepared_dcl import FAKE
 from .inputs import EvaluationSet
 from .predictions import mask_to_cells
 

@@ -23,13 +23,15 @@ from torch import nn
 from transformers import BaseImageProcessor
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..dataset_dcl import FAKE, REAL, decode_image, name_row
+from ..dataset_dcl import decode_image, name_row
 from ..errors_dcl import InputError, reason
 from ..faces_dcl import YUNET_FILE, copy_yunet
 from ..familiarity_dcl import REFERENCE_FILE, copy_reference
 from ..modeling_dcl import DCLForImageClassification
 from ..onnx_dcl import GRAPH, INPUT, OUTPUTS, OnnxClassifier
-from .inputs import Checkpoint, EvaluationSet
+from ..prepared_dcl import FAKE, REAL
+from .checkpoints import Checkpoint
+from .inputs import EvaluationSet
 from .metrics import binary_metrics, rank_scores
 from .predictions import predict
 from .records import versions

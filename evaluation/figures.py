@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import ndtri
 
-from ..dataset_dcl import FAKE
 from ..errors_dcl import InputError
+from ..prepared_dcl import FAKE
 from .curves import RATES, RocCurve
 
 if TYPE_CHECKING:

@@ -1,7 +1,5 @@
-"""Find what shall be evaluated, before anything slow is imported: a wrong name is reported at once."""
+"""Load the data sets that shall be evaluated, and check that they can be."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,107 +7,9 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from ..dataset_dcl import CLASS_NAMES, check_labels, find_crop, fingerprint, load_prepared, metadata
+from ..dataset_dcl import check_labels, find_crop, fingerprint, load_prepared, metadata
 from ..errors_dcl import InputError
-from ..hub_dcl import fetch_model, may_be_repository
 from .metrics import check_group_column
-
-MODEL_TYPE = "dcl"  # that of DCLConfig, whose module takes seconds to import
-
-
-@dataclass
-class Checkpoint:
-    """A checkpoint on disk, of DCL or another image classifier; its weights are not loaded yet."""
-
-    name: str
-    """As the user gave it."""
-    folder: Path
-    """Where its files are."""
-    revision: str
-    """The commit, if it came from the Hub; of a folder, a hash of configuration and weights."""
-    model_type: str = MODEL_TYPE
-    """What its config.json says."""
-    classes: list[tuple[str, int]] | None = None
-    """Of a model that is not DCL's, the label of each class and whether it is one of reals (0) or of fakes (1)."""
-
-    @property
-    def is_dcl(self) -> bool:
-        """Whether it is one of DCL."""
-        return self.model_type == MODEL_TYPE
-
-    def record(self) -> dict[str, Any]:
-        """Return what the record of a run says of the classes."""
-        if self.classes is None:
-            return {}
-        return {
-            "labels": {
-                name: [label for label, kind in self.classes if kind == index]
-                for index, name in enumerate(CLASS_NAMES)
-            }
-        }
-
-
-def find_checkpoint(name: str, only_dcl: bool = False) -> Checkpoint:
-    """Find a checkpoint in a folder, else on the Hub, whose files are then fetched into the local cache.
-
-    Args:
-        name: a folder, or a model id on the Hub.
-        only_dcl: accept no other kind of model.
-
-    Raises:
-        InputError: if it is neither, names no model type, is not one of DCL where that was asked for, or is another
-            without weights as safetensors.
-    """
-    if Path(name).is_dir():
-        checkpoint = Checkpoint(name, Path(name), _hash_of(Path(name)))
-    elif not may_be_repository(name):
-        raise InputError(
-            f"there is no checkpoint {name!r}: it is not a folder; train one, or pass a model id of the Hub."
-        )
-    else:
-        folder = fetch_model(name, ["*.json", "*.safetensors", "*.py"])
-        checkpoint = Checkpoint(name, folder, folder.name)  # snapshots are kept under the name of their commit
-    try:
-        config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
-        # Checkpoints of timm are known by what they have instead.
-        checkpoint.model_type = config.get("model_type", "timm_wrapper" if "pretrained_cfg" in config else None)
-    except FileNotFoundError:
-        raise InputError(f"{name!r} is not a checkpoint: it has no config.json; pass the folder that has.") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"the config.json of {name!r} cannot be read ({error}): save the checkpoint again."
-        ) from error
-    if only_dcl and not checkpoint.is_dcl:
-        raise InputError(
-            f"{name!r} is not a checkpoint of DCL: the model type in its config.json is {checkpoint.model_type!r}, "
-            f"not {MODEL_TYPE!r}."
-        )
-    if checkpoint.model_type is None:
-        raise InputError(
-            f"{name!r} is not a checkpoint that can be evaluated: its config.json names no model_type; pass one that "
-            "transformers or timm saved."
-        )
-    weights = any(checkpoint.folder.glob("*.safetensors"))
-    if not weights and any(checkpoint.folder.glob("model*.onnx")):
-        raise InputError(
-            f"{name!r} holds a graph and no weights: pass the checkpoint that was exported; what the graph costs is "
-            "in its export.json."
-        )
-    if not weights and not checkpoint.is_dcl:
-        raise InputError(
-            f"{name!r} has no weights as safetensors, and no others are opened, since to unpickle them is to run what "
-            "they hold: if you trust them, load and save them once by transformers, and pass that folder."
-        )
-    return checkpoint
-
-
-def _hash_of(folder: Path) -> str:
-    """Hash what decides a checkpoint's answers, so that scores tell of which weights they are."""
-    digest = hashlib.sha256()
-    for path in sorted(path for end in ("config.json", ".safetensors", ".py") for path in folder.glob(f"*{end}")):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
 
 
 @dataclass
@@ -152,7 +52,7 @@ def load_evaluation_sets(
     """
     sources = list(dict.fromkeys(sources))
     if not sources:
-        raise InputError("no data set was named: pass --dataset with a name, a folder, or an id of the Hub.")
+        raise InputError("No data set given. Pass --dataset with a name, a folder, or an id on the Hub.")
     names = [_short_name(source, data_root) for source in sources]
     sets = []
     for source, name in zip(sources, names, strict=True):
@@ -204,4 +104,4 @@ def _short_name(source: str, data_root: str | Path | None) -> str:
     return Path(source).resolve().name if Path(source).is_dir() else source
 
 
-__all__ = ["Checkpoint", "EvaluationSet", "check_groups", "find_checkpoint", "load_evaluation_sets"]
+__all__ = ["EvaluationSet", "check_groups", "load_evaluation_sets"]

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Collection, Sequence
 
-from ..dataset_dcl import FAKE, REAL
 from ..errors_dcl import InputError
+from ..prepared_dcl import FAKE, REAL
 
 _WORDS_OF_REALS = """
 real reals realism authentic genuine original originals human humans natural pristine bonafide legit legitimate live

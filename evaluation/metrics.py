@@ -12,8 +12,8 @@ import pandas as pd
 from sklearn.metrics import auc, roc_curve
 from tqdm.auto import tqdm
 
-from ..dataset_dcl import CLASS_NAMES, FAKE, REAL
 from ..errors_dcl import InputError
+from ..prepared_dcl import CLASS_NAMES, FAKE, REAL
 from .bootstrap import DRAWS, WITHOUT_INTERVAL, family_codes, intervals, largest_gap, paired_differences
 from .localisation import CellCounts, localisation_metrics
 from .ranking import AT_THRESHOLDS, BINS, FALSE_POSITIVE_RATES, METRICS, THRESHOLD, Ranking, equal_error_rate

@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ..dataset_dcl import FAKE, REAL
 from ..errors_dcl import InputError, reason
-from .inputs import Checkpoint
+from ..prepared_dcl import FAKE, REAL
+from .checkpoints import Checkpoint
 from .labels import classify_labels
 
 AUTO_CLASS = "AutoModelForImageClassification"

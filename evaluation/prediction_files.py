@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..checks_dcl import abridged
-from ..dataset_dcl import CLASS_NAMES, FAKE, REAL
 from ..errors_dcl import InputError, reason
+from ..prepared_dcl import CLASS_NAMES, FAKE, REAL
 from .bootstrap import DRAWS
 from .metrics import check_group_column, frame_and_video_metrics
 from .records import OF_METRICS, count_rows, versions
@@ -72,8 +72,6 @@ def read_predictions(name: str, group_by: str | None = None) -> PredictionTable:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         table = _read(path)
-    except FileNotFoundError:
-        raise InputError(f"there is no table of predictions {name!r}: check the path.") from None
     except pd.errors.EmptyDataError:
         table = pd.DataFrame()
     except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:  # of the disk or the format

@@ -21,12 +21,14 @@ from transformers import (
 from ..abstention_dcl import measure_sharpness
 from ..calibration_dcl import calibrate
 from ..configuration_dcl import DCLConfig, why_refused
-from ..dataset_dcl import FAKE, REAL, CorruptImageError, decode_image, decode_mask, name_row
+from ..dataset_dcl import CorruptImageError, decode_image, decode_mask, name_row
 from ..errors_dcl import InputError, reason
 from ..familiarity_dcl import ReferenceNetwork
 from ..image_processing_dcl import DCLImageProcessor
 from ..modeling_dcl import DCLForImageClassification
-from .inputs import Checkpoint, EvaluationSet
+from ..prepared_dcl import FAKE, REAL
+from .checkpoints import Checkpoint
+from .inputs import EvaluationSet
 from .other_models import ArrayProcessor, BinaryClassifier, load_classifier
 
 #: The columns of `predictions.parquet`, one row a frame in the order of the data set: `logit` is the margin

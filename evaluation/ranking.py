@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ..dataset_dcl import FAKE
+from ..prepared_dcl import FAKE
 
 THRESHOLD = 0.5
 #: For TPR at a false positive rate: its name, and how many reals there are to one false alarm.

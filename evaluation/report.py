@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ..calibration_dcl import LEVELS
-from ..dataset_dcl import FAKE
 from ..errors_dcl import InputError
+from ..prepared_dcl import FAKE
 from .bootstrap import DRAWS
 from .calibration import reliability
 from .curves import roc_curves

@@ -16,7 +16,8 @@ from ..calibration_dcl import LEVELS
 from ..dataset_dcl import CROP_FIELDS
 from ..errors_dcl import InputError
 from .bootstrap import DRAWS
-from .inputs import Checkpoint, EvaluationSet
+from .checkpoints import Checkpoint
+from .inputs import EvaluationSet
 from .metrics import frame_and_video_metrics
 from .other_models import ArrayProcessor, BinaryClassifier
 from .parts import PredictedParts, WorkFolder, remove_work_folders

@@ -12,8 +12,9 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..calibration_dcl import LEVELS as UNITS
 from ..errors_dcl import InputError
+from .checkpoints import Checkpoint
 from .figures import draw_robustness
-from .inputs import Checkpoint, EvaluationSet
+from .inputs import EvaluationSet
 from .metrics import frame_and_video_metrics
 from .names import cell
 from .parts import remove_work_folders

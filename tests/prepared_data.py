@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from datasets import Dataset
 
-from dcl.dataset_dcl import FAKE, FEATURES, REAL, encode_image
+from dcl.dataset_dcl import FEATURES, encode_image
+from dcl.prepared_dcl import FAKE, REAL
 
 SIZE = 64
 CROP = {"kind": "box", "margin": 0.3, "size": SIZE, "detector": "none"}

@@ -1,13 +1,16 @@
 """What a training run is told: YAML for defaults, flags over it, and one sentence for what cannot be used."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import transformers
+from transformers import HfArgumentParser
 
 from dcl.configuration_dcl import DCLConfig
 from dcl.errors_dcl import InputError
-from dcl.training.arguments import parse_training_run
+from dcl.training.arguments import _trainer_options, parse_training_run
+from dcl.training.settings import TrainingSettings
 from dcl.training.trainer import DCLTrainingArguments
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -143,7 +146,9 @@ def test_mappings_of_the_trainer_can_be_given_in_yaml(parse):
 )
 def test_what_cannot_be_used_is_named_in_one_sentence(parse, yaml, flags, names):
     with pytest.raises(InputError) as error:
-        parse(yaml, *flags).model.config()
+        run = parse(yaml, *flags)
+        run.model.config()
+        _ = run.training
     sentence = str(error.value)
     assert "\n" not in sentence
     for name in names:
@@ -188,7 +193,7 @@ def test_a_file_sets_its_values_over_those_that_it_is_based_on(files):
             {"top": "base: other.yaml", "other": "base: third.yaml", "third": "base: top.yaml"},
             ["third.yaml is based on", "top.yaml", "take `base` out"],
         ),
-        ({"top": "base: nowhere.yaml"}, ["nowhere.yaml", "no configuration file"]),
+        ({"top": "base: nowhere.yaml"}, ["Configuration file", "nowhere.yaml not found"]),
         ({"top": "base: other.yaml", "other": "temprature: 1"}, ["other.yaml", "'temperature'"]),
         ({"top": "base: other.yaml", "other": "- a"}, ["other.yaml", "list"]),
         ({"top": "base:"}, ["top.yaml", "None"]),
@@ -216,7 +221,7 @@ def test_a_run_without_data_is_refused(tmp_path):
 
 def test_half_precision_that_a_cpu_does_not_have_is_refused(parse):
     with pytest.raises(InputError, match="fp16"):
-        parse("", "--fp16", "--use_cpu")
+        _ = parse("", "--fp16", "--use_cpu").training
 
 
 @pytest.mark.parametrize(
@@ -242,7 +247,7 @@ def test_the_direction_of_a_metric_follows_from_it(parse):
 def test_several_gpus_in_one_process_are_refused(parse, monkeypatch):
     monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", property(lambda self: 2))
     with pytest.raises(InputError, match=r"2 GPUs.*torchrun --nproc_per_node 2"):
-        parse()
+        _ = parse().training
 
 
 @pytest.mark.parametrize("tracker", ["trackio", "wandb", "tensorboard", "none"])
@@ -274,9 +279,27 @@ def test_the_record_holds_what_decides_the_result_and_nothing_else(parse):
 
 
 def test_every_argument_has_a_help_text():
-    for item in DCLTrainingArguments.__dataclass_fields__.values():
-        if item.name in DCLTrainingArguments.__annotations__:
-            assert item.metadata["help"].endswith("."), item.name
+    for item in fields(TrainingSettings):
+        assert item.metadata["help"].endswith("."), item.name
+
+
+def test_the_fields_read_from_the_source_of_transformers_are_those_of_the_class():
+    """Flags and their choices are known without it; a class of another file takes a text."""
+    read, real = (HfArgumentParser(group)._actions for group in (_trainer_options(), DCLTrainingArguments))
+    read, real = ({action.dest + "".join(action.option_strings): action for action in each} for each in (read, real))
+    assert read.keys() == real.keys()
+    for name, one in read.items():
+        other = real[name]
+        assert (one.option_strings, one.nargs, one.const) == (other.option_strings, other.nargs, other.const)
+        assert (one.choices and list(one.choices)) == (other.choices and list(other.choices)), one.dest
+        assert one.help == other.help
+        if one.type in (int, float, bool, str):
+            assert other.type is one.type or (one.type is str and other.type not in (int, float, bool)), one.dest
+
+
+def test_what_is_not_given_has_the_defaults_of_the_class(parse, tmp_path):
+    expected = DCLTrainingArguments(output_dir=str(tmp_path / "out")).to_dict()
+    assert parse().training.to_dict() == expected
 
 
 def test_workers_decide_what_is_learned_where_rows_are_streamed(parse):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from dcl.errors_dcl import InputError
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.training import augment as augment_module
-from dcl.training.augment import Augmentation, AugmentationSettings, corresponding_mix
+from dcl.training.augment import Augmentation, corresponding_mix
+from dcl.training.settings import AugmentationSettings
 
 SIZES = [(380, 380), (112, 92), (300, 411)]
 GEOMETRY = ("rotate_probability", "resized_crop_probability", "flip_probability")

@@ -22,10 +22,10 @@ from dcl.dataset_dcl import (
     fingerprint,
     load_prepared,
     metadata,
-    split_names,
 )
 from dcl.errors_dcl import InputError
 from dcl.images_dcl import read_picture
+from dcl.prepared_dcl import split_names
 from dcl.tests.prepared_data import CROP, make_rows
 
 
@@ -200,8 +200,12 @@ def test_names_are_split_at_the_ampersand(given, names):
 
 
 def test_a_missing_folder_names_where_it_was_looked_for(tmp_path):
-    refused("no_such_set", rf"no prepared data set 'no_such_set'.*{tmp_path}/no_such_set.*prepare", data_root=tmp_path)
-    refused(tmp_path / "nothing", r"no prepared data set .*nothing")
+    refused(
+        "no_such_set",
+        rf"Data set 'no_such_set' not found.*{tmp_path}/no_such_set and no_such_set\. .*prepare",
+        data_root=tmp_path,
+    )
+    refused(tmp_path / "nothing", r"Data set .*nothing' not found")
 
 
 def test_a_name_that_might_be_of_the_hub_fails_fast_offline():

@@ -249,7 +249,7 @@ def test_drawings_show_faces_and_carry_nothing_else(run, folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["nowhere.jpg"], "there is no file and no folder nowhere.jpg"),
+        (["nowhere.jpg"], "File or folder nowhere.jpg not found"),
         ([""], "one of the names of files and folders is empty"),
         (["x" * 300], "check its path"),
         (["{folder}", "--json", "x" * 300], "check its path"),

@@ -11,8 +11,8 @@ from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader
 
 from dcl import train
-from dcl.dataset_dcl import FAKE, REAL
 from dcl.errors_dcl import InputError
+from dcl.prepared_dcl import FAKE, REAL
 from dcl.tests.prepared_data import make_rows, training_flags, write_split
 from dcl.training.distributed import gather_rows, mean_over_processes, world_size
 from dcl.training.pairs import BalancedSampler

@@ -20,7 +20,8 @@ from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import FEATURES, encode_image
 from dcl.errors_dcl import InputError
 from dcl.evaluate_dcl import main, name_folders
-from dcl.evaluation.inputs import check_groups, find_checkpoint, load_evaluation_sets
+from dcl.evaluation.checkpoints import find_checkpoint
+from dcl.evaluation.inputs import check_groups, load_evaluation_sets
 from dcl.evaluation.metrics import binary_metrics, frame_and_video_metrics
 from dcl.evaluation.summary import summarize
 from dcl.image_processing_dcl import DCLImageProcessor
@@ -332,11 +333,13 @@ def refused_dataset(capsys, tmp_path, name, *options):
 
 
 def test_a_missing_data_set(capsys, tmp_path):
-    assert "there is no prepared data set 'nowhere'" in refused_dataset(capsys, tmp_path, "nowhere")
+    assert "Data set 'nowhere' not found: looked for the folder nowhere." in refused_dataset(
+        capsys, tmp_path, "nowhere"
+    )
 
 
 def test_no_data_set(capsys, tmp_path):
-    assert "no data set was named" in refused_dataset(capsys, tmp_path, "&")
+    assert "No data set given" in refused_dataset(capsys, tmp_path, "&")
 
 
 def test_a_missing_split(capsys, tmp_path):
@@ -396,7 +399,7 @@ def refused_model(capsys, tmp_path, model):
 
 
 def test_a_missing_checkpoint(capsys, tmp_path):
-    assert "there is no checkpoint './nowhere'" in refused_model(capsys, tmp_path, "./nowhere")
+    assert "Model './nowhere' not found: there is no such folder" in refused_model(capsys, tmp_path, "./nowhere")
 
 
 def test_a_folder_without_a_checkpoint(capsys, tmp_path):
@@ -444,7 +447,7 @@ def test_a_hub_that_cannot_be_reached(capsys, tmp_path, monkeypatch):
     start = time.perf_counter()
     said = refused_model(capsys, tmp_path, "nobody/nothing")
     assert time.perf_counter() - start < 15
-    assert "there is no folder 'nobody/nothing'" in said
+    assert "Model 'nobody/nothing' not found" in said
     assert "the Hub cannot be reached" in said
     hub_dcl.hub_is_reachable.cache_clear()
 

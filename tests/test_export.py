@@ -287,7 +287,7 @@ def test_arguments_that_make_no_sense_are_refused(checkpoint, tmp_path, flags, s
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="no checkpoint"):
+    with pytest.raises(SystemExit, match="nowhere' not found"):
         run("--model", tmp_path / "nowhere", "--output", tmp_path / "out")
 
 

@@ -14,7 +14,8 @@ from huggingface_hub import constants
 from transformers.utils.hub import is_offline_mode
 
 from dcl import hub_dcl
-from dcl.hub_dcl import file_of_checkpoint, hub_is_reachable
+from dcl.errors_dcl import InputError
+from dcl.hub_dcl import check_dataset, file_of_checkpoint, find_dcl_checkpoint, find_model, hub_is_reachable
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -39,10 +40,10 @@ def fresh_client():
 
 
 class Server:
-    """Listens on this machine; answers every request with one status, or never."""
+    """Listens on this machine; answers every request with one status and the Hub's code of an error, or never."""
 
-    def __init__(self, status=None):
-        self.status, self.requests = status, []
+    def __init__(self, status=None, code="-"):
+        self.status, self.code, self.requests = status, code, []
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
         threading.Thread(target=self.serve, daemon=True).start()
@@ -58,7 +59,8 @@ class Server:
             if self.status is None:
                 held.append(connection)
                 continue
-            connection.sendall(f"HTTP/1.1 {self.status} -\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+            headers = f"X-Error-Code: {self.code}\r\nContent-Length: 0\r\nConnection: close"
+            connection.sendall(f"HTTP/1.1 {self.status} -\r\n{headers}\r\n\r\n".encode())
             connection.close()
 
     def close(self):
@@ -69,8 +71,8 @@ class Server:
 def serve(monkeypatch):
     servers = []
 
-    def start(status=None):
-        servers.append(Server(status))
+    def start(status=None, code="-"):
+        servers.append(Server(status, code))
         return servers[-1]
 
     yield start
@@ -196,3 +198,49 @@ def test_a_file_beside_a_checkpoint_is_in_its_folder_or_in_its_repository(tmp_pa
     assert asked == [(("lab/dcl", "a.onnx"), {"revision": "abc", "local_files_only": False})]
     monkeypatch.setattr(hub_dcl, "hf_hub_download", lambda *names, **options: 1 / 0)
     assert file_of_checkpoint("a.onnx", "lab/dcl") is None
+
+
+ANSWERS = [
+    (404, "RepoNotFound", "not found: there is no such folder, and no public repository of that name on the Hub"),
+    (401, "-", "not found: there is no such folder, and no public repository of that name on the Hub"),
+    (401, "GatedRepo", "is gated: accept its terms at http://127.0.0.1:.*/nobody/nothing, and log in with `hf auth"),
+    (403, "GatedRepo", "is gated: accept its terms at http://127.0.0.1:.*/nobody/nothing, and log in with `hf auth"),
+    (403, "-", r"is not open to you\. Ask its owner for access"),
+    (418, "-", "could not be fetched from the Hub"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "sentence"), ANSWERS)
+def test_what_the_hub_does_not_give_is_said_in_a_sentence(serve, monkeypatch, status, code, sentence):
+    monkeypatch.setattr(constants, "ENDPOINT", serve(status, code).url)
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=f"^Model 'nobody/nothing' {sentence}") as model:
+        find_model("nobody/nothing", ["config.json"])
+    with pytest.raises(InputError, match=f"^Data set 'nobody/nothing' {sentence}") as data:
+        check_dataset("nobody/nothing")
+    assert "\n" not in f"{model.value}{data.value}"
+    assert time.perf_counter() - start < 5
+
+
+def test_a_revision_that_a_model_does_not_have_is_named(serve, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", serve(404, "RevisionNotFound").url)
+    with pytest.raises(InputError, match=r"^Model 'nobody/nothing' has no revision 'v9' on the Hub\."):
+        find_model("nobody/nothing", ["config.json"], "v9")
+
+
+def test_without_network_a_model_is_looked_for_in_the_cache(monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=r"^Model 'nobody/nothing' not found: .*the Hub cannot be reached\. Check"):
+        find_model("nobody/nothing", ["config.json"])
+    check_dataset("nobody/nothing")  # `datasets` has a cache of its own
+    assert time.perf_counter() - start < 5
+
+
+def test_the_default_model_is_not_asked_for(serve, monkeypatch, tmp_path):
+    server = serve(200)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^Model 'runs/demo' not found\. Create it with `make demo`"):
+        find_dcl_checkpoint("runs/demo")
+    assert server.requests == []

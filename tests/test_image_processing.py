@@ -12,7 +12,8 @@ from PIL import Image, ImageCms, ImageOps
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.images_dcl import read_picture
 from dcl.tests.profiles import SPACES, matrix_profile
-from dcl.training.augment import Augmentation, AugmentationSettings
+from dcl.training.augment import Augmentation
+from dcl.training.settings import AugmentationSettings
 
 CROP = {"kind": "box", "margin": 0.3, "size": 64, "detector": "yunet"}
 

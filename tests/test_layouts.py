@@ -11,8 +11,8 @@ from dcl.data_scripts.frames import DifferenceMask, ImageFrames, VideoFrames
 from dcl.data_scripts.layouts import celeb_df, deeperforensics, dfdc, dfdcp, ffpp, uadfv
 from dcl.data_scripts.layouts.listing import CONTRADICTED, MISSING, NO_LABEL, NO_NAME, NOT_LISTED, plain_name
 from dcl.data_scripts.prepare import LAYOUTS, main
-from dcl.dataset_dcl import FAKE, REAL
 from dcl.errors_dcl import InputError
+from dcl.prepared_dcl import FAKE, REAL
 from dcl.tests.raw_data_sets import WRITERS, write_dfd
 
 

@@ -173,7 +173,7 @@ def test_a_graph_reads_no_file_outside_of_its_folder(folder, tmp_path_factory, w
 
 def test_what_is_neither_folder_nor_id_is_refused():
     for name in ("no-such-folder", "/no/such/folder", "./nowhere"):
-        with pytest.raises(InputError, match="no export"):
+        with pytest.raises(InputError, match="not found: there is no such folder"):
             OnnxClassifier.from_pretrained(name)
 
 

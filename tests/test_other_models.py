@@ -30,7 +30,8 @@ from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import decode_image
 from dcl.errors_dcl import InputError
 from dcl.evaluate_dcl import main
-from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
+from dcl.evaluation.checkpoints import find_checkpoint
+from dcl.evaluation.inputs import load_evaluation_sets
 from dcl.evaluation.other_models import find_classes, load_classifier
 from dcl.evaluation.predictions import load_checkpoint, predict
 from dcl.image_processing_dcl import DCLImageProcessor

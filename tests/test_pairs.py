@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from dcl.dataset_dcl import FAKE, FEATURES, REAL, CorruptImageError, find_crop, load_prepared
+from dcl.dataset_dcl import FEATURES, CorruptImageError, find_crop, load_prepared
 from dcl.errors_dcl import InputError
 from dcl.image_processing_dcl import DCLImageProcessor
+from dcl.prepared_dcl import FAKE, REAL
 from dcl.tests.prepared_data import CROP, SIZE, make_face, make_row, make_rows, write_split
-from dcl.training.augment import AugmentationSettings
 from dcl.training.pairs import NO_ROW, BalancedSampler, FaceDataset, PairDataset, collate, load_rows
-from dcl.training.views import ViewSettings, apply_device_views
+from dcl.training.settings import AugmentationSettings, ViewSettings
+from dcl.training.views import apply_device_views
 
 HALF = (0.5, 0.5, 0.5)
 PLAIN = ViewSettings(

@@ -20,7 +20,8 @@ from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import metadata
 from dcl.errors_dcl import InputError
 from dcl.evaluation import parts
-from dcl.evaluation.inputs import Checkpoint, find_checkpoint, load_evaluation_sets
+from dcl.evaluation.checkpoints import Checkpoint, find_checkpoint
+from dcl.evaluation.inputs import load_evaluation_sets
 from dcl.evaluation.predictions import PREDICTIONS_SCHEMA, PredictedBatch, load_checkpoint, predict
 from dcl.evaluation.results import evaluate_checkpoint, open_work_folder
 from dcl.evaluation.robustness import evaluate_robustness

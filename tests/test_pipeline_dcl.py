@@ -685,14 +685,14 @@ def test_a_checkpoint_for_which_no_face_can_be_cut_is_refused(tmp_path, crop, se
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("/nowhere/model", {}, "there is no folder '/nowhere/model'"),
-        ("lab/none", {}, "lab/none cannot be loaded as a checkpoint"),
+        ("/nowhere/model", {}, "Model '/nowhere/model' not found"),
+        ("lab/none", {}, "Model 'lab/none' not found: .*the Hub cannot be reached"),
         (None, {"device": "cuda:99"}, "there is no device 'cuda:99'"),
         (None, {"backend": "tensorrt"}, "backend is 'tensorrt'"),
         (None, {"backend": "onnx"}, r"there is no model\.onnx in .*: export it into another folder"),
         (None, {"graph": "model_int8.onnx"}, "graph is 'model_int8.onnx', and what runs is torch"),
-        ("", {}, "there is no folder ''"),
-        (__file__, {}, "there is no folder"),
+        ("", {}, "Model '' not found"),
+        (__file__, {}, "is a file. Give the folder of a checkpoint"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(checkpoint, name, options, sentence):
@@ -703,10 +703,10 @@ def test_what_cannot_be_loaded_is_named(checkpoint, name, options, sentence):
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
-        ("config.json", None, "has no config.json: give the folder of a checkpoint"),
-        ("config.json", "[]", "the config.json of .* is no JSON object"),
-        ("config.json", "{", "the config.json of .* cannot be read"),
-        ("preprocessor_config.json", None, "has no preprocessor_config.json"),
+        ("config.json", None, "is not a checkpoint: it has no config.json"),
+        ("config.json", "[]", "The config.json of .* is not a JSON object"),
+        ("config.json", "{", "The config.json of .* cannot be read"),
+        ("preprocessor_config.json", None, "it has no preprocessor_config.json"),
         (
             "preprocessor_config.json",
             '{"size": {"height": 96, "width": 95}}',
@@ -729,7 +729,7 @@ def test_what_cannot_be_loaded_is_named(checkpoint, name, options, sentence):
             '{"backbone_kwargs": {"checkpoint_path": "x.pth"}}',
             "must not load anything, got checkpoint_path",
         ),
-        ("model.safetensors", None, "has no weights as safetensors"),
+        ("model.safetensors", None, "has no weights"),
     ],
 )
 def test_a_checkpoint_that_lacks_something_or_was_edited_is_refused_at_once(
@@ -770,7 +770,7 @@ def test_a_graph_gives_the_verdicts_of_the_weights(checkpoint, tmp_path, pipe, p
     assert graph(portrait)["faces"][0]["p_fake"] == pytest.approx(expected, abs=1e-4)
     with pytest.raises(InputError, match=r"there is no other\.onnx .*: choose model\.onnx"):
         FaceForgeryDetectionPipeline.from_pretrained(tmp_path, backend="onnx", graph="other.onnx")
-    with pytest.raises(InputError, match="holds a graph and no weights: choose the backend onnx"):
+    with pytest.raises(InputError, match="is an ONNX export without weights"):
         FaceForgeryDetectionPipeline.from_pretrained(tmp_path)
     shutil.copytree(checkpoint, tmp_path / "both")
     shutil.copy(tmp_path / "model.onnx", tmp_path / "both")

@@ -14,7 +14,8 @@ from dcl.abstention_dcl import measure_sharpness
 from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import FEATURES, CorruptImageError, decode_image, encode_image
 from dcl.errors_dcl import InputError
-from dcl.evaluation.inputs import MODEL_TYPE, Checkpoint, find_checkpoint, load_evaluation_sets
+from dcl.evaluation.checkpoints import Checkpoint, find_checkpoint
+from dcl.evaluation.inputs import MODEL_TYPE, load_evaluation_sets
 from dcl.evaluation.predictions import PREDICTIONS_SCHEMA, load_checkpoint, mask_to_cells, predict
 from dcl.evaluation.results import crop_matches, evaluate_checkpoint
 from dcl.familiarity_dcl import ReferenceNetwork, find_reference
@@ -365,7 +366,7 @@ def test_trusted_code_of_the_checkpoint_runs_instead_of_the_package(folder, tmp_
 def test_an_export_is_no_checkpoint_that_can_be_evaluated(folder, tmp_path):
     shutil.copy(folder / "config.json", tmp_path)
     (tmp_path / "model_int8.onnx").write_bytes(b"")
-    with pytest.raises(InputError, match="holds a graph and no weights: pass the checkpoint that was exported"):
+    with pytest.raises(InputError, match="is an ONNX export without weights"):
         find_checkpoint(str(tmp_path))
 
 

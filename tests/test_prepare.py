@@ -242,7 +242,7 @@ def test_a_photograph_lying_on_its_side_is_turned_upright(tmp_path):
 def test_bad_input_gets_one_sentence(photographs, tmp_path, capsys):
     out, empty = tmp_path / "out", tmp_path / "empty"
     empty.mkdir()
-    assert "no folder of photographs" in failure("blend", "--source", tmp_path / "nowhere", "--output", out)
+    assert "nowhere not found" in failure("blend", "--source", tmp_path / "nowhere", "--output", out)
     assert "holds no photograph" in failure("blend", "--source", empty, "--output", out)
     (empty / "1.png").write_bytes(b"")
     message = failure("blend", "--source", empty, "--output", out)

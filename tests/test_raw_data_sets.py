@@ -6,8 +6,9 @@ import pytest
 
 from dcl.data_scripts.assets import fetch_detector
 from dcl.data_scripts.prepare import main
-from dcl.dataset_dcl import FAKE, REAL, decode_image, decode_mask, load_prepared, metadata
+from dcl.dataset_dcl import decode_image, decode_mask, load_prepared, metadata
 from dcl.faces_dcl import crop_transform, cut
+from dcl.prepared_dcl import FAKE, REAL
 from dcl.tests.raw_data_sets import (
     FRAMES,
     WRITERS,

@@ -16,8 +16,9 @@ from dcl.dataset_dcl import decode_image
 from dcl.errors_dcl import InputError
 from dcl.evaluate_dcl import main
 from dcl.evaluation import figures
+from dcl.evaluation.checkpoints import find_checkpoint
 from dcl.evaluation.figures import draw_robustness
-from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
+from dcl.evaluation.inputs import load_evaluation_sets
 from dcl.evaluation.perturbations import Perturbation
 from dcl.evaluation.predictions import load_checkpoint, predict
 from dcl.evaluation.robustness import robustness_tables

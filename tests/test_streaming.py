@@ -21,15 +21,16 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from dcl import dataset_dcl, train
-from dcl.dataset_dcl import FAKE, FEATURES, REAL, find_crop, fingerprint, load_prepared, metadata
+from dcl.dataset_dcl import FEATURES, find_crop, fingerprint, load_prepared, metadata
 from dcl.errors_dcl import InputError
 from dcl.image_processing_dcl import DCLImageProcessor
+from dcl.prepared_dcl import FAKE, REAL
 from dcl.tests.prepared_data import CROP, SIZE, make_rows, training_flags
 from dcl.tests.test_distributed import launch
 from dcl.tests.test_train import StoppedError, assert_same_run, stop_after
 from dcl.training.pairs import FaceDataset, PairDataset, collate, keys_of, load_rows
+from dcl.training.settings import ViewSettings
 from dcl.training.streaming import BLOCK, CACHED, RowGroup, RowGroupSampler, StreamedRows, stream_prepared
-from dcl.training.views import ViewSettings
 
 
 def write_groups(path, groups, schema=FEATURES.arrow_schema):
@@ -263,7 +264,7 @@ BROKEN = {
     "no rows": (lambda folder: write_groups(folder / "train.parquet", []), "is empty: it has no rows"),
     "no split": (lambda folder: write_groups(folder / "test.parquet", []), "no split 'train' .*it has test"),
     "no files": (lambda folder: None, "it holds no file of a split"),
-    "incomplete": (incomplete, "the split 'train' .* is incomplete: 2 of 3 shards are there; prepare it to its end"),
+    "incomplete": (incomplete, "the split 'train' is incomplete, 2 of 3 shards are there. Run"),
     "damaged": (damaged, "is no whole Parquet file"),
     "unlike": (
         unlike,
@@ -391,7 +392,7 @@ def test_of_a_streamed_data_set_of_the_hub_the_validation_split_is_loaded_alone(
 def test_a_data_set_of_the_hub_that_is_not_whole_is_refused(on_the_hub):
     on_the_hub["train"].pop()
     with pytest.raises(
-        InputError, match="'train' of the data set someone/faces is incomplete: 1 of 2 shards are there"
+        InputError, match="Data set someone/faces: the split 'train' is incomplete, 1 of 2 shards are there"
     ):
         stream_prepared("someone/faces", "train")
     with pytest.raises(InputError, match=r"someone/faces has no split 'test' .*it has train, validation"):

@@ -22,7 +22,8 @@ from dcl.abstention_dcl import distances
 from dcl.calibration_dcl import calibrate
 from dcl.errors_dcl import InputError
 from dcl.evaluation.calibration import fit_calibration
-from dcl.evaluation.inputs import find_checkpoint, load_evaluation_sets
+from dcl.evaluation.checkpoints import find_checkpoint
+from dcl.evaluation.inputs import load_evaluation_sets
 from dcl.evaluation.predictions import load_checkpoint, predict
 from dcl.faces_dcl import YUNET_FILE
 from dcl.familiarity_dcl import REFERENCE_FILE, ReferenceNetwork, find_reference
@@ -559,7 +560,7 @@ def test_the_command_prints_its_error_and_ends_with_a_status(tmp_path):
     command = [sys.executable, str(REPOSITORY / "train.py"), "--dataset", str(tmp_path / "none"), "--use_cpu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: there is no prepared data set")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: Data set")
     assert "Traceback" not in done.stderr
 
 

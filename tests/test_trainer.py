@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from dcl import train
-from dcl.dataset_dcl import FAKE, REAL
 from dcl.errors_dcl import InputError
 from dcl.faces_dcl import YUNET_FILE
+from dcl.prepared_dcl import FAKE, REAL
 from dcl.tests.prepared_data import SHIPPED_CODE, training_flags
 from dcl.training.arguments import parse_training_run
 from dcl.training.losses import inter_instance_loss, intra_instance_loss, uniformity_loss

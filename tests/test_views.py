@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from dcl.errors_dcl import InputError
-from dcl.training.augment import AugmentationSettings
+from dcl.training.settings import AugmentationSettings, ViewSettings
 from dcl.training.views import (
     SRM_KERNELS,
     PairPlan,
-    ViewSettings,
     apply_device_views,
     cell_masks,
     draw_device_views,

@@ -1,22 +1,26 @@
 """What a training run is told: by a YAML file, by flags over it, and what a finished or killed run was told before."""
 
 import argparse
+import ast
+import builtins
 import difflib
+import functools
 import json
-from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_type_hints
 
 import yaml
-from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
-from ..configuration_dcl import DCLConfig, why_refused
 from ..errors_dcl import InputError, reason
-from .augment import AugmentationSettings
-from .trainer import DCLTrainingArguments
-from .views import ViewSettings
+from .settings import AugmentationSettings, DataArguments, ModelArguments, TrainingSettings, ViewSettings
+
+if TYPE_CHECKING:
+    from .trainer import DCLTrainingArguments
 
 #: Arguments of the Trainer that may change when a run is resumed: they do not touch what is learned.
 FREE_ON_RESUME = (
@@ -43,113 +47,39 @@ FREE_ON_RESUME = (
 FREE_PREFIXES = ("hub_", "logging_", "trackio_", "_")
 
 
-@dataclass
-class ModelArguments:
-    """The model: a checkpoint to go on from, or a new one on pretrained weights; see `DCLConfig` for its settings."""
-
-    model: str | None = field(
-        default=None,
-        metadata={"help": "Checkpoint to start from, a folder or Hub id; it keeps the settings below as it has them."},
-    )
-    backbone: str = field(default=DCLConfig.backbone, metadata={"help": "timm model with a spatial feature map."})
-    backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: more arguments of timm.create_model."})
-    backbone_weights: str = field(
-        default="timm", metadata={"help": "Pretrained weights of a new model: timm (from the Hub), a file, or none."}
-    )
-    image_size: int = field(default=DCLConfig.image_size, metadata={"help": "Side of the input in pixels."})
-    dropout: float = field(default=DCLConfig.dropout, metadata={"help": "Dropout before the classifier."})
-    embedding: Literal["map", "pooled"] = field(
-        default=DCLConfig.embedding,
-        metadata={"help": "What Inter-ICL compares: the squeezed map, or pooled features."},
-    )
-    embedding_dim: int = field(default=DCLConfig.embedding_dim, metadata={"help": "Length of the pooled embedding."})
-    queue_size: int = field(default=DCLConfig.queue_size, metadata={"help": "Rows of each queue of hard keys."})
-    hard_samples: int = field(
-        default=DCLConfig.hard_samples, metadata={"help": "Keys of each class that enter its queue at a step."}
-    )
-    momentum: float = field(default=DCLConfig.momentum, metadata={"help": "Momentum of the key encoder."})
-    prototype_momentum: float = field(
-        default=DCLConfig.prototype_momentum, metadata={"help": "Momentum of the class prototypes."}
-    )
-    temperature: float = field(default=DCLConfig.temperature, metadata={"help": "Temperature of all similarities."})
-    self_pairs: bool = field(
-        default=DCLConfig.self_pairs, metadata={"help": "Whether Intra-ICL pairs a cell with itself, as published."}
-    )
-    mask_threshold: float = field(
-        default=DCLConfig.mask_threshold, metadata={"help": "Forged share above which a cell is forged."}
-    )
-
-    def config(self) -> DCLConfig:
-        """Build the configuration of a new model.
-
-        Raises:
-            InputError: if a setting is of the wrong type or out of its range.
-        """
-        settings = {key: value for key, value in asdict(self).items() if key not in ("model", "backbone_weights")}
-        if isinstance(self.backbone_kwargs, str):
-            try:
-                settings["backbone_kwargs"] = json.loads(self.backbone_kwargs)
-            except json.JSONDecodeError as error:
-                raise InputError(f"backbone_kwargs is no JSON object ({error}): {self.backbone_kwargs}") from error
-        try:
-            return DCLConfig(**settings)
-        except StrictDataclassError as error:
-            raise InputError(f"{why_refused(error)}.") from error
-
-    def refuse_conflicts(self, config: DCLConfig, given: Collection[str]) -> None:
-        """Check the settings against the configuration of the checkpoint to start from, which is what counts.
-
-        Args:
-            config: that of the checkpoint.
-            given: the settings that the command line or the configuration file names.
-
-        Raises:
-            InputError: if one of them is not the checkpoint's own.
-        """
-        wanted = self.config()
-        for item in fields(self):
-            compared = item.name in given and item.name not in ("model", "backbone_weights")
-            if compared and getattr(wanted, item.name) != getattr(config, item.name):
-                raise InputError(
-                    f"{item.name} is {getattr(wanted, item.name)!r}, and {getattr(config, item.name)!r} in the "
-                    f"checkpoint {self.model!r}, which keeps its own settings: leave {item.name} out, or --model."
-                )
-
-
-@dataclass
-class DataArguments:
-    """The data: prepared data sets, and which of their rows are learned from."""
-
-    dataset: list[str] = field(
-        default_factory=list, metadata={"help": "Prepared data sets: names under data_root, folders or Hub ids."}
-    )
-    data_root: str | None = field(default=None, metadata={"help": "Folder in which names are looked up first."})
-    train_split: str = field(default="train", metadata={"help": "Split to learn from."})
-    validation_split: str = field(default="validation", metadata={"help": "Split that chooses the checkpoint."})
-    methods: list[str] | None = field(
-        default=None, metadata={"help": "Manipulation methods to learn and validate on; all by default."}
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "Read training images where they lie, in the folder or on the Hub, as they are drawn."},
-    )
-    skip_corrupt: bool = field(default=False, metadata={"help": "Skip images that cannot be decoded, with a warning."})
-    allow_mixed_crops: bool = field(default=False, metadata={"help": "Accept faces that were cut in several ways."})
-    overwrite: bool = field(
-        default=False, metadata={"help": "Start again where output_dir holds a run with other settings."}
-    )
-
-
-class TrainingRun(NamedTuple):
+@dataclass(frozen=True)
+class TrainingRun:
     """Everything that a training run is told."""
 
     model: ModelArguments
     data: DataArguments
     views: ViewSettings
     augmentation: AugmentationSettings
-    training: DCLTrainingArguments
+    options: TrainingSettings
+    """The arguments of the Trainer as they were given; `training` has them as the Trainer takes them."""
     given: frozenset[str]
     """The settings that were named, whatever their values."""
+
+    @functools.cached_property
+    def training(self) -> "DCLTrainingArguments":
+        """The arguments of the Trainer; the first look at them imports torch, and asks for the devices.
+
+        Raises:
+            InputError: if a package is missing, or the settings do not go together, or not with this machine.
+        """
+        try:
+            from .trainer import DCLTrainingArguments
+
+            named = {item.name for item in fields(self.options)} & self.given
+            return DCLTrainingArguments(**{name: getattr(self.options, name) for name in named})
+        except ImportError as error:  # the Trainer looks for what it needs when its arguments are made
+            raise InputError(
+                f"Training needs extra packages ({reason(error)}): pip install 'dcl-face-forgery[train]'."
+            ) from error
+        except InputError:
+            raise
+        except ValueError as error:  # settings of the Trainer that do not go together
+            raise InputError(" ".join(str(error).split())) from error
 
     def record(self) -> dict[str, Any]:
         """Return the settings that decide what is learned, as plain values."""
@@ -176,7 +106,7 @@ def parse_training_run(argv: list[str]) -> TrainingRun:
     Raises:
         InputError: if the file is missing or no YAML, a key or flag is unknown, or a value is of the wrong type.
     """
-    groups = (ModelArguments, DataArguments, ViewSettings, AugmentationSettings, DCLTrainingArguments)
+    groups = (ModelArguments, DataArguments, ViewSettings, AugmentationSettings, _trainer_options())
     hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
     config_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config_parser.add_argument("-c", "--config", type=Path, help="YAML file of defaults; flags override it.")
@@ -193,36 +123,68 @@ def parse_training_run(argv: list[str]) -> TrainingRun:
     parser.set_defaults(**{key: None for key, value in settings.items() if value is None})
     # As flags before the others, settings are converted and checked as these are: 1e-4 is a number, `a` a list of one.
     flags = [flag for key, value in settings.items() if value is not None for flag in _as_flags(key, value)]
-    try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(
-            [*flags, *rest], look_for_args_file=False, return_remaining_strings=True
-        )
-    except InputError:
-        raise
-    except ImportError as error:  # the Trainer looks for what it needs when its arguments are made
-        raise InputError(
-            f"training needs packages that are missing ({reason(error)}): pip install '.[train]'."
-        ) from error
-    except ValueError as error:  # settings of the Trainer that do not go together
-        raise InputError(" ".join(str(error).split())) from error
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        [*flags, *rest], look_for_args_file=False, return_remaining_strings=True
+    )
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
-        raise InputError(f"there is no argument {unknown[0]!r}: {_hint(name, hints)}")
+        raise InputError(f"Unknown argument {unknown[0]!r}: {_hint(name, hints)}")
     named = (flag[2:].partition("=")[0].replace("-", "_") for flag in [*flags, *rest] if flag.startswith("--"))
-    given = frozenset(name if name in hints else name.removeprefix("no_") for name in named)
+    given = frozenset(name if name in hints else name.removeprefix("no_") for name in named) | settings.keys()
     run = TrainingRun(*parsed[: len(groups)], given)  # what is left of `parsed` is `config`
     if not run.data.dataset:
-        raise InputError("no data set was named: pass --dataset with a name, a folder, or a Hub id.")
+        raise InputError("No data set given. Pass --dataset with a name, a folder, or an id on the Hub.")
     return run
 
 
+@functools.cache
+def _trainer_options() -> type[TrainingSettings]:
+    """Return `TrainingSettings` over the fields of transformers' `TrainingArguments`, which are read from its source.
+
+    To import that class is to import torch. Where the source computes a default, it is None here; it is for --help
+    alone, as only what was given is handed on. The choices are the values of the enumerations.
+    """
+    folder = Path(find_spec("transformers").submodule_search_locations[0])
+    sources = [folder / name for name in ("debug_utils.py", "trainer_utils.py", "training_args.py")]
+    nodes = [node for path in sources for node in ast.parse(path.read_text(encoding="utf-8")).body]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+
+    class Names(dict):
+        def __missing__(self, name: str) -> Any:
+            if "ExplicitEnum" in (ast.unparse(base) for base in getattr(classes.get(name), "bases", ())):
+                values = (_literal(item.value) for item in classes[name].body if isinstance(item, ast.Assign))
+                return Literal[tuple(values)]
+            return getattr(builtins, name, str)  # a class of another file is made of what was given
+
+    levels = dict.fromkeys([*logging.get_log_levels_dict(), "passive"])
+    names = Names(Any=Any, Literal=Literal, trainer_log_levels=levels)
+    options = []
+    for item in classes["TrainingArguments"].body:
+        if isinstance(item, ast.AnnAssign):
+            given = {keyword.arg: keyword.value for keyword in getattr(item.value, "keywords", ())}
+            default = {"default": _literal(given.get("default"))}
+            if "default_factory" in given:
+                default = {"default_factory": list}
+            hint = eval(ast.unparse(item.annotation), {}, names)
+            metadata = eval(ast.unparse(given["metadata"]), {}, names) if "metadata" in given else {}
+            options.append((item.target.id, hint, field(**default, metadata=metadata)))
+    return dataclass(type("TrainingOptions", (TrainingSettings, make_dataclass("TrainerOptions", options)), {}))
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except (TypeError, ValueError):  # none, or computed
+        return None
+
+
 def _refuse(message: str) -> NoReturn:
-    raise InputError(f"the command line or the configuration file cannot be used: {message}.")
+    raise InputError(f"Wrong argument or configuration: {message}.")
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else "`train.py --help` names those there are."
+    return f"did you mean {close[0]!r}?" if close else "see `dcl-train --help`."
 
 
 def _as_flags(key: str, value: Any) -> list[str]:
@@ -238,7 +200,7 @@ def _read_yaml(path: Path, hints: dict[str, Any], above: tuple[Path, ...] = ()) 
             f"the configuration file {above[-1]} is based on {path}, which is based on it: take `base` out."
         )
     if not path.is_file():
-        raise InputError(f"there is no configuration file {path}: name one, such as configs/demo.yaml.")
+        raise InputError(f"Configuration file {path} not found. Check its path, or use one such as configs/demo.yaml.")
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
@@ -251,7 +213,7 @@ def _read_yaml(path: Path, hints: dict[str, Any], above: tuple[Path, ...] = ()) 
     for key in values:
         if key not in hints:
             known = [*hints, "base"]
-            raise InputError(f"the configuration file {path} has an unknown key {key!r}: {_hint(str(key), known)}")
+            raise InputError(f"Configuration file {path}: unknown key {key!r}, {_hint(str(key), known)}")
         if values[key] is None and type(None) not in get_args(hints[key]):
             raise InputError(f"the configuration file {path} gives no value for {key!r}: give one, or leave it out.")
     return (_read_yaml(path.parent / base, hints, (*above, path.resolve())) if based else {}) | values

@@ -5,8 +5,6 @@ follows the image by the very same matrix. What changes pixels but moves nothing
 """
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +12,7 @@ from PIL import Image
 
 from ..errors_dcl import InputError
 from ..image_processing_dcl import MAX_BILINEAR_SHRINK
+from .settings import AugmentationSettings
 
 cv2.setNumThreads(0)  # the images are small and the workers many: OpenCV's own threads would fight over the cores
 
@@ -23,84 +22,6 @@ BRIGHTNESS_SHIFT = 0.2  # share of the range of grey levels
 CONTRAST_CHANGE = 0.2  # share of the pixel's value
 HUE_SHIFT, SATURATION_SHIFT, VALUE_SHIFT = 20.0, 30.0, 20.0  # in OpenCV's units: 0-180, 0-255, 0-255
 PCA_STRENGTH = 0.1  # standard deviations of the image's own colours
-
-
-def check_number(name: str, value: Any, low: float, high: float) -> None:
-    """Raise `InputError` unless the setting `name` is a number from `low` to `high`."""
-    if not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InputError(f"{name} is {value!r}: set it to a number from {low:g} to {high:g}.")
-
-
-def check_interval(name: str, value: Any, low: float, high: float) -> None:
-    """Raise `InputError` unless the setting `name` is two numbers from `low` to `high`, the smaller first."""
-    numbers = isinstance(value, (list, tuple)) and all(isinstance(end, (int, float)) for end in value)
-    if not (numbers and len(value) == 2 and low <= value[0] <= value[1] <= high):
-        raise InputError(f"{name} is {value!r}: set it to two numbers from {low:g} to {high:g}, the smaller first.")
-
-
-def check_probabilities(settings: Any) -> None:
-    """Raise `InputError` unless every field of a settings dataclass that is named a probability is one."""
-    for item in fields(settings):
-        if item.name.endswith("_probability"):
-            check_number(item.name, getattr(settings, item.name), 0.0, 1.0)
-
-
-@dataclass
-class AugmentationSettings:
-    """How often and how strongly images are augmented; the defaults are those of the original DCL training.
-
-    Raises:
-        InputError: if a value is out of its range.
-    """
-
-    rotate_probability: float = field(
-        default=0.5, metadata={"help": "Share of the views that are rotated about their centre."}
-    )
-    rotate_degrees: float = field(default=30.0, metadata={"help": "Largest rotation, to either side."})
-    resized_crop_probability: float = field(
-        default=0.5, metadata={"help": "Share of the views that show only a part of the crop, enlarged."}
-    )
-    resized_crop_scale: list[float] = field(
-        default_factory=lambda: [0.5, 1.0], metadata={"help": "Smallest and largest area of that part, as a share."}
-    )
-    resized_crop_ratio: list[float] = field(
-        default_factory=lambda: [0.75, 4 / 3], metadata={"help": "Smallest and largest width / height of that part."}
-    )
-    flip_probability: float = field(
-        default=0.5, metadata={"help": "Share of the views that are mirrored left to right."}
-    )
-    cutout_probability: float = field(
-        default=0.1, metadata={"help": "Share of the views in which a square is blackened."}
-    )
-    cutout_side: float = field(
-        default=25 / 299, metadata={"help": "Side of that square, as a share of the image's side."}
-    )
-    gray_probability: float = field(default=0.1, metadata={"help": "Share of the views without colour."})
-    noise_probability: float = field(default=0.1, metadata={"help": "Share of the views with Gaussian noise."})
-    color_probability: float = field(
-        default=0.7,
-        metadata={"help": "Share of the views with one change: of brightness and contrast, main colours, or hue."},
-    )
-    blur_probability: float = field(default=0.05, metadata={"help": "Share of the views smoothed by a 3x3 Gaussian."})
-    jpeg_probability: float = field(
-        default=0.0, metadata={"help": "Share of the views that pass through JPEG; the paper has none."}
-    )
-    jpeg_quality: list[int] = field(
-        default_factory=lambda: [40, 100], metadata={"help": "Smallest and largest JPEG quality."}
-    )
-
-    def __post_init__(self):
-        check_probabilities(self)
-        check_number("rotate_degrees", self.rotate_degrees, 0, 180)
-        check_number("cutout_side", self.cutout_side, 0, 1)
-        check_interval("resized_crop_scale", self.resized_crop_scale, 0.01, 1)
-        check_interval("resized_crop_ratio", self.resized_crop_ratio, 0.1, 10)
-        check_interval("jpeg_quality", self.jpeg_quality, 1, 100)
-
-    @classmethod
-    def none(cls) -> "AugmentationSettings":
-        """Return settings under which an image is resized and nothing else."""
-        return cls(**{item.name: 0.0 for item in fields(cls) if item.name.endswith("_probability")})
 
 
 class Augmentation:

@@ -17,10 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from ..dataset_dcl import (
-    CLASS_NAMES,
-    FAKE,
     FEATURES,
-    REAL,
     CorruptImageError,
     check_labels,
     decode_image,
@@ -30,9 +27,10 @@ from ..dataset_dcl import (
     name_row,
 )
 from ..errors_dcl import InputError
-from .augment import AugmentationSettings
+from ..prepared_dcl import CLASS_NAMES, FAKE, REAL
+from .settings import AugmentationSettings, ViewSettings
 from .streaming import StreamedRows, concatenate_rows, stream_prepared
-from .views import ViewSettings, draw_device_views, draw_pair_plan, draw_view, view_augmentation
+from .views import draw_device_views, draw_pair_plan, draw_view, view_augmentation
 
 logger = logging.getLogger(__name__)
 

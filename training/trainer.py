@@ -4,9 +4,9 @@ import json
 import logging
 import math
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,14 +19,15 @@ from transformers import trainer as hf_trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
-from ..calibration_dcl import METHODS as CALIBRATIONS
-from ..dataset_dcl import FAKE, REAL, CorruptImageError
+from ..dataset_dcl import CorruptImageError
 from ..errors_dcl import InputError
 from ..modeling_dcl import DCLForPreTraining, DCLForPreTrainingOutput
+from ..prepared_dcl import FAKE, REAL
 from .card import write_model_card
 from .distributed import gather_rows, mean_over_processes
 from .losses import inter_instance_loss, intra_instance_loss, uniformity_loss
 from .pairs import BalancedSampler, PairDataset, collate
+from .settings import TrainingSettings
 from .streaming import RowGroupSampler, StreamedRows
 from .views import apply_device_views, cell_masks
 
@@ -38,123 +39,29 @@ PUBLISHED_FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"),
     *("*_dcl.py", "*.onnx"),
 )
-#: The validation metrics that can choose a checkpoint, and whether more is better.
-VALIDATION_METRICS = {"auc": True, "eer": False, "accuracy": True, "video_auc": True, "loss": False}
 COMPONENTS = ("ce", "inter", "intra_fake", "intra_real")
 
 
 @dataclass
-class DCLTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with the weights and the schedule of DCL's losses; defaults as in the paper's code.
-
-    The loss is `a * ce + (1 - a) * (inter + intra_weight * (intra_fake + intra_real_weight * intra_real))` with `a` 1
-    during the warm-up and `1 - contrastive_weight` after it (Eq. 10).
-
-    With gradient accumulation, the memory moves at every micro-batch and the momentum encoder at every optimizer step:
-    this is not the same as one large batch.
+class DCLTrainingArguments(TrainingSettings, TrainingArguments):
+    """`TrainingArguments` with the weights and the schedule of DCL's losses.
 
     Raises:
-        InputError: if a weight is out of its range, or a setting of the Trainer does not go with DCL.
+        InputError: if a setting is out of its range, or does not go with DCL or this machine.
     """
 
-    contrastive_weight: float = field(
-        default=0.5,
-        metadata={"help": "Weight of the contrastive losses after the warm-up, 1 - a; 0 is plain cross-entropy."},
-    )
-    intra_weight: float = field(default=0.1, metadata={"help": "Weight of Intra-ICL beside Inter-ICL."})
-    intra_real_weight: float = field(default=0.01, metadata={"help": "Weight of the real term within Intra-ICL."})
-    contrastive_warmup_epochs: float = field(
-        default=2.0, metadata={"help": "Epochs of cross-entropy alone, while momentum encoder and memory fill."}
-    )
-    contrastive_warmup_steps: int = field(
-        default=-1, metadata={"help": "The same in optimizer steps; at least 0, it replaces the epochs."}
-    )
-    lr_step_epochs: float = field(
-        default=0.0,
-        metadata={"help": "Multiply the learning rate by 0.1 every so many epochs, instead of lr_scheduler_type."},
-    )
-    calibration: Literal["temperature", "isotonic", "none"] = field(
-        default="temperature",
-        metadata={
-            "help": "What makes probabilities of margins, fitted on the validation split at the end, as is what the "
-            "checkpoint abstains from; none: fit neither."
-        },
-    )
-    channels_last: bool = field(
-        default=False, metadata={"help": "Memory format of images and weights; often faster on GPUs, measure it."}
-    )
-    learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
-    weight_decay: float = field(default=1e-5, metadata={"help": "Decoupled weight decay."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Faces in a batch of each device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Faces in an evaluation batch."})
-    num_train_epochs: float = field(default=30.0, metadata={"help": "Epochs, unless max_steps is given."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to validate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, the best one among them."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best validated checkpoint."})
-    metric_for_best_model: str | None = field(default="auc", metadata={"help": "What the best checkpoint is best in."})
-    greater_is_better: bool | None = field(
-        default=None, metadata={"help": "Leave it: whether more is better follows from the metric."}
-    )
-    logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it: samples are made, not columns."})
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["labels", "video_index"], metadata={"help": "What metrics are given beside logits."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Leave it: every parameter has a gradient at every step."}
-    )
-
     def __post_init__(self):
-        greater_is_better = self.greater_is_better
-        super().__post_init__()
+        TrainingSettings.__post_init__(self)
+        TrainingArguments.__post_init__(self)
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is nothing to pin for, and PyTorch warns of it
-        if not 0 <= self.contrastive_weight <= 1:
-            raise InputError(f"contrastive_weight is {self.contrastive_weight}: choose it in [0, 1].")
-        for name in ("intra_weight", "intra_real_weight", "contrastive_warmup_epochs", "lr_step_epochs"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}: choose 0 or more.")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: choose 1 or more.")
-        if self.calibration not in CALIBRATIONS:
-            raise InputError(f"calibration is {self.calibration!r}: choose from {', '.join(CALIBRATIONS)}.")
-        if not 0 <= self.learning_rate < math.inf:
-            raise InputError(f"learning_rate is {self.learning_rate}: choose a number of 0 or more.")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}: choose a whole number from 0 to {2**32 - 1}.")
-        metric = (self.metric_for_best_model or "auc").removeprefix("eval_")
-        if metric not in VALIDATION_METRICS:
-            raise InputError(f"metric_for_best_model is {metric!r}: choose from {', '.join(VALIDATION_METRICS)}.")
-        if greater_is_better not in (None, VALIDATION_METRICS[metric]):
-            raise InputError(
-                f"greater_is_better is {greater_is_better}, and of {metric} the best is the "
-                f"{'largest' if VALIDATION_METRICS[metric] else 'smallest'}: leave it out."
-            )
-        self.greater_is_better = VALIDATION_METRICS[metric]
         if self.n_gpu > 1:
             raise InputError(
                 f"one process sees {self.n_gpu} GPUs, and the memory of all but one would be lost: launch with "
                 f"`torchrun --nproc_per_node {self.n_gpu} train.py ...`, or set CUDA_VISIBLE_DEVICES to one of them."
             )
-        if self.label_smoothing_factor:
-            raise InputError(
-                f"label_smoothing_factor is {self.label_smoothing_factor}, and DCL's losses take none: leave it out."
-            )
-        if self.data_seed is not None:
-            raise InputError(f"data_seed is {self.data_seed}: samples and their order follow `seed`, leave it out.")
-        if self.lr_step_epochs > 0 and self.warmup_steps > 0:
-            raise InputError(
-                f"lr_step_epochs ({self.lr_step_epochs:g}) has no warm-up: leave warmup_steps out, or lr_step_epochs."
-            )
         if self.fp16 and self.device.type == "cpu":
             raise InputError("fp16 does nothing on a CPU: use bf16, or neither.")
-        if self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            raise InputError(
-                f"hub_strategy {self.hub_strategy.value!r} would publish the optimizer's pickles: "
-                "use 'every_save' or 'end'."
-            )
 
 
 class MomentumUpdate(TrainerCallback):

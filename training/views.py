@@ -8,21 +8,15 @@ corresponding mix choose and blend frames and are done in the worker, then the c
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..errors_dcl import InputError
-from .augment import (
-    Augmentation,
-    AugmentationSettings,
-    check_interval,
-    check_probabilities,
-    corresponding_mix,
-)
+from .augment import Augmentation, corresponding_mix
+from .settings import AugmentationSettings, ViewSettings
 
 #: High-pass kernels of the steganalysis rich model (Fridrich and Kodovsky, 2012): output channel i is kernel i.
 SRM_KERNELS = np.stack(
@@ -34,52 +28,6 @@ SRM_KERNELS = np.stack(
     ]
 )
 DEVICE_DRAWS = ("query_patch_order", "key_patch_order", "query_srm", "key_srm")
-
-
-@dataclass
-class ViewSettings:
-    """How often each view of DCL is taken; the defaults are the released ones where the released code has the view.
-
-    Raises:
-        InputError: if a value is out of its range.
-    """
-
-    augment: bool = field(
-        default=True, metadata={"help": "Apply the common augmentation; without it images are only resized."}
-    )
-    random_patch_probability: float = field(
-        default=0.75, metadata={"help": "Share of the views whose patches are shuffled (RandomPatch)."}
-    )
-    random_patch_grid: int = field(default=3, metadata={"help": "Patches along each side."})
-    random_patch_on_key: bool = field(
-        default=False, metadata={"help": "Shuffle the patches of the key too, in an order of its own."}
-    )
-    srm_probability: float = field(
-        default=0.5, metadata={"help": "Share of the views with the SRM high-pass residual added."}
-    )
-    srm_shared: bool = field(default=True, metadata={"help": "Query and key both have the residual or both have not."})
-    frame_shift_probability: float = field(
-        default=0.5, metadata={"help": "Share of the keys taken from another frame of the same clip."}
-    )
-    mix_probability: float = field(
-        default=0.5,
-        metadata={"help": "Share of the views of fakes that are blended with their source frame (corresponding mix)."},
-    )
-    mix_ratio: list[float] = field(
-        default_factory=lambda: [0.3, 1.0],
-        metadata={
-            "help": "Smallest and largest share of the fake in the blend; our choice, the paper's is not known."
-        },
-    )
-    corresponding_pair_probability: float = field(
-        default=0.0, metadata={"help": "Share of the keys of fakes taken from the same clip forged by another method."}
-    )
-
-    def __post_init__(self):
-        check_probabilities(self)
-        check_interval("mix_ratio", self.mix_ratio, 0.01, 1)
-        if not isinstance(self.random_patch_grid, int) or self.random_patch_grid < 1:
-            raise InputError(f"random_patch_grid is {self.random_patch_grid!r}: set it to a whole number, 1 or more.")
 
 
 @dataclass(frozen=True)

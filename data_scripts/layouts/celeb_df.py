@@ -16,8 +16,8 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...dataset_dcl import CLASS_NAMES, FAKE, REAL
 from ...errors_dcl import InputError
+from ...prepared_dcl import CLASS_NAMES, FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..frames import Frames
 from .listing import CONTRADICTED, NO_LABEL, Shelf, child, list_clips, read_lines, root_folder, shorten

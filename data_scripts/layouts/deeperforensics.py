@@ -16,8 +16,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from ...dataset_dcl import FAKE, REAL
 from ...errors_dcl import InputError
+from ...prepared_dcl import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
 from ..frames import Frames

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ...dataset_dcl import FAKE, REAL
 from ...errors_dcl import InputError
+from ...prepared_dcl import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
 from ..frames import FrameReader, Frames, ImageFrames, SingleReader, decode_crop, read_exact

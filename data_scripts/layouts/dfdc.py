@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...dataset_dcl import CLASS_NAMES, FAKE, REAL
 from ...errors_dcl import InputError, reason
+from ...prepared_dcl import CLASS_NAMES, FAKE, REAL
 from ...video_dcl import VIDEO_SUFFIXES
 from ..clips import Clip, Part, RawDataSet, group_families
 from .listing import NO_LABEL, Shelf, child, list_clips, plain_name, read_json, read_lines, root_folder

@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...dataset_dcl import FAKE, REAL
 from ...errors_dcl import InputError
+from ...prepared_dcl import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
 from ..frames import DifferenceMask, Frames

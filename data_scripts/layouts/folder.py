@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from ...dataset_dcl import FAKE, REAL
 from ...errors_dcl import InputError
+from ...prepared_dcl import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..frames import Frames, ImageFrames
 from .listing import child, folded, list_media, root_folder

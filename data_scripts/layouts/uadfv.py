@@ -11,8 +11,8 @@ There is no split: all of it is the test split.
 import argparse
 from pathlib import Path
 
-from ...dataset_dcl import FAKE, REAL
 from ...errors_dcl import InputError
+from ...prepared_dcl import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from .listing import child, list_clips, root_folder
 

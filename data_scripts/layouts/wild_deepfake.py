@@ -23,8 +23,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ...dataset_dcl import FAKE, REAL
 from ...errors_dcl import InputError, reason
+from ...prepared_dcl import FAKE, REAL
 from ..archives import Archive, ArchivedFrames, Member
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
