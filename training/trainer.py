@@ -19,7 +19,6 @@ from transformers import trainer as hf_trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import PushInProgress
 
-from ..calibration_dcl import METHODS as CALIBRATIONS
 from ..dataset_dcl import FAKE, REAL, CorruptImageError
 from ..errors_dcl import InputError
 from ..modeling_dcl import DCLForPreTraining, DCLForPreTrainingOutput
@@ -73,11 +72,18 @@ class DCLTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Multiply the learning rate by 0.1 every so many epochs, instead of lr_scheduler_type."},
     )
-    calibration: Literal["temperature", "isotonic", "none"] = field(
-        default="temperature",
+    calibration: Literal["platt", "none"] = field(
+        default="platt",
         metadata={
-            "help": "What makes probabilities of margins, fitted on the validation split at the end, as is what the "
+            "help": "How probabilities are made of margins, fitted on the validation split at the end, as is what the "
             "checkpoint abstains from; none: fit neither."
+        },
+    )
+    inconclusive_error_rate: float = field(
+        default=0.1,
+        metadata={
+            "help": "Scores are inconclusive where more than this share of new real faces would be flagged, and more "
+            "than this share of new fakes missed; in (0, .5)."
         },
     )
     channels_last: bool = field(
@@ -118,8 +124,10 @@ class DCLTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 1 or more.")
-        if self.calibration not in CALIBRATIONS:
-            raise InputError(f"calibration is {self.calibration!r}: choose from {', '.join(CALIBRATIONS)}.")
+        if self.calibration not in ("platt", "none"):
+            raise InputError(f"calibration is {self.calibration!r}: choose from platt, none.")
+        if not 0 < self.inconclusive_error_rate < 0.5:
+            raise InputError(f"inconclusive_error_rate is {self.inconclusive_error_rate}: choose it in (0, .5).")
         if not 0 <= self.learning_rate < math.inf:
             raise InputError(f"learning_rate is {self.learning_rate}: choose a number of 0 or more.")
         if not 0 <= self.seed < 2**32:
