@@ -28,6 +28,7 @@ from PIL import Image
 
 from dcl.tests.app_server import EXAMPLES, ROOT, serve, write_video
 from dcl.tests.checkpoints import save_checkpoint
+from dcl.verdicts_dcl import VERDICTS
 
 API = "gradio_api"
 
@@ -543,6 +544,7 @@ def test_frames_without_a_score_stand_below_the_axis_of_the_timeline(app_module)
 @pytest.mark.parametrize("verdict", ["flagged", "inconclusive", "not_flagged", "abstained"])
 def test_every_verdict_has_its_words_and_its_colour(app_module, verdict):
     rate = {"value": 0.075, "low": 0.01, "high": 0.2, "reason": None}
+    assert app_module.WORDS == VERDICTS
     page = app_module._page({"verdict": verdict, "sentence": "So.", "expected_fpr": rate}, "", evidence=False)
     assert f"<h2>{app_module.WORDS[verdict]}</h2>" in page and app_module.DOES_NOT_MEAN[verdict] in page
     assert ("7.5 % of the real ones score this high. For new people, 1 to 20 %" in page) == (verdict == "flagged")
