@@ -1,4 +1,4 @@
-"""The app: pictures and videos in a browser, judged by a checkpoint, and nothing of them kept.
+"""The app: pictures and videos in a browser, scored by a checkpoint, and nothing of them kept.
 
 It imports nothing of this repository: model, processor and pipeline come with the checkpoint that the environment
 variable `DCL_MODEL` names (a folder, or an id on the Hub). So this one file, beside `requirements.txt`, is a Space.
@@ -424,7 +424,7 @@ def upload_input(**settings: Any) -> gr.File:
     return file
 
 
-def as_given(choice: gr.Radio) -> gr.Radio:
+def as_given(choice: Any) -> Any:
     """Let a choice hand on whatever it is given: what is not to be chosen is refused in words of our own."""
     choice.preprocess = lambda payload: payload
     return choice
@@ -477,7 +477,7 @@ class Detector:
         return bool(seen) and set(seen) <= _SIMPLE_METHODS
 
     def operating_points(self, level: str) -> list[str]:
-        """Return the names of the thresholds by which a "frame" or a "video", whose frames are judged too, can be."""
+        """Return the names of the thresholds that a "frame", or a "video" and its frames, can be judged by."""
         calibration = self.pipe.model.config.calibration or {}
         there = [calibration.get(each, {}).get("thresholds", {}) for each in dict.fromkeys(("frame", level))]
         return [name for name in there[-1] if all(thresholds.get(name) is not None for thresholds in there)]
@@ -504,24 +504,28 @@ class Detector:
 
 # ------------------------------------------------------------------------------------------------------ what is shown
 
-TITLES = {"forged": "Called forged", "not_called_forged": "Not called forged", "abstained": "Not judged"}
-WORDS = {"forged": "forged", "not_called_forged": "not called forged", "abstained": "not judged"}
+WORDS = {
+    "flagged": "Flagged as forged",
+    "inconclusive": "Inconclusive",
+    "not_flagged": "Not flagged",
+    "abstained": "No score",
+}
 MEANS = {
-    "forged": "The number p_fake of a face reached the threshold, which was chosen on faces kept aside in training. "
-    "Red marks the places that speak for a forgery, as the model sees it.",
-    "not_called_forged": "No number p_fake reached the threshold, which was chosen on faces kept aside in training. "
-    "Places in red spoke for a forgery, but too weakly.",
-    "abstained": "The model gives no answer: there is no face, or it is too small, too blurred, too much turned, or "
-    "too unlike what the model has seen. The sentence above says which.",
+    "flagged": "The score p_fake is at or above the threshold.",
+    "inconclusive": "The score p_fake lies in a range where real and forged faces both score. The model cannot tell.",
+    "not_flagged": "The score p_fake is below the threshold.",
+    "abstained": "The model gives no score: there is no face, or it is too small, too blurred, turned too far away, "
+    "or unlike the training data. The sentence above says which.",
 }
 DOES_NOT_MEAN = {
-    "forged": "It is no proof. Real pictures are called forged too, most often those of cameras, compression and "
-    "people that were not in the training data. Accuse nobody because of it.",
-    "not_called_forged": "It does not mean real. Forgeries by methods that the model never saw pass often, as does "
-    "what was forged beside the face.",
-    "abstained": "It does not mean real, and it does not mean forged. A larger or sharper picture may be judged.",
+    "flagged": "It is no proof. Real pictures are flagged too, most often those of cameras, compression and people "
+    "that were not in the training data. Accuse nobody because of it.",
+    "inconclusive": "It does not mean half forged, and it is no reason for suspicion.",
+    "not_flagged": "It does not mean real. Forgeries by methods that the model never saw often pass, and so does "
+    "whatever was forged outside of the face.",
+    "abstained": "It does not mean real, and it does not mean forged. A larger or sharper picture may get a score.",
 }
-_RED, _BLUE = (214, 40, 40), (29, 107, 196)
+_FORGED, _REAL = (123, 50, 148), (0, 133, 116)  # of evidence; verdicts have other colours
 
 
 def _escape(text: Any) -> str:
@@ -538,14 +542,14 @@ def _data_url(picture: np.ndarray, side: int, **how: Any) -> str:
 
 
 def _evidence_image(face: dict[str, Any]) -> str:
-    """Return the map of evidence as an SVG image that covers the crop: red speaks for a forgery, blue against it."""
+    """Return the map of evidence as an SVG image that covers the crop: purple for a forgery, green against it."""
     if face["evidence"] is None:
         return ""
     rows, columns = face["evidence"].shape
     smooth = Image.fromarray(face["evidence"].astype(np.float32)).resize((columns * 8, rows * 8), Image.BILINEAR)
     values = np.asarray(smooth)
     pixels = np.empty((*values.shape, 4), np.uint8)
-    pixels[..., :3] = np.where(values[..., None] > 0, _RED, _BLUE)
+    pixels[..., :3] = np.where(values[..., None] > 0, _FORGED, _REAL)
     pixels[..., 3] = np.round(np.abs(np.tanh(values / 2)) * 255)
     (x, y), (right_x, right_y), _, (down_x, down_y) = face["evidence_box"]
     matrix = (right_x - x, right_y - y, down_x - x, down_y - y, x, y)
@@ -580,7 +584,7 @@ def _marked_picture(picture: Shown, faces: list[tuple[int, dict[str, Any]]], cap
 
     Args:
         picture: what is shown.
-        faces: number and record of each.
+        faces: number and record of each; a frame has the verdict of its person, and a score of its own.
         caption: what a screen reader says.
     """
     width, height = picture.width, picture.height
@@ -592,7 +596,13 @@ def _marked_picture(picture: Shown, faces: list[tuple[int, dict[str, Any]]], cap
             f'<rect class="dcl-box {face["verdict"]}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
             f'height="{bottom - top:.1f}"/>'
         )
-        value = "" if face["p_fake"] is None else f" {face['p_fake']:.3f}"
+        value = (
+            ""
+            if face["p_fake"] is None
+            else f" {face['p_fake']:.3f}"
+            if "face" in face
+            else (f" ({face['p_fake']:.3f} here)")
+        )
         place = f"left:{100 * min(max(left / width, 0), 0.8):.2f}%;top:{100 * min(max(top / height, 0.06), 1):.2f}%"
         tags += (
             f'<span class="dcl-tag {face["verdict"]}" style="{place}">{number}: {WORDS[face["verdict"]]}{value}</span>'
@@ -606,18 +616,24 @@ def _marked_picture(picture: Shown, faces: list[tuple[int, dict[str, Any]]], cap
 
 def _page(result: dict[str, Any], body: str, evidence: bool) -> str:
     """Return what is shown of a result: the verdict, its pictures, and what it means."""
-    verdict = result["verdict"]
+    verdict, rate, means = result["verdict"], result["expected_fpr"], MEANS[result["verdict"]]
+    if verdict == "flagged" and rate["value"] is not None:
+        means += (
+            f" In the validation data, {100 * rate['value']:.2g} % of the real ones score this high. For new people, "
+            f"{100 * rate['low']:.2g} to {100 * rate['high']:.2g} % are plausible (95 % interval)."
+        )
     notes = "".join(f'<p class="dcl-small">{_escape(note)}</p>' for note in result.get("notes", ()))
     slider = (
         '<label class="dcl-slider">Evidence shown over the faces'
         '<input type="range" min="0" max="100" value="60" data-evidence></label>'
-        '<p class="dcl-small">Red speaks for a forgery, blue against it; the paler, the weaker.</p>'
+        '<p class="dcl-small dcl-scale">towards real <i></i> towards forged</p>'
+        '<p class="dcl-small">Each area pushes p_fake one way or the other; stronger colour, stronger influence.</p>'
     )
     return (
         f'<section class="dcl" aria-label="Result"><div class="dcl-verdict {verdict}" role="status">'
-        f"<h2>{TITLES[verdict]}</h2><p>{_escape(result['sentence'])}</p>{notes}</div>{body}"
+        f"<h2>{WORDS[verdict]}</h2><p>{_escape(result['sentence'])}</p>{notes}</div>{body}"
         f"{slider if evidence else ''}"
-        f'<div class="dcl-means"><div><h3>What this means</h3><p>{MEANS[verdict]}</p></div>'
+        f'<div class="dcl-means"><div><h3>What this means</h3><p>{means}</p></div>'
         f"<div><h3>What it does not mean</h3><p>{DOES_NOT_MEAN[verdict]}</p></div></div></section>"
     )
 
@@ -656,7 +672,7 @@ def show_video(result: dict[str, Any], frames: dict[int, Shown]) -> str:
     for number in numbers:
         words = f"{faces[number][0][1]['time']:.2f} s. " + " ".join(
             f"Person {person}: {WORDS[face['verdict']]}"
-            + (f", p_fake {face['p_fake']:.3f}." if face["p_fake"] is not None else ".")
+            + (f" (p_fake {face['p_fake']:.3f} in this frame)." if face["p_fake"] is not None else ".")
             for person, face in faces[number]
         )
         figures += (
@@ -682,13 +698,13 @@ def show_video(result: dict[str, Any], frames: dict[int, Shown]) -> str:
             f'<label class="dcl-slider">Frame<input type="range" min="0" max="{len(numbers) - 1}" value="{start}" '
             f'step="1" data-scrub></label><ul class="dcl-list">{people}</ul>'
         )
-    return _page(result, body, bool(figures))
+    return _page(result, body, any(person["p_fake"] is not None for person in result["people"]))
 
 
 def _timeline(result: dict[str, Any], places: dict[int, int]) -> str:
     """Return a chart of p_fake over time, a line a person, whose points lead to their frames."""
     width, height, edge, below = 600, 170, 12, 20
-    floor = height - edge - below  # where p_fake is 0; who was not judged stands below it
+    floor = height - edge - below  # where p_fake is 0; frames without a score stand below it
     duration = max([result["duration"] or 0, *(face["time"] for p in result["people"] for face in p["frames"]), 1e-6])
 
     def at(face: dict[str, Any]) -> tuple[float, float]:
@@ -697,9 +713,9 @@ def _timeline(result: dict[str, Any], places: dict[int, int]) -> str:
 
     drawn = ""
     for person in result["people"]:
-        judged = [face for face in person["frames"] if face["p_fake"] is not None]
+        scored = [face for face in person["frames"] if face["p_fake"] is not None]
         dash = ("", "6 4", "2 3")[(person["person"] - 1) % 3]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, judged))
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, scored))
         drawn += f'<polyline class="dcl-line" stroke-dasharray="{dash}" points="{line}"/>'
         for face in person["frames"]:
             x, y = at(face)
@@ -707,17 +723,20 @@ def _timeline(result: dict[str, Any], places: dict[int, int]) -> str:
                 f'<circle class="dcl-point {face["verdict"]}" data-jump="{places[face["frame"]]}" cx="{x:.1f}" '
                 f'cy="{y:.1f}" r="5"><title>{face["time"]:.2f} s</title></circle>'
             )
-    y = floor - result["threshold"] * (floor - edge)
-    words = (
-        f"p_fake over {duration:.1f} seconds, from 0 at the bottom to 1 at the top; dashed, the threshold for videos"
+    # Where the verdict changes: one line, or those at both ends of the inconclusive range.
+    ends = [result["threshold"]] if result["band"]["low"] is None else [result["band"]["low"], result["band"]["high"]]
+    lines = "".join(
+        f'<line class="dcl-threshold" x1="{edge}" x2="{width - edge}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        for y in (floor - at * (floor - edge) for at in dict.fromkeys(ends))
     )
+    words = f"p_fake of each frame over {duration:.1f} seconds, from 0 at the bottom to 1 at the top"
+    at = " and ".join(f"{value:.2f}" for value in dict.fromkeys(ends))
     return (
         f'<figure class="dcl-chart"><svg role="img" aria-label="{words}" viewBox="0 0 {width} {height}">'
         f'<path class="dcl-axis" d="M{edge} {edge}V{floor}H{width - edge}"/>'
-        f'<line class="dcl-threshold" x1="{edge}" x2="{width - edge}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<line class="dcl-cursor" y1="0" y2="{height}"/>{drawn}</svg>'
-        f"<figcaption>{words}, {result['threshold']:.2f}. Points lead to their frames; below the axis are those that "
-        "were not judged.</figcaption></figure>"
+        f'{lines}<line class="dcl-cursor" y1="0" y2="{height}"/>{drawn}</svg>'
+        f"<figcaption>{words}. Dashed: {at}, where the verdict on the mean changes. Select a point to see its frame. "
+        "Points below the axis have no score.</figcaption></figure>"
     )
 
 
@@ -731,27 +750,31 @@ def show_progress(done: int, total: int | None) -> str:
 def show_refusal(sentence: str) -> str:
     """Return the page about a file that was refused."""
     return (
-        '<section class="dcl"><div class="dcl-verdict abstained" role="alert"><h2>Not looked at</h2>'
+        '<section class="dcl"><div class="dcl-verdict abstained" role="alert"><h2>Could not analyze</h2>'
         f"<p>{_escape(sentence)}</p></div></section>"
     )
 
 
 CSS = """
-.dcl { --evidence: .6; --forged: #c92a2a; --passed: #1864ab; --unjudged: #5c636a; font-size: 1rem; }
+.dcl { --evidence: .6; --red: #c92a2a; --amber: #b87700; --blue: #1864ab; --grey: #5c636a; --verdict: var(--grey);
+  font-size: 1rem; }
+.dcl .flagged { --verdict: var(--red); } .dcl .inconclusive { --verdict: var(--amber); }
+.dcl .not_flagged { --verdict: var(--blue); } .dcl .abstained { --verdict: var(--grey); }
 .dcl h2, .dcl h3 { margin: 0; font-size: 1.05rem; } .dcl p { margin: .25rem 0; }
-.dcl-verdict { border-left: .5rem solid var(--unjudged); padding: .5rem .9rem; margin-bottom: .8rem;
+.dcl-verdict { border-left: .5rem solid var(--verdict); padding: .5rem .9rem; margin-bottom: .8rem;
   background: var(--background-fill-secondary); border-radius: 4px; }
-.dcl-verdict.forged { border-color: var(--forged); } .dcl-verdict.not_called_forged { border-color: var(--passed); }
 .dcl-picture { position: relative; line-height: 0; margin: 0 auto; }
 .dcl-picture img { width: 100%; height: auto; border-radius: 4px; }
 .dcl-picture svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: hidden; }
 .dcl-evidence { opacity: var(--evidence); }
-.dcl-box { fill: none; stroke: var(--unjudged); stroke-width: 3px; vector-effect: non-scaling-stroke; }
-.dcl-box.forged { stroke: var(--forged); } .dcl-box.not_called_forged { stroke: var(--passed); }
+.dcl-box { fill: none; stroke: var(--verdict); stroke-width: 3px; vector-effect: non-scaling-stroke; }
 .dcl-box.abstained { stroke-dasharray: 6 4; }
-.dcl-tag { position: absolute; transform: translateY(-100%); padding: 0 .4em; background: var(--unjudged);
+.dcl-tag { position: absolute; transform: translateY(-100%); padding: 0 .4em; background: #5c636a;
   color: #fff; font-size: .8rem; line-height: 1.4rem; border-radius: 3px 3px 0 0; white-space: nowrap; }
-.dcl-tag.forged { background: var(--forged); } .dcl-tag.not_called_forged { background: var(--passed); }
+.dcl-tag.flagged { background: #c92a2a; } .dcl-tag.not_flagged { background: #1864ab; }
+.dcl-tag.inconclusive { background: #c47f00; color: #111; }
+.dcl-scale i { display: inline-block; width: 9rem; height: .8rem; margin: 0 .4rem; vertical-align: middle;
+  background: linear-gradient(90deg, rgb(0, 133, 116), #fff, rgb(123, 50, 148)); border-radius: 2px; }
 .dcl-slider { display: flex; flex-wrap: wrap; gap: .2rem .8rem; align-items: center; margin: .7rem 0 .2rem; }
 .dcl-slider input { flex: 1 1 12rem; min-height: 2rem; accent-color: var(--color-accent); }
 .dcl-small, .dcl figcaption { font-size: .9rem; color: var(--body-text-color); }
@@ -759,8 +782,7 @@ CSS = """
 .dcl-chart { margin: .6rem 0 0; } .dcl-chart svg { width: 100%; height: auto; }
 .dcl-axis, .dcl-line, .dcl-cursor, .dcl-threshold { fill: none; stroke: var(--body-text-color); stroke-width: 1.5px; }
 .dcl-line { stroke-width: 2px; } .dcl-cursor { stroke: var(--color-accent); stroke-width: 3px; opacity: .7; }
-.dcl-threshold { stroke-dasharray: 8 5; } .dcl-point { cursor: pointer; fill: var(--unjudged); }
-.dcl-point.forged { fill: var(--forged); } .dcl-point.not_called_forged { fill: var(--passed); }
+.dcl-threshold { stroke-dasharray: 8 5; } .dcl-point { cursor: pointer; fill: var(--verdict); }
 .dcl-list { margin: .6rem 0; padding: 0; list-style: none; } .dcl-list li { margin: .4rem 0; }
 .dcl button { margin: .2rem .5rem .2rem 0; padding: .3rem .7rem; min-height: 2rem; border-radius: 4px;
   border: 1px solid var(--border-color-primary); background: var(--button-secondary-background-fill);
@@ -770,7 +792,7 @@ CSS = """
 .dcl-means > div { flex: 1 1 15rem; background: var(--background-fill-secondary); padding: .6rem .9rem;
   border-radius: 4px; }
 .dcl progress { width: 100%; height: 1rem; accent-color: var(--color-accent); }
-.dark .dcl { --forged: #e03131; --passed: #1c7ed6; --unjudged: #868e96; }
+.dark .dcl { --red: #e03131; --amber: #c47f00; --blue: #1c7ed6; --grey: #868e96; }
 """
 
 SCRIPT = """
@@ -812,6 +834,11 @@ def _log(what: str, error: BaseException) -> None:
     logger.error("%s failed: %s%s", what, type(error).__name__, place)
 
 
+def _where(operating_point: Any, threshold: Any) -> dict[str, Any]:
+    """Return where verdicts change: at a threshold if there is one, as the page always has an operating point."""
+    return {"operating_point": operating_point} if threshold is None else {"threshold": threshold}
+
+
 class Requests:
     """What the page and the API ask for; every failure is a sentence, and no file is named in a log.
 
@@ -822,34 +849,44 @@ class Requests:
     def __init__(self, detector: Detector):
         self.detector = detector
 
-    def detect_image(self, file: Path | None, operating_point: str | None = None) -> Iterator[tuple[Any, Any]]:
-        """Tell of each face of a picture whether it is called forged, how sure, and where that was seen.
+    def detect_image(
+        self, file: Path | None, operating_point: str | None = None, threshold: float | None = None
+    ) -> Iterator[tuple[Any, Any]]:
+        """Score each face of a picture, and say whether it is flagged as forged, and which areas led to that.
 
         Args:
             file: a JPEG, PNG, WebP, BMP or GIF, up to 20 MB and 40 million pixels.
             operating_point: which of the checkpoint's thresholds decides.
+            threshold: a number between 0 and 1 that decides in place of the checkpoint's thresholds.
 
         Returns:
-            The result as a page in HTML, and as JSON: the verdict ("forged", "not_called_forged" or "abstained") with
-            its sentence, and for each face its box, p_fake (calibrated, 0 to 1), verdict and evidence.
+            The result as a page in HTML, and as JSON: the verdict ("flagged", "inconclusive", "not_flagged" or
+            "abstained") with its sentence, the thresholds, the share of real faces that reach them (`expected_fpr`),
+            and for each face its box, p_fake (calibrated, 0 to 1), verdict and evidence.
         """
-        yield from self._answer(self._look_at_picture, file, operating_point)
+        yield from self._answer(self._look_at_picture, file, _where(operating_point, threshold))
 
     def detect_video(
-        self, file: Path | None, num_frames: int = 16, operating_point: str | None = None
+        self,
+        file: Path | None,
+        num_frames: int = 16,
+        operating_point: str | None = None,
+        threshold: float | None = None,
     ) -> Iterator[tuple[Any, Any]]:
-        """Tell of each person in a video whether they are called forged, how sure, and when and where that was seen.
+        """Score each person in a video, and say whether they are flagged as forged, and when and where that was seen.
 
         Args:
             file: an MP4, MOV, WebM, MKV or AVI, up to 100 MB and 300 seconds.
             num_frames: how many frames are looked at, evenly spaced: 8, 16 or 32.
             operating_point: which of the checkpoint's thresholds decides.
+            threshold: a number between 0 and 1 that decides in place of the checkpoint's thresholds.
 
         Returns:
-            The result as a page in HTML, and as JSON: the verdict ("forged", "not_called_forged" or "abstained") with
-            its sentence, and for each person p_fake, the moments worth a look, and every frame with its box.
+            The result as a page in HTML, and as JSON: the verdict ("flagged", "inconclusive", "not_flagged" or
+            "abstained") with its sentence, the thresholds, the share of real videos that reach them (`expected_fpr`),
+            and for each person the mean p_fake, the moments worth a look, and every frame with its box.
         """
-        yield from self._answer(self._look_at_video, file, operating_point, num_frames)
+        yield from self._answer(self._look_at_video, file, _where(operating_point, threshold), num_frames)
 
     def _answer(self, look: Any, file: Path | None, *options: Any) -> Iterator[tuple[Any, Any]]:
         try:
@@ -864,9 +901,9 @@ class Requests:
             sentence = re.sub(r", or raise most_\w+", "", str(error).replace(str(file), file.name if file else ""))
         except Exception as error:
             _log("a request", error)
-            sentence = "Something failed here, and it is not known why: nothing was judged. Try another file."
+            sentence = "Something failed here, and it is not known why. Try another file."
         yield show_refusal(sentence), None
-        raise gr.Error(sentence, title="Not looked at", print_exception=False)
+        raise gr.Error(sentence, title="Could not analyze", print_exception=False)
 
     def _check_kind(self, file: Path, wanted: str) -> None:
         """Refuse a file whose content is not what is wanted, or not what its name says."""
@@ -883,25 +920,25 @@ class Requests:
         if {found, named} == {"picture", "video"}:
             raise self.detector.InputError(f"{file} is a {found}, but its name is that of a {named}: rename it.")
 
-    def _look_at_picture(self, file: Path, operating_point: str | None) -> Iterator[tuple[Any, Any]]:
+    def _look_at_picture(self, file: Path, where: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
         self._check_kind(file, "picture")
         if file.stat().st_size > MOST_PICTURE_BYTES:
             raise self.detector.InputError(f"{file} has more than {MOST_PICTURE_BYTES >> 20} MB: make it smaller.")
         picture = self.detector.read_picture(file, MOST_PIXELS)
         # The pipeline reads the file itself: only then it can note what was converted or left out.
-        for event in self.detector.events(file, operating_point=operating_point):
+        for event in self.detector.events(file, **where):
             if event["event"] == "progress":
                 yield show_progress(event["done"], event["total"]), gr.skip()
             else:
                 result = {**event["result"], "name": file.name}
                 yield show_picture(picture, result), self.detector.to_json(result, evidence=True)
 
-    def _look_at_video(self, file: Path, operating_point: str | None, num_frames: Any) -> Iterator[tuple[Any, Any]]:
+    def _look_at_video(self, file: Path, where: dict[str, Any], num_frames: Any) -> Iterator[tuple[Any, Any]]:
         if str(num_frames) not in map(str, NUM_FRAMES):
             raise self.detector.InputError(f"num_frames is {num_frames!r}: choose one of {NUM_FRAMES}.")
         self._check_kind(file, "video")
         frames: dict[int, Shown] = {}
-        for event in self.detector.events(file, operating_point=operating_point, num_frames=int(num_frames)):
+        for event in self.detector.events(file, num_frames=int(num_frames), **where):
             if event["event"] == "progress":
                 if event["image"] is not None:
                     frames[event["frame"]] = Shown.of(event["image"], SHOWN_FRAME_SIDE)
@@ -914,9 +951,9 @@ class Requests:
 # ----------------------------------------------------------------------------------------------------------- the page
 
 POINTS = {
-    "eer": "as many missed as wrongly called",
-    "fpr_0.05": "5 % of the real called forged",
-    "fpr_0.01": "1 % of the real called forged",
+    "eer": "equal error rates",
+    "fpr_0.05": "5 % of real faces flagged",
+    "fpr_0.01": "1 % of real faces flagged",
 }
 DEMONSTRATION = (
     "**This is a demonstration.** Its checkpoint was trained on a few photographs forged by simple methods. "
@@ -935,8 +972,8 @@ def build(detector: Detector) -> gr.Blocks:
     requests = Requests(detector)
     with gr.Blocks(title="Face forgery detection (DCL)", analytics_enabled=False) as demo:
         gr.Markdown(
-            "# Face forgery detection\nFinds the faces of a picture or video, says of each whether it is called "
-            "forged and how sure that is, and shows where it was seen."
+            "# Face forgery detection\nFinds the faces in a picture or video, flags those that look forged, and shows "
+            "how sure the model is and which areas led to that."
             + (f"\n\n{DEMONSTRATION}" if detector.is_demonstration else "")
         )
         with gr.Tabs():
@@ -966,6 +1003,7 @@ def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str
                     visible=len(points) > 1,
                 )
             )
+            own = as_given(gr.Number(label="Your own threshold (0 to 1, optional)", step=0.01))
             with gr.Row():
                 start = gr.Button(f"Look at the {name.lower()}", variant="primary", min_width=120)
                 cancel = gr.Button("Cancel", min_width=80)
@@ -983,11 +1021,12 @@ def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str
             )
             with gr.Accordion("Numbers (JSON)", open=False):
                 numbers = gr.JSON(label="Numbers", show_label=False)
-    inputs, outputs = [file, *options, point], [page, numbers]
+    options = [*options, point, own]
+    inputs, outputs = [file, *options], [page, numbers]
     runs = [start.click(detect, inputs, outputs, api_name=f"detect_{kind}", **work)]
     runs.append(file.upload(detect, inputs, outputs, api_visibility="private", **work))
     for path, button in examples:
-        runs.append(button.click(partial(detect, path), [*options, point], outputs, api_visibility="private", **work))
+        runs.append(button.click(partial(detect, path), options, outputs, api_visibility="private", **work))
     cancel.click(None, cancels=runs)
 
 

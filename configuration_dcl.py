@@ -64,12 +64,15 @@ class DCLConfig(PreTrainedConfig):
         seen_methods (`list[str]`, *optional*):
             Manipulation methods that the checkpoint was trained on; set by training.
         calibration (`dict`, *optional*):
-            How margins become probabilities, and from where on a face is called fake; fitted on the validation split
-            at the end of training, see `calibrate`. `{"method": "temperature", "temperature": ...}`, `{"method":
-            "isotonic", "margins": [...], "p_fake": [...]}` or, where none could be fitted, `{"method": "none",
-            "reason": ...}`; in each `"frame"` and `"video"`, `{"reals", "fakes", "families", "thresholds":
-            {name: p_fake or None}, "reasons": {name: why there is no threshold}}`; and `"evidence_threshold"`, from
-            where on a cell is called forged.
+            How margins become probabilities, and where verdicts change; fitted on the validation split at the end of
+            training, see `calibrate`. `{"method": "platt", "slope": ..., "offset": ...}` or, where nothing could be
+            fitted, `{"method": "none", "reason": ...}`; older checkpoints have `{"method": "temperature",
+            "temperature": ...}`. In each `"frame"` and `"video"`: `"reals"`, `"fakes"` and `"families"`, how many
+            there were; `"thresholds"` (`{name: p_fake or None}`) and `"reasons"` (`{name: why there is none}`);
+            `"band"` (`{"error_rate", "low", "high"}`, both ends None with a `"reason"`), the scores that are
+            inconclusive; and `"fpr"` (lists `"thresholds"`, `"value"`, `"low"` and `"high"`, or a `"reason"`), how
+            many reals score at or above a threshold, with the 95 % interval. `"evidence_threshold"` is the evidence
+            of the model from which on a cell counts as forged.
         familiarity (`dict`, *optional*):
             What the checkpoint has seen, so that it can abstain from the rest; fitted on the validation split at the
             end of training, see `distances` and `reason_to_abstain`. `{"faces", "families", "sharpness_threshold",

@@ -1,4 +1,4 @@
-"""Judge the faces of pictures and videos: whether they are called forged, how sure that is, and why.
+"""Score the faces of pictures and videos: whether they are flagged as forged, how sure that is, and why.
 
 python detect.py photograph.jpg interview.mp4
 python detect.py holiday/ --json results.jsonl --csv results.csv --annotate drawn/
@@ -63,10 +63,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--evidence", type=float, default=0.4, help="opacity of the evidence drawn by --annotate (default: 0.4)"
     )
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--operating_point",
         choices=("eer", "fpr_0.05", "fpr_0.01"),
         help="which of the checkpoint's thresholds decides (default: eer, or 0.5 where it has none)",
+    )
+    where.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="flag from this p_fake on, between 0 and 1, instead of using the checkpoint's thresholds",
     )
     parser.add_argument(
         "--num_frames", type=at_least(1), default=32, help="frames of a video, evenly spaced (default: 32)"
@@ -105,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"argument --evidence: must be in [0, 1], got {arguments.evidence:g}")
     if arguments.graph is not None and arguments.backend != "onnx":
         parser.error("argument --graph: is of --backend onnx")
+    if arguments.threshold is not None and not 0 < arguments.threshold < 1:
+        parser.error(f"argument --threshold: must be between 0 and 1, got {arguments.threshold:g}")
     try:
         files, roots = find_inputs(arguments.files)
         check_outputs(arguments, roots)
@@ -128,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             batch_size=arguments.batch_size,
             most_pixels=arguments.most_pixels,
             operating_point=arguments.operating_point,
+            threshold=arguments.threshold,
             abstain=not arguments.no_abstain,
             largest_only=arguments.largest_only,
         )

@@ -5,7 +5,7 @@
     for event in pipe.stream(["holiday/", "interview.mp4"]): ...
 
 Everything that decides an answer comes with the checkpoint: how faces are cut, how margins become probabilities, from
-where on a face is called forged, and what lies too far from what the model saw to be judged at all.
+where on a face is flagged, and what lies too far from what the model saw to get a score at all.
 
 `inputs_dcl.py` finds the pictures and videos, `verdicts_dcl.py` has the rules of the verdicts.
 `pipe.annotate(picture, result["faces"])` draws what was found, and `pipe.to_json(result)` makes plain values of it.
@@ -33,7 +33,7 @@ from .abstention_dcl import (
     measure_face,
     reason_to_abstain,
 )
-from .calibration_dcl import OPERATING_POINTS, calibrate
+from .calibration_dcl import OPERATING_POINTS, calibrate, slope_and_offset
 from .checks_dcl import is_count, is_number
 from .configuration_dcl import CUSTOM_PIPELINES
 from .drawing_dcl import annotate
@@ -58,8 +58,7 @@ from .modeling_dcl import DCLForImageClassification
 from .onnx_dcl import GRAPH, OnnxClassifier
 from .verdicts_dcl import (
     ABSTAINED,
-    NO_THRESHOLD,
-    Threshold,
+    Rule,
     abstain,
     picture_result,
     to_json,
@@ -90,6 +89,8 @@ class DetectionOptions:
             are slower (their feature maps exceed what malloc keeps, and each is paged in anew), else 16.
         operating_point: which of the checkpoint's thresholds decides, a name of `OPERATING_POINTS`; None is "eer"
             where the checkpoint has it, else 0.5, and each sentence says so.
+        threshold: a number in (0, 1) that decides in place of the checkpoint's thresholds and its inconclusive range,
+            for faces and for people.
         abstain: whether faces that are too small, too blurred, too much turned, or too far from what the model saw,
             are left without a number.
         allow_urls: whether http and https addresses are fetched.
@@ -105,6 +106,7 @@ class DetectionOptions:
     num_frames: int = 32
     batch_size: int | None = None
     operating_point: str | None = None
+    threshold: float | None = None
     abstain: bool = True
     allow_urls: bool = False
     most_pixels: int = MOST_PIXELS
@@ -120,6 +122,12 @@ class DetectionOptions:
         if self.operating_point not in (None, *OPERATING_POINTS):
             raise InputError(
                 f"operating_point is {self.operating_point!r}: choose one of {', '.join(OPERATING_POINTS)}."
+            )
+        if self.threshold is not None and not (is_number(self.threshold) and 0 < self.threshold < 1):
+            raise InputError(f"threshold is {self.threshold!r}: choose a number between 0 and 1, or None.")
+        if self.threshold is not None and self.operating_point is not None:
+            raise InputError(
+                f"threshold is {self.threshold!r} and operating_point is {self.operating_point!r}: choose one of them."
             )
         if self.most_seconds is not None and not (is_number(self.most_seconds) and self.most_seconds > 0):
             raise InputError(f"most_seconds is {self.most_seconds!r}: choose a number above 0, or None.")
@@ -163,7 +171,7 @@ class _Subject:
     """A picture or video on its way through the pipeline."""
 
     name: str | None
-    threshold: Threshold | None = None  # for the whole of it
+    rule: Rule | None = None  # for the verdict
     waiting: int = 0  # faces that the model has not seen yet
     read: bool = False
     result: dict[str, Any] = field(default_factory=dict)
@@ -206,7 +214,7 @@ class _People:
 
 
 class FaceForgeryDetectionPipeline(Pipeline):
-    """Finds the faces of pictures and videos, and tells of each whether it is called forged, and why.
+    """Finds the faces of pictures and videos, and says of each whether it is flagged as forged, and why.
 
     Made by `pipeline("face-forgery-detection", model=FOLDER_OR_ID, trust_remote_code=True)`, or, by the code of this
     package and not the checkpoint's, by `from_pretrained`.
@@ -405,9 +413,9 @@ class FaceForgeryDetectionPipeline(Pipeline):
         chosen = self.options.changed(options)
         if chosen.batch_size is None:
             chosen = replace(chosen, batch_size=4 if self.device.type == "cpu" else 16)
-        threshold = self._threshold("frame", chosen)
+        rule = self._rule("frame", chosen)
         several = is_several(inputs)
-        return self._stream(each_of(inputs) if several else iter([inputs]), several, threshold, chosen)
+        return self._stream(each_of(inputs) if several else iter([inputs]), several, rule, chosen)
 
     def read_frames(self, result: dict[str, Any], numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield frames of a video as its result shows them.
@@ -440,20 +448,20 @@ class FaceForgeryDetectionPipeline(Pipeline):
         self,
         inputs: Iterator[Any],
         several: bool,
-        threshold: Threshold,
+        rule: Rule,
         options: DetectionOptions,
     ) -> Iterator[dict[str, Any]]:
         subjects: deque[_Subject] = deque()
         faces: list[_Found] = []  # of the last subjects, fewer than a batch
         for item in inputs:
-            subject = _Subject(name_of(item), threshold)
+            subject = _Subject(name_of(item), rule)
             subjects.append(subject)
             try:
                 for step in self._look(item, subject, options):
                     subject.waiting += len(step.faces)
                     faces += step.faces
                     while len(faces) >= options.batch_size:
-                        self._judge(faces[: options.batch_size], threshold, options)
+                        self._judge(faces[: options.batch_size], options)
                         del faces[: options.batch_size]
                         if len(faces) >= options.batch_size:
                             yield _progress(subject, step, seen=False)
@@ -467,11 +475,11 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 faces = [face for face in faces if face.subject is not subject]
             subject.read = True
             if len(subjects) > options.batch_size:  # pictures without a face wait behind one with a face
-                self._judge(faces, threshold, options)
+                self._judge(faces, options)
                 faces = []
             while subjects and subjects[0].read and not subjects[0].waiting:
                 yield _event(subjects.popleft())
-        self._judge(faces, threshold, options)
+        self._judge(faces, options)
         for subject in subjects:
             yield _event(subject)
 
@@ -503,7 +511,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
             yield _Step(0, None, [face for face in found if face is not None])
 
     def _look_at_video(self, path: Path, subject: _Subject, options: DetectionOptions) -> Iterator[_Step]:
-        subject.threshold = self._threshold("video", options)  # pictures can do without it
+        subject.rule = self._rule("video", options)  # pictures can do without it
         with Video(path, most_pixels=options.most_pixels, most_frames=options.most_frames) as video:
             if options.most_seconds is not None and video.duration > options.most_seconds:
                 raise InputError(
@@ -603,7 +611,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
     def _familiarity(self) -> dict[str, Any] | None:
         return getattr(self.model.config, "familiarity", None)
 
-    def _judge(self, faces: list[_Found], threshold: Threshold, options: DetectionOptions) -> None:
+    def _judge(self, faces: list[_Found], options: DetectionOptions) -> None:
         """Let the model look at faces, and write into their records what it says."""
         if not faces:
             return
@@ -627,29 +635,11 @@ class FaceForgeryDetectionPipeline(Pipeline):
             face.record |= {
                 "p_fake": p_fake,
                 "p_fake_raw": float(judged["p_fake_raw"][index]),
-                "verdict": threshold.verdict(p_fake),
-                "sentence": threshold.sentence(face.who, "its p_fake", p_fake, "faces"),
                 "evidence": judged["evidence"][index],
             }
 
-    def _threshold(self, level: str, options: DetectionOptions) -> Threshold:
-        points = (self.model.config.calibration or {}).get(level, {})
-        point = options.operating_point or "eer"
-        value = points.get("thresholds", {}).get(point)
-        if value is not None:
-            return Threshold(float(value), point)
-        if options.operating_point is None:
-            return Threshold(NO_THRESHOLD, None)
-        why = points.get("reasons", {}).get(point, "it was not calibrated for it")
-        there = [name for name, at in points.get("thresholds", {}).items() if at is not None]
-        raise InputError(
-            f"the checkpoint has no threshold {point} for a {level} ({why}): "
-            + (
-                f"choose {' or '.join(there)}, or leave operating_point out."
-                if there
-                else "leave operating_point out."
-            )
-        )
+    def _rule(self, level: str, options: DetectionOptions) -> Rule:
+        return Rule.of(self.model.config.calibration, level, options.operating_point, options.threshold)
 
     # ------------------------------------------------------------------------------------- the steps of a `Pipeline`
 
@@ -668,12 +658,18 @@ class FaceForgeryDetectionPipeline(Pipeline):
         return self.model(inputs["pixel_values"])
 
     def postprocess(self, outputs: Any) -> dict[str, np.ndarray]:
-        """Make arrays of the model's answers: `p_fake` and `p_fake_raw` (N,), `evidence` (N, h, w), `embedding`."""
-        logits = outputs["logits"].double()
+        """Make arrays of the model's answers: `p_fake` and `p_fake_raw` (N,), `evidence` (N, h, w), `embedding`.
+
+        The evidence is that of verdicts: each cell's share of the logit of `p_fake`, which is its mean over the cells.
+        """
+        logits, shares = outputs["logits"].double().numpy(), outputs["evidence"].double().numpy()
+        margins = logits[:, 1] - logits[:, 0]
+        slope, offset = slope_and_offset(self.model.config.calibration)
+        shares += (margins - shares.mean((1, 2)))[:, None, None]  # the biases, which the model leaves out
         return {
             "p_fake": self.model.p_fake(outputs["logits"]).numpy(),
-            "p_fake_raw": calibrate((logits[:, 1] - logits[:, 0]).numpy(), None),
-            "evidence": outputs["evidence"].float().numpy(),
+            "p_fake_raw": calibrate(margins, None),
+            "evidence": (slope * shares + offset).astype(np.float32),
             "embedding": outputs["embedding"].float().numpy(),
         }
 
@@ -714,9 +710,9 @@ def _event(subject: _Subject) -> dict[str, Any]:
         return {"event": "error", "name": subject.name, "sentence": subject.error}
     result = subject.result
     if result["kind"] == "image":
-        return {"event": "result", "result": picture_result(result, subject.threshold)}
+        return {"event": "result", "result": picture_result(result, subject.rule)}
     people = [person.frames for person in subject.people.all]
-    return {"event": "result", "result": video_result(result, people, subject.threshold)}
+    return {"event": "result", "result": video_result(result, people, subject.rule)}
 
 
 def result_of(event: dict[str, Any]) -> dict[str, Any] | None:

@@ -305,7 +305,7 @@ def fit_on_validation(trainer: "DCLTrainer", run: "TrainingRun") -> tuple[dict[s
         cells.add(batch.evidence, batch.forged)
     predictions, keys = pd.concat(tables, ignore_index=True), keys_of(rows)
     predictions[["video_id", "source_id"]] = keys[["video_id", "source_id"]]  # apart from namesakes in other sets
-    calibration = fit_calibration(predictions, args.calibration)
+    calibration = fit_calibration(predictions, args.inconclusive_error_rate)
     calibration["evidence_threshold"] = best_iou_threshold(cells)
     return calibration, fit_familiarity(predictions, np.concatenate(features), np.concatenate(sharpness))
 

@@ -1,113 +1,197 @@
 """From p_fake to a verdict and to words: of a face, of a person in a video, and of a picture or video as a whole.
 
-A face is "forged" at or above the checkpoint's threshold for frames, a person at or above its threshold for videos, on
-the mean of the calibrated `p_fake` of the frames that were judged; what is below is "not_called_forged", never "real".
-The two thresholds can disagree, as when single frames of a person reach the one and their mean does not reach the
-other: then the person's verdict holds. A picture has the verdict of its most suspicious face, a video that of its most
-suspicious person; where nothing was judged it is "abstained".
+A face or person is "flagged" from one threshold on, "not_flagged" below another one, and "inconclusive" in between.
+Faces of pictures are judged by the checkpoint's thresholds for frames. A person in a video is judged by those for
+videos, on the mean `p_fake` of the frames with a score; these frames carry the person's verdict. A picture or video
+has the verdict of its most suspicious face or person, and "abstained" where nothing has a score.
 """
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .abstention_dcl import Abstention
+from .calibration_dcl import expected_fpr
+from .errors_dcl import InputError
 
-FORGED, NOT_CALLED_FORGED, ABSTAINED = "forged", "not_called_forged", "abstained"
-NO_THRESHOLD = 0.5  # where the checkpoint has none
-_POINTS = {
-    "eer": "equal error rates",
-    "fpr_0.05": "a false positive rate of 5 %",
-    "fpr_0.01": "a false positive rate of 1 %",
+FLAGGED, INCONCLUSIVE, NOT_FLAGGED, ABSTAINED = "flagged", "inconclusive", "not_flagged", "abstained"
+VERDICTS = {
+    FLAGGED: "Flagged as forged",
+    INCONCLUSIVE: "Inconclusive",
+    NOT_FLAGGED: "Not flagged",
+    ABSTAINED: "No score",
 }
+_NO_THRESHOLD = 0.5  # where the checkpoint has none
 _FEWEST_FRAMES = 3  # of a person in a longer video: less may be a face where there is none
 _RISE = 0.1  # of p_fake from one frame to the next that is worth a look
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """From where on something is called forged, and how sentences call that."""
+class Rule:
+    """Where the verdicts on faces, or on people in videos, change.
 
-    value: float
-    point: str | None
+    Attributes:
+        threshold: in [0, 1].
+        operating_point: which of the checkpoint's thresholds that is; None if it was given, or there is none.
+        band: `low` and `high`, from where on `p_fake` is inconclusive and from where on it is flagged; None for both,
+            with a `reason`, where the threshold alone decides.
+        expected_fpr: see `calibration_dcl.expected_fpr`, at the threshold from which on it is flagged.
+        units: what sentences call the real ones of the validation split.
+        note: what they say of a threshold that is the checkpoint's no more than the user's.
+    """
+
+    threshold: float
+    operating_point: str | None
+    band: dict[str, Any]
+    expected_fpr: dict[str, Any]
+    units: str
+    note: str = ""
+
+    @classmethod
+    def of(
+        cls, calibration: Mapping[str, Any] | None, level: str, operating_point: str | None, threshold: float | None
+    ) -> "Rule":
+        """Find the rule of a checkpoint, or of a threshold.
+
+        Args:
+            calibration: `DCLConfig.calibration`.
+            level: "frame" or "video".
+            operating_point: None is "eer" where the checkpoint has it, else .5.
+            threshold: in (0, 1), in place of the checkpoint's; there is no inconclusive range then.
+
+        Raises:
+            InputError: if the checkpoint has no such operating point.
+        """
+        points = (calibration or {}).get(level, {})
+        point, units = operating_point or "eer", {"frame": "faces", "video": "videos"}[level]
+        at = points.get("thresholds", {}).get(point)
+        band = points.get("band") or {}
+        if threshold is not None:
+            at, point, note = threshold, None, ""
+            band = {"reason": "a threshold was given"}
+        elif at is not None:
+            note = ""
+        elif operating_point is None:
+            at, point = _NO_THRESHOLD, None
+            band = {"reason": f"the checkpoint has no threshold for {units}"}
+            note = f" The checkpoint has no threshold for {units}, so {at} is used."
+        else:
+            there = [name for name, at in points.get("thresholds", {}).items() if at is not None]
+            remedy = f"choose {' or '.join(there)}, or leave" if there else "leave"
+            why = points.get("reasons", {}).get(point, "it was not calibrated for it")
+            raise InputError(
+                f"the checkpoint has no threshold {point} for a {level} ({why}): {remedy} operating_point out."
+            )
+        ends = {"low": None, "high": None, "reason": band.get("reason", "the checkpoint stores no inconclusive range")}
+        if band.get("low") is not None:
+            ends = {"low": min(at, band["low"]), "high": max(at, band["high"]), "reason": None}
+        line = at if ends["high"] is None else ends["high"]
+        return cls(float(at), point, ends, expected_fpr(calibration, level, line), units, note)
+
+    @property
+    def flagged_from(self) -> float:
+        """From which `p_fake` on something is flagged."""
+        return self.threshold if self.band["high"] is None else self.band["high"]
+
+    @property
+    def not_flagged_below(self) -> float:
+        """Below which `p_fake` it is not flagged."""
+        return self.threshold if self.band["low"] is None else self.band["low"]
 
     def verdict(self, p_fake: float) -> str:
-        """Return "forged" from the threshold on, else "not_called_forged"."""
-        return FORGED if p_fake >= self.value else NOT_CALLED_FORGED
+        """Return "flagged", "inconclusive" or "not_flagged"."""
+        if p_fake >= self.flagged_from:
+            return FLAGGED
+        return NOT_FLAGGED if p_fake < self.not_flagged_below else INCONCLUSIVE
 
-    def sentence(self, who: str, number: str, p_fake: float, what: str) -> str:
-        """Say in words what `verdict` says; `what` is what the threshold is for."""
-        name = f"the checkpoint's threshold for {what} ({_POINTS.get(self.point)})"
-        if self.point is None:
-            name = f"a mere convention: the checkpoint brings no threshold for {what}, take it with caution"
+    def sentence(self, who: str, number: str, p_fake: float) -> str:
+        """Say in words what `verdict` says; `number` is what is compared with the thresholds."""
+        high, low = self.flagged_from, self.not_flagged_below
         digits = 3
-        while p_fake != self.value and f"{p_fake:.{digits}f}" == f"{self.value:.{digits}f}":
+        while any(p_fake != at and f"{p_fake:.{digits}f}" == f"{at:.{digits}f}" for at in (low, high)):
             digits += 1  # "0.500, below 0.500" would explain nothing
-        is_, at = f"{number} is {p_fake:.{digits}f}", f"{self.value:.{digits}f}"
-        if p_fake >= self.value:
-            return f"{who} is called forged: {is_}, at or above {at}, {name}."
-        return f"{who} is not called forged: {is_}, below {at}, {name}. That does not prove it real."
+        is_, low, high = f"{number} is {p_fake:.{digits}f}", f"{low:.{digits}f}", f"{high:.{digits}f}"
+        said = {
+            FLAGGED: f"is flagged as forged: {is_}, at or above the threshold of {high}{self._share()}.",
+            INCONCLUSIVE: f"is inconclusive: {is_}, between {low} and {high}. "
+            f"Real and forged {self.units} both score in this range.",
+            NOT_FLAGGED: f"is not flagged: {is_}, below {low}. That does not prove that it is real.",
+        }
+        return f"{who} {said[self.verdict(p_fake)]}{self.note}"
+
+    def _share(self) -> str:
+        share = self.expected_fpr["value"]
+        if share is None:
+            return ""
+        if share == 0:
+            return f" (no real {self.units[:-1]} in the validation data scores this high)"
+        return f" (at most {100 * share:.2g} % of real {self.units} in the validation data score this high)"
+
+    def record(self) -> dict[str, Any]:
+        """Return what a result says of it."""
+        names = ("threshold", "operating_point", "band", "expected_fpr")
+        return {name: getattr(self, name) for name in names}
 
 
 def abstain(record: dict[str, Any], who: str, abstention: Abstention) -> None:
-    """Write into a face's record that it is not judged, and why."""
+    """Write into a face's record that it has no score, and why."""
     why = abstention.sentence
-    record |= {"reason": abstention.code, "sentence": f"{who} was not judged: {why[:1].lower()}{why[1:]}"}
+    record |= {"reason": abstention.code, "sentence": f"No score for {_inside(who)}: {_inside(why)}"}
 
 
-def picture_result(result: dict[str, Any], threshold: Threshold) -> dict[str, Any]:
-    """Complete the result of a picture, whose `faces` are judged, by its verdict at a threshold for frames."""
+def _inside(sentence: str) -> str:
+    """Return how something begins inside of a sentence."""
+    return f"{sentence[:1].lower()}{sentence[1:]}"
+
+
+def picture_result(result: dict[str, Any], rule: Rule) -> dict[str, Any]:
+    """Complete the result of a picture, whose `faces` have a `p_fake` or say why not, by verdicts."""
     faces = result.pop("faces")
-    verdict, sentence = _together(faces, "face")
+    for face in faces:
+        if face["p_fake"] is not None:
+            sentence = rule.sentence(f"Face {face['face']}", "p_fake", face["p_fake"])
+            face |= {"verdict": rule.verdict(face["p_fake"]), "sentence": sentence}
+    verdict, sentence = _together(faces, "face", "faces")
     if not faces:
-        sentence = "No face was found, so nothing was judged."
-    return {**result, **_ruling(verdict, sentence, threshold), "faces": faces}
+        sentence = "No score: no face was found."
+    return {**result, "verdict": verdict, "sentence": sentence, **rule.record(), "faces": faces}
 
 
-def _ruling(verdict: str, sentence: str, threshold: Threshold) -> dict[str, Any]:
-    return {
-        "verdict": verdict,
-        "sentence": sentence,
-        "operating_point": threshold.point,
-        "threshold": threshold.value,
-    }
-
-
-def _together(members: list[dict[str, Any]], kind: str) -> tuple[str, str]:
+def _together(members: list[dict[str, Any]], one: str, several: str) -> tuple[str, str]:
     """Return the verdict on a picture or video with these faces or people, and a sentence."""
     if len(members) == 1:
         return members[0]["verdict"], members[0]["sentence"]
-    forged = [member for member in members if member["verdict"] == FORGED]
-    judged = [member for member in members if member["verdict"] != ABSTAINED]
-    plural = {"face": "faces", "person": "people"}[kind]
-    if not judged:
+    scored = [member for member in members if member["verdict"] != ABSTAINED]
+    if not scored:
         reasons = ", ".join(sorted({str(member["reason"]) for member in members}))
-        return ABSTAINED, f"None of {len(members)} {plural} was judged ({reasons})."
-    left = len(members) - len(judged)
-    rest = f" {left} of {len(members)} {plural} {'was' if left == 1 else 'were'} not judged." if left else ""
-    worst = max(judged, key=lambda member: member["p_fake"])
-    if forged:
-        are = "is" if len(forged) == 1 else "are"
-        of = f"{len(forged)} of {len(judged)} {plural if len(judged) > 1 else kind}"
-        return FORGED, f"{of} {are} called forged. {worst['sentence']}{rest}"
-    if len(judged) == 1:
-        return NOT_CALLED_FORGED, f"{worst['sentence']}{rest}"
-    return NOT_CALLED_FORGED, f"None of {len(judged)} {plural} is called forged. {worst['sentence']}{rest}"
+        return ABSTAINED, f"None of {len(members)} {several} has a score ({reasons})."
+    left = len(members) - len(scored)
+    rest = f" {left} of {len(members)} {several} {'has' if left == 1 else 'have'} no score." if left else ""
+    worst = max(scored, key=lambda member: member["p_fake"])
+    verdict = worst["verdict"]
+    if len(scored) == 1:
+        return verdict, f"{worst['sentence']}{rest}"
+    alike = sum(member["verdict"] == verdict for member in scored)
+    are = "is" if alike == 1 else "are"
+    counts = {
+        FLAGGED: f"{alike} of {len(scored)} {several} {are} flagged as forged.",
+        INCONCLUSIVE: f"{alike} of {len(scored)} {several} {are} inconclusive, and none is flagged.",
+        NOT_FLAGGED: f"None of {len(scored)} {several} is flagged.",
+    }
+    return verdict, f"{counts[verdict]} {worst['sentence']}{rest}"
 
 
-def video_result(
-    result: dict[str, Any], people: Sequence[list[dict[str, Any]]], threshold: Threshold
-) -> dict[str, Any]:
+def video_result(result: dict[str, Any], people: Sequence[list[dict[str, Any]]], rule: Rule) -> dict[str, Any]:
     """Complete the result of a video.
 
     Args:
         result: `kind`, `name`, sizes, how many frames were wanted and read, and notes.
         people: of each person the records of the frames with it.
-        threshold: for videos.
+        rule: for videos.
 
     Returns:
         The result with the verdict, and `people`.
@@ -115,13 +199,12 @@ def video_result(
     # Who is seen longest comes first, then whose face is largest.
     ordered = sorted(people, key=lambda frames: (-len(frames), -_area(frames[0]["box"])))
     found = [
-        _person_result(number, frames, result["frames_read"], threshold)
-        for number, frames in enumerate(ordered, start=1)
+        _person_result(number, frames, result["frames_read"], rule) for number, frames in enumerate(ordered, start=1)
     ]
-    verdict, sentence = _together(found, "person")
+    verdict, sentence = _together(found, "person", "people")
     if not found:
-        sentence = f"No face was found in {_frames(result['frames_read'])}, so nothing was judged."
-    return {**result, **_ruling(verdict, sentence, threshold), "people": found}
+        sentence = f"No score: no face was found in {_frames(result['frames_read'])}."
+    return {**result, "verdict": verdict, "sentence": sentence, **rule.record(), "people": found}
 
 
 def _area(box: list[float]) -> float:
@@ -132,48 +215,56 @@ def _frames(count: int) -> str:
     return f"{count} frame{'' if count == 1 else 's'}"
 
 
-def _person_result(
-    number: int, frames: list[dict[str, Any]], frames_read: int, threshold: Threshold
-) -> dict[str, Any]:
-    judged = [frame for frame in frames if frame["p_fake"] is not None]
+def _person_result(number: int, frames: list[dict[str, Any]], frames_read: int, rule: Rule) -> dict[str, Any]:
+    scored = [frame for frame in frames if frame["p_fake"] is not None]
     person = {"person": number, "p_fake": None, "verdict": ABSTAINED, "sentence": "", "reason": None}
-    counts = {"judged": len(judged), "seen": len(frames)}
-    who = f"Person {number}"
-    if not judged:
+    counts = {"judged": len(scored), "seen": len(frames)}
+    if not scored:
         code = Counter(frame["reason"] for frame in frames).most_common(1)[0][0]
-        why = next(frame["sentence"] for frame in frames if frame["reason"] == code)
-        why = why.partition(" was not judged: ")[2]
-        person |= {
-            "reason": code,
-            "sentence": f"{who} was not judged in any of {_frames(len(frames))}, mostly for this reason: {why}",
-        }
-    elif len(judged) < (fewest := min(_FEWEST_FRAMES, frames_read)):
-        person |= {
-            "reason": "too_brief",
-            "sentence": f"{who} was not judged: only {_frames(len(judged))} of {frames_read} could be judged, and a "
-            f"verdict takes {fewest}.",
-        }
+        why = next(frame["sentence"] for frame in frames if frame["reason"] == code).partition(": ")[2]
+        sentence = f"No score for person {number} in any of {_frames(len(frames))}, mostly for this reason: {why}"
+        person |= {"reason": code, "sentence": sentence}
+    elif len(scored) < (fewest := min(_FEWEST_FRAMES, frames_read)):
+        few = f"only {_frames(len(scored))} of {frames_read} {'has' if len(scored) == 1 else 'have'} one"
+        sentence = f"No score for person {number}: {few}, and a verdict takes {fewest}."
+        person |= {"reason": "too_brief", "sentence": sentence}
+        for frame in scored:
+            frame |= {
+                "p_fake": None,
+                "p_fake_raw": None,
+                "evidence": None,
+                "reason": "too_brief",
+                "sentence": sentence,
+            }
+        scored = []
     else:
-        p_fake = float(np.mean([frame["p_fake"] for frame in judged]))
-        sentence = threshold.sentence(who, f"its mean p_fake over {_frames(len(judged))}", p_fake, "videos")
-        highest = max(judged, key=lambda frame: frame["p_fake"])
+        p_fake = float(np.mean([frame["p_fake"] for frame in scored]))
+        verdict = rule.verdict(p_fake)
+        sentence = rule.sentence(f"Person {number}", f"the mean p_fake of {_frames(len(scored))}", p_fake)
+        highest = max(scored, key=lambda frame: frame["p_fake"])
         sentence += f" The highest is {highest['p_fake']:.3f} at {highest['time']:.2f} s."
-        alone = sum(frame["verdict"] == FORGED for frame in judged)
-        if p_fake < threshold.value and alone:
-            reach = "frame reaches" if alone == 1 else "frames reach"
-            sentence += f" Taken alone, {alone} {reach} the threshold for single faces."
-        person |= {"p_fake": p_fake, "verdict": threshold.verdict(p_fake), "sentence": sentence}
-    return {**person, **counts, "moments": _moments(judged) if person["p_fake"] is not None else [], "frames": frames}
+        alone = sum(frame["p_fake"] >= rule.flagged_from for frame in scored)
+        if verdict != FLAGGED and alone:
+            score, own = ("scores", "its own") if alone == 1 else ("score", "their own")
+            line = f"the threshold of {rule.flagged_from:.3f}"
+            sentence += f" {alone} of {_frames(len(scored))} {score} at or above {line} on {own}."
+        for frame in scored:
+            frame |= {
+                "verdict": verdict,
+                "sentence": f"p_fake is {frame['p_fake']:.3f} at {frame['time']:.2f} s.",
+            }
+        person |= {"p_fake": p_fake, "verdict": verdict, "sentence": sentence}
+    return {**person, **counts, "moments": _moments(scored) if scored else [], "frames": frames}
 
 
-def _moments(judged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _moments(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the moments of a person that are worth a look, the most suspicious first."""
 
     def moment(frame: dict[str, Any], why: str) -> dict[str, Any]:
         return {"time": frame["time"], "frame": frame["frame"], "p_fake": frame["p_fake"], "why": why}
 
-    found = [moment(max(judged, key=lambda frame: frame["p_fake"]), "highest")]
-    rises = [(after["p_fake"] - before["p_fake"], after) for before, after in itertools.pairwise(judged)]
+    found = [moment(max(scored, key=lambda frame: frame["p_fake"]), "highest")]
+    rises = [(after["p_fake"] - before["p_fake"], after) for before, after in itertools.pairwise(scored)]
     if rises:
         rise, frame = max(rises, key=lambda pair: pair[0])
         if rise >= _RISE:
@@ -201,10 +292,11 @@ def to_json(result: dict[str, Any], evidence: bool = False) -> dict[str, Any]:
 
 __all__ = [
     "ABSTAINED",
-    "FORGED",
-    "NOT_CALLED_FORGED",
-    "NO_THRESHOLD",
-    "Threshold",
+    "FLAGGED",
+    "INCONCLUSIVE",
+    "NOT_FLAGGED",
+    "VERDICTS",
+    "Rule",
     "abstain",
     "picture_result",
     "to_json",

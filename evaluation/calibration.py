@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
+from scipy.special import betaincinv, expit, stdtrit
 from scipy.stats import binomtest
-from sklearn.isotonic import IsotonicRegression
 
 from ..calibration_dcl import OPERATING_POINTS, calibrate
 from ..prepared_dcl import FAKE, REAL
@@ -20,54 +20,73 @@ from .ranking import Ranking
 
 #: Operating points by their false positive rate: how many reals there are to one false alarm.
 RATES = {"fpr_0.05": 20, "fpr_0.01": 100}
-#: Where a temperature is looked for, in mean margins. Below, all but a few margins next to 0 are certainties that
-#: doubles hardly tell from one another; above, `p_fake` is .5 for all.
-NARROWEST, WIDEST = 1 / 30, 1e4
+ERROR_RATE = 0.1  # of either kind, from which on scores are inconclusive
+FLATTEST = 1e-4  # slope, in mean margins, below which `p_fake` is .5 for all
+_GRID = np.arange(101) / 100  # thresholds at which the false positive rate is stored
 
 
-def fit_calibration(predictions: pd.DataFrame, method: str = "temperature") -> dict[str, Any]:
-    """Fit what `DCLConfig.calibration` holds.
+def fit_calibration(predictions: pd.DataFrame, error_rate: float = ERROR_RATE) -> dict[str, Any]:
+    """Fit what `DCLConfig.calibration` holds, by Platt scaling (Platt, 1999).
 
     Reals and fakes weigh the same in sum, as in the balanced batches of training, so that `p_fake` reads "if reals and
     fakes are equally likely" however many there are of each. Within a class every video weighs the same: its frames
-    are much alike, and a long video tells no more of the next one than a short one does. Thresholds count frames, or
-    videos, one by one, as the metrics do that use them.
+    are much alike, and a long video tells no more of the next one than a short one does. So Platt's smoothed targets
+    count videos: no `p_fake` is surer than their number allows, and classes that a threshold separates have a finite
+    fit. Thresholds count frames, or videos, one by one, as the metrics do that use them.
 
     Args:
         predictions: rows of the validation split with the columns `dataset`, `video_id`, `source_id`, `label` and
             `logit`, the margin. Their order does not matter.
-        method: `"temperature"`, one number by which margins are divided, so that no ranking changes; or
-            `"isotonic"`, a rising curve of any shape, for validation splits of many videos: where it is flat,
-            scores become equal.
+        error_rate: see `_band`; in (0, .5).
 
     Returns:
-        `{"method", ...}` as `calibrate` takes it, with `"frame"` and `"video"`, see `operating_points`; a video is
+        `{"method": "platt", "slope", "offset"}` as `calibrate` takes it, with `"frame"` and `"video"`: `families`,
+        what `operating_points` returns, `band` (see `_band`) and `fpr` (see `_false_positive_rates`). A video is
         scored by the mean calibrated `p_fake` of its frames. Where the split does not determine a calibration, the
-        method is `"none"`, with a `"reason"`; operating points are then those of the plain logistic function.
+        method is `"none"`, with a `"reason"`; the rest then is that of the plain logistic function.
     """
-    labels = predictions["label"].to_numpy()
-    fit = {"temperature": _fit_temperature, "isotonic": _fit_isotonic}[method]
     try:
-        calibration = {"method": method, **fit(*_weighted_margins(predictions))}
+        calibration: dict[str, Any] = {"method": "platt", **_fit_platt(*_weighted_margins(predictions))}
     except ValueError as error:
         calibration = {"method": "none", "reason": str(error)}
     frames = predictions.assign(p_fake=calibrate(predictions["logit"].to_numpy(float), calibration))
     try:
-        families = family_codes(predictions)[1]
-    except ValueError:
-        families = None
-    calibration["frame"] = {"families": families, **operating_points(labels, frames["p_fake"].to_numpy(), "frames")}
+        frames["family"], _ = family_codes(predictions)
+        why = None
+    except ValueError as error:
+        why = str(error)
+    calibration["frame"] = _level(frames, "frames", error_rate, why)
     try:
         videos = pd.concat([video_scores(rows) for _, rows in frames.groupby("dataset")])
     except ValueError as error:
+        reasons = dict.fromkeys(OPERATING_POINTS, str(error))
         calibration["video"] = {
             "thresholds": dict.fromkeys(OPERATING_POINTS),
-            "reasons": dict.fromkeys(OPERATING_POINTS, str(error)),
+            "reasons": reasons,
+            **_without_families(error_rate, str(error)),
         }
     else:
-        points = operating_points(videos["label"].to_numpy(), videos["p_fake"].to_numpy(), "videos")
-        calibration["video"] = {"families": families, **points}
+        calibration["video"] = _level(videos, "videos", error_rate, why)
     return calibration
+
+
+def _level(rows: pd.DataFrame, units: str, error_rate: float, why: str | None) -> dict[str, Any]:
+    """Return what a calibration holds of frames or videos; `why` says why their families are not known."""
+    labels, p_fake = rows["label"].to_numpy(), rows["p_fake"].to_numpy()
+    points = operating_points(labels, p_fake, units)
+    families = rows["family"].to_numpy() if why is None else None
+    found = {"families": None if families is None else len(set(families)), **points}
+    if why := why or points["reasons"].get("eer"):
+        return found | _without_families(error_rate, why)
+    band = _band(labels, p_fake, families, error_rate)
+    real = labels == REAL
+    exact = [at for at in (*points["thresholds"].values(), band["low"], band["high"]) if at is not None]
+    curve = _false_positive_rates(p_fake[real], families[real], exact)
+    return found | {"band": band, "fpr": curve}
+
+
+def _without_families(error_rate: float, why: str) -> dict[str, Any]:
+    return {"band": {"error_rate": error_rate, "low": None, "high": None, "reason": why}, "fpr": {"reason": why}}
 
 
 def _weighted_margins(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, Mapping[int, int]]:
@@ -94,49 +113,27 @@ def _weighted_margins(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray
     return margins, labels, weights, videos
 
 
-def _fit_temperature(
+def _fit_platt(
     margins: np.ndarray, labels: np.ndarray, weights: np.ndarray, videos: Mapping[int, int]
 ) -> dict[str, Any]:
-    """Find the temperature with the least negative log-likelihood (Guo et al., 2017, arXiv 1706.04599)."""
-    signed = np.where(labels == FAKE, margins, -margins)
-    separated = "the sign of the margin tells the frames apart, which ever smaller temperatures explain ever better"
-    if signed.min() >= 0:
-        raise ValueError(separated)
-    if weights @ signed <= 0:
-        raise ValueError("on average, the margins of fakes are no higher than those of reals")
+    """Find slope and offset with the least negative log-likelihood of the smoothed targets."""
+    targets = np.where(labels == FAKE, (videos[FAKE] + 1) / (videos[FAKE] + 2), 1 / (videos[REAL] + 2))
+    unit = weights @ np.abs(margins) / 2
+    scaled = margins / unit
 
-    def loss(log_temperature: float) -> float:
-        return weights @ np.logaddexp(0, -signed / np.exp(log_temperature))
+    def loss(line: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = line[0] * scaled + line[1]
+        slack = weights * (expit(logits) - targets)
+        return weights @ (np.logaddexp(0, logits) - targets * logits), np.array([slack @ scaled, slack.sum()])
 
-    mean = weights @ np.abs(margins) / 2
-    lowest, highest = np.log(mean * NARROWEST), np.log(mean * WIDEST)
-    found = minimize_scalar(loss, bounds=(lowest, highest), method="bounded", options={"xatol": 1e-8}).x
-    if found < lowest + 1e-3:
-        raise ValueError(separated)
-    if found > highest - 1e-3:
-        raise ValueError("the margins of fakes are hardly higher than those of reals")
-    return {"temperature": float(np.exp(found))}
-
-
-def _fit_isotonic(
-    margins: np.ndarray, labels: np.ndarray, weights: np.ndarray, videos: Mapping[int, int]
-) -> dict[str, Any]:
-    """Fit a rising step curve, and keep the knots where it bends.
-
-    Where no fake was seen, that is no proof that there is none: `p_fake` stays above 1 / (fakes + 2), by the rule of
-    succession for the videos that there are, and as far below 1 for reals.
-    """
-    curve = IsotonicRegression(y_min=1 / (videos[FAKE] + 2), y_max=1 - 1 / (videos[REAL] + 2))
-    curve.fit(margins, labels == FAKE, sample_weight=weights)
-    knots, p_fake = curve.X_thresholds_, curve.y_thresholds_  # without those inside of a flat part
-    kept = np.diff(p_fake, prepend=p_fake[0]) + np.diff(p_fake, append=p_fake[-1]) > 0  # nor at its outer ends
-    if not kept.any():
-        raise ValueError("the share of fakes does not rise with the margin")
-    return {"margins": knots[kept].tolist(), "p_fake": p_fake[kept].tolist()}
+    slope, offset = minimize(loss, [1.0, 0.0], jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    if slope < FLATTEST:
+        raise ValueError("the margins of fakes are not higher than those of reals")
+    return {"slope": float(slope / unit), "offset": float(offset)}
 
 
 def operating_points(labels: np.ndarray, p_fake: np.ndarray, units: str) -> dict[str, Any]:
-    """Find from which score on to call something fake.
+    """Find from which score on to flag something.
 
     Args:
         labels: integers (n,), 0 real, 1 fake.
@@ -145,8 +142,8 @@ def operating_points(labels: np.ndarray, p_fake: np.ndarray, units: str) -> dict
 
     Returns:
         `reals` and `fakes`, how many there are; `thresholds`: `eer`, where the shares of false alarms and of misses
-        are closest; `fpr_0.05` and `fpr_0.01`, the lowest at which no more than that share of the reals is called
-        fake. Each lies midway between two neighbouring scores, which a tie never straddles. None where it is not
+        are closest; `fpr_0.05` and `fpr_0.01`, the lowest at which no more than that share of the reals is
+        flagged. Each lies midway between two neighbouring scores, which a tie never straddles. None where it is not
         defined, or where the reals are fewer than 5/FPR; `reasons` then says why.
     """
     reals, fakes = (np.sort(p_fake[labels == label]) for label in (REAL, FAKE))
@@ -161,7 +158,7 @@ def operating_points(labels: np.ndarray, p_fake: np.ndarray, units: str) -> dict
     alarms = len(reals) - np.searchsorted(reals, scores)  # where the threshold is that score
     misses = np.searchsorted(fakes, scores)
     unequal = np.abs(alarms * len(fakes) - misses * len(reals))  # of the rates, in whole numbers
-    # The first score calls everything fake and is never nearest; of two that are, the higher one gives fewer alarms.
+    # The first score flags everything and is never nearest; of two that are, the higher one gives fewer alarms.
     nearest = len(scores) - 1 - np.argmin(unequal[:0:-1])
     thresholds["eer"] = _midway(scores, nearest)
     for name, one_in in RATES.items():
@@ -171,7 +168,7 @@ def operating_points(labels: np.ndarray, p_fake: np.ndarray, units: str) -> dict
         elif len(few_enough) == 0:
             found["reasons"][name] = (
                 f"{alarms[-1]} of {len(reals)} real {units} share the highest score: an FPR of {1 / one_in:g} would "
-                "call nothing fake"
+                "flag nothing"
             )
         else:
             thresholds[name] = _midway(scores, few_enough[0])
@@ -182,6 +179,108 @@ def _midway(scores: np.ndarray, index: int) -> float:
     """Return the middle between a score and the next lower one; where doubles have none, the score."""
     middle = scores[index - 1] + (scores[index] - scores[index - 1]) / 2
     return float(middle if middle > scores[index - 1] else scores[index])
+
+
+def _band(labels: np.ndarray, p_fake: np.ndarray, families: np.ndarray, error_rate: float) -> dict[str, Any]:
+    """Find the range of scores that are inconclusive, as too many reals and too many fakes lie there.
+
+    People differ, so a share of the faces of the validation split says little about new people when those faces are of
+    few families. The band holds for the faces of new families instead: of m exchangeable families whose shares of
+    errors are s_1 ... s_m, the expected share of a new one is at most (s_1 + ... + s_m + 1) / (m + 1) (Dunn,
+    Wasserman and Ramdas, 2022, arXiv 1809.07441). Where that is above `error_rate` even without any error, the band
+    lies around all errors of the split and says which rate that can promise: 1 / (m + 1), at 4 families .2.
+
+    Args:
+        labels: integers (n,), 0 real, 1 fake; both are there.
+        p_fake: floats (n,) in [0, 1], of which two differ.
+        families: integers (n,).
+        error_rate: the expected share of new reals at or above `high`, and of new fakes below `low`, at most.
+
+    Returns:
+        `error_rate`, the one that holds; `high`, the lowest threshold that keeps it for reals; and `low`, the highest
+        that keeps it for fakes. Scores from `low` to `high` are inconclusive, none where `low` is above. Both are
+        None, with a `reason`, where a class has a single family.
+    """
+    scores = np.unique(p_fake)
+    middles = scores[:-1] + np.diff(scores) / 2
+    edges = np.concatenate(
+        [scores[:1], np.where(middles > scores[:-1], middles, scores[1:]), [np.nextafter(scores[-1], 2)]]
+    )
+    errors, counts = {}, {}
+    for label in (REAL, FAKE):
+        own = np.sort(p_fake[labels == label])
+        _, codes, sizes = np.unique(families[labels == label], return_inverse=True, return_counts=True)
+        shares = (1 / sizes[codes])[np.argsort(p_fake[labels == label])]  # each family adds up to 1
+        below = np.concatenate([[0], np.cumsum(shares)])[np.searchsorted(own, edges)]
+        counts[label] = len(sizes)
+        errors[label] = below if label == FAKE else len(sizes) - below
+    fewest = min(counts.values())
+    held = max(error_rate, 1 / (fewest + 1))
+    found = {"error_rate": held, "low": None, "high": None}
+    if fewest == 1:
+        return {
+            **found,
+            "error_rate": error_rate,
+            "reason": "it takes two families of each class to see how they differ",
+        }
+    kept = {label: (errors[label] + 1) / (counts[label] + 1) <= held + 1e-9 for label in errors}
+    low, high = edges[kept[FAKE]][-1], edges[kept[REAL]][0]
+    if high > 1:
+        return {**found, "reason": "real faces have the score 1"}
+    return {**found, "low": float(low), "high": float(high)}
+
+
+def _false_positive_rates(p_fake: np.ndarray, families: np.ndarray, exact: list[float]) -> dict[str, list[float]]:
+    """Return which share of reals scores at or above each of some thresholds, with 95 % intervals.
+
+    Args:
+        p_fake: floats (n,) of the reals.
+        families: integers (n,).
+        exact: thresholds that are there beside those of the grid.
+
+    Returns:
+        `thresholds`, rising from 0, without those at which nothing changes; and at each `value`, `low` and `high`.
+    """
+    thresholds = np.union1d(_GRID, exact)
+    codes = np.unique(families, return_inverse=True)[1]
+    sizes, total = np.bincount(codes), len(p_fake)
+    curve: dict[str, list[float]] = {"thresholds": [], "value": [], "low": [], "high": []}
+    before = None
+    for threshold in thresholds:
+        alarms = np.bincount(codes, p_fake >= threshold)
+        if before is not None and np.array_equal(alarms, before):
+            continue
+        before = alarms
+        low, high = rate_interval(alarms, sizes)
+        point = (threshold, round(alarms.sum() / total, 6), round(low, 6), round(high, 6))
+        for name, value in zip(curve, point, strict=True):
+            curve[name].append(float(value))
+    return curve
+
+
+def rate_interval(alarms: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of a rate that was counted in families whose members are alike.
+
+    It is that of Korn and Graubard (1998): Clopper and Pearson's, with as many observations as would vary as much if
+    they were independent; no fewer than there are families, and as many where all members or none are counted.
+
+    Args:
+        alarms: floats (m,), how many members of each family are counted.
+        sizes: integers (m,), how many it has.
+    """
+    families, total = len(sizes), sizes.sum()
+    rate = alarms.sum() / total
+    effective = float(families)
+    if 0 < rate < 1 and families > 1:
+        variance = families / (families - 1) * np.sum((alarms - rate * sizes) ** 2) / total**2
+        upper = (1 + CONFIDENCE) / 2
+        degrees = (stdtrit(total - 1, upper) / stdtrit(families - 1, upper)) ** 2
+        most = rate * (1 - rate) / variance * degrees if variance > 0 else np.inf
+        effective = float(np.clip(most, families, total))
+    hits, tail = rate * effective, (1 - CONFIDENCE) / 2
+    low = 0.0 if rate == 0 else betaincinv(hits, effective - hits + 1, tail)
+    high = 1.0 if rate == 1 else betaincinv(hits + 1, effective - hits, 1 - tail)
+    return float(low), float(high)
 
 
 def reliability(labels: np.ndarray, p_fake: np.ndarray, balanced: bool = False) -> list[dict[str, float]]:
@@ -213,4 +312,4 @@ def reliability(labels: np.ndarray, p_fake: np.ndarray, balanced: bool = False) 
     return bins
 
 
-__all__ = ["fit_calibration", "operating_points", "reliability"]
+__all__ = ["ERROR_RATE", "fit_calibration", "operating_points", "rate_interval", "reliability"]

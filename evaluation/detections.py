@@ -25,6 +25,7 @@ from ..pipeline_dcl import FaceForgeryDetectionPipeline
 _LONGEST_NAME = 255  # bytes that file systems allow
 _COLUMNS = (
     *("name", "kind", "number", "verdict", "p_fake", "reason", "threshold", "operating_point"),
+    *("band_low", "band_high", "expected_fpr", "expected_fpr_low", "expected_fpr_high"),
     *("left", "top", "right", "bottom", "judged", "seen", "highest_at", "sentence", "notes"),
 )
 
@@ -255,6 +256,11 @@ def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
         result: as `verdicts_dcl.to_json` gives it.
     """
     whole = {key: result.get(key) for key in ("name", "kind", "verdict", "sentence", "threshold", "operating_point")}
+    for key, found, name in (
+        *(("band", f"band_{end}", end) for end in ("low", "high")),
+        *(("expected_fpr", f"expected_fpr{end}", end[1:] or "value") for end in ("", "_low", "_high")),
+    ):
+        whole[found] = result.get(key, {}).get(name)
     for key in ("name", "sentence"):  # that of an error may begin with the name
         if (whole[key] or "").startswith(tuple("=+-@\t\r")):  # spreadsheets would run it
             whole[key] = f"'{whole[key]}"

@@ -117,15 +117,15 @@ def localisation_metrics(cells: CellCounts, evidence_threshold: float | None = N
     Args:
         cells: of all fakes whose mask is known, pooled, so that evidence must be comparable between images and an
             image counts by its cells. Cells of reals are not among them: they would reward telling images apart.
-        evidence_threshold: from there on a cell is called forged, see `best_iou_threshold`; chosen on other data.
+        evidence_threshold: from there on a cell counts as forged, see `best_iou_threshold`; chosen on other data.
 
     Returns:
         `auc`, the chance that a forged cell has more evidence than an untouched one, a tie counting one half. Values
         of one bin count as tied: `auc_error` is how far the exact AUC can be from it, half the share of such pairs.
-        `iou`, the intersection over union of the cells that are forged and those called so, over all images;
+        `iou`, the intersection over union of the cells that are forged and those that count as such, over all images;
         `evidence_threshold` as given, `iou` counting all of its bin, whose lowest value is less than 1/2048 below;
-        and `iou_all_forged`, what calling every cell forged would get, the share of forged cells: an IoU is as good
-        as it is above that.
+        and `iou_all_forged`, what counting every cell as forged would get, the share of forged cells: an IoU is as
+        good as it is above that.
         What is not defined is None: where there is no cell, only one kind of cell, or evidence that is not finite,
         a `reason` says so; without a threshold, `iou_reason`.
     """
@@ -149,7 +149,7 @@ def localisation_metrics(cells: CellCounts, evidence_threshold: float | None = N
 
 
 def best_iou_threshold(cells: CellCounts) -> float | None:
-    """Find from which evidence on cells are to be called forged, such that they overlap best with those that are.
+    """Find from which evidence on cells are to count as forged, such that they overlap best with those that are.
 
     Args:
         cells: of the fakes of a validation split whose mask is known.

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..errors_dcl import InputError
 from ..prepared_dcl import CLASS_NAMES, FAKE, REAL
+from ..verdicts_dcl import FLAGGED, INCONCLUSIVE, NOT_FLAGGED, Rule
 from .bootstrap import DRAWS, WITHOUT_INTERVAL, family_codes, intervals, largest_gap, paired_differences
 from .localisation import CellCounts, localisation_metrics
 from .ranking import AT_THRESHOLDS, BINS, FALSE_POSITIVE_RATES, METRICS, THRESHOLD, Ranking, equal_error_rate
@@ -37,6 +38,7 @@ def frame_and_video_metrics(
     bootstrap: int = DRAWS,
     seed: int = 0,
     evidence_threshold: float | None = None,
+    rules: Mapping[str, Rule] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Compute every metric of every data set in a table of predictions.
 
@@ -51,7 +53,8 @@ def frame_and_video_metrics(
         group_by: a column, such as a group of people, whose values are compared.
         bootstrap: how often families are drawn for the 95 % intervals; 0 for none.
         seed: for the draws.
-        evidence_threshold: from where on a cell is called forged. Choose it on other data.
+        evidence_threshold: from where on a cell counts as forged. Choose it on other data.
+        rules: under `"frame"` and `"video"`, those by which detection gives verdicts; then `verdicts` counts these.
 
     Returns:
         `{dataset: {"frame": {...}, "video": {...}, "by_method": {method: {"frame": {...}, "video": {...}}},
@@ -76,7 +79,7 @@ def frame_and_video_metrics(
     cells, thresholds = cells or {}, thresholds or {}
     metrics = {}
     for name, rows in predictions.groupby("dataset", sort=True):
-        level = _Levels(rows, thresholds, bootstrap, seed)
+        level = _Levels(rows, thresholds, bootstrap, seed, rules or {})
         is_real = (rows["label"] == REAL).to_numpy()
         methods = rows["method"].astype(object).fillna(UNKNOWN).to_numpy()
         names = sorted(set(methods[~is_real]))
@@ -109,9 +112,14 @@ class _Levels:
     """The rows of one data set, their families numbered once: every subset of them sees the same draws."""
 
     def __init__(
-        self, rows: pd.DataFrame, thresholds: Mapping[str, Mapping[str, float | None]], bootstrap: int, seed: int
+        self,
+        rows: pd.DataFrame,
+        thresholds: Mapping[str, Mapping[str, float | None]],
+        bootstrap: int,
+        seed: int,
+        rules: Mapping[str, Rule],
     ):
-        self.thresholds, self.bootstrap, self.seed = thresholds, bootstrap, seed
+        self.thresholds, self.bootstrap, self.seed, self.rules = thresholds, bootstrap, seed, rules
         self.no_families = None
         try:
             codes, self.family_count = family_codes(rows)
@@ -146,6 +154,8 @@ class _Levels:
             family_count=self.family_count,
             ranks=rank_scores(rows),
         )
+        if level in self.rules and ranking is not None:
+            metrics["verdicts"] = count_verdicts(labels, p_fake, self.rules[level])
         if self.bootstrap and ranking is not None:
             if why := self.no_families or (None if drawn else f"of more than {MOST_GROUPS} methods, none has any"):
                 metrics["intervals"], metrics["interval_reasons"] = {}, {"all": why}
@@ -158,6 +168,26 @@ class _Levels:
                 found["warning"] = warning
             metrics |= found
         return metrics
+
+
+def count_verdicts(labels: np.ndarray, p_fake: np.ndarray, rule: Rule) -> dict[str, Any]:
+    """Count the verdicts on frames or videos.
+
+    Args:
+        labels: integers (n,), 0 real, 1 fake.
+        p_fake: floats (n,), finite.
+        rule: what gives them.
+
+    Returns:
+        `flagged_from` and `not_flagged_below`, scores in [0, 1]; and of `real` and `fake` how many are `flagged`,
+        `inconclusive` and `not_flagged`.
+    """
+    found: dict[str, Any] = {"flagged_from": rule.flagged_from, "not_flagged_below": rule.not_flagged_below}
+    for label, name in ((REAL, "real"), (FAKE, "fake")):
+        scores = p_fake[labels == label]
+        flagged, passed = int(np.sum(scores >= rule.flagged_from)), int(np.sum(scores < rule.not_flagged_below))
+        found[name] = {FLAGGED: flagged, INCONCLUSIVE: len(scores) - flagged - passed, NOT_FLAGGED: passed}
+    return found
 
 
 def group_names(values: pd.Series, column: str, where: str) -> np.ndarray:
@@ -405,8 +435,8 @@ def binary_metrics(
     Returns:
         `auc`, area under the ROC curve: the chance that a fake scores above a real, a tie counting one half; `eer`,
         see `equal_error_rate`; `ap`, average precision with fake as the positive class; `accuracy`, the share of
-        correct answers where .5 and above is called fake; `balanced_accuracy`, that of reals and that of fakes
-        averaged; `fpr` and `tpr`, the shares of reals and of fakes that are called fake; `tpr_at_fpr_0.05`,
+        correct answers where .5 and above counts as fake; `balanced_accuracy`, that of reals and that of fakes
+        averaged; `fpr` and `tpr`, the shares of reals and of fakes at .5 and above; `tpr_at_fpr_0.05`,
         `tpr_at_fpr_0.01` and `tpr_at_fpr_0.001`, the largest share of fakes found at a threshold that calls no more
         than that share of the reals fake; `log_loss` (natural, probabilities cut at the precision of a double);
         `brier`, the mean squared error; `ece`, the expected calibration error over 15 bins of equally many scores, a
@@ -501,6 +531,7 @@ __all__ = [
     "binary_metrics",
     "check_group_column",
     "compare_models",
+    "count_verdicts",
     "deepfakebench_metrics",
     "equal_error_rate",
     "frame_and_video_metrics",

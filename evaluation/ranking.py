@@ -52,8 +52,8 @@ class Ranking:
         p_fake: floats (n,), finite, higher is more likely fake.
         families: integers (n,) in [0, `family_count`), which scores are weighted together; None: all of them.
         family_count: how many families there are, those without a score here included.
-        thresholds: names of operating points and where they are, besides that of .5; from there on scores are called
-            fake.
+        thresholds: names of operating points and where they are, besides that of .5; from there on scores
+            count as fake.
         ranks: floats (n,), finite, by which `RANKED` is computed instead, such as scores before calibration: that must
             not make a detector better or worse at telling fakes from reals.
 

@@ -36,6 +36,7 @@ from .names import shown
 from .ranking import BINS
 from .result_files import PICTURES, REPORT, complete_files, is_of_run, remove_pictures
 from .seen import is_generic, was_seen
+from .summary import verdict_rows
 
 try:
     import jinja2
@@ -206,6 +207,7 @@ def _data_set(
         "name": name,
         "counts": _counts(rows),
         "warnings": _warnings(levels, record),
+        "verdicts": verdict_rows({name: levels}),
         "metrics": _metric_rows(levels),
         "operating_points": _operating_points(levels),
         "methods": _method_rows(levels, run.get("seen_methods")),

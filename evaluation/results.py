@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..calibration_dcl import LEVELS
 from ..dataset_dcl import CROP_FIELDS
 from ..errors_dcl import InputError
+from ..verdicts_dcl import Rule
 from .bootstrap import DRAWS
 from .checkpoints import Checkpoint
 from .inputs import EvaluationSet
@@ -87,6 +88,7 @@ def evaluate_checkpoint(
             config = model.config
             calibration = calibration_of(model)
             known = calibration or {}
+            rules = {level: Rule.of(calibration, level, None, None) for level in LEVELS if calibration is not None}
             thresholds = {level: known.get(level, {}).get("thresholds", {}) for level in LEVELS}
             columns = [*METRIC_COLUMNS, *({group_by} - {None, *METRIC_COLUMNS})]
             records = {}
@@ -104,6 +106,7 @@ def evaluate_checkpoint(
                     bootstrap=bootstrap,
                     seed=seed,
                     evidence_threshold=known.get("evidence_threshold"),
+                    rules=rules,
                 )
                 methods = metrics[data.name]["by_method"]
                 records[data.name] = _record_of(data, parts, rows, methods, processor.crop, config.seen_methods)

@@ -41,6 +41,10 @@ def print_result(
     result, folder = results[-1], folders[len(results) - 1]
     print(f"\n{result.model}")
     print(summarize(result.metrics, result.seen_methods).to_string(index=False, na_rep="-", float_format="%.3f"))
+    verdicts = verdict_rows(result.metrics)
+    if verdicts:
+        print("\nverdicts by default, as detection gives them:")
+        print(pd.DataFrame(verdicts).to_string(index=False))
     points = at_operating_points(result.metrics)
     if len(points):
         print("\nat the operating points of the checkpoint, chosen on its validation split:")
@@ -136,6 +140,28 @@ def summarize(metrics: dict[str, dict[str, Any]], seen_methods: Sequence[str] | 
     return table.drop(columns=[name for name in ("frame 95 %", "video 95 %") if table[name].isna().all()])
 
 
+def verdict_rows(metrics: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Make the table of the verdicts on reals and fakes.
+
+    Args:
+        metrics: the content of `metrics.json`.
+
+    Returns:
+        One row a data set, level and class, of the checkpoints that give verdicts: how many are flagged, inconclusive
+        and not flagged, with their shares in percent, as text.
+    """
+    rows = []
+    for dataset, levels in metrics.items():
+        for level in LEVELS:
+            found = levels[level].get("verdicts", {})
+            for truth in ("real", "fake"):
+                counts = found.get(truth, {})
+                if total := sum(counts.values()):
+                    texts = {name.replace("_", " "): f"{n} ({n / total:.0%})" for name, n in counts.items()}
+                    rows.append({"dataset": dataset, "level": level, "truth": truth, **texts})
+    return rows
+
+
 def at_operating_points(metrics: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """Make the table of how often the checkpoint is right at its own thresholds.
 
@@ -151,14 +177,14 @@ def at_operating_points(metrics: dict[str, dict[str, Any]]) -> pd.DataFrame:
             scores = levels[level]
             for name, at in scores.get("thresholds", {}).items():
                 if at is not None:
-                    row = {"dataset": dataset, "level": level, "point": name, "fake from p_fake": at}
+                    row = {"dataset": dataset, "level": level, "point": name, "flagged from p_fake": at}
                     shown = {"accuracy": "accuracy", "fpr": "FPR", "tpr": "TPR"}
                     rows.append(row | {shown[key]: scores[f"{key}_at_threshold_{name}"] for key in shown})
     return pd.DataFrame(rows).astype(dict.fromkeys(("accuracy", "FPR", "TPR"), float) if rows else {})
 
 
 def _rates(levels: dict[str, Any]) -> str:
-    """Say what there is without both kinds: how many of the reals, or of the fakes, are called fake."""
+    """Say what there is without both kinds: how many of the reals, or of the fakes, are flagged."""
     found = [
         f"{rate.upper()} {levels[level][rate]:.3f} ({levels[level]['n']} {level}s)"
         for rate in ("fpr", "tpr")
@@ -173,4 +199,4 @@ def _text(scores: dict[str, Any]) -> str | None:
     return None if ends is None else "{:.3f}-{:.3f}".format(*ends)
 
 
-__all__ = ["at_operating_points", "print_result", "summarize", "write_differences"]
+__all__ = ["at_operating_points", "print_result", "summarize", "verdict_rows", "write_differences"]

@@ -10,10 +10,25 @@ from dcl.modeling_dcl import DCLForImageClassification
 
 CROP = {"kind": "box", "margin": 1.3, "size": 112, "detector": "yunet_2023mar_multiscale"}
 CALIBRATION = {
-    "method": "temperature",
-    "temperature": 2.0,
-    "frame": {"thresholds": {"eer": 0.4, "fpr_0.05": None}, "reasons": {"fpr_0.05": "40 real frames do not tell it"}},
-    "video": {"thresholds": {"eer": 0.45}},
+    "method": "platt",
+    "slope": 0.5,
+    "offset": 0.25,
+    "frame": {
+        "thresholds": {"eer": 0.4, "fpr_0.05": None},
+        "reasons": {"fpr_0.05": "40 real frames do not tell it"},
+        "band": {"error_rate": 0.1, "low": 0.3, "high": 0.6},
+        "fpr": {
+            "thresholds": [0.0, 0.3, 0.4, 0.6],
+            "value": [1.0, 0.5, 0.3, 0.075],
+            "low": [0.8, 0.3, 0.1, 0.01],
+            "high": [1.0, 0.7, 0.5, 0.2],
+        },
+    },
+    "video": {
+        "thresholds": {"eer": 0.45},
+        "band": {"error_rate": 0.1, "low": 0.35, "high": 0.55},
+        "fpr": {"thresholds": [0.0, 0.55], "value": [1.0, 0.0], "low": [0.7, 0.0], "high": [1.0, 0.3]},
+    },
 }
 
 

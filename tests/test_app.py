@@ -28,6 +28,7 @@ from PIL import Image
 
 from dcl.tests.app_server import EXAMPLES, ROOT, serve, write_video
 from dcl.tests.checkpoints import save_checkpoint
+from dcl.verdicts_dcl import VERDICTS
 
 API = "gradio_api"
 
@@ -81,9 +82,11 @@ def refusal(client, path, api_name, *options):
 def test_a_picture_is_answered_with_boxes_evidence_and_numbers(client):
     page, numbers = client.predict(handle_file(EXAMPLES / "portrait.jpg"), api_name="/detect_image")
     (face,) = numbers["faces"]
-    assert numbers["name"] == "portrait.jpg" and face["verdict"] in ("forged", "not_called_forged")
+    assert numbers["name"] == "portrait.jpg" and face["verdict"] in ("flagged", "inconclusive", "not_flagged")
     assert 0 <= face["p_fake"] <= 1 and np.shape(face["evidence"]) == (3, 3)
     assert page.count('class="dcl-box') == 1 and page.count('class="dcl-evidence"') == 1
+    assert numbers["band"] == {"low": 0.3, "high": 0.6, "reason": None} and numbers["expected_fpr"]["value"] == 0.075
+    assert "towards real" in page and "towards forged" in page
     assert "data-evidence" in page and "What this means" in page and "What it does not mean" in page
     assert numbers["sentence"] in page.replace("&#x27;", "'")
 
@@ -97,13 +100,22 @@ def test_a_video_is_answered_with_people_a_timeline_and_frames_to_jump_to(client
     figures = re.findall(r'data-frame="(\d+)"', page)
     assert figures == [str(place) for place in range(8)]
     assert set(re.findall(r'data-jump="(\d+)"', page)) == set(figures)
-    assert page.count(" hidden>") == 7 and "data-scrub" in page and "dcl-threshold" in page
+    assert page.count(" hidden>") == 7 and "data-scrub" in page and page.count("dcl-threshold") == 2
+    assert {frame["verdict"] for frame in person["frames"]} == {person["verdict"]} == {numbers["verdict"]}
+
+
+def test_a_threshold_of_ones_own_takes_the_place_of_the_checkpoints(client):
+    for threshold, verdict in ((0.01, "flagged"), (0.99, "not_flagged")):
+        _, numbers = client.predict(handle_file(EXAMPLES / "portrait.jpg"), "eer", threshold, api_name="/detect_image")
+        assert (numbers["verdict"], numbers["threshold"], numbers["operating_point"]) == (verdict, threshold, None)
+    said = refusal(client, EXAMPLES / "portrait.jpg", "/detect_image", "eer", 1.5)
+    assert "threshold is 1.5: choose a number between 0 and 1" in said
 
 
 def test_a_picture_without_a_face_is_not_judged(client, tmp_path):
     Image.new("RGB", (200, 100), "green").save(tmp_path / "lawn.png")
     page, numbers = client.predict(handle_file(tmp_path / "lawn.png"), api_name="/detect_image")
-    assert numbers["verdict"] == "abstained" and numbers["faces"] == [] and "Not judged" in page
+    assert numbers["verdict"] == "abstained" and numbers["faces"] == [] and "No score" in page
 
 
 def test_notes_on_what_was_left_out_are_shown(client, tmp_path):
@@ -117,8 +129,8 @@ def test_notes_on_what_was_left_out_are_shown(client, tmp_path):
 def test_two_endpoints_are_documented(server):
     endpoints = httpx.get(f"{server.url}{API}/info").json()["named_endpoints"]
     assert set(endpoints) == {"/detect_image", "/detect_video"}
-    assert endpoints["/detect_image"]["description"].startswith("Tell of each face")
-    assert endpoints["/detect_video"]["description"].startswith("Tell of each person")
+    assert endpoints["/detect_image"]["description"].startswith("Score each face")
+    assert endpoints["/detect_video"]["description"].startswith("Score each person")
 
 
 def test_nothing_of_a_pictures_metadata_is_returned_and_names_are_escaped(client, tmp_path):
@@ -274,7 +286,7 @@ def finished(server, answer):
 def test_no_address_that_a_client_sends_is_opened(server, listener, endpoint, case):
     address, reached = listener
     value = hostile_values(address)[case]
-    options = ["eer"] if endpoint == "detect_image" else [8, "eer"]
+    options = ["eer", None] if endpoint == "detect_image" else [8, "eer", None]
     for place in range(len(options) + 1):  # in the place of the file, and of every option
         data = [None, *options]
         data[place] = value
@@ -288,19 +300,19 @@ def test_no_address_that_a_client_sends_is_opened(server, listener, endpoint, ca
 
 @pytest.mark.parametrize("value", ["a.jpg", 3, [], {}, {"meta": {}}])
 def test_what_is_no_upload_is_refused_in_words(server, value):
-    answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": [value, "eer"]}, timeout=30)
+    answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": [value, "eer", None]}, timeout=30)
     assert "This is no uploaded file: upload one" in finished(server, answer)
 
 
-@pytest.mark.parametrize("data", [[], [None], [None] * 3, {}, "eer", None])
+@pytest.mark.parametrize("data", [[], [None], [None] * 4, {}, "eer", None])
 def test_another_number_of_values_is_refused_in_words(server, data):
     answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": data}, timeout=30)
-    assert answer.status_code == 400 and "takes a list of 2 values" in answer.json()["detail"]
+    assert answer.status_code == 400 and "takes a list of 3 values" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("function", ["0", 0.0, 999, -1, True, None, [0]])
 def test_what_is_no_function_is_refused_in_words(server, function):
-    body = {"data": [None, "eer"], "fn_index": function, "session_hash": "s"}
+    body = {"data": [None, "eer", None], "fn_index": function, "session_hash": "s"}
     answer = httpx.post(f"{server.url}{API}/queue/join", json=body, timeout=30)
     assert answer.status_code == 400 and ("no such function" in answer.json()["detail"] or function is True)
 
@@ -380,7 +392,7 @@ def test_no_path_outside_of_the_uploads_is_read(server, path):
     for route in (f"file={path}", f"file/{path}", f"file={server.uploads}/../{path}"):
         answer = httpx.get(f"{server.url}{API}/{route.encode().decode().replace(chr(0), '%00')}")
         assert answer.status_code in (403, 404) and "root:" not in answer.text
-    answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": [file_data(path), "eer"]})
+    answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": [file_data(path), "eer", None]})
     assert answer.status_code == 403 and "not here" in answer.json()["detail"]
 
 
@@ -398,7 +410,7 @@ def test_names_of_files_are_in_no_log(server, client, tmp_path):
     client.predict(handle_file(tmp_path / f"{name}.jpg"), api_name="/detect_image")
     assert name in refusal(client, tmp_path / f"{name}.png", "/detect_image")
     number = upload(server, f"{name}.jpg")
-    answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": [file_data(number), f"{name}"]})
+    answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": [file_data(number), f"{name}", None]})
     assert "event: error" in finished(server, answer)
     assert name not in server.output.read_text() and "Traceback" not in server.output.read_text()
 
@@ -419,7 +431,7 @@ def test_uploads_are_gone_within_a_minute(server, tmp_path):
     unused = upload(server, "unused.jpg")
     time.sleep(60)
     assert not {"first.jpg", "second.jpg", "unused.jpg"} & there()
-    answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": [file_data(unused), "eer"]})
+    answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": [file_data(unused), "eer", None]})
     assert answer.status_code == 403 and "Choose it again" in answer.json()["detail"]
 
 
@@ -509,18 +521,34 @@ def test_an_answer_that_is_there_is_given_however_long_it_took(app_module, monke
     assert list(detector.events("short.mp4")) == [event]
 
 
-def test_frames_that_were_not_judged_stand_below_the_axis_of_the_timeline(app_module):
+def test_frames_without_a_score_stand_below_the_axis_of_the_timeline(app_module):
     faces = [
-        {"frame": 0, "time": 0.0, "p_fake": 0.0, "verdict": "not_called_forged"},
+        {"frame": 0, "time": 0.0, "p_fake": 0.0, "verdict": "inconclusive"},
         {"frame": 4, "time": 1.0, "p_fake": None, "verdict": "abstained"},
-        {"frame": 8, "time": 2.0, "p_fake": 1.0, "verdict": "forged"},
+        {"frame": 8, "time": 2.0, "p_fake": 1.0, "verdict": "inconclusive"},
     ]
-    result = {"duration": 2.0, "threshold": 0.5, "people": [{"person": 1, "frames": faces}]}
+    band = {"low": 0.25, "high": 0.75, "reason": None}
+    result = {"duration": 2.0, "threshold": 0.5, "band": band, "people": [{"person": 1, "frames": faces}]}
     chart = app_module._timeline(result, {0: 0, 4: 1, 8: 2})
-    passed, unjudged, forged = (float(y) for y in re.findall(r'<circle [^>]*cy="([\d.]+)"', chart))
+    lowest, unscored, highest = (float(y) for y in re.findall(r'<circle [^>]*cy="([\d.]+)"', chart))
     axis = float(re.search(r"V(\d+)H", chart)[1])
-    assert forged < passed == axis < unjudged - 5
-    assert f'points="12.0,{passed},588.0,{forged}"'.replace(",588", " 588") in chart
+    assert highest < lowest == axis < unscored - 5
+    assert f'points="12.0,{lowest},588.0,{highest}"'.replace(",588", " 588") in chart
+    lines = [float(y) for y in re.findall(r'dcl-threshold" [^>]*y1="([\d.]+)"', chart)]
+    assert lines == pytest.approx([lowest - at * (lowest - highest) for at in (0.25, 0.75)], abs=0.1)
+    assert "Dashed: 0.25 and 0.75, where the verdict" in chart
+    alone = result | {"threshold": 0.5, "band": {"low": None, "high": None, "reason": "few"}}
+    assert app_module._timeline(alone, {0: 0, 4: 1, 8: 2}).count("dcl-threshold") == 1
+
+
+@pytest.mark.parametrize("verdict", ["flagged", "inconclusive", "not_flagged", "abstained"])
+def test_every_verdict_has_its_words_and_its_colour(app_module, verdict):
+    rate = {"value": 0.075, "low": 0.01, "high": 0.2, "reason": None}
+    assert app_module.WORDS == VERDICTS
+    page = app_module._page({"verdict": verdict, "sentence": "So.", "expected_fpr": rate}, "", evidence=False)
+    assert f"<h2>{app_module.WORDS[verdict]}</h2>" in page and app_module.DOES_NOT_MEAN[verdict] in page
+    assert ("7.5 % of the real ones score this high. For new people, 1 to 20 %" in page) == (verdict == "flagged")
+    assert f".dcl .{verdict} {{ --verdict:" in app_module.CSS
 
 
 def test_links_out_of_the_folder_are_no_uploads(app_module, tmp_path):

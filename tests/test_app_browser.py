@@ -107,7 +107,9 @@ def look_at_video(page, path):
 def test_a_picture_shows_boxes_names_and_evidence_that_a_slider_fades(visit, scheme):
     page = visit(scheme=scheme)
     result = look_at_picture(page)
-    assert re.fullmatch(r"1: (not called )?forged \d\.\d{3}", result.locator(".dcl-tag").inner_text())
+    assert re.fullmatch(
+        r"1: (Flagged as forged|Inconclusive|Not flagged) \d\.\d{3}", result.locator(".dcl-tag").inner_text()
+    )
     box, picture = result.locator(".dcl-box").bounding_box(), result.locator(".dcl-picture").bounding_box()
     assert picture["x"] < box["x"] < box["x"] + box["width"] < picture["x"] + picture["width"]
     evidence = result.locator(".dcl-evidence")
@@ -223,5 +225,5 @@ def test_it_works_below_a_reverse_proxys_prefix(visit, checkpoint, tmp_path_fact
         proxy = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
         threading.Thread(target=proxy.run, daemon=True).start()
         page = visit(f"http://127.0.0.1:{port}/faces/")
-        assert "forged" in look_at_picture(page).locator(".dcl-tag").inner_text()
+        assert look_at_picture(page).locator(".dcl-tag").inner_text().startswith("1: ")
         proxy.should_exit = True

@@ -64,7 +64,7 @@ def test_a_sentence_is_printed_for_each_file_and_bad_files_make_the_status_3(run
     assert [line.split(":")[0] for line in out.splitlines()] == [
         str(folder / name) for name in ("a.png", "c.jpg", "d.mp4", "day 2/b.pgm")
     ]
-    assert "No face was found, so nothing was judged." in out
+    assert "No score: no face was found." in out
     assert f"{folder / 'e.jpg'} is an SVG" in err and "1 of 5 files could not be read." in err
 
 
@@ -101,9 +101,23 @@ def test_json_lines_and_the_table_say_the_same(run, folder, tmp_path):
     assert [row["name"] for row in rows] == list(results)
     (face,) = results[str(folder / "a.png")]["faces"]
     assert float(rows[0]["p_fake"]) == face["p_fake"] and float(rows[0]["right"]) == face["box"][2]
+    assert (float(rows[0]["band_low"]), float(rows[0]["band_high"])) == (0.3, 0.6)
+    assert [float(rows[0][f"expected_fpr{end}"]) for end in ("", "_low", "_high")] == [0.075, 0.01, 0.2]
     (person,) = results[str(folder / "d.mp4")]["people"]
     row = next(row for row in rows if row["kind"] == "video")
     assert (row["judged"], row["seen"], row["number"]) == (str(person["judged"]), str(person["seen"]), "1")
+
+
+def test_a_threshold_of_ones_own_decides_and_goes_into_the_record(run, folder, tmp_path):
+    run(folder / "a.png", "--threshold", 0.01, "--json", tmp_path / "r.jsonl", "--csv", tmp_path / "r.csv")
+    record, results = read_lines(tmp_path / "r.jsonl")
+    (result,) = results.values()
+    assert (result["verdict"], result["threshold"], result["operating_point"]) == ("flagged", 0.01, None)
+    assert record["options"]["threshold"] == 0.01 and result["band"]["high"] is None
+    (row,) = csv.DictReader((tmp_path / "r.csv").read_text().splitlines())
+    assert (row["threshold"], row["band_high"], row["verdict"]) == ("0.01", "", "flagged")
+    assert run(folder / "a.png", "--threshold", 1)[0] == 2
+    assert "not allowed with" in run(folder / "a.png", "--threshold", 0.5, "--operating_point", "eer")[2]
 
 
 def test_json_on_standard_output_is_nothing_but_json(run, folder):

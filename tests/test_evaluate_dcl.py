@@ -144,7 +144,9 @@ def test_the_calibration_of_the_checkpoint_is_used_and_recorded(here, tmp_path, 
 
     at = float(np.quantile(1 / (1 + np.exp(-plain["logit"] / 4)), 0.3))
     video = {"reals": 9, "fakes": 9, "families": 9, "thresholds": {"eer": 0.5, "fpr_0.01": None}, "reasons": {}}
-    calibration = {"method": "temperature", "temperature": 4.0, "frame": {"thresholds": {"eer": at}}, "video": video}
+    video["band"] = {"error_rate": 0.1, "low": 0.5, "high": 0.5}
+    frame = {"thresholds": {"eer": at}, "band": {"error_rate": 0.1, "low": at - 0.1, "high": at + 0.1}}
+    calibration = {"method": "platt", "slope": 0.25, "offset": 0.0, "frame": frame, "video": video}
     shutil.copytree(here / "a/final", tmp_path / "calibrated")
     config = json.loads((tmp_path / "calibrated/config.json").read_text())
     (tmp_path / "calibrated/config.json").write_text(json.dumps(config | {"calibration": calibration}))
@@ -157,6 +159,13 @@ def test_the_calibration_of_the_checkpoint_is_used_and_recorded(here, tmp_path, 
         metrics = json.loads((out / "metrics.json").read_text())["noise"]
         frame = metrics["frame"]
         assert (frame["thresholds"], metrics["video"]["thresholds"]) == ({"eer": at}, video["thresholds"])
+        fakes = rows["p_fake"][rows["label"] == 1]
+        assert frame["verdicts"]["fake"] == {
+            "flagged": (fakes >= at + 0.1).sum(),
+            "inconclusive": ((fakes >= at - 0.1) & (fakes < at + 0.1)).sum(),
+            "not_flagged": (fakes < at - 0.1).sum(),
+        }
+        assert metrics["video"]["verdicts"]["real"]["inconclusive"] == 0
         assert frame["tpr_at_threshold_eer"] == (rows["p_fake"][rows["label"] == 1] >= at).mean()
         raw = binary_metrics(plain["label"].to_numpy(), plain["p_fake"].to_numpy())
         assert [frame[f"{key}_raw"] for key in ("log_loss", "brier", "ece")] == [
@@ -168,6 +177,8 @@ def test_the_calibration_of_the_checkpoint_is_used_and_recorded(here, tmp_path, 
         assert json.loads((out / "run.json").read_text())["calibration"] == calibration
         printed = capsys.readouterr().out
         assert "caution: the checkpoint" not in printed
+        flagged = frame["verdicts"]["fake"]["flagged"]
+        assert f"{flagged} ({flagged / len(fakes):.0%})" in printed
         lines = [line.split() for line in printed.splitlines() if " eer " in line or "fpr_" in line]
         assert [line[:4] for line in lines] == [
             ["noise", "frame", "eer", f"{at:.3f}"],
@@ -183,6 +194,11 @@ def test_a_calibration_that_cannot_be_followed_is_refused(here, tmp_path, capsys
         (
             {"method": "temperature", "temperature": 0},
             "the temperature of `calibration` must be a finite number above 0, got 0",
+        ),
+        (
+            {"method": "isotonic", "margins": [0.0], "p_fake": [0.5]},
+            "`calibration` has the method 'isotonic', which is no longer supported: fit it again by "
+            "`dcl.evaluation.calibration.fit_calibration`, or train again",
         ),
         (3, "Field 'calibration' expected a dict, got int"),
     ):

@@ -31,6 +31,7 @@ from dcl.evaluation.metrics import (
     video_scores,
 )
 from dcl.evaluation.ranking import RANKED, Ranking
+from dcl.verdicts_dcl import Rule
 
 law = settings(max_examples=30, derandomize=True, deadline=None)
 # Multiples of 1/16: 1 - p is exact, and a few levels make ties common.
@@ -310,6 +311,27 @@ def test_operating_points_by_hand():
     levels = frame_and_video_metrics(rows, thresholds={"video": {"eer": 0.4}}, bootstrap=0)["demo"]
     assert levels["video"]["accuracy_at_threshold_eer"] == 1
     assert "accuracy_at_threshold_eer" not in levels["frame"]
+
+
+def test_verdicts_are_counted_by_class_for_frames_videos_and_methods():
+    band = {"error_rate": 0.1, "low": 0.3, "high": 0.6}
+    calibration = {"method": "none", "frame": {"thresholds": {"eer": 0.5}, "band": band}}
+    rules = {level: Rule.of(calibration, level, None, None) for level in ("frame", "video")}
+    rows = table(
+        *(("real", "a", 0, p) for p in (0.1, 0.3, 0.6)),
+        *(("swap", "b", 1, p) for p in (0.59, 0.6)),
+        ("warp", "c", 1, 0.29),
+    )
+    levels = frame_and_video_metrics(rows, bootstrap=0, rules=rules)["demo"]
+    assert levels["frame"]["verdicts"] == {
+        "flagged_from": 0.6,
+        "not_flagged_below": 0.3,
+        "real": {"flagged": 1, "inconclusive": 1, "not_flagged": 1},
+        "fake": {"flagged": 1, "inconclusive": 1, "not_flagged": 1},
+    }
+    assert levels["video"]["verdicts"]["fake"] == {"flagged": 1, "inconclusive": 0, "not_flagged": 1}  # from .5 on
+    assert levels["by_method"]["warp"]["frame"]["verdicts"]["fake"]["not_flagged"] == 1
+    assert "verdicts" not in frame_and_video_metrics(rows, bootstrap=0)["demo"]["frame"]
 
 
 def test_only_reals_have_a_false_positive_rate_and_no_true_one():

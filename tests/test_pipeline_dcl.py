@@ -104,13 +104,19 @@ def test_a_picture_gets_the_answer_of_the_model_on_the_crop_it_was_trained_with(
     margin = (outputs.logits[0, 1] - outputs.logits[0, 0]).item()
     assert face["p_fake"] == pytest.approx(calibrate(margin, CALIBRATION), abs=1e-5)
     assert face["p_fake_raw"] == pytest.approx(calibrate(margin, None), abs=1e-5)
-    assert np.allclose(face["evidence"], outputs.evidence[0], atol=1e-4)
+    logit = np.log(face["p_fake"] / (1 - face["p_fake"]))  # of which each cell has its share, and no more
+    assert face["evidence"].mean() == pytest.approx(logit, abs=1e-4)
+    moved = outputs.evidence[0] - outputs.evidence[0].mean()
+    assert np.allclose(face["evidence"] - face["evidence"].mean(), CALIBRATION["slope"] * moved, atol=1e-4)
     corners = np.array(face["evidence_box"]) @ transform[:, :2].T + transform[:, 2]
     assert np.allclose(corners, [[0, 0], [112, 0], [112, 112], [0, 112]], atol=1e-2)
     left, top, right, bottom = face["box"]
     assert 150 < left < right < 300 and 40 < top < bottom < 200 and 0.7 < face["detection_score"] <= 1
     assert result["threshold"] == 0.4 and result["operating_point"] == "eer"
-    assert result["verdict"] == face["verdict"] == ("forged" if face["p_fake"] >= 0.4 else "not_called_forged")
+    assert result["band"] == {"low": 0.3, "high": 0.6, "reason": None}
+    assert result["expected_fpr"] == {"value": 0.075, "low": 0.01, "high": 0.2, "reason": None}
+    expected = "flagged" if face["p_fake"] >= 0.6 else "not_flagged" if face["p_fake"] < 0.3 else "inconclusive"
+    assert result["verdict"] == face["verdict"] == expected
 
 
 def test_path_pil_and_array_are_judged_alike(pipe, portrait):
@@ -119,15 +125,60 @@ def test_path_pil_and_array_are_judged_alike(pipe, portrait):
     assert len({result["faces"][0]["p_fake"] for result in results}) == 1
 
 
-@pytest.mark.parametrize(("p_fake", "verdict"), [(0.4, "forged"), (0.399, "not_called_forged")])
-def test_a_face_is_forged_at_or_above_the_threshold_and_never_called_real(
-    pipe, monkeypatch, portrait, p_fake, verdict
+@pytest.mark.parametrize(
+    ("p_fake", "verdict", "sentence"),
+    [
+        (0.6, "flagged", "Face 1 is flagged as forged: p_fake is 0.600, at or above the threshold of 0.600 (at most"),
+        (0.9, "flagged", "of 0.600 (at most 7.5 % of real faces in the validation data score this high)."),
+        (0.599, "inconclusive", "Face 1 is inconclusive: p_fake is 0.599, between 0.300 and 0.600."),
+        (0.3, "inconclusive", "Real and forged faces both score in this range."),
+        (0.299, "not_flagged", "Face 1 is not flagged: p_fake is 0.299, below 0.300. That does not prove that it is"),
+    ],
+)
+def test_a_face_is_flagged_inconclusive_or_not_flagged_and_never_called_real(
+    pipe, monkeypatch, portrait, p_fake, verdict, sentence
 ):
     with_answers(pipe, monkeypatch, [p_fake])
     result = pipe(portrait)
-    assert result["verdict"] == verdict
-    assert f"its p_fake is {p_fake:.3f}," in result["sentence"] and "(equal error rates)" in result["sentence"]
-    assert ("That does not prove it real." in result["sentence"]) == (verdict != "forged")
+    assert result["verdict"] == result["faces"][0]["verdict"] == verdict
+    assert sentence in result["sentence"] and "convention" not in result["sentence"]
+
+
+def test_a_given_threshold_decides_alone_and_says_what_it_costs(pipe, monkeypatch, portrait, clip):
+    with_answers(pipe, monkeypatch, [0.35, 0.35])
+    flagged, passed = (pipe(portrait, threshold=at) for at in (0.35, 0.36))
+    assert (flagged["verdict"], passed["verdict"]) == ("flagged", "not_flagged")
+    assert (flagged["threshold"], flagged["operating_point"]) == (0.35, None)
+    assert flagged["band"] == {"low": None, "high": None, "reason": "a threshold was given"}
+    assert flagged["expected_fpr"]["value"] == 0.5  # that of 0.3, the next lower one that is stored
+    with_answers(pipe, monkeypatch, [0.9] * 3)
+    assert pipe(clip, num_frames=3, threshold=0.95)["verdict"] == "not_flagged"
+
+
+def test_a_stricter_operating_point_makes_the_inconclusive_range_reach_up_to_it(tmp_path, monkeypatch, portrait):
+    frame = CALIBRATION["frame"] | {"thresholds": {"eer": 0.4, "fpr_0.05": 0.7}}
+    checkpoint = save_checkpoint(tmp_path, calibration=CALIBRATION | {"frame": frame})
+    pipe = FaceForgeryDetectionPipeline.from_pretrained(checkpoint, device="cpu")
+    with_answers(pipe, monkeypatch, [0.65])
+    result = pipe(portrait, operating_point="fpr_0.05")
+    assert (result["verdict"], result["band"]["high"], result["threshold"]) == ("inconclusive", 0.7, 0.7)
+
+
+def test_a_checkpoint_saved_before_there_was_a_range_flags_from_its_threshold_on(tmp_path, monkeypatch, portrait):
+    old = {"method": "temperature", "temperature": 2.0, "frame": {"thresholds": {"eer": 0.4}}}
+    pipe = FaceForgeryDetectionPipeline.from_pretrained(save_checkpoint(tmp_path, calibration=old), device="cpu")
+    face = pipe(portrait)["faces"][0]
+    assert face["evidence"].mean() == pytest.approx(np.log(face["p_fake"] / (1 - face["p_fake"])), abs=1e-4)
+    with_answers(pipe, monkeypatch, [0.4, 0.39])
+    flagged, passed = pipe(portrait), pipe(portrait)
+    assert (flagged["verdict"], passed["verdict"]) == ("flagged", "not_flagged")
+    assert flagged["sentence"].endswith("at or above the threshold of 0.400.")
+    assert flagged["band"] == {
+        "low": None,
+        "high": None,
+        "reason": "the checkpoint stores no inconclusive range",
+    }
+    assert flagged["expected_fpr"]["value"] is None and flagged["expected_fpr"]["reason"]
 
 
 def test_a_picture_has_the_verdict_of_its_most_suspicious_face(pipe, monkeypatch, portrait):
@@ -136,9 +187,13 @@ def test_a_picture_has_the_verdict_of_its_most_suspicious_face(pipe, monkeypatch
     wide[:384, 512:896] = cv2.resize(portrait, (384, 384))
     with_answers(pipe, monkeypatch, [0.1, 0.8])
     result = pipe(wide)
-    assert [(face["face"], face["verdict"]) for face in result["faces"]] == [(1, "not_called_forged"), (2, "forged")]
-    assert result["verdict"] == "forged"
-    assert result["sentence"].startswith("1 of 2 faces is called forged. Face 2 is called forged: its p_fake is 0.800")
+    assert [(face["face"], face["verdict"]) for face in result["faces"]] == [(1, "not_flagged"), (2, "flagged")]
+    assert result["verdict"] == "flagged"
+    assert result["sentence"].startswith("1 of 2 faces is flagged as forged. Face 2 is flagged as forged: p_fake is")
+    with_answers(pipe, monkeypatch, [0.1, 0.5])
+    result = pipe(wide)
+    assert result["verdict"] == "inconclusive"
+    assert result["sentence"].startswith("1 of 2 faces is inconclusive, and none is flagged. Face 2 is inconclusive:")
     with_answers(pipe, monkeypatch, [0.1])
     assert len(pipe(wide, largest_only=True)["faces"]) == 1
 
@@ -147,7 +202,7 @@ def test_without_thresholds_it_is_a_half_and_the_sentence_says_so(tmp_path, port
     pipe = FaceForgeryDetectionPipeline.from_pretrained(save_checkpoint(tmp_path, calibration=None), device="cpu")
     result = pipe(portrait)
     assert result["threshold"] == 0.5 and result["operating_point"] is None
-    assert "a mere convention: the checkpoint brings no threshold for faces" in result["sentence"]
+    assert "The checkpoint has no threshold for faces, so 0.5 is used." in result["sentence"]
 
 
 def test_an_operating_point_that_the_checkpoint_has_not_is_refused(pipe, portrait):
@@ -172,7 +227,7 @@ def test_a_threshold_that_is_missing_for_videos_is_asked_of_videos_only(tmp_path
 def test_without_a_face_there_is_no_number(pipe):
     result = pipe(np.full((90, 120, 3), 127, np.uint8))
     assert result["verdict"] == "abstained" and result["faces"] == []
-    assert result["sentence"] == "No face was found, so nothing was judged."
+    assert result["sentence"] == "No score: no face was found."
 
 
 def test_a_face_that_is_too_small_is_not_shown_to_the_model(pipe, monkeypatch, portrait):
@@ -180,7 +235,7 @@ def test_a_face_that_is_too_small_is_not_shown_to_the_model(pipe, monkeypatch, p
     (face,) = pipe(cv2.resize(portrait, (100, 100), interpolation=cv2.INTER_AREA))["faces"]
     assert face["verdict"] == "abstained" and face["reason"] == "too_small"
     assert face["p_fake"] is face["p_fake_raw"] is face["evidence"] is None
-    assert face["sentence"].startswith("Face 1 was not judged: the face is too small")
+    assert face["sentence"].startswith("No score for face 1: the face is too small")
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +312,15 @@ def test_a_video_is_judged_person_by_person_over_time(pipe, monkeypatch, clip):
     assert [frame["time"] for frame in person["frames"]] == pytest.approx(np.array([0, 2, 4, 6, 8, 11]) / 25, abs=1e-3)
     assert [frame["p_fake"] for frame in person["frames"]] == [0.2, 0.1, 0.7, 0.9, 0.6, 0.5]
     assert person["p_fake"] == pytest.approx(0.5) and (person["judged"], person["seen"]) == (6, 6)
-    assert person["verdict"] == result["verdict"] == "forged" and result["threshold"] == 0.45
+    assert person["verdict"] == result["verdict"] == "inconclusive" and result["threshold"] == 0.45
     assert [(m["why"], m["frame"], m["p_fake"]) for m in person["moments"]] == [("highest", 6, 0.9), ("rise", 4, 0.7)]
-    assert "its mean p_fake over 6 frames is 0.500, at or above 0.450" in person["sentence"]
+    assert person["sentence"] == (
+        "Person 1 is inconclusive: the mean p_fake of 6 frames is 0.500, between 0.350 and 0.550. Real and forged "
+        "videos both score in this range. The highest is 0.900 at 0.24 s. 3 of 6 frames score at or above the "
+        "threshold of 0.550 on their own."
+    )
+    assert {frame["verdict"] for frame in person["frames"]} == {"inconclusive"}  # they have no verdict of their own
+    assert person["frames"][3]["sentence"] == "p_fake is 0.900 at 0.24 s."
 
 
 def test_a_video_tells_how_far_it_is_with_what_it_sees_and_on_the_way(pipe, monkeypatch, clip):
@@ -397,15 +458,17 @@ def test_pictures_of_kinds_that_are_not_read_are_named_in_a_folder(pipe, tmp_pat
 
 
 def test_numbers_that_look_alike_are_told_apart(pipe, monkeypatch, portrait):
-    with_answers(pipe, monkeypatch, [0.39996])
-    assert "its p_fake is 0.39996, below 0.40000, the" in pipe(portrait)["sentence"]
+    with_answers(pipe, monkeypatch, [0.29996])
+    assert "p_fake is 0.29996, below 0.30000." in pipe(portrait)["sentence"]
 
 
-def test_the_threshold_for_videos_decides_where_single_frames_reach_their_own(pipe, monkeypatch, clip):
-    with_answers(pipe, monkeypatch, [0.42, 0.1, 0.41])
+def test_the_frames_of_a_person_follow_the_thresholds_for_videos(pipe, monkeypatch, clip):
+    with_answers(pipe, monkeypatch, [0.56, 0.1, 0.2])  # one would be inconclusive in a picture
     result = pipe(clip, num_frames=3)
-    assert result["verdict"] == "not_called_forged"
-    assert "Taken alone, 2 frames reach the threshold for single faces." in result["sentence"]
+    assert {frame["verdict"] for frame in result["people"][0]["frames"]} == {result["verdict"]} == {"not_flagged"}
+    assert "1 of 3 frames scores at or above the threshold of 0.550 on its own." in result["sentence"]
+    with_answers(pipe, monkeypatch, [0.54, 0.1, 0.2])
+    assert "on its own" not in pipe(clip, num_frames=3)["sentence"]
 
 
 def test_two_people_side_by_side_keep_their_numbers(pipe, tmp_path):
@@ -432,9 +495,9 @@ def test_a_face_seen_too_briefly_is_not_judged(pipe, tmp_path):
     assert (
         person["reason"] == "too_brief" and person["p_fake"] is None and (person["judged"], person["seen"]) == (2, 2)
     )
-    assert "only 2 frames of 8 could be judged, and a verdict takes 3." in person["sentence"]
+    assert "No score for person 1: only 2 frames of 8 have one, and a verdict takes 3." in person["sentence"]
     (person,) = pipe(tmp_path / "brief.mp4", num_frames=2)["people"]  # the first of all frames, and the last
-    assert person["sentence"].endswith("only 1 frame of 2 could be judged, and a verdict takes 2.")
+    assert person["sentence"].endswith("only 1 frame of 2 has one, and a verdict takes 2.")
 
 
 def test_a_long_video_holds_few_crops_at_a_time(pipe, monkeypatch, clip):
@@ -617,6 +680,9 @@ def test_downloads_go_nowhere_else_are_whole_and_end(pipe, monkeypatch, path, se
         ({"num_frames": 0}, "num_frames is 0: choose a whole number from 1 on"),
         ({"batch_size": True}, "batch_size is True"),
         ({"operating_point": "best"}, "operating_point is 'best': choose one of eer"),
+        *(({"threshold": at}, f"threshold is {at!r}: choose a number between") for at in (0, 1, -0.5, "0.5", True)),
+        ({"threshold": float("nan")}, "threshold is nan: choose a number between 0 and 1, or None"),
+        ({"threshold": 0.5, "operating_point": "eer"}, "threshold is 0.5 and operating_point is 'eer': choose one"),
         ({"most_seconds": -1}, "most_seconds is -1"),
         ({"most_seconds": "3"}, "most_seconds is '3': choose a number above 0, or None"),
         ({"abstain": "no"}, "abstain is 'no': choose True or False"),
@@ -648,6 +714,8 @@ def test_drawing_marks_the_face_and_its_evidence_at_their_place(pipe, portrait):
     left, top, right, bottom = np.array(face["evidence_box"])[[0, 2]].reshape(-1).round().astype(int)
     outside = changed.copy()
     outside[top - 25 : bottom + 1, left - 1 : right + 60] = False
+    assert outside[-40:, :400].mean() > 0.3, "there is no legend"
+    outside[-40:, :400] = False
     assert not outside.any()
     third = (right - left) // 3
     assert changed[top + 3 : bottom - 3, left + 2 : left + third - 4].mean() > 0.9
@@ -655,6 +723,20 @@ def test_drawing_marks_the_face_and_its_evidence_at_their_place(pipe, portrait):
     assert np.array_equal(portrait, read_picture(fetch("astronaut"))), "the picture itself was drawn into"
     with pytest.raises(InputError, match="opacity"):
         annotate(portrait, [face], evidence=2)
+
+
+def test_red_is_in_a_drawing_only_where_something_is_flagged(pipe, portrait):
+    (face,) = pipe(portrait)["faces"]
+    grey = np.full_like(portrait, 128)
+    face["evidence"] = np.linspace(-9, 9, 9, dtype=np.float32).reshape(3, 3)
+    for verdict in ("flagged", "inconclusive", "not_flagged", "abstained"):
+        drawn = annotate(grey, [face | {"verdict": verdict}], evidence=0.8).astype(int)
+        red = (drawn[..., 0] > 150) & (drawn[..., 1] < 90) & (drawn[..., 2] < 90)
+        assert red.any() == (verdict == "flagged"), verdict
+    plain = annotate(grey, [face | {"evidence": None}], evidence=0.8)
+    assert (plain[-40:, :100] == 128).all(), "a legend without a map"
+    small = annotate(grey[:60, :40], [face], evidence=0.8)  # the legend shrinks with the picture
+    assert small.shape == (60, 40, 3)
 
 
 def test_drawing_at_the_edge_of_a_picture_does_not_fail(pipe, portrait):

@@ -26,6 +26,7 @@ from dcl.evaluation.report import write_report
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForPreTraining
 from dcl.tests.prepared_data import CROP, make_rows, write_split
+from dcl.verdicts_dcl import Rule
 
 SCRIPT = "<script>alert(1)</script>"
 THRESHOLDS = {"eer": 0.43, "fpr_0.05": 0.71, "fpr_0.01": None}
@@ -259,13 +260,18 @@ def test_calibration_thresholds_and_groups_are_shown(tmp_path):
     table["p_fake_raw"] = table["p_fake"] ** 2
     table["people"] = np.where(table["video_id"].str[-1:].isin(list("01234")), "old", "young")
     table.loc[(table["people"] == "old") & (table["label"] == 0), "p_fake"] = 0.9
-    found = write_results(tmp_path, table, thresholds={"frame": THRESHOLDS, "video": THRESHOLDS}, group_by="people")
+    rules = {"frame": Rule.of({"frame": {"thresholds": THRESHOLDS}}, "frame", None, None)}
+    thresholds = {"frame": THRESHOLDS, "video": THRESHOLDS}
+    found = write_results(tmp_path, table, thresholds=thresholds, group_by="people", rules=rules)
     write_report(tmp_path, bootstrap=10)
     page = read(tmp_path)
     metrics = found["noise"]
     assert f"eer frame 0.430 {metrics['frame']['fpr_at_threshold_eer']:.3f}" in page.shown
     assert "fpr_0.01 frame - validation data did not tell it" in page.shown
     assert "before and after calibration" in " ".join(attributes["alt"] for attributes in page.images())
+    counts = metrics["frame"]["verdicts"]["real"]
+    share = counts["flagged"] / sum(counts.values())
+    assert f"real frame {counts['flagged']} ({share:.0%}) 0 (0%) {counts['not_flagged']}" in page.shown
     gap = metrics["by_group"]["gap"]["frame"]["fpr"]
     assert gap["interval"][0] > 0
     assert f"FPR at .5 differs between the groups of people by {gap['value']:.3f} (old above young)" in page.shown

@@ -1,4 +1,4 @@
-"""One picture has one p_fake, whichever way it is asked for."""
+"""One picture has one score, verdict and threshold, whichever way it is asked for."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ import json, sys
 sys.modules["dcl"] = None
 from transformers import pipeline
 pipe = pipeline("face-forgery-detection", model=sys.argv[1], trust_remote_code=True, device="cpu", abstain=False)
-print(json.dumps([face["p_fake"] for face in pipe(sys.argv[2])["faces"]]))
+print(json.dumps(pipe.to_json(pipe(sys.argv[2]))))
 """
 
 
@@ -47,20 +47,26 @@ def test_pipeline_command_app_and_evaluation_agree(tmp_path):
         check=True,
         cwd=tmp_path,
     )
-    found = {"pipeline": json.loads(done.stdout.splitlines()[-1])}
+    results = {"pipeline": json.loads(done.stdout.splitlines()[-1])}
     flags = ["--model", str(checkpoint), "--device", "cpu"]
     detect.main([str(tmp_path / "portrait.png"), *flags, "--json", str(tmp_path / "found.jsonl")])
-    results = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
-    found["command"] = [face["p_fake"] for face in results[-1]["faces"]]
+    results["command"] = json.loads((tmp_path / "found.jsonl").read_text().splitlines()[-1])
     out = ["--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), "--bootstrap", "0"]
     evaluate_dcl.main([*flags, *out])
-    found["evaluation"] = pd.read_parquet(tmp_path / "out/predictions.parquet")["p_fake"].unique().tolist()
+    evaluated = pd.read_parquet(tmp_path / "out/predictions.parquet")["p_fake"].unique().tolist()
+    verdicts = json.loads((tmp_path / "out/metrics.json").read_text())["data"]["frame"]["verdicts"]
     (tmp_path / "app").mkdir()
     with serve(checkpoint, tmp_path / "app") as server:
-        _, numbers = Client(server.url, verbose=False).predict(
+        _, results["app"] = Client(server.url, verbose=False).predict(
             handle_file(tmp_path / "portrait.png"), api_name="/detect_image"
         )
-    found["app"] = [face["p_fake"] for face in numbers["faces"]]
-    for way, answer in found.items():
-        assert answer == pytest.approx(found["pipeline"], abs=1e-4), way
-    assert 0.001 < found["pipeline"][0] < 0.999  # where all would agree whatever was done
+    first = results["pipeline"]
+    p_fake = first["faces"][0]["p_fake"]
+    for way, result in results.items():
+        assert [face["p_fake"] for face in result["faces"]] == pytest.approx([p_fake], abs=1e-4), way
+        for name in ("verdict", "threshold", "operating_point", "band", "expected_fpr"):
+            assert result[name] == first[name], (way, name)
+    assert evaluated == pytest.approx([p_fake], abs=1e-4)
+    assert verdicts["fake"][first["verdict"]] == verdicts["real"][first["verdict"]] == 1
+    assert (verdicts["not_flagged_below"], verdicts["flagged_from"]) == (first["band"]["low"], first["band"]["high"])
+    assert 0.001 < p_fake < 0.999  # where all would agree whatever was done

@@ -9,7 +9,6 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..calibration_dcl import METHODS as CALIBRATIONS
 from ..errors_dcl import InputError
 
 if TYPE_CHECKING:
@@ -275,11 +274,18 @@ class TrainingSettings:
         default=0.0,
         metadata={"help": "Multiply the learning rate by 0.1 every so many epochs, instead of lr_scheduler_type."},
     )
-    calibration: Literal["temperature", "isotonic", "none"] = field(
-        default="temperature",
+    calibration: Literal["platt", "none"] = field(
+        default="platt",
         metadata={
-            "help": "What makes probabilities of margins, fitted on the validation split at the end, as is what the "
+            "help": "How probabilities are made of margins, fitted on the validation split at the end, as is what the "
             "checkpoint abstains from; none: fit neither."
+        },
+    )
+    inconclusive_error_rate: float = field(
+        default=0.1,
+        metadata={
+            "help": "Scores are inconclusive where more than this share of new real faces would be flagged, and more "
+            "than this share of new fakes missed; in (0, .5)."
         },
     )
     channels_last: bool = field(
@@ -316,8 +322,10 @@ class TrainingSettings:
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: choose 1 or more.")
-        if self.calibration not in CALIBRATIONS:
-            raise InputError(f"calibration is {self.calibration!r}: choose from {', '.join(CALIBRATIONS)}.")
+        if self.calibration not in ("platt", "none"):
+            raise InputError(f"calibration is {self.calibration!r}: choose from platt, none.")
+        if not 0 < self.inconclusive_error_rate < 0.5:
+            raise InputError(f"inconclusive_error_rate is {self.inconclusive_error_rate}: choose it in (0, .5).")
         if not 0 <= self.learning_rate < math.inf:
             raise InputError(f"learning_rate is {self.learning_rate}: choose a number of 0 or more.")
         if not 0 <= self.seed < 2**32:
