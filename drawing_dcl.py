@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .errors_dcl import InputError, reason
-from .verdicts_dcl import ABSTAINED, FORGED, NOT_CALLED_FORGED, in_words
+from .verdicts_dcl import ABSTAINED, FORGED, NOT_CALLED_FORGED, VERDICTS
 from .video_dcl import Video, evenly_spaced
 
 try:  # only who draws evidence or videos needs it
@@ -72,7 +72,7 @@ def annotate_picture(picture: np.ndarray, result: dict[str, Any], evidence: floa
     marks = []
     for face in faces:
         number = str(face["face"])
-        label = _capital(_words(face))
+        label = _words(face)
         marks.append(
             _Mark(
                 face["box"],
@@ -171,15 +171,11 @@ def telling_frames(person: dict[str, Any]) -> list[int]:
     return moments or [max(person["frames"], key=lambda face: face["box"][2] - face["box"][0])["frame"]]
 
 
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
-
-
 def _words(judged: dict[str, Any]) -> str:
     """Return the verdict on a face or person with its number, or why there is none."""
     if judged["p_fake"] is not None:
-        return f"{in_words(judged['verdict'])} {judged['p_fake']:.2f}"
-    return f"{in_words(ABSTAINED)}: {_why(judged)}"
+        return f"{VERDICTS[judged['verdict']]} {judged['p_fake']:.2f}"
+    return f"{VERDICTS[ABSTAINED]}: {_why(judged)}"
 
 
 def _why(judged: dict[str, Any]) -> str:
@@ -247,7 +243,7 @@ class _Track:
             return (1 - share) * np.asarray(first) + share * np.asarray(last)
 
         judged = person["p_fake"] is not None
-        lines = [_capital(_words(person))]
+        lines = [_words(person)]
         if judged:  # the mean above, and beneath it what it is the mean of
             one = f"{before['p_fake']:.2f}" if before["p_fake"] is not None else _why(before)
             lines = [f"{lines[0]} on average", f"{before['time']:.2f} s: {one}"]
@@ -320,7 +316,7 @@ def _draw(picture: np.ndarray, marks: list[_Mark], evidence: float) -> Image.Ima
         colour = _COLOURS[marks[index].verdict]
         left, top, right, bottom = label.place
         pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
-        ink = (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 150 else (255, 255, 255)
+        ink = (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 120 else (255, 255, 255)
         pen.multiline_text(label.start, label.text, fill=ink, font=label.font, spacing=label.spacing)
     return image
 

@@ -18,7 +18,7 @@ import numpy as np
 from .abstention_dcl import Abstention
 
 FORGED, NOT_CALLED_FORGED, ABSTAINED = "forged", "not_called_forged", "abstained"
-VERDICTS = (FORGED, NOT_CALLED_FORGED, ABSTAINED)  # the most suspicious first
+VERDICTS = {FORGED: "Forged", NOT_CALLED_FORGED: "Not called forged", ABSTAINED: "No score"}
 NO_THRESHOLD = 0.5  # where the checkpoint has none
 _POINTS = {
     "eer": "equal error rates",
@@ -52,11 +52,6 @@ class Threshold:
         if p_fake >= self.value:
             return f"{who} is called forged: {is_}, at or above {at}, {name}."
         return f"{who} is not called forged: {is_}, below {at}, {name}. That does not prove it real."
-
-
-def in_words(verdict: str) -> str:
-    """Return a verdict as labels and counts say it, in lower case."""
-    return "no score" if verdict == ABSTAINED else verdict.replace("_", " ")
 
 
 def abstain(record: dict[str, Any], who: str, abstention: Abstention) -> None:
@@ -213,7 +208,6 @@ __all__ = [
     "VERDICTS",
     "Threshold",
     "abstain",
-    "in_words",
     "picture_result",
     "to_json",
     "video_result",

@@ -19,7 +19,7 @@ from PIL import Image
 from ..drawing_dcl import telling_frames
 from ..errors_dcl import InputError, reason
 from ..pipeline_dcl import FaceForgeryDetectionPipeline
-from ..verdicts_dcl import VERDICTS, in_words
+from ..verdicts_dcl import ABSTAINED, VERDICTS
 
 _LONGEST_NAME = 255  # bytes that file systems allow
 _COLUMNS = (
@@ -304,9 +304,9 @@ def counted(counts: Mapping[str, int]) -> str:
         counts: how many files have each verdict, and how many the kind "error".
     """
     number = sum(counts.values())
-    said = [f"{counts[verdict]:,} {in_words(verdict)}" for verdict in VERDICTS if counts.get(verdict)]
-    if counts.get("error"):
-        said.append(f"{counts['error']:,} unreadable")
+    words = {verdict: verdict.replace("_", " ") for verdict in VERDICTS}
+    words |= {ABSTAINED: VERDICTS[ABSTAINED].lower(), "error": "unreadable"}
+    said = [f"{counts[key]:,} {word}" for key, word in words.items() if counts.get(key)]
     return f"{number:,} file{'' if number == 1 else 's'}: {', '.join(said)}."
 
 

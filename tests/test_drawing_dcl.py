@@ -12,7 +12,7 @@ from dcl import drawing_dcl
 from dcl.drawing_dcl import annotate_frames, annotate_picture, annotate_video
 from dcl.errors_dcl import InputError
 from dcl.tests.numbered_videos import number_of, write_video
-from dcl.verdicts_dcl import ABSTAINED, FORGED, NOT_CALLED_FORGED, VERDICTS, in_words
+from dcl.verdicts_dcl import ABSTAINED, FORGED, NOT_CALLED_FORGED, VERDICTS
 from dcl.video_dcl import Video, evenly_spaced
 
 GREY = np.full((240, 320, 3), 128, np.uint8)
@@ -99,8 +99,8 @@ def test_evidence_is_left_out_at_opacity_0_and_where_there_is_none():
 @pytest.mark.parametrize(
     ("judged", "words"),
     [
-        ({"p_fake": 0.124}, f"{in_words(NOT_CALLED_FORGED).capitalize()} 0.12"),
-        ({"p_fake": 0.9}, f"{in_words(FORGED).capitalize()} 0.90"),
+        ({"p_fake": 0.124}, f"{VERDICTS[NOT_CALLED_FORGED]} 0.12"),
+        ({"p_fake": 0.9}, f"{VERDICTS[FORGED]} 0.90"),
         ({"p_fake": None, "reason": "too_blurred"}, "No score: too blurred"),
         ({"p_fake": None, "reason": "extreme_pose"}, "No score: turned too far"),
         ({"p_fake": None, "reason": "a_new_one"}, "No score: a new one"),
@@ -115,7 +115,7 @@ def test_labels_say_the_verdict_in_words_and_number_several_faces(labels, judged
 
 def test_every_verdict_has_words_and_a_colour():
     assert set(VERDICTS) == set(drawing_dcl._COLOURS)
-    assert not any("_" in in_words(verdict) for verdict in VERDICTS)
+    assert not any("_" in words for words in VERDICTS.values())
 
 
 @pytest.mark.parametrize("size", [(1600, 1200), (320, 240), (160, 120), (90, 110)])
@@ -283,7 +283,7 @@ def test_labels_of_a_video_give_the_mean_of_the_person_and_the_score_of_the_fram
     result["people"][0]["frames"][1] |= {"p_fake": None, "reason": "too_blurred"}
     with Video(video) as source:
         annotate_frames(source, result, [0, 4], 0.4)
-    mean = f"1: {in_words(FORGED).capitalize()} 0.80 on average"
+    mean = f"1: {VERDICTS[FORGED]} 0.80 on average"
     assert [text for text, _ in labels] == [
         f"{mean}\n0.00 s: 0.80",
         "2: No score: seen too briefly",
