@@ -7,6 +7,7 @@ python detect.py holiday/ --json results.jsonl --csv results.csv --annotate draw
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,7 +29,7 @@ EXIT_CODES = """exit status:
 
 --json FILE holds a JSON object a line: first what the results were made with, then one for each file. Given again, the
 command judges the files that have no line yet, or have changed since. Standard output (-) has the lines of the files
-only.
+only. Everything else but the verdicts goes to standard error; its last line counts the files.
 """
 
 
@@ -57,8 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--annotate",
         type=Path,
         metavar="OUT",
-        help="folder for the pictures with what was found drawn in; of videos"
-        " the most suspicious frame of each person",
+        help="folder for annotated pictures; of videos, the most suspicious frame of each person",
     )
     parser.add_argument(
         "--evidence", type=float, default=0.4, help="opacity of the evidence drawn by --annotate (default: 0.4)"
@@ -96,6 +96,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--no_abstain", action="store_true", help="give a number also where the checkpoint would rather not"
     )
     parser.add_argument("--largest_only", action="store_true", help="look at the largest face of each picture only")
+    parser.add_argument(
+        "--quiet",
+        action="store_true",
+        help="print errors only, and what --json - is asked for: no progress, no counts",
+    )
     return parser
 
 
@@ -124,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     find_dcl_checkpoint(arguments.model, arguments.backend)
     try:
         # Imported here: --help and wrong names need no torch.
+        from dcl.evaluation.detections import counted
         from dcl.inputs_dcl import say_skipped, skipped_files
         from dcl.onnx_dcl import GRAPH
         from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
@@ -141,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             abstain=not arguments.no_abstain,
             largest_only=arguments.largest_only,
         )
-        failed = detect(pipe, files, roots, arguments)
+        counts = detect(pipe, files, roots, arguments)
     except KeyboardInterrupt:
         if arguments.json not in (None, "-"):
             print(f"interrupted: the same command goes on, what is done is in {arguments.json}", file=sys.stderr)
@@ -149,11 +155,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    for folder in filter(os.path.isdir, arguments.files):
-        if skipped := say_skipped(skipped_files(folder)):
-            print(f"{_shown(folder)}: {skipped}", file=sys.stderr)
-    if failed:
-        print(f"{failed} of {len(files)} files could not be read.", file=sys.stderr)
+    if not arguments.quiet:
+        for folder in filter(os.path.isdir, arguments.files):
+            if skipped := say_skipped(skipped_files(folder)):
+                print(f"{_shown(folder)}: {skipped}", file=sys.stderr)
+        print(counted(counts), file=sys.stderr)
+    if counts["error"]:
         sys.exit(3)
 
 
@@ -219,8 +226,8 @@ def check_outputs(arguments: argparse.Namespace, roots: dict[str, Path]) -> None
 
 def detect(
     pipe: "FaceForgeryDetectionPipeline", files: list[str], roots: dict[str, Path], arguments: argparse.Namespace
-) -> int:
-    """Judge files, write what was asked for, and return how many could not be read.
+) -> Counter[str]:
+    """Judge files, write what was asked for, and count the verdicts, and what could not be read as "error".
 
     Args:
         pipe: judges them.
@@ -237,9 +244,10 @@ def detect(
     lines = None
     if arguments.json is not None:
         lines = JsonLines(arguments.json, record_of(pipe, arguments.model, arguments.backend), files)
+    counts = Counter(lines.done.values() if lines is not None else ())
     left = [name for name in files if lines is None or os.path.abspath(name) not in lines.done]
-    done, failed = len(files) - len(left), 0
-    if done:
+    done = len(files) - len(left)
+    if done and not arguments.quiet:
         drawn = "" if arguments.annotate is None else ", of which no drawing is made now"
         print(f"{done} of {len(files)} files were judged before{drawn}: {arguments.json}", file=sys.stderr)
     stamps: dict[str, dict | None] = {}
@@ -252,7 +260,7 @@ def detect(
     with (
         lines or nullcontext(),
         Table(arguments.csv) as table,
-        tqdm(total=len(files), initial=done, unit=" files") as progress,
+        tqdm(total=len(files), initial=done, unit=" files", disable=arguments.quiet) as progress,
     ):
         if lines is not None and arguments.csv is not None:
             for result in lines.results():
@@ -275,16 +283,16 @@ def detect(
             table.add(plain)
             if lines is not None:
                 lines.add(plain)
-            if lines is None or result["kind"] == "error":
+            if (lines is None and not arguments.quiet) or result["kind"] == "error":
                 where = sys.stderr if result["kind"] == "error" else sys.stdout
                 sentence = result["sentence"] if name in result["sentence"] else f"{name}: {result['sentence']}"
                 tqdm.write(_shown(sentence), file=where)
                 for note in result.get("notes", ()):
                     tqdm.write(f"  Note: {_shown(note)}", file=where)
-            failed += result["kind"] == "error"
+            counts["error" if result["kind"] == "error" else result["verdict"]] += 1
             progress.set_postfix_str("", refresh=False)
             progress.update()
-    return failed
+    return counts
 
 
 def _shown(text: str) -> str:

@@ -1,16 +1,32 @@
-"""Draw what was found of faces into their picture."""
+"""Draw results into pictures, frames and videos: boxes, labels, and evidence where a face was judged."""
 
+import bisect
+import functools
+import math
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from .errors_dcl import InputError
+from .errors_dcl import InputError, reason
 from .verdicts_dcl import ABSTAINED, FLAGGED, INCONCLUSIVE, NOT_FLAGGED, VERDICTS
+from .video_dcl import Video, evenly_spaced
 
-try:  # only who draws needs OpenCV
+try:  # only who draws evidence or videos needs it
     import cv2
 except ImportError:
     cv2 = None
+
+try:
+    import av
+except ImportError:
+    av = None
 
 _COLOURS = {
     FLAGGED: (201, 42, 42),
@@ -20,70 +36,393 @@ _COLOURS = {
 }
 _WHITE, _INK = (255, 255, 255), (17, 17, 17)
 _FORGED, _REAL = (123, 50, 148), (0, 133, 116)  # what evidence speaks for: other colours than those of verdicts
-_FONT = cv2 and cv2.FONT_HERSHEY_SIMPLEX
 _ROWS = 256  # blended at a time: as floats, a large picture would take gigabytes
+#: Reasons to give no score whose code alone is no plain English.
+_REASONS = {
+    "extreme_pose": "turned too far",
+    "too_brief": "seen too briefly",
+    "unfamiliar": "unlike the training data",
+    "not_finite": "the model gave no finite number",
+}
+_FONT_SIZE, _SMALLEST_FONT, _PADDING = 13, 9, 2  # pixels of a picture of up to 640
+_TICKS = 10_000  # a second, at least: the clock of the videos that are written
+_USUAL_RATE = 25  # where a video tells none, as one of a single frame
+
+Box = tuple[int, int, int, int]
 
 
-def annotate(picture: np.ndarray, faces: list[dict[str, Any]], evidence: float = 0.0) -> np.ndarray:
-    """Draw faces into a copy of their picture: boxes in the colour of the verdict, numbers, p_fake, and evidence.
+@dataclass
+class _Mark:
+    """A face as it is drawn."""
+
+    box: Sequence[float]
+    verdict: str
+    label: str
+    short: str  # where the label finds no room
+    evidence: Any
+    evidence_box: Sequence[Sequence[float]]
+
+
+def annotate_picture(picture: np.ndarray, result: dict[str, Any], evidence: float) -> Image.Image:
+    """Draw a result into a copy of its picture.
 
     Args:
         picture: RGB, uint8 (height, width, 3).
-        faces: of its result, or frames of people, whose number is then that of their `person`, if they have one.
-        evidence: opacity of the maps in [0, 1]: purple cells push the score towards "forged", green ones towards
-            "real", as a colour bar says.
-
-    Returns:
-        RGB, uint8 (height, width, 3).
+        result: of the picture.
+        evidence: opacity of the maps in [0, 1].
 
     Raises:
-        InputError: if the opacity is out of its range.
+        InputError: if the picture is of another size than the result's.
     """
-    if not 0 <= evidence <= 1:
-        raise InputError(f"the opacity of the evidence is {evidence}: choose it in [0, 1].")
-    drawn = picture.copy()
-    maps = [face for face in faces if evidence and face["evidence"] is not None]
-    for face in maps:
-        _blend_evidence(drawn, face["evidence"], face["evidence_box"], evidence)
-    unit = max(1.0, max(picture.shape[:2]) / 640)
-    thickness, scale = max(1, round(1.5 * unit)), 0.45 * unit
+    _check_size(picture, result, "picture")
+    faces = result["faces"]
+    marks = []
     for face in faces:
-        colour = _COLOURS[face["verdict"]]
-        left, top, right, bottom = (round(value) for value in face["box"])
-        cv2.rectangle(drawn, (left, top), (right, bottom), colour, thickness)
-        number = face.get("face", face.get("person"))
-        label = "" if number is None else f"{number}: "
-        label += VERDICTS[face["verdict"]]
-        if face["p_fake"] is None:
-            label += f" ({face['reason'].replace('_', ' ')})"
-        else:  # a frame has the verdict of its person, and a score of its own
-            label += f" {face['p_fake']:.2f}" if "face" in face else f" ({face['p_fake']:.2f} here)"
-        (width, height), _ = cv2.getTextSize(label, _FONT, scale, thickness)
-        x = int(np.clip(left, 0, max(0, picture.shape[1] - width - 4)))
-        y = top - 4 if top > height + 8 else min(bottom + height + 4, picture.shape[0] - 4)
-        cv2.rectangle(drawn, (x, y - height - 4), (x + width + 4, y + 4), colour, cv2.FILLED)
-        ink = _INK if face["verdict"] == INCONCLUSIVE else _WHITE
-        cv2.putText(drawn, label, (x + 2, y), _FONT, scale, ink, thickness, cv2.LINE_AA)
-    if maps:
-        _draw_legend(drawn, scale, thickness)
-    return drawn
+        number = str(face["face"])
+        label = _words(face)
+        marks.append(
+            _Mark(
+                face["box"],
+                face["verdict"],
+                label if len(faces) == 1 else f"{number}: {label}",
+                number,
+                face.get("evidence"),
+                face["evidence_box"],
+            )
+        )
+    return _draw(picture, marks, evidence)
 
 
-def _draw_legend(picture: np.ndarray, scale: float, thickness: int) -> None:
-    """Draw at the lower edge of a picture what the colours of the evidence mean."""
-    words = ("towards real", "towards forged")
-    widths = [cv2.getTextSize(text, _FONT, scale, thickness)[0][0] for text in words]
-    height, bar = round(30 * scale), round(120 * scale)
-    strip = np.full((2 * height, sum(widths) + bar + 4 * height, 3), 255, np.uint8)
+def annotate_frames(
+    video: Video, result: dict[str, Any], frames: Collection[int] | None, evidence: float
+) -> list[Image.Image]:
+    """Draw a result into frames of its video.
+
+    Args:
+        video: where the frames are.
+        result: of the video.
+        frames: their numbers; None: those of `telling_frames` of each person.
+        evidence: opacity of the maps in [0, 1].
+
+    Returns:
+        One drawing for each frame, in the order of the numbers, each number once.
+
+    Raises:
+        InputError: if a frame is not there or cannot be read, or the video is another one than the result's.
+    """
+    if frames is None:
+        frames = [number for person in result["people"] for number in telling_frames(person)]
+    wanted = list(dict.fromkeys(frames))
+    for number in wanted:
+        if number not in video.numbers:
+            raise InputError(
+                f"{video.path} has no frame {number}: choose from 0 to {len(video.numbers) - 1}, as frames of the "
+                "result are numbered."
+            )
+    track, drawn = _Track(video, result), {}
+    for number, image in _frames(video, result, wanted):
+        if isinstance(image, InputError):
+            raise image
+        drawn[number] = _draw(image, track.marks(number), evidence)
+    return [drawn[number] for number in wanted]
+
+
+def annotate_video(video: Video, result: dict[str, Any], output: str | Path, evidence: float) -> Path:
+    """Draw a result into all frames of its video, and write them as an MP4 without sound: H.264, yuv420p.
+
+    Each frame is shown when it was. One that cannot be decoded is left out, and the one before it is shown longer.
+
+    Args:
+        video: where the frames are.
+        result: of the video.
+        output: the path of the MP4; what is there is replaced once all is written.
+        evidence: opacity of the maps in [0, 1].
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: if nothing can be written there, no frame can be read, or the video is another one than the
+            result's.
+    """
+    output = Path(output)
+    if output.suffix.lower() != ".mp4":
+        raise InputError(f"{output} does not end in .mp4, and annotated videos are MP4: choose another name.")
+    if not output.parent.is_dir():
+        raise InputError(f"there is no folder {output.parent} for {output.name}: create it.")
+    if output.exists() and output.samefile(video.path):
+        raise InputError(f"{output} is the video itself: choose another file for the annotated one.")
+    partial = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=output.parent, prefix=".", suffix=".partial", delete=False) as file:
+            partial = Path(file.name)
+        _encode(video, result, partial, evidence)
+        partial.chmod(0o644)
+        partial.replace(output)
+    except InputError:
+        raise
+    except (OSError, ValueError, av.FFmpegError) as error:  # PyAV's own are of several kinds
+        raise InputError(f"{output} cannot be written ({reason(error)}): choose another file.") from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+    return output
+
+
+def telling_frames(person: dict[str, Any]) -> list[int]:
+    """Return the numbers of the frames in which a person is worth a look.
+
+    Those of the moments; of a person without a score, the one in which the face is largest.
+    """
+    moments = [moment["frame"] for moment in person["moments"]]
+    return moments or [max(person["frames"], key=lambda face: face["box"][2] - face["box"][0])["frame"]]
+
+
+def _words(judged: dict[str, Any]) -> str:
+    """Return the verdict on a face or person with its number, or why there is none."""
+    if judged["p_fake"] is not None:
+        return f"{VERDICTS[judged['verdict']]} {judged['p_fake']:.2f}"
+    return f"{VERDICTS[ABSTAINED]}: {_why(judged)}"
+
+
+def _why(judged: dict[str, Any]) -> str:
+    return _REASONS.get(judged["reason"], str(judged["reason"]).replace("_", " "))
+
+
+# ------------------------------------------------------------------------------------------------------------- videos
+
+
+def _check_size(image: np.ndarray, result: dict[str, Any], what: str) -> None:
+    size = result["width"], result["height"]
+    if image.shape[1::-1] != size:
+        raise InputError(
+            f"the {what} has {image.shape[1]}x{image.shape[0]} pixels, and that of the result {size[0]}x{size[1]}: "
+            f"give the {what} that the result is of."
+        )
+
+
+def _frames(
+    video: Video, result: dict[str, Any], numbers: Collection[int]
+) -> Iterator[tuple[int, np.ndarray | InputError]]:
+    """Yield frames in ascending order at the size of the result, once it is known that they belong together."""
+    if not math.isclose(video.duration, result["duration"], rel_tol=1e-6, abs_tol=1e-6):
+        raise InputError(
+            f"{video.path} lasts {video.duration:.2f} s, and the video of the result {result['duration']:.2f} s: give "
+            "the video that the result is of."
+        )
+    for number, image in video.read_readable({0, *numbers}):
+        if not isinstance(image, InputError):
+            if number == 0:  # which the size in the result is of
+                _check_size(image, result, "video")
+            size = result["width"], result["height"]
+            if image.shape[1::-1] != size:
+                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        if number in numbers:
+            yield number, image
+
+
+class _Track:
+    """Where the people of a video are in each of its frames: between two frames that were analyzed, on the way."""
+
+    def __init__(self, video: Video, result: dict[str, Any]):
+        self._analyzed = evenly_spaced(len(video.numbers), result["frames_wanted"])
+        self._people = [(person, {face["frame"]: face for face in person["frames"]}) for person in result["people"]]
+
+    def marks(self, number: int) -> list[_Mark]:
+        """Return who is in a frame; nobody is where they were not found both before and after."""
+        place = bisect.bisect_left(self._analyzed, number)
+        if place == len(self._analyzed):  # of a video of which one frame was analyzed, the others
+            return []
+        after = self._analyzed[place]
+        before = after if after == number else self._analyzed[place - 1]
+        share = (number - before) / (after - before) if after != before else 0.0
+        return [
+            self._mark(person, faces[before], faces[after], share)
+            for person, faces in self._people
+            if before in faces and after in faces
+        ]
+
+    def _mark(self, person: dict[str, Any], before: dict[str, Any], after: dict[str, Any], share: float) -> _Mark:
+        def between(key: str) -> np.ndarray | None:
+            first, last = before.get(key), after.get(key)
+            if first is None or last is None:
+                return None
+            return (1 - share) * np.asarray(first) + share * np.asarray(last)
+
+        judged = person["p_fake"] is not None
+        lines = [_words(person)]
+        if judged:  # the mean above, and beneath it what it is the mean of
+            one = f"{before['p_fake']:.2f}" if before["p_fake"] is not None else _why(before)
+            lines = [f"{lines[0]} on average", f"{before['time']:.2f} s: {one}"]
+        number = str(person["person"])
+        if len(self._people) > 1:
+            lines[0] = f"{number}: {lines[0]}"
+        return _Mark(
+            between("box"),
+            person["verdict"],
+            "\n".join(lines),
+            number,
+            between("evidence") if judged else None,
+            between("evidence_box"),
+        )
+
+
+def _encode(video: Video, result: dict[str, Any], path: Path, evidence: float) -> None:
+    """Write all frames of a video, annotated."""
+    rate = Fraction(result["frame_rate"] or _USUAL_RATE).limit_denominator(1001)
+    ticks = rate.numerator * math.ceil(_TICKS / rate.numerator)  # a frame of 1001/24000 s lasts a whole number of them
+    track, stream, failure = _Track(video, result), None, None
+    with av.open(f"file:{path.absolute()}", "w", format="mp4", options={"movflags": "faststart"}) as container:
+        for number, image in _frames(video, result, video.numbers):
+            if isinstance(image, InputError):
+                failure = image
+                continue
+            marks = track.marks(number)
+            image = np.asarray(_draw(image, marks, evidence)) if marks else image
+            height, width = image.shape[:2]
+            if stream is None:
+                stream = container.add_stream("libx264", rate=rate, options={"crf": "20"})
+                stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+                context = stream.codec_context
+                context.time_base = Fraction(1, ticks)
+                context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+                context.color_range = 1  # 16 to 235
+            if width % 2 or height % 2:  # yuv420p has colours for every second pixel
+                image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
+            frame.time_base, frame.pts = Fraction(1, ticks), round(video.time(number) * ticks)
+            frame.duration = round(ticks / rate)
+            container.mux(stream.encode(frame))
+        if stream is None:
+            raise failure
+        container.mux(stream.encode())
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+def _draw(picture: np.ndarray, marks: list[_Mark], evidence: float) -> Image.Image:
+    """Draw faces into a copy of their picture, RGB, uint8 (height, width, 3)."""
+    drawn = picture.copy()
+    for mark in marks:
+        if evidence and mark.evidence is not None:
+            _blend_evidence(drawn, np.asarray(mark.evidence), mark.evidence_box, evidence)
+    image = Image.fromarray(drawn)
+    unit = max(1.0, max(image.size) / 640)
+    taken: list[Box] = []
+    if evidence and any(mark.evidence is not None for mark in marks):
+        legend = _legend(image.size, unit)
+        taken.append((0, image.height - legend.height, legend.width, image.height))
+        image.paste(legend, taken[0][:2])
+    pen = ImageDraw.Draw(image)
+    boxes = [tuple(round(float(value)) for value in mark.box) for mark in marks]
+    for mark, box in zip(marks, boxes, strict=True):
+        pen.rectangle(box, outline=_COLOURS[mark.verdict], width=max(1, round(1.5 * unit)))
+    for texts in ([(mark.label, mark.short) for mark in marks], [(mark.short,) for mark in marks]):
+        labels = _labels(pen, texts, boxes, taken, unit)
+        if len(labels) == len(marks):  # else numbers alone, so that more of them find room
+            break
+    for index, label in labels.items():
+        verdict = marks[index].verdict
+        left, top, right, bottom = label.place
+        pen.rectangle((left, top, right - 1, bottom - 1), fill=_COLOURS[verdict])
+        ink = _INK if verdict == INCONCLUSIVE else _WHITE
+        pen.multiline_text(label.start, label.text, fill=ink, font=label.font, spacing=label.spacing)
+    return image
+
+
+@dataclass
+class _Label:
+    place: Box
+    start: tuple[float, float]
+    text: str
+    font: ImageFont.FreeTypeFont
+    spacing: int
+
+
+def _labels(
+    pen: ImageDraw.ImageDraw, texts: list[tuple[str, ...]], boxes: list[Box], taken: list[Box], unit: float
+) -> dict[int, _Label]:
+    """Return where labels go, by the number of their box: the first of its texts for which there is room."""
+    labels: dict[int, _Label] = {}
+    padding = round(_PADDING * unit)
+    for index, box in enumerate(boxes):
+        for text in texts[index]:
+            text, font = _fitted(text, pen.im.size[0] - 2 * padding, unit)
+            left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=font, spacing=padding)
+            size = math.ceil(right - left) + 2 * padding, math.ceil(bottom - top) + 2 * padding
+            others = [*taken, *(label.place for label in labels.values())]
+            place = _free_place(size, box, pen.im.size, others, boxes)
+            if place is not None:
+                start = place[0] + padding - left, place[1] + padding - top
+                labels[index] = _Label(place, start, text, font, padding)
+                break
+    return labels
+
+
+def _fitted(text: str, width: int, unit: float) -> tuple[str, ImageFont.FreeTypeFont]:
+    """Return a text and a font in which it is no wider than that: in a smaller size, or else on more lines."""
+    for size in range(round(_FONT_SIZE * unit), round(_SMALLEST_FONT * unit) - 1, -1):
+        font = _font(size)
+        if all(font.getlength(line) <= width for line in text.split("\n")):
+            return text, font
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines), font
+
+
+_font = functools.cache(ImageFont.load_default)
+
+
+def _free_place(
+    size: tuple[int, int], box: Box, picture: tuple[int, int], taken: list[Box], boxes: list[Box]
+) -> Box | None:
+    """Return where a label goes: in the picture, over no other label, and over as little of the faces as can be."""
+    width, height = size
+    if width > picture[0] or height > picture[1]:
+        return None
+    left, top, right, bottom = box
+    places = []
+    for x, y in (
+        *product((left, right - width), (top - height, bottom)),  # above and below
+        *product((right, left - width), (top, bottom - height)),  # beside
+        *product((left, right - width), (top, bottom - height)),  # inside
+    ):
+        x, y = min(max(x, 0), picture[0] - width), min(max(y, 0), picture[1] - height)
+        place = x, y, x + width, y + height
+        if not any(_shared(place, other) for other in taken):
+            places.append(place)
+    return min(places, key=lambda place: sum(_shared(place, other) for other in boxes), default=None)
+
+
+def _shared(one: Box, other: Box) -> int:
+    """Return how many pixels two rectangles share."""
+    width, height = (min(one[axis + 2], other[axis + 2]) - max(one[axis], other[axis]) for axis in (0, 1))
+    return max(width, 0) * max(height, 0)
+
+
+def _legend(size: tuple[int, int], unit: float) -> Image.Image:
+    """Return what the colours of the evidence mean, no larger than a picture of that size (width, height)."""
+    words, font = ("towards real", "towards forged"), _font(round(_FONT_SIZE * unit))
+    height, bar = round(1.2 * _FONT_SIZE * unit), round(4 * _FONT_SIZE * unit)
+    widths = [math.ceil(font.getlength(text)) for text in words]
     strength = np.linspace(-1, 1, bar)[:, None]
     colours = np.where(strength > 0, _FORGED, _REAL)
-    start = widths[0] + 2 * height
-    strip[height // 2 : height // 2 + height, start : start + bar] = 255 + (colours - 255.0) * np.abs(strength)
-    for text, x in zip(words, (height, start + bar + height), strict=True):
-        cv2.putText(strip, text, (x, height + height // 3), _FONT, scale, _INK, thickness, cv2.LINE_AA)
-    fit = min(1.0, picture.shape[1] / strip.shape[1], picture.shape[0] / strip.shape[0])
-    size = (max(1, int(strip.shape[1] * fit)), max(1, int(strip.shape[0] * fit)))
-    picture[-size[1] :, : size[0]] = cv2.resize(strip, size, interpolation=cv2.INTER_AREA)
+    ramp = np.round(255 + (colours - 255.0) * np.abs(strength)).astype(np.uint8)
+    legend = Image.new("RGB", (sum(widths) + bar + 2 * height, 2 * height), (255, 255, 255))
+    start = widths[0] + height
+    legend.paste(Image.fromarray(np.broadcast_to(ramp, (height, bar, 3)).copy()), (start, height // 2))
+    pen = ImageDraw.Draw(legend)
+    for text, x in zip(words, (height // 2, start + bar + height // 2), strict=True):
+        pen.text((x, height), text, fill=_INK, font=font, anchor="lm")
+    legend.thumbnail(size)
+    return legend
 
 
 def _blend_evidence(picture: np.ndarray, evidence: np.ndarray, corners: list[list[float]], opacity: float) -> None:
@@ -116,4 +455,4 @@ def _blend_evidence(picture: np.ndarray, evidence: np.ndarray, corners: list[lis
         region[rows] = np.round(region[rows] + (colour - region[rows]) * strength[..., None])
 
 
-__all__ = ["annotate"]
+__all__ = ["annotate_frames", "annotate_picture", "annotate_video", "telling_frames"]

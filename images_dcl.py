@@ -75,7 +75,7 @@ def open_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> Picture:
 
     Args:
         picture: the path of a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, PBM, PGM or PPM file, or of a HEIC, if
-            pillow-heif is installed; a `PIL.Image`; or a uint8 RGB array.
+            pillow-heif is installed; a `PIL.Image`; or an RGB array (height, width, 3), uint8 or floats in [0, 1].
         most_pixels: a larger picture is refused before it is decoded.
 
     Raises:
@@ -90,8 +90,8 @@ def open_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> Picture:
             return _decoded(name, picture)
     if not isinstance(picture, str | Path):
         raise PictureError(
-            f"an object of the type {type(picture).__name__} is no picture: give a path, a PIL image, or a uint8 RGB "
-            "array (height, width, 3)."
+            f"an object of the type {type(picture).__name__} is no picture: give a path, a PIL image, or an RGB array "
+            "(height, width, 3)."
         )
     path = Path(picture)
     data = _read(path)
@@ -148,12 +148,21 @@ def read_values(source: bytes | str | Path, name: str | Path, mode: str, most_pi
 
 
 def _checked_array(array: np.ndarray, most_pixels: int) -> np.ndarray:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+    is_float = array.dtype.kind == "f"
+    if not (is_float or array.dtype == np.uint8) or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise PictureError(
-            f"an array of the shape {array.shape} and type {array.dtype} is no picture: give uint8 RGB (height, "
-            "width, 3)."
+            f"an array of the shape {array.shape} and type {array.dtype} is no picture: give RGB (height, width, 3), "
+            "uint8 or floats in [0, 1]."
         )
     _check_size("the picture", array.shape[1::-1], most_pixels)
+    if is_float:
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise PictureError(
+                f"the values of a floating-point picture range from {low:g} to {high:g}: scale them to [0, 1], "
+                "or give uint8."
+            )
+        array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
     return np.ascontiguousarray(array)
 
 
@@ -203,7 +212,7 @@ def _check_kind(data: bytes, name: str | Path) -> str:
     else:
         what = "a video" if kind == "video" else kind
         why = "it is no image" if kind == "no picture" else f"it is {what}"
-        raise PictureError(f"{name} is {what}, whatever its name says: give a JPEG, PNG, WebP, BMP, GIF or TIFF.", why)
+        raise PictureError(f"{name} is {what}: give a JPEG, PNG, WebP, BMP, GIF or TIFF.", why)
     raise PictureError(f"{name} is {what}: {remedy}.", f"it is {what}: {remedy}")
 
 

@@ -1,4 +1,4 @@
-"""What may be given to the pipeline: files, folders, lists and addresses, and which of them are videos."""
+"""What the pipeline takes: files, folders, addresses, bytes, arrays, tensors, and lists of them; which are videos."""
 
 import http.client
 import io
@@ -11,20 +11,24 @@ import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from .content_dcl import PICTURE_KINDS, PICTURE_SUFFIXES, UNREAD_PICTURE_SUFFIXES, is_text
 from .errors_dcl import InputError, reason
-from .images_dcl import file_kind
+from .images_dcl import Picture, file_kind, open_picture
 from .video_dcl import VIDEO_SUFFIXES
 
-#: What can be iterated over, and is one thing nevertheless, of which `read_picture` says whether it is a picture.
-_SINGLE = (np.ndarray, Image.Image, bytes, bytearray, memoryview, Mapping, io.IOBase)
+if TYPE_CHECKING:
+    import torch
+
+_BYTES = bytes | bytearray | memoryview
+#: What can be iterated over, and is one input nevertheless.
+_SINGLE = _BYTES | Image.Image | Mapping
 #: Suffixes by which files are found in a folder.
 _LOOKED_AT = PICTURE_SUFFIXES | UNREAD_PICTURE_SUFFIXES | VIDEO_SUFFIXES
 #: Suffixes of videos that TypeScript and Go have, too.
@@ -36,7 +40,7 @@ _OF_SYSTEMS = {
 }
 _KINDS_SHOWN = 5
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
-_MOST_DOWNLOADED = 2 << 30  # bytes
+_MOST_COPIED = 2 << 30  # bytes of a download, or of what has no path
 _PATIENCE, _LONGEST_DOWNLOAD = 30.0, 600.0  # seconds without a byte of a download, and for all of it
 
 
@@ -147,15 +151,21 @@ def _nothing_in(folder: str | Path) -> InputError:
 
 
 def is_several(inputs: Any) -> bool:
-    """Whether this is a folder or a list, and not one picture or video."""
+    """Whether this is a folder, a list or a stack, and not one picture or video."""
     if isinstance(inputs, str | Path):
         return not is_address(inputs) and os.path.isdir(inputs)
-    return isinstance(inputs, Iterable) and not isinstance(inputs, _SINGLE) and not _is_tensor(inputs)
+    if isinstance(inputs, np.ndarray) or _is_tensor(inputs):
+        return inputs.ndim == 4
+    return isinstance(inputs, Iterable) and not isinstance(inputs, _SINGLE) and not _is_file_object(inputs)
 
 
 def _is_tensor(item: Any) -> bool:
     torch = sys.modules.get("torch")  # who has a tensor has imported it, and others need not wait for it
     return torch is not None and isinstance(item, torch.Tensor)
+
+
+def _is_file_object(item: Any) -> bool:
+    return hasattr(item, "read")  # those of `tempfile` are no `io.IOBase`
 
 
 def is_address(item: Any) -> bool:
@@ -164,7 +174,7 @@ def is_address(item: Any) -> bool:
 
 
 def each_of(inputs: Any) -> Iterator[Any]:
-    """Yield the single inputs of a folder or a list, in which there may be folders."""
+    """Yield the single inputs of a folder, a list or a stack; in a list there may be folders."""
     for item in find_files(inputs) if isinstance(inputs, str | Path) else inputs:
         if not isinstance(item, str | Path) or not is_several(item):
             yield item
@@ -180,7 +190,48 @@ def name_of(item: Any) -> str | None:
     """Return how results call an input, None if it has no name."""
     if isinstance(item, str | Path):
         return str(item)
+    if _is_file_object(item):
+        name = getattr(item, "name", None)  # of an unnamed temporary file, a number
+        return name if isinstance(name, str) else None
     return str(getattr(item, "name_or_path", None) or getattr(item, "filename", None) or "") or None
+
+
+@contextmanager
+def opened(item: Any, most_pixels: int, allow_urls: bool = False) -> Iterator[Path | Picture]:
+    """Open one input: a video as the path of its file, which is there inside the `with`; all else as a picture.
+
+    Args:
+        item: the path of a picture or video, its address, its encoded bytes, or a binary file object, which is read
+            from its beginning; a `PIL.Image`; an array (height, width, 3) or a tensor (3, height, width), RGB, uint8
+            or floats in [0, 1].
+        most_pixels: a larger picture is refused before it is decoded.
+        allow_urls: whether addresses are fetched.
+
+    Raises:
+        InputError: if it cannot be read, or is neither a picture nor a video.
+    """
+    with ExitStack() as stack:
+        if is_address(item):
+            if not allow_urls:
+                raise InputError(f"{item} is an address: pass allow_urls=True to have it fetched.")
+            item = stack.enter_context(downloaded(item))
+        elif isinstance(item, _BYTES) or _is_file_object(item):
+            item = stack.enter_context(_copied(item))
+        elif _is_tensor(item):
+            item = _array_of(item)
+        yield Path(item) if is_video(item) else open_picture(item, most_pixels)
+
+
+def _array_of(tensor: "torch.Tensor") -> np.ndarray:
+    """Return a tensor (3, height, width) as an array (height, width, 3)."""
+    if tensor.ndim != 3 or tensor.shape[0] != 3:
+        raise InputError(
+            f"a tensor of the shape {tuple(tensor.shape)} is no image: give RGB as torchvision does, (3, height, "
+            "width), or a stack (N, 3, height, width)."
+        )
+    if tensor.is_floating_point():
+        tensor = tensor.float()  # NumPy has no bfloat16
+    return tensor.detach().cpu().permute(1, 2, 0).numpy()
 
 
 def is_video(item: Any) -> bool:
@@ -224,15 +275,50 @@ def downloaded(address: str) -> Iterator[Path]:
     Raises:
         InputError: if it cannot be fetched, is too large, or takes too long.
     """
-    suffix = Path(address.split("?")[0].split("#")[0]).suffix.lower()
+    with _temporary_file(address, address.split("?")[0].split("#")[0]) as path:
+        with path.open("wb") as file:
+            _download(address, file)
+        yield path
+
+
+@contextmanager
+def _temporary_file(name: str, path: str) -> Iterator[Path]:
+    """Give a path in a folder that goes with the `with`; errors name the input instead, and the suffix is its own."""
+    suffix = Path(path).suffix.lower()
     with tempfile.TemporaryDirectory(prefix="dcl-") as folder:
-        path = Path(folder, f"file{suffix if suffix in PICTURE_SUFFIXES | VIDEO_SUFFIXES else ''}")
+        place = Path(folder, f"file{suffix if suffix in PICTURE_SUFFIXES | VIDEO_SUFFIXES else ''}")
         try:
-            with path.open("wb") as file:
-                _download(address, file)
-            yield path
+            yield place
         except InputError as error:
-            raise InputError(str(error).replace(str(path), address)) from error
+            raise InputError(str(error).replace(str(place), name)) from error
+
+
+@contextmanager
+def _copied(source: Any) -> Iterator[Path]:
+    """Copy bytes or a binary file object into a temporary file: FFmpeg reads paths, and what holds for files holds."""
+    if isinstance(source, _BYTES):
+        name, source = "<bytes>", io.BytesIO(source)
+    else:
+        name = name_of(source) or "<file>"
+    with _temporary_file(name, name) as path:
+        try:
+            if hasattr(source, "seekable") and source.seekable():
+                source.seek(0)  # as Pillow does: what was just written, or read by an earlier call, ends here
+            with path.open("wb") as file:
+                while part := source.read(1 << 20):
+                    if isinstance(part, str):
+                        raise InputError(f"{name} is open as text: open it in binary mode, 'rb'.")
+                    file.write(part)
+                    if file.tell() > _MOST_COPIED:
+                        raise InputError(f"{name} has more than {_MOST_COPIED >> 30} GiB: give a smaller file.")
+        except InputError:
+            raise
+        except Exception as error:  # of whatever kind of file object it is, or of the disk
+            raise InputError(
+                f"{name} cannot be copied into {path.parent.parent} ({reason(error)}): give its path, or free some "
+                "space."
+            ) from error
+        yield path
 
 
 def _download(address: str, file: BinaryIO) -> None:
@@ -280,15 +366,14 @@ def _fetch(address: str, file: BinaryIO) -> None:
     with opener.open(quoted, timeout=_PATIENCE) as answer:
         while part := answer.read1(1 << 16):
             file.write(part)
-            if file.tell() > _MOST_DOWNLOADED:
-                raise InputError(f"{address} has more than {_MOST_DOWNLOADED >> 30} GiB: give a smaller file.")
+            if file.tell() > _MOST_COPIED:
+                raise InputError(f"{address} has more than {_MOST_COPIED >> 30} GiB: give a smaller file.")
         if answer.length:  # of what the server said there would be, what did not come
             raise http.client.IncompleteRead(b"", answer.length)
 
 
 __all__ = [
     "count_skipped",
-    "downloaded",
     "each_of",
     "find_files",
     "is_address",
@@ -297,6 +382,7 @@ __all__ = [
     "is_several",
     "is_video",
     "name_of",
+    "opened",
     "say_skipped",
     "skipped_files",
 ]

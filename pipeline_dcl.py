@@ -1,27 +1,29 @@
 """The pipeline `face-forgery-detection`: pictures and videos in, a verdict on each face and each person out.
 
-    pipe = pipeline("face-forgery-detection", model=FOLDER_OR_ID, trust_remote_code=True)
-    pipe("photograph.jpg")
-    for event in pipe.stream(["holiday/", "interview.mp4"]): ...
+    detect = pipeline("face-forgery-detection", model=FOLDER_OR_ID, trust_remote_code=True)
+    result = detect("photograph.jpg")
+    detect.annotate("photograph.jpg", result)  # a PIL image; of a video, frames or an MP4
+    detect.crops("photograph.jpg")  # the faces as the model takes them
+    for event in detect.stream(["holiday/", "interview.mp4"]): ...
 
-Everything that decides an answer comes with the checkpoint: how faces are cut, how margins become probabilities, from
-where on a face is flagged, and what lies too far from what the model saw to get a score at all.
+Everything that decides an answer comes with the checkpoint: how faces are cut, how margins become probabilities, the
+thresholds, and how unfamiliar a face may be before it gets no score.
 
-`inputs_dcl.py` finds the pictures and videos, `verdicts_dcl.py` has the rules of the verdicts.
-`pipe.annotate(picture, result["faces"])` draws what was found, and `pipe.to_json(result)` makes plain values of it.
+`inputs_dcl.py` opens the pictures and videos, `verdicts_dcl.py` has the rules of the verdicts, `drawing_dcl.py` draws,
+and `detect.to_json(result)` makes plain JSON values of a result.
 """
 
 import copy
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import Pipeline, PreTrainedModel
 
 from .abstention_dcl import (
@@ -36,7 +38,7 @@ from .abstention_dcl import (
 from .calibration_dcl import OPERATING_POINTS, calibrate, slope_and_offset
 from .checks_dcl import is_count, is_number
 from .configuration_dcl import CUSTOM_PIPELINES
-from .drawing_dcl import annotate
+from .drawing_dcl import annotate_frames, annotate_picture, annotate_video
 from .errors_dcl import InputError, reason
 from .faces_dcl import (
     YUNET_FILE,
@@ -52,8 +54,8 @@ from .faces_dcl import (
 from .familiarity_dcl import REFERENCE_FEATURES, REFERENCE_FILE, ReferenceNetwork, find_reference
 from .hub_dcl import file_of_checkpoint, find_dcl_checkpoint
 from .image_processing_dcl import DCLImageProcessor
-from .images_dcl import MOST_PIXELS, file_kind, open_picture, read_picture
-from .inputs_dcl import downloaded, each_of, is_address, is_several, is_video, name_of
+from .images_dcl import MOST_PIXELS, file_kind, read_picture
+from .inputs_dcl import each_of, is_several, name_of, opened
 from .modeling_dcl import DCLForImageClassification
 from .onnx_dcl import GRAPH, OnnxClassifier
 from .verdicts_dcl import (
@@ -214,10 +216,11 @@ class _People:
 
 
 class FaceForgeryDetectionPipeline(Pipeline):
-    """Finds the faces of pictures and videos, and says of each whether it is flagged as forged, and why.
+    """Finds the faces of pictures and videos, and gives each a verdict, a calibrated probability and the evidence.
 
-    Made by `pipeline("face-forgery-detection", model=FOLDER_OR_ID, trust_remote_code=True)`, or, by the code of this
-    package and not the checkpoint's, by `from_pretrained`.
+    `pipeline("face-forgery-detection", model=FOLDER_OR_ID, trust_remote_code=True)` runs the code that a checkpoint
+    brings; `from_pretrained` runs that of this package. A call detects, `stream` does so step by step, `annotate`
+    draws a result, and `crops` cuts out the faces.
 
     Args:
         model: a `DCLForImageClassification` or an `OnnxClassifier`.
@@ -227,8 +230,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         **kwargs: as of `Pipeline`, `image_processor` among them, and fields of `DetectionOptions`.
 
     Attributes:
-        options: what holds for calls that do not say otherwise.
-        crop: how faces are cut for the checkpoint.
+        options: what holds for calls that do not say otherwise; `image_processor.crop` says how faces are cut.
 
     Raises:
         InputError: if an option is wrong, the face detector is not there, or the checkpoint does not say how its faces
@@ -271,10 +273,10 @@ class FaceForgeryDetectionPipeline(Pipeline):
         super().__init__(model, *args, **kwargs)
         if isinstance(model, PreTrainedModel):
             model.eval()
-        self.crop = self._checked_crop()
+        self._crop = self._checked_crop()
         self._reference = self._load_reference()
         found = file_of_checkpoint(YUNET_FILE, *_origin(model))
-        self._detector = YUNETS[self.crop["detector"]](found or find_yunet())
+        self._detector = YUNETS[self._crop["detector"]](found or find_yunet())
         self._detecting = threading.Lock()  # YuNet keeps the size of its image
 
     @classmethod
@@ -374,15 +376,22 @@ class FaceForgeryDetectionPipeline(Pipeline):
     # ------------------------------------------------------------------------------------------------- what is called
 
     def __call__(self, inputs: Any, **options: Any) -> dict[str, Any] | list[dict[str, Any]]:
-        """Judge a picture, a video, a folder, or a list of them.
+        """Find the faces of a picture or video, or of several, and return a verdict on each.
 
         Args:
-            inputs: the path of a picture, video or folder; an address, with `allow_urls`; a `PIL.Image`; a uint8 RGB
-                array (height, width, 3); or a list of those.
+            inputs: the path of a picture, video or folder; an http or https address, with `allow_urls`; the bytes of
+                a picture or video file, or a file object opened in binary mode, which is read from its beginning; a
+                `PIL.Image`; an RGB array (height, width, 3) or tensor (3, height, width), uint8 or floats in [0, 1];
+                a stack of those, (N, height, width, 3) or (N, 3, height, width); or a list of any of these.
             **options: fields of `DetectionOptions` that differ in this call.
 
         Returns:
-            The result of one file or picture; of a folder or list, a list with one for each, in order, where
+            For one picture `{"kind": "image", "name", "width", "height", "notes", "verdict", "sentence",
+            "operating_point", "threshold", "faces"}`, with for each face `"box"` (left, top, right, bottom in
+            pixels), `"p_fake"` in [0, 1] or None, `"verdict"`, `"sentence"`, `"reason"` where there is no score, and
+            `"evidence"`, float32 (h, w), the part of each cell in the margin. For one video, `"people"` in place of
+            the faces, each with its own verdict, its mean `"p_fake"`, `"moments"`, and `"frames"`, which are records
+            like those of faces. For a folder, list or stack, a list with one result for each input, in order, where
             `{"kind": "error", "name", "sentence"}` stands for what cannot be read.
 
         Raises:
@@ -393,7 +402,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         return results if several else results[0]
 
     def stream(self, inputs: Any, **options: Any) -> Iterator[dict[str, Any]]:
-        """Judge as `__call__` does, and yield what happens as it happens; closing the iterator frees everything.
+        """Detect as a call does, and yield progress and results as they come; closing the iterator frees everything.
 
         Args:
             inputs: as of `__call__`; of a list, also any iterable, which is read as it is needed.
@@ -417,30 +426,91 @@ class FaceForgeryDetectionPipeline(Pipeline):
         several = is_several(inputs)
         return self._stream(each_of(inputs) if several else iter([inputs]), several, rule, chosen)
 
-    def read_frames(self, result: dict[str, Any], numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield frames of a video as its result shows them.
+    def annotate(
+        self,
+        inputs: Any,
+        result: dict[str, Any],
+        output: str | Path | None = None,
+        *,
+        frames: Collection[int] | None = None,
+        evidence: float = 0.4,
+        **options: Any,
+    ) -> Image.Image | list[Image.Image] | Path:
+        """Draw a result into a copy of its picture or video: boxes, verdicts, and the evidence of faces with a score.
+
+        In an annotated video, boxes and evidence move evenly from one analyzed frame to the next while the person is
+        found in both. The sound is left out.
 
         Args:
-            result: of the video, whose `name` is its path.
-            numbers: of the wanted frames.
+            inputs: the picture or video that the result is of, in any form that a call takes.
+            result: of this pipeline, or read from its JSON, which has no evidence unless `to_json` was told to keep
+                it.
+            output: for a video, the path of an MP4 with all frames, annotated.
+            frames: for a video, the numbers of the frames to draw, in place of the moments of each person.
+            evidence: opacity of the evidence in [0, 1]; 0 leaves it out.
+            **options: `most_pixels` and `allow_urls` of `DetectionOptions`, where the call had others.
 
-        Yields:
-            In ascending order, the number, and the frame upright: RGB, uint8 (height, width, 3), of the result's size.
-
-        Raises:
-            InputError: if the video cannot be opened, or a frame not be decoded.
-        """
-        with Video(result["name"], most_pixels=self.options.most_pixels) as video:
-            for number, image in video.read(numbers):
-                yield number, _resized(image, (result["width"], result["height"]))
-
-    def annotate(self, picture: Any, faces: list[dict[str, Any]], evidence: float = 0.0) -> np.ndarray:
-        """Draw what was found into a picture: `drawing_dcl.annotate` of whatever `__call__` takes for one.
+        Returns:
+            Of a picture, its annotated copy. Of a video, a list of frames: those of `frames`, or the moments of each
+            person, and of a person without a score, the frame with the largest face. With `output`, its path.
 
         Raises:
-            InputError: if the picture cannot be read, or the opacity of the evidence is out of [0, 1].
+            InputError: if an argument is wrong, the input cannot be read, it is not what the result is of, or the
+                output cannot be written.
         """
-        return annotate(read_picture(picture, self.options.most_pixels), faces, evidence)
+        chosen = self.options.changed(options)
+        if not (is_number(evidence) and 0 <= evidence <= 1):
+            raise InputError(f"the opacity of the evidence is {evidence!r}: choose a number in [0, 1].")
+        kind = result.get("kind") if isinstance(result, Mapping) else None
+        if is_several(inputs) or kind not in ("image", "video"):
+            what = "that of a file that could not be read" if kind == "error" else f"a {type(result).__name__}"
+            raise InputError(
+                "annotate takes several inputs: call it for each one and its result."
+                if is_several(inputs)
+                else f"the result is {what}: give what the pipeline returned for this one picture or video."
+            )
+        with opened(inputs, chosen.most_pixels, chosen.allow_urls) as found:
+            is_film = isinstance(found, Path)
+            if is_film != (kind == "video"):
+                names = {True: "a video", False: "a picture"}
+                raise InputError(f"the result is of {names[not is_film]}, and this is {names[is_film]}: give its own.")
+            if not is_film:
+                if output is not None or frames is not None:
+                    raise InputError("output and frames are for videos: save the annotated picture by its save().")
+                return annotate_picture(found.pixels, result, evidence)
+            with Video(found, most_pixels=chosen.most_pixels) as video:
+                if output is None:
+                    return annotate_frames(video, result, frames, evidence)
+                return annotate_video(video, result, output, evidence)
+
+    def crops(self, inputs: Any, **options: Any) -> list[Image.Image] | list[list[Image.Image]]:
+        """Cut out the faces of a picture or video as the checkpoint takes them: input of its image processor.
+
+        The processor and the model give each crop the `p_fake_raw` and, by `model.p_fake`, the `p_fake` that a call
+        gives the face. Faces that get no score are cut out, too.
+
+        Args:
+            inputs: one picture or video, in any form that a call takes.
+            **options: as of a call.
+
+        Returns:
+            PIL images, RGB, as large as the faces of the training data: they can be looked at and saved, and
+            `pipeline("image-classification")` takes them. Of a picture, one for each of `result["faces"]`; of a
+            video, for each of `result["people"]` a list with one for each of its `frames`.
+
+        Raises:
+            InputError: if an option is wrong, or the input cannot be read.
+        """
+        if is_several(inputs):
+            raise InputError("crops takes one picture or video: call it for each one.")
+        chosen = self.options.changed({**options, "abstain": False})
+        subject = _Subject(name_of(inputs), self._rule("frame", chosen))
+        steps = self._look(inputs, subject, chosen)
+        cut_out = {id(face.record): Image.fromarray(face.pixels) for step in steps for face in step.faces}
+        result = _event(subject)["result"]
+        if result["kind"] == "image":
+            return [cut_out[id(face)] for face in result["faces"]]
+        return [[cut_out[id(face)] for face in person["frames"]] for person in result["people"]]
 
     # -------------------------------------------------------------------------------------------- one after the other
 
@@ -485,30 +555,25 @@ class FaceForgeryDetectionPipeline(Pipeline):
 
     def _look(self, item: Any, subject: _Subject, options: DetectionOptions) -> Iterator[_Step]:
         """Read one input, and yield the faces as they are found."""
-        with ExitStack() as stack:
-            if is_address(item):
-                if not options.allow_urls:
-                    raise InputError(f"{item} is an address: pass allow_urls=True to have it fetched.")
-                item = stack.enter_context(downloaded(item))
-            if is_video(item):
-                yield from self._look_at_video(Path(item), subject, options)
+        with opened(item, options.most_pixels, options.allow_urls) as found:
+            if isinstance(found, Path):
+                yield from self._look_at_video(found, subject, options)
                 return
-            picture = open_picture(item, options.most_pixels)
-            image = picture.pixels
+            image = found.pixels
             subject.result = {
                 "kind": "image",
                 "name": subject.name,
                 "width": image.shape[1],
                 "height": image.shape[0],
-                "notes": list(picture.notes),
+                "notes": list(found.notes),
             }
             faces = self._detect(image, options)
             subject.result["faces"] = [{"face": number} for number in range(1, len(faces) + 1)]
-            found = [
+            prepared = [
                 self._prepared(image, face, record, f"Face {record['face']}", subject, options)
                 for face, record in zip(faces, subject.result["faces"], strict=True)
             ]
-            yield _Step(0, None, [face for face in found if face is not None])
+            yield _Step(0, None, [face for face in prepared if face is not None])
 
     def _look_at_video(self, path: Path, subject: _Subject, options: DetectionOptions) -> Iterator[_Step]:
         subject.rule = self._rule("video", options)  # pictures can do without it
@@ -583,8 +648,8 @@ class FaceForgeryDetectionPipeline(Pipeline):
 
         Its coordinates in the record are those in the image times `scale` (x, y).
         """
-        size = self.crop["size"]
-        transform = crop_transform(face, self.crop)
+        size = self._crop["size"]
+        transform = crop_transform(face, self._crop)
         back = np.linalg.inv(np.vstack([transform, [0, 0, 1]]))[:2]
         corners = np.array([[0, 0], [size, 0], [size, size], [0, size]])
         record |= {

@@ -6,21 +6,20 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 import filelock
-import numpy as np
 import torch
 from PIL import Image
 
-from ..drawing_dcl import annotate
+from ..drawing_dcl import telling_frames
 from ..errors_dcl import InputError, reason
-from ..images_dcl import read_picture
 from ..pipeline_dcl import FaceForgeryDetectionPipeline
+from ..verdicts_dcl import ABSTAINED, VERDICTS
 
 _LONGEST_NAME = 255  # bytes that file systems allow
 _COLUMNS = (
@@ -102,7 +101,7 @@ class JsonLines:
         files: to judge.
 
     Attributes:
-        done: the absolute paths of those of the files that have a line.
+        done: the absolute paths of those of the files that have a line, each with its verdict.
 
     Raises:
         InputError: if the file holds something else, or results that were made with something else, or another run
@@ -110,7 +109,7 @@ class JsonLines:
     """
 
     def __init__(self, name: str, record: dict[str, Any], files: Iterable[str]):
-        self.done: set[str] = set()
+        self.done: dict[str, str] = {}
         self._files = {os.path.abspath(file) for file in files}
         self._name = name
         self._path = None if name == "-" else Path(name).resolve()  # of a link, what it leads to
@@ -153,8 +152,10 @@ class JsonLines:
         """Whether a line is kept, which is not for a file to judge that has changed, or could not be read."""
         try:
             entry = json.loads(line)
-            kind, stamp = entry["kind"], entry.get("file")
+            kind, stamp, verdict = entry["kind"], entry.get("file"), entry.get("verdict")
             path = None if stamp is None else str(stamp["path"])
+            if number and kind != "error" and verdict not in VERDICTS:
+                raise ValueError(f"an unknown verdict {verdict!r}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"line {number + 1} of {self._name} is no result of this command: choose another file."
@@ -166,7 +167,7 @@ class JsonLines:
         if path is None or path in self._files:
             if kind == "error" or stamp is None or stamp != stamp_of(path):
                 return False
-            self.done.add(path)
+            self.done[path] = verdict
         return True
 
     def _difference(self, before: dict[str, Any], record: dict[str, Any]) -> str:
@@ -277,7 +278,7 @@ def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw(pipe: FaceForgeryDetectionPipeline, result: dict[str, Any], target: Path, evidence: float) -> None:
-    """Draw what was found in a picture, or in the most suspicious frame of each person of a video.
+    """Write the annotated picture, or of a video the most telling frame of each person.
 
     Args:
         pipe: reads the file again.
@@ -291,26 +292,28 @@ def draw(pipe: FaceForgeryDetectionPipeline, result: dict[str, Any], target: Pat
     """
     if result["kind"] == "image":
         with _reading():
-            picture = read_picture(result["name"], pipe.options.most_pixels)
-        _save(annotate(picture, result["faces"], evidence), drawing_of(target, ".faces.png"))
+            drawn = pipe.annotate(result["name"], result, evidence=evidence)
+        _save(drawn, drawing_of(target, ".faces.png"))
         return
-    wanted: dict[int, list[int]] = {}  # of each frame, who is seen best in it
-    for person in result["people"]:
-        if person["moments"]:
-            wanted.setdefault(person["moments"][0]["frame"], []).append(person["person"])
-    frames = pipe.read_frames(result, wanted)
-    for _ in wanted:
-        with _reading():
-            frame, image = next(frames)
-        faces = [
-            face | {"person": person["person"]}
-            for person in result["people"]
-            for face in person["frames"]
-            if face["frame"] == frame
-        ]
-        drawn = annotate(image, faces, evidence)
-        for number in wanted[frame]:
-            _save(drawn, drawing_of(target, f".person{number}.frame{frame}.png"))
+    frames = {person["person"]: telling_frames(person)[0] for person in result["people"]}
+    with _reading():
+        drawn = pipe.annotate(result["name"], result, frames=set(frames.values()), evidence=evidence)
+    images = dict(zip(set(frames.values()), drawn, strict=True))
+    for number, frame in frames.items():
+        _save(images[frame], drawing_of(target, f".person{number}.frame{frame}.png"))
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Return in one line how many files there are, and of which verdicts.
+
+    Args:
+        counts: how many files have each verdict, and how many the kind "error".
+    """
+    number = sum(counts.values())
+    words = {verdict: verdict.replace("_", " ") for verdict in VERDICTS}
+    words |= {ABSTAINED: VERDICTS[ABSTAINED].lower(), "error": "unreadable"}
+    said = [f"{counts[key]:,} {word}" for key, word in words.items() if counts.get(key)]
+    return f"{number:,} file{'' if number == 1 else 's'}: {', '.join(said)}."
 
 
 @contextmanager
@@ -336,14 +339,14 @@ def drawing_of(target: Path, ending: str) -> Path:
     return target.with_name(f"{start}~{digest}{ending}")
 
 
-def _save(image: np.ndarray, path: Path) -> None:
+def _save(image: Image.Image, path: Path) -> None:
     """Write pixels and nothing else, whole or not at all."""
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
             partial = Path(file.name)
-            Image.fromarray(image).save(file, "PNG")
+            image.save(file, "PNG")
         partial.chmod(0o644)
         partial.replace(path)
     except OSError as error:
@@ -357,6 +360,7 @@ __all__ = [
     "JsonLines",
     "Table",
     "UnreadableError",
+    "counted",
     "draw",
     "drawing_of",
     "fingerprint",

@@ -17,6 +17,7 @@ from dcl.evaluation import detections
 from dcl.images_dcl import read_picture
 from dcl.tests.checkpoints import save_checkpoint
 from dcl.tests.raw_data_sets import TALKING, encode, person_frames
+from dcl.verdicts_dcl import ABSTAINED, FORGED, NOT_CALLED_FORGED
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_a_sentence_is_printed_for_each_file_and_bad_files_make_the_status_3(run
         str(folder / name) for name in ("a.png", "c.jpg", "d.mp4", "day 2/b.pgm")
     ]
     assert "No score: no face was found." in out
-    assert f"{folder / 'e.jpg'} is an SVG" in err and "1 of 5 files could not be read." in err
+    assert f"{folder / 'e.jpg'} is an SVG" in err and err.splitlines()[-1].startswith("5 files: ")
 
 
 def test_what_is_skipped_in_a_folder_is_counted(run, folder):
@@ -212,14 +213,14 @@ def test_two_runs_do_not_write_to_one_file(run, folder, tmp_path):
 
 
 def test_a_file_that_goes_before_it_is_drawn_costs_only_itself(run, folder, tmp_path, monkeypatch):
-    read = detections.read_picture
+    annotate = pipeline_dcl.FaceForgeryDetectionPipeline.annotate
 
-    def gone(name, *limits):
-        if str(name).endswith("a.png"):
+    def gone(pipe, name, result, **how):
+        if name.endswith("a.png"):
             os.unlink(name)
-        return read(name, *limits)
+        return annotate(pipe, name, result, **how)
 
-    monkeypatch.setattr(detections, "read_picture", gone)
+    monkeypatch.setattr(pipeline_dcl.FaceForgeryDetectionPipeline, "annotate", gone)
     (folder / "e.jpg").unlink()
     status, _, err = run(folder, "--annotate", tmp_path / "drawn", "--num_frames", 2)
     assert status == 3 and f"there is no file {folder / 'a.png'}" in err
@@ -330,6 +331,51 @@ def test_what_is_no_regular_file_is_named_as_that(run, folder):
     os.mkfifo(folder / "pipe.png")
     status, _, err = run(folder, "--num_frames", 2)
     assert status == 3 and "pipe.png is no regular file" in err
+
+
+def test_counts_name_only_what_there_is():
+    flagged, clear = (verdict.replace("_", " ") for verdict in (FORGED, NOT_CALLED_FORGED))
+    assert detections.counted({FORGED: 1, NOT_CALLED_FORGED: 0}) == f"1 file: 1 {flagged}."
+    assert detections.counted({"error": 1, ABSTAINED: 2}) == "3 files: 2 no score, 1 unreadable."
+    many = {"error": 2, NOT_CALLED_FORGED: 2000, ABSTAINED: 18, FORGED: 3}
+    assert detections.counted(many) == f"2,023 files: 3 {flagged}, 2,000 {clear}, 18 no score, 2 unreadable."
+
+
+def test_the_last_line_counts_all_files_also_those_judged_before(run, folder, tmp_path):
+    _, out, whole = run(folder, "--num_frames", 2)
+    last = whole.splitlines()[-1]
+    assert last.startswith("5 files: ") and last.endswith("no score, 1 unreadable.") and "files:" not in out
+    run(folder / "a.png", folder / "c.jpg", "--json", tmp_path / "r.jsonl", "--num_frames", 2)
+    _, out, err = run(folder, "--json", tmp_path / "r.jsonl", "--num_frames", 2)
+    assert "2 of 5 files were judged before" in err and out == "" and err.splitlines()[-1] == last
+    assert (
+        run(folder / "a.png", "--json", tmp_path / "r.jsonl", "--num_frames", 2)[2].splitlines()[-1].startswith("1 ")
+    )
+
+
+def test_quiet_prints_errors_and_asked_for_json_only(run, folder, tmp_path):
+    (folder / "notes.txt").write_text("a")
+    status, out, err = run(folder, "--quiet", "--num_frames", 2, "--json", tmp_path / "r.jsonl")
+    assert status == 3 and out == "" and len(err.splitlines()) == 1 and "e.jpg is an SVG" in err
+    _, out, err = run(folder / "a.png", "--quiet", "--json", "-")
+    assert json.loads(out)["kind"] == "image" and err == ""
+    assert run(folder / "c.jpg", "--quiet") == (0, "", "")
+    _, out, err = run(folder / "a.png", "--quiet", "--json", tmp_path / "r.jsonl", "--num_frames", 2)
+    assert out == err == ""
+
+
+def test_a_result_with_an_unknown_verdict_is_not_counted_but_refused(run, folder, tmp_path):
+    path = tmp_path / "r.jsonl"
+    run(folder / "a.png", "--json", path)
+    record, line = path.read_text().splitlines()
+    path.write_text(f"{record}\n{json.dumps(json.loads(line) | {'verdict': 'guilty'})}\n")
+    assert "line 2 of" in run(folder / "a.png", "--json", path)[0]
+
+
+def test_a_demo_that_was_not_trained_yet_is_named_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="there is no checkpoint runs/demo: train it by `make demo`"):
+        detect.main(["nowhere.jpg"])
 
 
 def test_names_that_spreadsheets_would_run_are_quoted():

@@ -217,7 +217,7 @@ def test_what_cameras_append_is_let_be(write, other):
 
 @pytest.mark.parametrize("prefix", [b"%PDF-1.4\n", archive(), b"<html>", b"\x00\x01"])
 def test_what_has_something_else_before_it_is_refused(write, prefix):
-    refused(write(prefix + encoded("JPEG")), "whatever its name says")
+    refused(write(prefix + encoded("JPEG")), "give a JPEG, PNG, WebP, BMP, GIF or TIFF")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_what_has_something_else_before_it_is_refused(write, prefix):
     ],
 )
 def test_what_is_no_picture_is_called_by_what_it_is(write, data, what):
-    refused(write(data), f"is {what}, whatever its name says: give a JPEG, PNG, WebP, BMP, GIF or TIFF")
+    refused(write(data), f"is {what}: give a JPEG, PNG, WebP, BMP, GIF or TIFF")
 
 
 BRANDS = {
@@ -398,8 +398,17 @@ def test_files_that_are_not_there_empty_or_huge(write, tmp_path, monkeypatch):
 
 def test_arrays_and_other_objects():
     assert read_picture(RGB) is not None and np.array_equal(read_picture(RGB), RGB)
-    for wrong in (RGB[..., 0], RGB.astype(float), RGB[:0], np.zeros((4, 4, 4), np.uint8)):
-        with pytest.raises(InputError, match="is no picture: give uint8 RGB"):
+    for wrong in (RGB[..., 0], RGB.astype(int), RGB[:0], np.zeros((4, 4, 4), np.uint8), RGB[..., 0] / 255):
+        with pytest.raises(InputError, match=r"is no picture: give RGB \(height, width, 3\), uint8 or floats in"):
+            read_picture(wrong)
+    for kind in (np.float16, np.float32, np.float64):
+        assert np.array_equal(read_picture((RGB / 255).astype(kind)), RGB)
+    for wrong, extent in (
+        (RGB.astype(float), "0 to 249:"),
+        (RGB / 255 - 1, "-1 to -0"),
+        (RGB * np.nan, "nan to nan:"),
+    ):
+        with pytest.raises(InputError, match=f"range from {extent}.*scale them to"):
             read_picture(wrong)
     with pytest.raises(InputError, match="more than 10"):
         read_picture(RGB, 10)

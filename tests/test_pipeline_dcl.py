@@ -1,15 +1,16 @@
 """The pipeline: pictures and videos of real faces in, verdicts with reasons out, and never a number for nothing."""
 
 import contextlib
+import copy
 import functools
 import http.server
 import io
-import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from fractions import Fraction
@@ -23,14 +24,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image, ImageCms
-from transformers import pipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from dcl import inputs_dcl, pipeline_dcl
 from dcl.abstention_dcl import Abstention, measure_sharpness, pack
 from dcl.calibration_dcl import calibrate
 from dcl.configuration_dcl import DCLConfig
 from dcl.data_scripts.assets import fetch
-from dcl.drawing_dcl import annotate
 from dcl.errors_dcl import InputError
 from dcl.evaluation.exporting import write_graph
 from dcl.evaluation.familiarity import fit_familiarity
@@ -123,6 +123,82 @@ def test_path_pil_and_array_are_judged_alike(pipe, portrait):
     results = pipe([str(fetch("astronaut")), fetch("astronaut"), Image.fromarray(portrait), portrait])
     assert [result["name"] for result in results] == [str(fetch("astronaut"))] * 2 + [None] * 2
     assert len({result["faces"][0]["p_fake"] for result in results}) == 1
+
+
+def encoded(picture):
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer  # at its end, as it is after writing
+
+
+def in_a_file(picture):
+    file = tempfile.NamedTemporaryFile(suffix=".png")  # noqa: SIM115 (the test ends before it goes)
+    file.write(encoded(picture).getvalue())
+    return file
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        encoded,
+        in_a_file,
+        lambda picture: encoded(picture).getvalue(),
+        lambda picture: bytearray(encoded(picture).getvalue()),
+        lambda picture: memoryview(encoded(picture).getvalue()),
+        lambda picture: picture / np.float32(255),
+        lambda picture: torch.tensor(picture).permute(2, 0, 1),
+        lambda picture: torch.from_numpy(picture / 255).permute(2, 0, 1).requires_grad_(),
+    ],
+)
+def test_bytes_file_objects_floats_and_tensors_are_judged_as_the_picture_is(pipe, portrait, form):
+    item, expected = form(portrait), pipe(portrait)
+    first, again = pipe(item), pipe(item)
+    assert first["faces"][0]["p_fake"] == again["faces"][0]["p_fake"] == expected["faces"][0]["p_fake"]
+    assert first["name"] == (item.name if form is in_a_file else None)
+    assert np.array_equal(*(np.asarray(pipe.annotate(each, first)) for each in (item, portrait)))
+
+
+def test_a_tensor_of_16_bit_floats_is_judged(pipe, portrait):
+    tensor = torch.from_numpy(portrait / 255).permute(2, 0, 1).to(torch.bfloat16)
+    assert len(pipe(tensor)["faces"]) == 1
+
+
+@pytest.mark.parametrize("form", [np.asarray, lambda stack: torch.from_numpy(stack).permute(0, 3, 1, 2), list])
+def test_a_stack_has_a_result_for_each_picture(pipe, portrait, form):
+    blank = np.full_like(portrait, 90)
+    results = pipe(form(np.stack([portrait, blank, portrait])))
+    assert [len(result["faces"]) for result in results] == [1, 0, 1]
+    assert results[0]["faces"][0]["p_fake"] == pytest.approx(pipe(portrait)["faces"][0]["p_fake"], abs=1e-6)
+    assert pipe(np.empty((0, 9, 9, 3), np.uint8)) == []
+
+
+@pytest.mark.parametrize(
+    ("item", "sentence"),
+    [
+        (b"hello", "<bytes> is no picture: give a JPEG"),
+        (b"", "<bytes> is empty"),
+        (io.BytesIO(b"<svg/>"), "<file> is an SVG: give a JPEG"),
+        (io.StringIO("text"), "<file> is open as text: open it in binary mode, 'rb'"),
+        (b"\0\0\0\x18ftypmp42" + bytes(99), "the video <bytes> cannot be opened"),
+        (cv2.VideoCapture(), "<file> cannot be copied into"),
+        (torch.zeros(4, 4, 3), r"a tensor of the shape \(4, 4, 3\) is no image: give RGB as torchvision does"),
+        (torch.full((3, 4, 4), 2.0), r"range from 2 to 2: scale them to \[0, 1\], or give uint8"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "and type int64 is no picture"),
+        (np.full((4, 4, 3), np.nan), "range from nan to nan"),
+    ],
+)
+def test_what_is_wrong_with_an_input_without_a_path_is_said(pipe, item, sentence):
+    with pytest.raises(InputError, match=sentence):
+        pipe(item)
+
+
+def test_inputs_without_a_path_have_the_limits_of_files(pipe, monkeypatch, portrait, clip):
+    for item in (encoded(portrait), clip.read_bytes(), torch.from_numpy(portrait).permute(2, 0, 1), portrait / 255):
+        with pytest.raises(InputError, match=r"more than 1,000: .* raise most_pixels"):
+            pipe(item, most_pixels=1000)
+    monkeypatch.setattr(inputs_dcl, "_MOST_COPIED", 1000)
+    with pytest.raises(InputError, match="<file> has more than 0 GiB"):
+        pipe(encoded(portrait))
 
 
 @pytest.mark.parametrize(
@@ -363,8 +439,8 @@ def test_a_recording_that_changes_its_size_has_one_person_in_coordinates_of_the_
     corners = np.array([face["evidence_box"] for face in person["frames"]])
     assert len(boxes) == 6
     assert np.abs(boxes[3:] - boxes[:3]).max() < 25 and np.abs(corners[3:] - corners[:3]).max() < 30  # he moves
-    shown = [event["image"] for event in events[:-1]] + [image for _, image in pipe.read_frames(result, range(6))]
-    assert {image.shape for image in shown} == {(216, 264, 3)}
+    assert {event["image"].shape for event in events[:-1]} == {(216, 264, 3)}
+    assert {image.size for image in pipe.annotate(path, result, frames=range(6))} == {(264, 216)}
 
 
 def test_results_note_what_was_converted_or_left_out(pipe, clip, portrait, tmp_path):
@@ -439,7 +515,7 @@ def test_a_picture_of_many_faces_can_be_left_between_them(pipe, portrait):
         {},
         {"image": 1},
         io.BytesIO(b"x"),
-        torch.zeros(3, 4, 4),
+        torch.zeros(4, 4, 3),
         Image.new("RGB", (0, 0)),
         "",
     ],
@@ -523,11 +599,6 @@ def test_frames_that_are_larger_than_the_header_claims_are_refused(pipe, monkeyp
     monkeypatch.setattr(pipe, "_detect", lambda *_: pytest.fail("the frame was looked at"))
     with pytest.raises(InputError, match=r"the frames of .* pixels, more than 50,000"):
         pipe(clip, most_pixels=50_000)
-
-
-def test_frames_of_a_moment_can_be_read_again(pipe, clip):
-    frames = dict(pipe.read_frames(pipe(clip, num_frames=2), [3, 7]))
-    assert list(frames) == [3, 7] and frames[3].shape == (216, 264, 3)
 
 
 # ------------------------------------------------------------------------------------------------ lists and the stream
@@ -704,47 +775,93 @@ def test_results_are_plain_json(pipe, clip, portrait):
     assert np.shape(to_json(pipe(portrait), evidence=True)["faces"][0]["evidence"]) == (3, 3)
 
 
-def test_drawing_marks_the_face_and_its_evidence_at_their_place(pipe, portrait):
-    (face,) = pipe(portrait)["faces"]
-    face["evidence"] = np.zeros((3, 3), np.float32)
-    face["evidence"][:, 0] = 9
-    drawn = annotate(portrait, [face], evidence=1.0)
-    assert np.array_equal(pipe.annotate(Image.fromarray(portrait), [face], evidence=1.0), drawn)
-    changed = (drawn != portrait).any(axis=2)
-    left, top, right, bottom = np.array(face["evidence_box"])[[0, 2]].reshape(-1).round().astype(int)
-    outside = changed.copy()
-    outside[top - 25 : bottom + 1, left - 1 : right + 60] = False
-    assert outside[-40:, :400].mean() > 0.3, "there is no legend"
-    outside[-40:, :400] = False
-    assert not outside.any()
-    third = (right - left) // 3
-    assert changed[top + 3 : bottom - 3, left + 2 : left + third - 4].mean() > 0.9
-    assert changed[top + 3 : bottom - 3, right - third // 2 :].mean() < 0.5
-    assert np.array_equal(portrait, read_picture(fetch("astronaut"))), "the picture itself was drawn into"
-    with pytest.raises(InputError, match="opacity"):
-        annotate(portrait, [face], evidence=2)
+def test_an_annotated_picture_shows_what_was_found_and_changes_nothing(pipe, portrait):
+    result = pipe(portrait)
+    result["faces"][0]["evidence"][:] = 9
+    before, pixels = copy.deepcopy(result), portrait.copy()
+    drawn = pipe.annotate(portrait, result)
+    assert isinstance(drawn, Image.Image) and drawn.size == (512, 512)
+    assert np.array_equal(portrait, pixels) and to_json(result, evidence=True) == to_json(before, evidence=True)
+    left, top, right, bottom = (round(value) for value in result["faces"][0]["box"])
+    changed = (np.asarray(drawn) != portrait).any(axis=2)
+    assert changed[top:bottom, left].all() and changed[top:bottom, left:right].mean() > 0.5
+    plain = pipe.annotate(portrait, to_json(result))  # without the maps
+    assert (np.asarray(plain) != portrait).any(axis=2)[top + 3 : bottom - 3, left + 3 : right - 3].sum() == 0
+    kept = json.loads(json.dumps(to_json(result, evidence=True)))
+    assert np.array_equal(pipe.annotate(portrait, kept), drawn)
 
 
-def test_red_is_in_a_drawing_only_where_something_is_flagged(pipe, portrait):
-    (face,) = pipe(portrait)["faces"]
-    grey = np.full_like(portrait, 128)
-    face["evidence"] = np.linspace(-9, 9, 9, dtype=np.float32).reshape(3, 3)
-    for verdict in ("flagged", "inconclusive", "not_flagged", "abstained"):
-        drawn = annotate(grey, [face | {"verdict": verdict}], evidence=0.8).astype(int)
-        red = (drawn[..., 0] > 150) & (drawn[..., 1] < 90) & (drawn[..., 2] < 90)
-        assert red.any() == (verdict == "flagged"), verdict
-    plain = annotate(grey, [face | {"evidence": None}], evidence=0.8)
-    assert (plain[-40:, :100] == 128).all(), "a legend without a map"
-    small = annotate(grey[:60, :40], [face], evidence=0.8)  # the legend shrinks with the picture
-    assert small.shape == (60, 40, 3)
+@pytest.mark.parametrize("form", [str, lambda clip: clip.read_bytes(), lambda clip: clip.open("rb")])
+def test_an_annotated_video_is_a_list_of_moments_or_an_mp4(pipe, monkeypatch, clip, tmp_path, form):
+    with_answers(pipe, monkeypatch, [0.2, 0.9, 0.1])
+    item = form(clip)
+    result = pipe(item, num_frames=3)
+    assert [frame["frame"] for frame in result["people"][0]["frames"]] == [0, 5, 11]
+    assert [moment["frame"] for moment in result["people"][0]["moments"]] == [5, 5]  # the highest, and the rise
+    (moment,) = pipe.annotate(item, result)
+    assert moment.size == (264, 216)
+    assert pipe.annotate(item, result, tmp_path / "out.mp4") == tmp_path / "out.mp4"
+    with pipeline_dcl.Video(tmp_path / "out.mp4") as drawn, pipeline_dcl.Video(clip) as source:
+        assert drawn.numbers == source.numbers and drawn.duration == pytest.approx(source.duration, abs=1e-3)
+        pairs = zip(drawn.read(drawn.numbers), source.read(source.numbers), strict=True)
+        changed = [np.abs(one.astype(int) - other).mean(2) for (_, one), (_, other) in pairs]
+    left, top, right, bottom = (round(value) for value in result["people"][0]["frames"][1]["box"])
+    assert changed[5][top : bottom + 1, left].mean() > 40 and changed[5][top + 40 :, right + 10 :].mean() < 4
 
 
-def test_drawing_at_the_edge_of_a_picture_does_not_fail(pipe, portrait):
-    (face,) = pipe(portrait)["faces"]
-    for shift in itertools.product((-200, 0, 400), repeat=2):
-        moved = face | {"box": (np.array(face["box"]) + np.tile(shift, 2)).tolist()}
-        moved["evidence_box"] = (np.array(face["evidence_box"]) + shift).tolist()
-        assert annotate(portrait, [moved], 0.5).shape == portrait.shape
+@pytest.mark.parametrize(
+    ("change", "arguments", "sentence"),
+    [
+        (lambda result: [result], {}, "the result is a list: give what the pipeline returned for this one picture"),
+        (lambda result: result["faces"], {}, "the result is a list"),
+        (lambda result: {"kind": "error"}, {}, "the result is that of a file that could not be read"),
+        (lambda result: result | {"kind": "video"}, {}, "the result is of a video, and this is a picture"),
+        (lambda result: result | {"width": 99}, {}, "has 512x512 pixels, and that of the result 99x512"),
+        (lambda result: result, {"evidence": 2}, r"the opacity of the evidence is 2: choose a number in \[0, 1\]"),
+        (lambda result: result, {"output": "x.png"}, r"output and frames are for videos: save the .* by its save\(\)"),
+        (lambda result: result, {"colour": 1}, "there is no option 'colour'"),
+    ],
+)
+def test_what_cannot_be_annotated_is_said(pipe, portrait, change, arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        pipe.annotate(portrait, change(pipe(portrait)), **arguments)
+
+
+def test_a_video_is_not_annotated_with_the_result_of_a_picture_nor_several_at_once(pipe, portrait, clip):
+    with pytest.raises(InputError, match="the result is of a picture, and this is a video: give its own"):
+        pipe.annotate(clip, pipe(portrait))
+    for several in ([portrait], portrait[None]):
+        with pytest.raises(InputError, match="annotate takes several inputs: call it for each one"):
+            pipe.annotate(several, pipe(portrait))
+        with pytest.raises(InputError, match="crops takes one picture or video"):
+            pipe.crops(several)
+
+
+def test_crops_give_the_model_what_the_pipeline_gives_it(pipe, checkpoint, portrait, clip):
+    processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    model = AutoModelForImageClassification.from_pretrained(checkpoint, trust_remote_code=True).eval()
+
+    def p_fake(crops):
+        with torch.no_grad():
+            return model.p_fake(model(**processor(crops, return_tensors="pt")).logits).tolist()
+
+    twice = np.hstack(
+        [portrait, cv2.resize(portrait, (100, 100)).repeat(6, 0)[:512, :100]]
+    )  # the second too distorted
+    for item in (portrait, twice):
+        crops = pipe.crops(item)
+        assert all(crop.size == (112, 112) and crop.mode == "RGB" for crop in crops)
+        faces = pipe(item, abstain=False)["faces"]
+        assert p_fake(crops) == pytest.approx([face["p_fake"] for face in faces], abs=1e-5)
+    (crops,) = pipe.crops(clip, num_frames=3)
+    (person,) = pipe(clip, num_frames=3, abstain=False)["people"]
+    assert p_fake(crops) == pytest.approx([frame["p_fake"] for frame in person["frames"]], abs=1e-5)
+
+
+def test_faces_without_a_score_have_crops_and_what_shows_no_face_has_none(pipe, portrait):
+    small = cv2.resize(portrait, (100, 100), interpolation=cv2.INTER_AREA)
+    assert pipe(small)["faces"][0]["p_fake"] is None and len(pipe.crops(small)) == 1
+    assert pipe.crops(np.full((64, 64, 3), 90, np.uint8)) == []
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
@@ -896,7 +1013,7 @@ def test_a_model_that_is_uploaded_as_it_is_saved_brings_the_networks_beside_it(p
 PROGRAM = """
 import json, sys
 sys.modules["dcl"] = None
-from transformers import pipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 folder, again, picture = sys.argv[1:]
 pipe = pipeline("face-forgery-detection", model=folder, trust_remote_code=True)
