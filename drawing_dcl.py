@@ -269,7 +269,7 @@ class _Track:
 
 def _encode(video: Video, result: dict[str, Any], path: Path, evidence: float) -> None:
     """Write all frames of a video, annotated."""
-    rate = Fraction(result["frame_rate"] or _USUAL_RATE).limit_denominator(1001)
+    rate = Fraction(result["frame_rate"] or _USUAL_RATE).limit_denominator(1001) or Fraction(1, 1001)
     ticks = rate.numerator * math.ceil(_TICKS / rate.numerator)  # a frame of 1001/24000 s lasts a whole number of them
     track, stream, failure = _Track(video, result), None, None
     with av.open(f"file:{path.absolute()}", "w", format="mp4", options={"movflags": "faststart"}) as container:

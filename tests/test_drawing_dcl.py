@@ -347,3 +347,9 @@ def test_the_rate_of_films_is_exact(tmp_path):
     path = write_video(tmp_path / "film.mp4", frames=5, size=(256, 192), rate=Fraction(24000, 1001))
     stream, _, _ = annotated(path, of_video(path, 2), tmp_path / "out.mp4")
     assert float(stream.average_rate) == pytest.approx(24000 / 1001, abs=1e-3)
+
+
+def test_frames_that_are_an_hour_apart_are_written(tmp_path):
+    path = write_video(tmp_path / "lapse.mkv", frames=2, times=[0, 3_600_000], size=(256, 192))
+    _, frames, times = annotated(path, of_video(path, 2), tmp_path / "out.mp4")
+    assert [number_of(image) for image in frames] == [0, 1] and times == pytest.approx([0, 3600], abs=0.01)
