@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset, load_dataset_builder
 from PIL import Image as PILImage
 
-from .errors_dcl import InputError, PictureError, reason
+from .errors_dcl import InputError, PictureError, disk_trouble, reason
 from .hub_dcl import hub_is_reachable, may_be_repository
 from .images_dcl import decode_picture, read_picture, read_values
 
@@ -33,7 +33,8 @@ CROP_FIELDS = {
 }
 
 #: The columns of a prepared data set. `mask` is null where the forged region is unknown and zero everywhere for a
-#: real; `source_id` is the `video_id` of the real video a fake was made from (its own for a real): the family.
+#: real; `source_id` is the `video_id` of the real video a fake was made from (its own for a real): the family; `phash`
+#: finds copies (`duplicates_dcl.picture_hash`). The `path` of an image is the name of the file it was, if it was one.
 FEATURES = Features(
     {
         "image": Image(),
@@ -47,9 +48,10 @@ FEATURES = Features(
         "landmarks": List(List(Value("float32"))),
         "crop": CROP_FIELDS,
         "dataset": Value("string"),
+        "phash": Value("string"),
     }
 )
-OPTIONAL_COLUMNS = {"mask", "compression", "landmarks"}
+OPTIONAL_COLUMNS = {"mask", "compression", "landmarks", "phash"}
 SPLIT_NAME = r"\w+(?:\.\w+)*"  # as `datasets` takes it
 #: How images can be encoded, as Pillow takes it. WebP with the least effort: 14 times faster than its default at 380
 #: px, for files a seventh larger. JPEG erases some of the traces that a detector looks for.
@@ -96,7 +98,7 @@ def load_prepared(name: str, split: str, data_root: str | Path | None = None, sp
         InputError: if the set or the split is missing, empty or unreadable, or a column is missing or of another type.
     """
     with explained_failure(name, split, data_root):
-        if split_alone or _find_folder(name, data_root) is not None:
+        if split_alone or find_folder(name, data_root) is not None:
             # Never the default split name: the cache key would not tell two splits of one folder apart.
             files = {split: find_files(name, split, data_root)}
             dataset = load_dataset("parquet", data_files=files, split=split)
@@ -114,9 +116,11 @@ def explained_failure(name: str, split: str, data_root: str | Path | None) -> It
     except InputError:
         raise
     except Exception as error:  # each builder, codec and transport has its own class of error
+        if disk_trouble(error) is not None:  # of the cache
+            raise
         remedy = (
             "there is no folder of that name, either: check the path, or the id and the network"
-            if _find_folder(name, data_root) is None
+            if find_folder(name, data_root) is None
             else "prepare or download it again"
         )
         raise InputError(
@@ -135,7 +139,7 @@ def find_files(name: str, split: str, data_root: str | Path | None = None) -> li
     Raises:
         InputError: if there is no such set or split, a shard of it is missing, or a local file is no Parquet file.
     """
-    folder = _find_folder(name, data_root)
+    folder = find_folder(name, data_root)
     if folder is not None:
         splits = {key: [str(path) for path in paths] for key, paths in split_files(folder).items()}
     else:
@@ -191,7 +195,8 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
     return splits
 
 
-def _find_folder(name: str, data_root: str | Path | None) -> Path | None:
+def find_folder(name: str, data_root: str | Path | None) -> Path | None:
+    """Return the folder of a prepared data set, None if it can only be on the Hub; arguments as of `load_prepared`."""
     candidates = [Path(data_root) / name] if data_root is not None else []
     candidates.append(Path(name))
     for candidate in candidates:
@@ -401,17 +406,18 @@ def _decoding(cell: dict[str, Any], what: str) -> Iterator[tuple[bytes | str, st
         ) from error
 
 
-def encode_image(image: np.ndarray, encoding: str = DEFAULT_ENCODING) -> dict[str, Any]:
+def encode_image(image: np.ndarray, encoding: str = DEFAULT_ENCODING, name: str | None = None) -> dict[str, Any]:
     """Encode an image or a mask as a cell.
 
     Args:
         image: RGB (height, width, 3), or a mask (height, width), which is always encoded without loss; uint8.
         encoding: of images, a key of `ENCODINGS`.
+        name: of the file that it was cut from, if that was one picture.
     """
     buffer = io.BytesIO()
     how = ENCODINGS[encoding] if image.ndim == 3 else ENCODINGS["png"]
     PILImage.fromarray(image).save(buffer, **how)
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": buffer.getvalue(), "path": name}
 
 
 def split_names(names: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from dcl.abstention_dcl import describe_abstention
 from dcl.calibration_dcl import describe_calibration
 from dcl.configuration_dcl import why_refused
 from dcl.dataset_dcl import FAKE, find_crop, fingerprint, split_names
+from dcl.duplicates_dcl import Pictures, refuse_copies
 from dcl.errors_dcl import InputError, reason, report_input_errors
 from dcl.evaluation.calibration import fit_calibration
 from dcl.evaluation.familiarity import fit_familiarity
@@ -187,6 +188,13 @@ def build_trainer(run: TrainingRun, rows: tuple[Dataset | StreamedRows, Dataset]
         logger.warning(
             "%d source videos (as %s) are in both %s and %s: the validation scores will be too good to be true.",
             *(len(shared), min(shared), data.train_split, data.validation_split),
+        )
+    if not data.allow_copies and data.train_split != data.validation_split:
+        refuse_copies(
+            Pictures.of_rows(train_rows, data.train_split),
+            Pictures.of_rows(validation_rows, data.validation_split),
+            "the validation scores would be too good. Take one of each out and prepare the data again, or pass "
+            "--allow_copies.",
         )
     crops = concatenate_datasets([rows.select_columns(["crop"]) for rows in (train_rows, validation_rows)])
     crop = find_crop(crops, " and ".join(data.dataset), data.allow_mixed_crops)

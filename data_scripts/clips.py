@@ -93,6 +93,7 @@ class RawDataSet:
         failures: what its lists name and is not there, or contradicts them.
         skipped: how many files were passed over of each suffix, where every image and video of a folder is taken.
         cropped: whether its frames are crops of faces already, in which no face is looked for.
+        groups: of families by the name of their source, the person or folder that several of them are of.
     """
 
     name: str
@@ -101,6 +102,7 @@ class RawDataSet:
     failures: Failures = field(default_factory=Failures)
     skipped: Counter[str] = field(default_factory=Counter)
     cropped: bool = False
+    groups: dict[str, str] = field(default_factory=dict)
 
 
 def group_families(clips: Sequence[Clip]) -> list[Family]:

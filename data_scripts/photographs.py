@@ -10,6 +10,7 @@ import numpy as np
 
 from ..content_dcl import PICTURE_SUFFIXES, UNREAD_PICTURE_SUFFIXES
 from ..dataset_dcl import DEFAULT_ENCODING, REAL, encode_image
+from ..duplicates_dcl import picture_hash
 from ..errors_dcl import InputError, PictureError, reason
 from ..faces_dcl import Face, FaceDetector, crop_transform, cut, map_points
 from ..images_dcl import read_picture
@@ -171,6 +172,7 @@ def real_rows(
             crop_transform(faces[0], crop),
             crop["size"],
             encoding,
+            path.name,
             mask=None,
             label=REAL,
             method=name,
@@ -183,7 +185,7 @@ def real_rows(
 
 
 def face_row(
-    image: np.ndarray, face: Face, transform: np.ndarray, size: int, encoding: str, /, **columns: Any
+    image: np.ndarray, face: Face, transform: np.ndarray, size: int, encoding: str, file: str | None, /, **columns: Any
 ) -> dict[str, Any]:
     """Cut a face out and make it a row of a prepared data set.
 
@@ -193,10 +195,13 @@ def face_row(
         transform: from the photograph to the crop, (2, 3).
         size: side of the crop in pixels.
         encoding: of the crop, a key of `dataset_dcl.ENCODINGS`.
+        file: the name of the photograph; None for a frame of a video.
         **columns: the row's other columns (`dataset_dcl.FEATURES`); the compression is not known unless given.
     """
+    crop = cut(image, transform, size)
     return {
-        "image": encode_image(cut(image, transform, size), encoding),
+        "image": encode_image(crop, encoding, file),
+        "phash": picture_hash(crop),
         "landmarks": None if face.landmarks is None else map_points(face.landmarks, transform).tolist(),
         "compression": None,
         **columns,

@@ -9,7 +9,17 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from ..dataset_dcl import CLASS_NAMES, check_labels, find_crop, fingerprint, load_prepared, metadata
+from ..dataset_dcl import (
+    CLASS_NAMES,
+    check_labels,
+    find_crop,
+    find_folder,
+    fingerprint,
+    load_prepared,
+    metadata,
+    split_files,
+)
+from ..duplicates_dcl import Pictures, refuse_copies
 from ..errors_dcl import InputError
 from ..hub_dcl import fetch_model, may_be_repository
 from .metrics import check_group_column
@@ -178,6 +188,27 @@ def load_evaluation_sets(
     return sets
 
 
+def refuse_copies_of_training(sets: Sequence[EvaluationSet], data_root: str | Path | None = None) -> None:
+    """Check that no data set on this machine shares a picture with its own splits for training and validation.
+
+    Raises:
+        InputError: if one does; it names the first pair.
+    """
+    for data in sets:
+        folder = find_folder(data.source, data_root)
+        if folder is None or data.split == "train":  # on the Hub; or asked for as it is
+            continue
+        held_out = Pictures.of_rows(data.dataset, data.split)
+        for split, files in split_files(folder).items():
+            if split in ("train", "validation") and split != data.split:
+                refuse_copies(
+                    Pictures.of_files(files, split),
+                    held_out,
+                    f"the scores on {data.where} would be too good. Take one of each out and prepare the data again, "
+                    "or pass --allow_copies.",
+                )
+
+
 def check_groups(sets: Sequence[EvaluationSet], column: str) -> None:
     """Check that every data set can be divided by a column, before anything is scored; warn of a single group.
 
@@ -204,4 +235,11 @@ def _short_name(source: str, data_root: str | Path | None) -> str:
     return Path(source).resolve().name if Path(source).is_dir() else source
 
 
-__all__ = ["Checkpoint", "EvaluationSet", "check_groups", "find_checkpoint", "load_evaluation_sets"]
+__all__ = [
+    "Checkpoint",
+    "EvaluationSet",
+    "check_groups",
+    "find_checkpoint",
+    "load_evaluation_sets",
+    "refuse_copies_of_training",
+]

@@ -23,6 +23,7 @@ FREE_ON_RESUME = (
     "output_dir",
     "overwrite",
     "skip_corrupt",
+    "allow_copies",
     "config",
     "data_root",
     "resume_from_checkpoint",
@@ -135,6 +136,10 @@ class DataArguments:
     )
     skip_corrupt: bool = field(default=False, metadata={"help": "Skip images that cannot be decoded, with a warning."})
     allow_mixed_crops: bool = field(default=False, metadata={"help": "Accept faces that were cut in several ways."})
+    allow_copies: bool = field(
+        default=False,
+        metadata={"help": "Train although the validation split shares pictures with the training split."},
+    )
     overwrite: bool = field(
         default=False, metadata={"help": "Start again where output_dir holds a run with other settings."}
     )
