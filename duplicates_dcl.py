@@ -56,18 +56,11 @@ def same_picture(one: np.ndarray, other: np.ndarray) -> bool:
         one: small grey crop, float32 (64, 64), as `Pictures.grey` gives it.
         other: another one.
     """
-    inner = cv2.GaussianBlur(one, (0, 0), 1)[_BORDER:-_BORDER, _BORDER:-_BORDER]
+    one, other = (cv2.GaussianBlur(grey, (0, 0), 1) for grey in (one, other))
+    inner = np.ascontiguousarray(one[_BORDER:-_BORDER, _BORDER:-_BORDER])
     affine = np.float32([[1, 0, _BORDER], [0, 1, _BORDER]])
     try:
-        correlation, _ = cv2.findTransformECC(
-            np.ascontiguousarray(inner),
-            cv2.GaussianBlur(other, (0, 0), 1),
-            affine,
-            cv2.MOTION_AFFINE,
-            _ALIGNED,
-            None,
-            1,
-        )
+        correlation, _ = cv2.findTransformECC(inner, other, affine, cv2.MOTION_AFFINE, _ALIGNED, None, 1)
     except cv2.error:  # it does not converge: they have nothing in common
         return False
     return correlation >= SAME

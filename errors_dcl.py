@@ -75,7 +75,7 @@ def disk_trouble(error: BaseException) -> str | None:
 
 
 def _full_disk(arguments: Sequence[str]) -> str | None:
-    """Return the path, of those that a command was given, whose disk has no space left; None if there is no such one."""
+    """Return the path, of those that a command was given, whose disk is full; None if there is no such one."""
     words = [word for argument in map(str, arguments) for word in (argument, argument.partition("=")[2]) if word]
     for path in map(os.path.abspath, [*words, ".", tempfile.gettempdir(), os.path.expanduser("~")]):
         there = path if os.path.exists(path) else os.path.dirname(path)

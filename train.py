@@ -209,7 +209,7 @@ def build_trainer(run: TrainingRun, rows: tuple[Dataset | StreamedRows, Dataset]
     model.config.seen_methods = sorted(seen.union(model.config.seen_methods or []))
     validation_set = FaceDataset(validation_rows, processor, data.skip_corrupt)
     try:
-        return DCLTrainer(
+        trainer = DCLTrainer(
             model=model,
             args=args,
             train_dataset=train_set,
@@ -228,6 +228,11 @@ def build_trainer(run: TrainingRun, rows: tuple[Dataset | StreamedRows, Dataset]
         if "requires" not in str(error) and "is not supported, only" not in str(error):
             raise
         raise InputError(f"--report_to {' '.join(args.report_to)} cannot be followed: {error}") from error
+    if every := trainer.space_evaluations(run.given):
+        logger.warning(
+            "Evaluating and saving every %d steps, since an epoch is shorter: set eval_strategy to change it.", every
+        )
+    return trainer
 
 
 def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun) -> None:

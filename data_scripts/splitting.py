@@ -205,7 +205,7 @@ def refuse_shared_pictures(folder: str | Path) -> None:
 
 
 def describe_shared_pictures(splits: Sequence[Pictures]) -> list[str]:
-    """Return a sentence, without a full stop, on each picture that two splits share; hashes are computed if need be."""
+    """Return a sentence, without a full stop, on each picture that two splits share; missing hashes are computed."""
     for pictures in splits:
         pictures.add_hashes()
     return [

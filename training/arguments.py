@@ -138,7 +138,7 @@ class DataArguments:
     allow_mixed_crops: bool = field(default=False, metadata={"help": "Accept faces that were cut in several ways."})
     allow_copies: bool = field(
         default=False,
-        metadata={"help": "Train although the validation split shares pictures with the training split."},
+        metadata={"help": "Train although training and validation split share pictures."},
     )
     overwrite: bool = field(
         default=False, metadata={"help": "Start again where output_dir holds a run with other settings."}
