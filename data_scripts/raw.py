@@ -262,10 +262,12 @@ def prepare_shares(
         return done
     staging = folder.path / STAGING
     pooled = replace(found, splits={STAGING_SPLIT: families})
-    note = f"{output}: the faces are cut, then divided; meanwhile they take their space twice."
-    prepared = prepare_raw(
-        pooled, root, staging, how, execution, families_per_shard, lambda text: say(f"{text}\n{note}")
-    )
+
+    def announce(text: str) -> None:
+        say(text.replace(str(staging), str(output)))
+        say(f"{output}: the faces are cut, then divided; meanwhile they take their space twice.")
+
+    prepared = prepare_raw(pooled, root, staging, how, execution, families_per_shard, announce)
     if prepared.waiting:
         return prepared
     with filelock.FileLock(folder.path / ".shares.lock"):  # of several jobs that end at once, one divides

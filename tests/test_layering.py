@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 WINGS = ("training", "evaluation", "data_scripts")
 DOORS = {"app", "train", "evaluate_dcl", "detect", "export", "data_scripts.prepare"}
-DATA = "dataset_dcl"  # below the wings, above what ships
+DATA = {"dataset_dcl", "duplicates_dcl"}  # below the wings, above what ships
 PACKAGES_OF_A_CHECKPOINT = {"torch", "torchvision", "timm", "transformers", "huggingface_hub", "numpy", "PIL"}
 
 FILES = {
@@ -18,7 +18,7 @@ FILES = {
     for folder in (".", *WINGS, "data_scripts/layouts", "evaluation/dcl_metrics")
     for path in sorted((ROOT / folder).glob("*.py"))
 }
-SHIPPED = sorted(name for name in FILES if "." not in name and name not in DOORS | {DATA})
+SHIPPED = sorted(name for name in FILES if "." not in name and name not in DOORS | DATA)
 
 
 def wing(name):
@@ -29,7 +29,7 @@ def floor(name):
     """How high up a module is: 0 ships, 1 is the data set, 2 the wings, 3 the doors."""
     if name in DOORS:
         return 3
-    return 2 if wing(name) else int(name == DATA)
+    return 2 if wing(name) else int(name in DATA)
 
 
 def imports(name, skip_try=False):
@@ -60,7 +60,7 @@ def imports(name, skip_try=False):
 
 
 def test_the_house_is_as_it_is_thought_to_be():
-    assert {*DOORS, DATA} <= set(FILES)
+    assert set(FILES) >= DOORS | DATA
     assert {"configuration_dcl", "modeling_dcl", "image_processing_dcl", "faces_dcl", "hub_dcl", "errors_dcl"} <= set(
         SHIPPED
     )

@@ -202,24 +202,33 @@ class DCLTrainer(Trainer):
         """Evaluate and save at intervals of steps where epochs are so short that it would take longer than training.
 
         Args:
-            given: the settings that the user named; one of evaluation or saving is left as it is.
+            given: the settings that the user named. A strategy is left as it is; steps without one are followed.
 
         Returns:
-            The number of steps between two evaluations, or None if the settings stay as they are.
+            The number of steps between two evaluations if it was chosen here, else None.
+
+        Raises:
+            InputError: if the best checkpoint is wanted, and `save_steps` is no multiple of `eval_steps`.
         """
         args = self.args
-        if not {"eval_strategy", "eval_steps", "save_strategy", "save_steps"}.isdisjoint(given):
+        epochs = (args.eval_strategy, args.save_strategy) == (IntervalStrategy.EPOCH, SaveStrategy.EPOCH)
+        if not epochs or not {"eval_strategy", "save_strategy"}.isdisjoint(given):
             return None
-        if (args.eval_strategy, args.save_strategy) != (IntervalStrategy.EPOCH, SaveStrategy.EPOCH):
-            return None
-        epoch = self._steps_in_epoch()
-        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
-        every = min(self.FEWEST_STEPS, math.ceil(steps / self.EVALUATIONS))
-        if epoch >= every:
-            return None
+        named = [getattr(args, name) for name in ("eval_steps", "save_steps") if name in given]
+        if not named:
+            epoch = self._steps_in_epoch()
+            steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+            every = min(self.FEWEST_STEPS, math.ceil(steps / self.EVALUATIONS))
+            if epoch >= every:
+                return None
+        elif args.load_best_model_at_end and named[-1] % named[0]:
+            raise InputError(
+                f"save_steps is {named[-1]:g}, and eval_steps {named[0]:g}: choose a multiple of it, so that the best "
+                "checkpoint is saved."
+            )
         args.eval_strategy, args.save_strategy = IntervalStrategy.STEPS, SaveStrategy.STEPS
-        args.eval_steps = args.save_steps = every
-        return every
+        args.eval_steps, args.save_steps = (named[0], named[-1]) if named else (every, every)
+        return None if named else every
 
     def _steps_in_epoch(self) -> int:
         args = self.args
