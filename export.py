@@ -1,4 +1,4 @@
-"""Export a checkpoint to ONNX, compare it with the model, and quantise it to int8 if wished.
+"""Export a checkpoint to ONNX, check the graph against the model, and optionally quantize it to int8.
 
 python export.py --model runs/demo --output runs/demo-onnx
 python export.py --model runs/demo --output runs/demo-onnx --int8 --dataset demo --data_root data
@@ -20,12 +20,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, help="folder for the export; one made before is replaced"
     )
     parser.add_argument(
-        "--int8", action="store_true", help="write model_int8.onnx, too, and print the AUC that it costs"
+        "--int8", action="store_true", help="also write model_int8.onnx, and print how far it moves the scores"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="write model_int8.onnx even if it moves the scores beyond the limits"
     )
     parser.add_argument(
         "--dataset",
-        help="prepared data set whose validation split calibrates int8 and on which everything is compared: a name "
-        "under --data_root, a folder, or an id of the Hub (without it, random images are compared)",
+        help="prepared data set whose validation split calibrates and measures int8: a name under --data_root, a "
+        "folder, or an id of the Hub (without it, random images check the float32 graph)",
     )
     parser.add_argument("--data_root", type=Path, help="where the name of the data set is looked up first")
     return parser
@@ -41,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     if arguments.int8 and arguments.dataset is None:
         raise InputError("int8 is calibrated and measured on validation images: pass --dataset, or leave out --int8.")
+    if arguments.force and not arguments.int8:
+        raise InputError("--force overrides the limits of int8: pass --int8, too, or leave it out.")
     if arguments.data_root is not None and arguments.dataset is None:
         raise InputError("--data_root is where a data set is looked up, and none was named: pass --dataset.")
     # Imported step by step: --help needs nothing, and a wrong name is reported before torch is imported.
@@ -64,13 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_packages()
     check_output(arguments.output)
     model, processor = load_checkpoint(checkpoint, torch.device("cpu"))
-    exported = export(checkpoint, model, processor, arguments.output, data, arguments.int8)
+    exported = export(checkpoint, model, processor, arguments.output, data, arguments.int8, arguments.force)
     print(describe(exported.record))
     print(f"the export is in {exported.folder}")
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Return in a few lines what an export's record says.
+    """Return what an export's record says, in a few lines and, for int8, a table.
 
     Args:
         record: the content of `export.json`.
@@ -85,11 +90,29 @@ def describe(record: dict[str, Any]) -> str:
         errors = ", ".join(f"{name} {error:.3g}" for name, error in int8["margin_errors"].items())
         lines += [
             f"int8 by {int8['method']} on {int8['calibration_images']} images; error of the margin: {errors}",
-            f"frame AUC on {int8['frames']} frames of {int8['data']}: {int8['auc_float32']:.4f} in float32, "
-            f"{int8['auc_int8']:.4f} in int8, which costs {int8['auc_cost']:.4f}; p_fake changes by "
-            f"{int8['p_fake_change']['mean']:.3f} on average, {int8['p_fake_change']['largest']:.3f} at most",
+            f"float32 to int8 on {int8['frames']} held-out frames of {int8['data']}: frame AUC "
+            f"{int8['auc_float32']:.4f} to {int8['auc_int8']:.4f}, verdicts at {int8['threshold']:.3f}",
+            _table(int8),
         ]
     return "\n".join(lines)
+
+
+def _table(int8: dict[str, Any]) -> str:
+    import pandas as pd
+
+    from dcl.evaluation.exporting import CHANGES
+
+    limits = int8["limits"]
+    rows = [
+        {
+            "int8": title,
+            "measured": f"{int8[name]:.4f}",
+            "limit": f"{limits[name]:g}" if name in limits else "too few frames",
+            "": "exceeded" if name in int8["exceeded"] else "",
+        }
+        for name, title in CHANGES.items()
+    ]
+    return pd.DataFrame(rows).to_string(index=False)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Export a checkpoint to ONNX: a graph that answers as the model does, in 32-bit floats and, if wished, in int8.
+"""Export a checkpoint to ONNX: a float32 graph that matches the model and, on request, an int8 graph.
 
-What is chosen for int8 is chosen on the validation split, and so is what it costs measured.
+Half of the families of the validation split calibrate int8; the other half measures how far it moves the scores.
 """
 
 import contextlib
@@ -11,12 +11,13 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ from ..familiarity_dcl import REFERENCE_FILE, copy_reference
 from ..modeling_dcl import DCLForImageClassification
 from ..onnx_dcl import GRAPH, INPUT, OUTPUTS, OnnxClassifier
 from ..prepared_dcl import FAKE, REAL
+from .bootstrap import family_codes
 from .checkpoints import Checkpoint
 from .inputs import EvaluationSet
 from .metrics import binary_metrics, rank_scores
@@ -51,11 +53,22 @@ PACKAGE = Path(__file__).parents[1]
 #: How far an output may be from the model's: of one whose values exceed 1, as a part of the largest.
 TOLERANCE = 1e-4
 PARITY_BATCHES = (1, 2, 7)
-#: Images that set the ranges of int8, and as many others that choose among the ways to set them.
+#: Images of each class that calibrate int8: half set the ranges of activations, half choose the method.
 CALIBRATION_IMAGES = 128
 METHODS = ("minmax", "percentile", "entropy")
 PERCENTILE = 99.99
 BATCH_SIZE = 8
+#: What int8 changes, as tables and messages call it.
+CHANGES = {
+    "auc_loss": "loss of frame AUC",
+    "mean_shift": "mean shift of p_fake",
+    "largest_shift": "largest shift of p_fake",
+    "flips": "share of flipped verdicts",
+}
+#: How much int8 may change on held-out frames. Above any of these limits, nothing is written without `force`.
+LIMITS = {"auc_loss": 0.01, "mean_shift": 0.03, "largest_shift": 0.25, "flips": 0.05}
+#: With fewer held-out frames of either class, a single frame can decide whether AUC and verdicts are within limits.
+LEAST_FRAMES = 20
 MOST_BYTES = 2**31 - 1  # a protobuf holds no more
 
 
@@ -174,29 +187,41 @@ def measure_parity(
 # ------------------------------------------------------------------------------------------------------- int8
 
 
-def choose_rows(data: EvaluationSet, count: int) -> tuple[list[int], list[int]]:
-    """Choose rows that set the ranges of int8, and others that choose among ways: of each, reals and fakes alike.
+def split_rows(data: EvaluationSet) -> tuple[list[int], list[int], list[int]]:
+    """Split the rows of a data set for int8; families are not divided between calibration and measurement.
 
     Args:
         data: the validation split.
-        count: rows of each kind, fewer where the split has not so many.
+
+    Returns:
+        Rows that set the ranges of activations and rows that choose the method, both from every second family, at
+        most `CALIBRATION_IMAGES` of each class in all; and all rows of the other families, which measure the result.
 
     Raises:
-        InputError: if a class has less than two rows.
+        InputError: if there are too few families for both classes to be in every part.
     """
-    labels = np.asarray(data.dataset["label"])
-    chosen: tuple[list[int], list[int]] = ([], [])
-    for label, name in ((REAL, "real"), (FAKE, "fake")):
-        rows = np.flatnonzero(labels == label)
-        if len(rows) < 2:
+    rows = data.dataset.select_columns(["label", "video_id", "source_id"]).to_pandas()
+    try:
+        families = family_codes(rows)[0]
+    except ValueError as error:
+        raise InputError(f"{data.where} cannot be split for int8: {error}. Pass another --dataset.") from error
+    labels = rows["label"].to_numpy()
+    fakes = rows.groupby(families)["label"].mean()
+    held_out = [family for _, kind in fakes.groupby(np.ceil(fakes) + np.floor(fakes)) for family in kind.index[1::2]]
+    measuring = np.isin(families, held_out)
+    setting, choosing = [], []
+    for label, name in ((REAL, "real"), (FAKE, "forged")):
+        calibrating = np.flatnonzero((labels == label) & ~measuring)
+        if len(calibrating) < 2 or not (measuring & (labels == label)).any():
             raise InputError(
-                f"{data.where} has {len(rows)} {name} rows, and int8 takes at least 2 of each class to be calibrated: "
-                "pass a data set with more, or leave out --int8."
+                f"{data.where} has too few families with {name} frames for int8: some calibrate it and others measure "
+                "it. Pass a --dataset with more, or leave out --int8."
             )
-        spread = rows[np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(int)]
-        for part, start in zip(chosen, (0, 1), strict=True):
-            part.extend(spread[start::2].tolist())
-    return chosen
+        count = min(len(calibrating), CALIBRATION_IMAGES)
+        spread = calibrating[np.linspace(0, len(calibrating) - 1, count).astype(int)]
+        setting.extend(spread[::2].tolist())
+        choosing.extend(spread[1::2].tolist())
+    return setting, choosing, np.flatnonzero(measuring).tolist()
 
 
 def read_pixels(data: EvaluationSet, processor: BaseImageProcessor, rows: Sequence[int]) -> torch.Tensor:
@@ -239,7 +264,10 @@ def head_nodes(model: "onnx.ModelProto") -> list[str]:
 
 
 def write_int8(source: Path, path: Path, pixel_values: torch.Tensor, method: str) -> None:
-    """Quantise a graph: weights to int8 for each channel, activations to uint8; the head after the map stays float.
+    """Quantize a graph: weights to 7 bits per channel, activations to uint8; the head after the map stays in float32.
+
+    x86 CPUs without VNNI add pairs of uint8 x int8 products in 16 bits. Weights in [-64, 64] cannot overflow them (2 x
+    255 x 64 = 32,640), those in [-127, 127] can. The graph therefore gives the same answers on every CPU.
 
     Args:
         source: the graph in floats.
@@ -249,7 +277,7 @@ def write_int8(source: Path, path: Path, pixel_values: torch.Tensor, method: str
             the least information.
 
     Raises:
-        InputError: if ONNX Runtime cannot quantise the graph.
+        InputError: if ONNX Runtime cannot quantize the graph.
     """
     extra: dict[str, Any] = {"CalibStridedMinMax": 1}  # one image at a time, whatever the method
     if method == "percentile":
@@ -270,6 +298,7 @@ def write_int8(source: Path, path: Path, pixel_values: torch.Tensor, method: str
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,  # on x86 the kernels are for unsigned activations
                 weight_type=quantization.QuantType.QInt8,
+                reduce_range=True,
                 nodes_to_exclude=head_nodes(graph),
                 calibrate_method={
                     "minmax": quantization.CalibrationMethod.MinMax,
@@ -279,7 +308,7 @@ def write_int8(source: Path, path: Path, pixel_values: torch.Tensor, method: str
                 extra_options=extra,
             )
     except Exception as error:
-        raise InputError(f"the graph cannot be quantised to int8 ({reason(error)}): leave out --int8.") from error
+        raise InputError(f"the graph cannot be quantized to int8 ({reason(error)}): leave out --int8.") from error
 
 
 def margins_of(graph: OnnxClassifier, pixel_values: torch.Tensor) -> np.ndarray:
@@ -288,21 +317,28 @@ def margins_of(graph: OnnxClassifier, pixel_values: torch.Tensor) -> np.ndarray:
     return (logits[:, FAKE] - logits[:, REAL]).numpy()
 
 
-def quantise(graph: OnnxClassifier, path: Path, processor: BaseImageProcessor, data: EvaluationSet) -> dict[str, Any]:
-    """Write the graph in int8 whose margins are closest to those in floats, and measure what it costs.
+def quantize(
+    graph: OnnxClassifier, path: Path, processor: BaseImageProcessor, data: EvaluationSet, force: bool = False
+) -> dict[str, Any]:
+    """Write the int8 graph whose margins are closest to those of the float32 graph, and measure what it changes.
 
     Args:
-        graph: in floats.
-        path: where the graph in int8 goes.
+        graph: in float32.
+        path: where the int8 graph goes.
         processor: of the checkpoint.
         data: its validation split.
+        force: accept a graph that changes more than `LIMITS` allow, with a warning.
 
     Returns:
-        `method`; `calibration_images` and `choosing_images`; of each method the `margin_errors`, root mean squares
-        over the images that choose; `frames`, `auc_float32`, `auc_int8` and `auc_cost` over the whole split; and the
-        mean and the largest change of the calibrated `p_fake`.
+        `method`; `calibration_images` and `choosing_images`; the `margin_errors` of each method, root mean squares
+        over the images that choose; what `compare_predictions` returns; `limits`, those that could be checked; and
+        `exceeded`, the names of those that were.
+
+    Raises:
+        InputError: if a limit is exceeded and `force` is not set, or the graph cannot be quantized.
     """
-    setting, choosing = (read_pixels(data, processor, rows) for rows in choose_rows(data, CALIBRATION_IMAGES))
+    setting_rows, choosing_rows, measuring_rows = split_rows(data)
+    setting, choosing = (read_pixels(data, processor, rows) for rows in (setting_rows, choosing_rows))
     exact = margins_of(graph, choosing)
     errors = {}
     for method in METHODS:
@@ -314,35 +350,90 @@ def quantise(graph: OnnxClassifier, path: Path, processor: BaseImageProcessor, d
             candidate.replace(path)
         else:
             candidate.unlink()
-    before = _scored(graph, processor, data)
-    after = _scored(OnnxClassifier(path, graph.config), processor, data)
-    aucs = {}
-    for name, rows in (("float32", before), ("int8", after)):
-        metrics = binary_metrics(rows["label"].to_numpy(), rank_scores(rows), "frames")
-        if metrics["auc"] is None:
-            raise InputError(f"the cost of int8 cannot be measured on {data.where}: {metrics['reason']}.")
-        aucs[name] = metrics["auc"]
-    change = np.abs(after["p_fake"].to_numpy() - before["p_fake"].to_numpy())
+    batches = [measuring_rows[start : start + BATCH_SIZE] for start in range(0, len(measuring_rows), BATCH_SIZE)]
+    before, after = (
+        pa.concat_tables(batch.rows for batch in predict(model, processor, data, batches=batches)).to_pandas()
+        for model in (graph, OnnxClassifier(path, graph.config))
+    )
+    changes = compare_predictions(before, after, graph.config.calibration)
+    limits, exceeded = check_limits(changes)
+    where = f"{changes['frames']} held-out frames of {data.where}"
+    if len(limits) < len(LIMITS):
+        logger.warning(
+            "%s (%d real, %d forged) are too few to check AUC and verdicts in int8, which takes %d of each class: "
+            "pass a larger --dataset.",
+            *(where, changes["reals"], changes["fakes"], LEAST_FRAMES),
+        )
+    if exceeded:
+        found = ", ".join(f"{CHANGES[name]} {changes[name]:.3f} (limit {LIMITS[name]:g})" for name in exceeded)
+        sentence = f"int8 changes the scores too much on {where}: {found}."
+        if not force:
+            raise InputError(
+                f"{sentence} Nothing was written. Leave out --int8 and use {GRAPH}, or pass --force to write "
+                f"{INT8_MODEL} all the same."
+            )
+        logger.warning("%s --force writes %s all the same.", sentence, INT8_MODEL)
     return {
         "method": min(errors, key=errors.__getitem__),
         "calibration_images": len(setting),
         "choosing_images": len(choosing),
         "margin_errors": errors,
-        "frames": len(before),
-        "auc_float32": aucs["float32"],
-        "auc_int8": aucs["int8"],
-        "auc_cost": aucs["float32"] - aucs["int8"],
-        "p_fake_change": {"mean": float(change.mean()), "largest": float(change.max())},
+        **changes,
+        "limits": limits,
+        "exceeded": exceeded,
     }
 
 
-def _scored(graph: OnnxClassifier, processor: BaseImageProcessor, data: EvaluationSet) -> Any:
-    return pa.concat_tables(batch.rows for batch in predict(graph, processor, data, BATCH_SIZE)).to_pandas()
+def compare_predictions(
+    before: pd.DataFrame, after: pd.DataFrame, calibration: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Measure how far the scores of the same frames differ between two graphs.
+
+    Args:
+        before: predictions of the float32 graph, with the columns of `PREDICTIONS_SCHEMA`.
+        after: predictions of the int8 graph, in the same order.
+        calibration: `DCLConfig.calibration`. Verdicts are taken at its EER threshold for frames, or at .5.
+
+    Returns:
+        `frames`, `reals` and `fakes`, how many were measured; `auc_float32`, `auc_int8` and `auc_loss`, the
+        difference; `mean_shift` and `largest_shift` of the calibrated `p_fake`; `threshold`; and `flips`, the share
+        of frames on the other side of it.
+    """
+    labels = before["label"].to_numpy()
+    auc_before, auc_after = (binary_metrics(labels, rank_scores(rows), "frames")["auc"] for rows in (before, after))
+    threshold = ((calibration or {}).get("frame", {}).get("thresholds", {})).get("eer")
+    threshold = 0.5 if threshold is None else threshold
+    old, new = before["p_fake"].to_numpy(), after["p_fake"].to_numpy()
+    shift = np.abs(new - old)
+    return {
+        "frames": len(labels),
+        "reals": int((labels == REAL).sum()),
+        "fakes": int((labels == FAKE).sum()),
+        "auc_float32": auc_before,
+        "auc_int8": auc_after,
+        "auc_loss": auc_before - auc_after,
+        "mean_shift": float(shift.mean()),
+        "largest_shift": float(shift.max()),
+        "threshold": threshold,
+        "flips": float(((old >= threshold) != (new >= threshold)).mean()),
+    }
+
+
+def check_limits(changes: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """Check what `compare_predictions` returned against `LIMITS`.
+
+    Returns:
+        The limits that could be checked, without those of AUC and flips where a class has fewer than `LEAST_FRAMES`
+        frames; and the names of those that are exceeded.
+    """
+    enough = min(changes["reals"], changes["fakes"]) >= LEAST_FRAMES
+    limits = {name: limit for name, limit in LIMITS.items() if enough or name not in ("auc_loss", "flips")}
+    return limits, [name for name, limit in limits.items() if not changes[name] <= limit]
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what the exporter and the quantiser print of their progress and of what they may do better."""
+    """Keep to itself what the exporter and the quantizer print of their progress and of what they may do better."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -391,6 +482,7 @@ def export(
     folder: Path,
     data: EvaluationSet | None = None,
     int8: bool = False,
+    force: bool = False,
 ) -> Export:
     """Export a checkpoint, whole or not at all.
 
@@ -400,14 +492,15 @@ def export(
         processor: loaded from it.
         folder: what `check_output` lets pass; an export that is there is replaced.
         data: the validation split, on whose rows graph and model are compared; without it, on random images.
-        int8: quantise, too; takes `data`.
+        int8: also write an int8 graph; takes `data`.
+        force: write it even if it exceeds `LIMITS`.
 
     Returns:
         The folder and its record. In it are `model.onnx` (and `model_int8.onnx`), `config.json`,
         `preprocessor_config.json`, the code that runs them, and `export.json`.
 
     Raises:
-        InputError: if the checkpoint cannot be exported, the graph answers otherwise, or nothing can be written.
+        InputError: if the checkpoint cannot be exported, a graph differs too much from it, or nothing can be written.
     """
     check_packages()
     check_output(folder)
@@ -422,7 +515,7 @@ def export(
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir(parents=True)
-        record = _fill(partial, checkpoint, model, processor, data, int8)
+        record = _fill(partial, checkpoint, model, processor, data, int8, force)
         _replace(target, partial)
     except OSError as error:
         raise InputError(f"nothing can be written to {str(folder)!r} ({error}): choose another --output.") from error
@@ -448,6 +541,7 @@ def _fill(
     processor: BaseImageProcessor,
     data: EvaluationSet | None,
     int8: bool,
+    force: bool,
 ) -> dict[str, Any]:
     write_graph(model, folder / GRAPH)
     graph = OnnxClassifier(folder / GRAPH, model.config)
@@ -467,7 +561,7 @@ def _fill(
     }
     if int8:
         record["int8"] = {"data": f"{data.name} ({data.split})", "fingerprint": data.fingerprint}
-        record["int8"] |= quantise(graph, folder / INT8_MODEL, processor, data)
+        record["int8"] |= quantize(graph, folder / INT8_MODEL, processor, data, force)
     record["bytes"] = {path.name: path.stat().st_size for path in sorted(folder.glob("model*.onnx"))}
     record["versions"] = versions("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime")
     write_code(folder)
@@ -489,13 +583,17 @@ def write_code(folder: Path) -> None:
 
 
 __all__ = [
+    "CHANGES",
     "INT8_MODEL",
+    "LIMITS",
     "RECORD",
     "TOLERANCE",
     "ClassifierOutputs",
     "Export",
+    "check_limits",
     "check_output",
     "check_packages",
+    "compare_predictions",
     "export",
     "head_nodes",
     "measure_parity",

@@ -1,4 +1,4 @@
-"""The export: graphs that answer as their model does, what int8 costs, and folders that are whole or untouched."""
+"""The export: graphs that match their model, limits on what int8 may change, and all-or-nothing output."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoConfig, AutoImageProcessor
@@ -16,7 +17,7 @@ from dcl.configuration_dcl import DCLConfig
 from dcl.data_scripts.assets import fetch
 from dcl.errors_dcl import InputError
 from dcl.evaluation import exporting
-from dcl.evaluation.exporting import TOLERANCE, check_output, head_nodes, measure_parity, write_graph
+from dcl.evaluation.exporting import LIMITS, TOLERANCE, check_output, head_nodes, measure_parity, write_graph
 from dcl.evaluation.inputs import load_evaluation_sets
 from dcl.faces_dcl import YUNET_FILE
 from dcl.familiarity_dcl import REFERENCE_FILE
@@ -173,46 +174,162 @@ def test_weights_that_one_file_cannot_hold_are_refused(tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------------------- int8
 
 
-def test_int8_is_smaller_and_close_and_its_cost_is_measured(exported, checkpoint, prepared):
+def test_int8_is_smaller_and_close_and_the_change_is_measured(exported, checkpoint, prepared):
     folder = exported
     record = json.loads((folder / "export.json").read_text())
     int8 = record["int8"]
     names = {path.name for path in folder.iterdir()} - {YUNET_FILE}  # which is there if it is on this machine
     assert names == FOLDER | SHIPPED_CODE | {"model_int8.onnx"}
     assert record["bytes"]["model_int8.onnx"] < 0.7 * record["bytes"]["model.onnx"]
-    assert int8["frames"] == 24 and int8["calibration_images"] + int8["choosing_images"] == 24
+    assert (int8["frames"], int8["reals"], int8["fakes"]) == (8, 2, 6)
+    assert int8["calibration_images"] + int8["choosing_images"] == 16
     assert int8["method"] == min(int8["margin_errors"], key=int8["margin_errors"].get)
-    assert int8["auc_cost"] == pytest.approx(int8["auc_float32"] - int8["auc_int8"])
-    printed = door.describe(record)
-    assert f"{int8['auc_float32']:.4f} in float32" in printed and f"{int8['auc_int8']:.4f} in int8" in printed
-    assert "model.onnx: 1.5 MB" in printed and "model_int8.onnx: 0.4 MB" in printed
 
     data = load_evaluation_sets([str(prepared)], "validation")[0]
-    images = exporting.read_pixels(data, DCLImageProcessor.from_pretrained(checkpoint), range(24))
-    exact, quantised = (OnnxClassifier.from_pretrained(folder, name)(images) for name in record["bytes"])
-    assert not torch.equal(exact.logits, quantised.logits)
-    spread = exact.logits.std(0).max()
-    assert (exact.logits - quantised.logits).abs().mean() < spread
-    assert torch.nn.functional.cosine_similarity(exact.embedding, quantised.embedding).min() > 0.98
+    measured = exporting.split_rows(data)[2]
+    images = exporting.read_pixels(data, DCLImageProcessor.from_pretrained(checkpoint), measured)
+    exact, quantized = (OnnxClassifier.from_pretrained(folder, name) for name in record["bytes"])
+    before, after = exact(images), quantized(images)
+    shift = (exact.p_fake(before.logits) - quantized.p_fake(after.logits)).abs()
+    assert 0 < int8["mean_shift"] == pytest.approx(shift.mean().item(), abs=1e-6)
+    assert int8["largest_shift"] == pytest.approx(shift.max().item(), abs=1e-6)
+    assert torch.nn.functional.cosine_similarity(before.embedding, after.embedding).min() > 0.98
     types = {node.op_type for node in onnx.load(folder / "model_int8.onnx").graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= types
 
 
-def test_rows_that_set_ranges_and_rows_that_choose_are_others_of_both_classes(prepared):
+def test_int8_weights_cannot_overflow_on_a_cpu_without_vnni(exported):
+    """Such CPUs add two products of uint8 and int8 in 16 bits."""
+    weights = [
+        onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load(exported / "model_int8.onnx").graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8
+    ]
+    largest = max(abs(values.astype(int)).max() for values in weights)
+    assert largest == 64 and 2 * 255 * largest < 2**15
+
+
+def test_the_printed_table_shows_what_int8_changes_and_what_was_not_checked(exported):
+    record = json.loads((exported / "export.json").read_text())
+    printed = door.describe(record)
+    int8 = record["int8"]
+    assert "model.onnx: 1.5 MB" in printed and "model_int8.onnx: 0.4 MB" in printed
+    assert f"{int8['auc_float32']:.4f} to {int8['auc_int8']:.4f}" in printed
+    for name, line in zip(exporting.CHANGES, printed.splitlines()[-4:], strict=True):
+        assert exporting.CHANGES[name] in line and f"{int8[name]:.4f}" in line
+        assert ("too few frames" in line) == (name in ("auc_loss", "flips")) == (name not in int8["limits"])
+
+
+@pytest.fixture
+def fragile(checkpoint, graph, prepared, tmp_path_factory):
+    """A checkpoint whose `p_fake` spans its margins, and a graph of it that floats compute as before and int8 cannot.
+
+    In each block one channel between two convolutions is 1,024 times as large: int8 rounds the others to nothing.
+    """
+    folder = tmp_path_factory.mktemp("fragile") / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    model, processor = make_model(), DCLImageProcessor.from_pretrained(checkpoint)
     data = load_evaluation_sets([str(prepared)], "validation")[0]
-    labels = np.array(data.dataset["label"])
-    for count in (4, 128):
-        setting, choosing = exporting.choose_rows(data, count)
-        assert not set(setting) & set(choosing) and len(set(setting)) == len(setting)
-        assert {0, 1} == set(labels[setting]) == set(labels[choosing])
-    assert len(exporting.choose_rows(data, 4)[0]) == 4
+    margins = exporting.margins_of(
+        model.eval().requires_grad_(False), exporting.read_pixels(data, processor, range(24))
+    )
+    ends = [float(margins.min()), float(margins.max())]
+    model.config.calibration = {"method": "isotonic", "margins": ends, "p_fake": [0.0, 1.0]}
+    model.config.save_pretrained(folder)
+
+    rescaled = onnx.load(graph)
+    for tensor in rescaled.graph.initializer:
+        name = tensor.name.rpartition("backbone.")[2]
+        if name.startswith("layer") and "conv" in name:
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            if "conv1" in name:
+                values[0] *= 1024
+            elif name.endswith("conv2.weight"):
+                values[:, 0] /= 1024
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    path = folder.with_name("model.onnx")
+    onnx.save_model(rescaled, path)
+    return folder, path
 
 
-def test_int8_takes_both_classes(tmp_path):
-    write_split(tmp_path / "reals", "validation", make_rows(range(2), methods=()))
-    data = load_evaluation_sets([str(tmp_path / "reals")], "validation")[0]
-    with pytest.raises(InputError, match="has 0 fake rows"):
-        exporting.choose_rows(data, 128)
+def test_int8_that_moves_scores_too_far_is_refused_unless_forced(
+    fragile, prepared, tmp_path, monkeypatch, caplog, capsys
+):
+    folder, graph = fragile
+    monkeypatch.setattr(exporting, "METHODS", ("minmax",))
+    monkeypatch.setattr(exporting, "write_graph", lambda model, path: shutil.copy(graph, path))
+    flags = ["--model", folder, "--output", tmp_path / "out", "--int8", "--dataset", prepared]
+    with pytest.raises(SystemExit) as refused:
+        run(*flags)
+    sentence = str(refused.value)
+    assert sentence.startswith("error: int8 changes the scores too much on 8 held-out frames of ")
+    assert "mean shift of p_fake 0." in sentence and f"(limit {LIMITS['mean_shift']:g})" in sentence
+    assert "Nothing was written" in sentence and "--force" in sentence
+    assert not list(tmp_path.iterdir())
+    run(*flags, "--force")
+    assert "int8 changes the scores too much" in caplog.text and "--force writes model_int8.onnx" in caplog.text
+    int8 = json.loads((tmp_path / "out" / "export.json").read_text())["int8"]
+    assert int8["mean_shift"] > LIMITS["mean_shift"] and "mean_shift" in int8["exceeded"]
+    assert "exceeded" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model_int8.onnx").is_file()
+
+
+def predictions(labels, margins):
+    margins = np.array(margins, float)
+    p_fake = 1 / (1 + np.exp(-margins))
+    return pd.DataFrame({"label": labels, "logit": margins, "p_fake_raw": p_fake, "p_fake": p_fake})
+
+
+def test_changes_are_those_of_the_calibrated_scores_at_the_threshold_of_the_checkpoint():
+    before = predictions([0, 0, 1, 1], [-2, -1, 0.1, 3])
+    after = predictions([0, 0, 1, 1], [-2, -0.5, -0.1, 3])
+    changes = exporting.compare_predictions(before, after, None)
+    shifts = abs(before["p_fake"] - after["p_fake"])
+    assert changes["mean_shift"] == pytest.approx(shifts.mean())
+    assert changes["largest_shift"] == pytest.approx(shifts[1])
+    assert (changes["reals"], changes["fakes"], changes["auc_loss"]) == (2, 2, 0)
+    assert (changes["threshold"], changes["flips"]) == (0.5, 0.25)
+    calibration = {"method": "none", "frame": {"thresholds": {"eer": 0.3}}}  # between .269 and .378
+    assert exporting.compare_predictions(before, after, calibration)["flips"] == 0.25
+    assert exporting.compare_predictions(before, predictions([0, 0, 1, 1], [-2, 3, 2, 1]), None)["auc_loss"] == 0.5
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_every_limit_is_checked_where_there_are_enough_frames(name):
+    changes = dict(LIMITS, reals=20, fakes=20)
+    assert exporting.check_limits(changes) == (LIMITS, [])
+    changes[name] += 0.001
+    assert exporting.check_limits(changes)[1] == [name]
+    assert exporting.check_limits(changes | {name: float("nan")})[1] == [name]
+    few = exporting.check_limits(changes | {"reals": 19})
+    assert set(few[0]) == {"mean_shift", "largest_shift"} and few[1] == ([name] if name in few[0] else [])
+
+
+def test_families_that_measure_int8_do_not_calibrate_it(prepared, tmp_path):
+    write_split(tmp_path / "more", "validation", make_rows(range(5)))
+    for source, families in ((prepared, (2, 1)), (tmp_path / "more", (3, 2))):
+        data = load_evaluation_sets([str(source)], "validation")[0]
+        labels, names = np.array(data.dataset["label"]), np.array(data.dataset["source_id"])
+        setting, choosing, measuring = map(np.array, exporting.split_rows(data))
+        assert sorted([*setting, *choosing, *measuring]) == list(range(len(labels)))
+        assert {0, 1} == set(labels[setting]) == set(labels[choosing]) == set(labels[measuring])
+        calibrating = set(names[setting]) | set(names[choosing])
+        assert (len(calibrating), len(set(names[measuring]))) == families
+        assert not calibrating & set(names[measuring])
+
+
+def test_no_more_images_calibrate_int8_than_it_takes(prepared, monkeypatch):
+    monkeypatch.setattr(exporting, "CALIBRATION_IMAGES", 2)
+    setting, choosing, measuring = exporting.split_rows(load_evaluation_sets([str(prepared)], "validation")[0])
+    assert (len(setting), len(choosing), len(measuring)) == (2, 2, 8)
+
+
+@pytest.mark.parametrize(("videos", "methods", "name"), [(1, ("swap",), "real"), (2, (), "forged")])
+def test_int8_takes_two_families_of_each_class(tmp_path, videos, methods, name):
+    write_split(tmp_path / "few", "validation", make_rows(range(videos), methods=methods))
+    data = load_evaluation_sets([str(tmp_path / "few")], "validation")[0]
+    with pytest.raises(InputError, match=f"too few families with {name} frames for int8"):
+        exporting.split_rows(data)
 
 
 # --------------------------------------------------------------------------------------------------------- the folder
@@ -278,6 +395,7 @@ def test_a_folder_that_cannot_be_written_to_gets_a_sentence(checkpoint, tmp_path
     [
         (["--int8"], "pass --dataset"),
         (["--data_root", "data"], "none was named"),
+        (["--force"], "pass --int8"),
         (["--dataset", "nowhere"], "nowhere"),
     ],
 )
@@ -298,7 +416,7 @@ def test_packages_that_are_missing_are_named(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_tries_every_way_to_quantise(checkpoint, prepared, tmp_path):
+def test_the_command_tries_every_way_to_quantize(checkpoint, prepared, tmp_path):
     flags = ["--model", str(checkpoint), "--output", str(tmp_path / "out"), "--int8", "--dataset", str(prepared)]
     done = subprocess.run([sys.executable, "-m", "dcl.export", *flags], check=True, capture_output=True, text=True)
     record = json.loads((tmp_path / "out" / "export.json").read_text())
