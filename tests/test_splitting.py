@@ -82,9 +82,9 @@ def test_joined_families_stay_together():
 
 
 def test_too_few_families_are_counted_in_the_error():
-    with pytest.raises(InputError, match="mine has 2 families with real faces, and 3 splits need 3"):
+    with pytest.raises(InputError, match="mine has 2 families with real faces, and 3 splits need at least 3"):
         deal({"a": (5, 5), "b": (5, 5)})
-    with pytest.raises(InputError, match="mine has 1 family with fake faces, and 3 splits need 3"):
+    with pytest.raises(InputError, match="mine has 1 family with fake faces, and 3 splits need at least 3"):
         deal({"a": (5, 5), "b": (5, 0), "c": (5, 0)})
 
 
@@ -148,7 +148,9 @@ def test_blend_divides_a_prepared_set_of_one_split(people, tmp_path):
 def test_one_person_and_three_pictures(people, tmp_path):
     only = tmp_path / "only"
     shutil.copytree(people / "s2", only / "s2")
-    assert "1 family with real faces, and 2 splits need 2" in blend(only, tmp_path / "a", "--split_shares", "80", "20")
+    assert "1 family with real faces, and 2 splits need at least 2" in blend(
+        only, tmp_path / "a", "--split_shares", "80", "20"
+    )
     (tmp_path / "loose").mkdir()
     for person in (1, 2, 3):
         photograph(person).save(tmp_path / "loose" / f"{person}.png")
@@ -168,7 +170,7 @@ def test_shares_and_a_single_split_do_not_go_together(people, tmp_path):
 
 @pytest.fixture
 def footage(tmp_path):
-    """Eight people, two photographs each as the frames of a clip, real and mirrored; the seventh has one of the second."""
+    """Eight people: a real clip of two photographs each and its mirrored fake; the seventh has one of the second."""
     for person in range(1, 9):
         for side in ("real", "fake/mirror"):
             (tmp_path / "footage" / side / f"{person:03}").mkdir(parents=True)
