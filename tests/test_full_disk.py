@@ -21,46 +21,65 @@ from dcl.data_scripts.prepare import main
 from dcl.dataset_dcl import explained_failure
 from dcl.errors_dcl import InputError, report_input_errors
 
-FULL = "/dev/full"  # every write to it fails for want of space
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
 
 
-def write_wrapped():
+def raise_from(number, text, filename=None):
+    raise OSError(number, text, *([filename] if filename else []))
+
+
+def fail_in_datasets(path):
     try:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise_from(errno.ENOSPC, "No space left on device")
     except OSError as error:
         raise DatasetGenerationError("An error occurred while generating the dataset") from error
 
 
-def write_cache():
+def fail_in_the_cache(path):
     with explained_failure("mine", "train", "/tmp"):
-        write_wrapped()
+        fail_in_datasets(path)
 
 
-def write_json():
-    with open(FULL, "w") as file:
-        json.dump([0] * 100_000, file)
+def to_file(write):
+    """Let something be written to an open file."""
+
+    def writer(path):
+        with open(path, "wb") as file:
+            write(file)
+
+    return writer
 
 
 WRITERS = {
-    "json": write_json,
-    "pyarrow": lambda: pq.write_table(pa.table({"x": NOISE.ravel()}), FULL),
-    "pandas": lambda: pd.DataFrame({"x": NOISE.ravel()}).to_csv(FULL),
-    "pillow": lambda: Image.fromarray(NOISE).save(FULL, "PNG"),
-    "safetensors": lambda: save_file({"x": torch.from_numpy(NOISE)}, FULL),
-    "torch": lambda: torch.save(torch.from_numpy(NOISE), FULL),
-    "torch to a file object": lambda: torch.save(torch.from_numpy(NOISE), open(FULL, "wb")),  # noqa: SIM115
-    "datasets": write_wrapped,
-    "the cache of datasets": write_cache,
-    "quota": lambda: (_ for _ in ()).throw(OSError(errno.EDQUOT, "Disk quota exceeded")),
-    "read-only": lambda: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system", "/x/y")),
+    "json": lambda path: path.write_text(json.dumps(NOISE.tolist())),
+    "pyarrow": lambda path: pq.write_table(pa.table({"x": NOISE.ravel()}), path, compression="none"),
+    "pyarrow to a file": to_file(lambda file: pq.write_table(pa.table({"x": NOISE.ravel()}), file)),
+    "pandas": lambda path: pd.DataFrame({"x": NOISE.ravel()}).to_csv(path),
+    "pillow": lambda path: Image.fromarray(NOISE).save(path, "PNG"),
+    "safetensors": lambda path: save_file({"x": torch.from_numpy(NOISE)}, path),
+    "torch": lambda path: torch.save(torch.from_numpy(NOISE), path),
+    "torch to a file": to_file(lambda file: torch.save(torch.from_numpy(NOISE), file)),
+    "datasets": fail_in_datasets,
+    "the cache of datasets": fail_in_the_cache,
+    "quota": lambda path: raise_from(errno.EDQUOT, "Disk quota exceeded"),
+    "read-only": lambda path: raise_from(errno.EROFS, "Read-only file system", "/x/y"),
 }
 
 
+@pytest.fixture
+def grow_again():
+    """Files of this process cannot grow beyond 20 kB until this is called."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
 @pytest.mark.parametrize("writer", WRITERS)
-def test_every_writer_gets_one_sentence(writer):
+def test_every_writer_gets_one_sentence(writer, tmp_path, grow_again):
     with pytest.raises(SystemExit) as stop:
-        report_input_errors(WRITERS[writer])()
+        report_input_errors(lambda: WRITERS[writer](tmp_path / "file"))()
+    grow_again()
     message = str(stop.value.code)
     assert message.startswith("error: ") and "\n" not in message and " disk" in message
     assert "give the same command again" in message
@@ -92,16 +111,7 @@ def test_other_errors_keep_their_traceback(error):
         report_input_errors(lambda: (_ for _ in ()).throw(InputError("a file is missing")))()
 
 
-@pytest.fixture
-def smallest_files():
-    """Files of this process cannot grow beyond 20 kB."""
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-
-
-def test_a_preparation_without_room_goes_on_when_there_is_some(tmp_path, smallest_files):
+def test_a_preparation_without_room_goes_on_when_there_is_some(tmp_path, grow_again):
     for person in (1, 2):
         (tmp_path / "photos" / f"s{person}").mkdir(parents=True)
         for number in (1, 2):
@@ -110,7 +120,7 @@ def test_a_preparation_without_room_goes_on_when_there_is_some(tmp_path, smalles
     with pytest.raises(SystemExit, match="error: A file would be larger than allowed on the disk"):
         main(command)
     assert not list((tmp_path / "out").iterdir())
-    smallest_files()
+    grow_again()
     main(command)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["train.parquet"]
 
