@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset, load_dataset_builder
 from PIL import Image as PILImage
 
-from .errors_dcl import InputError, PictureError, reason
+from .errors_dcl import InputError, PictureError, disk_trouble, reason
 from .hub_dcl import hub_is_reachable
 from .images_dcl import decode_picture, read_picture, read_values
 from .prepared_dcl import (
@@ -40,7 +40,8 @@ CROP_FIELDS = {
 }
 
 #: The columns of a prepared data set. `mask` is null where the forged region is unknown and zero everywhere for a
-#: real; `source_id` is the `video_id` of the real video a fake was made from (its own for a real): the family.
+#: real; `source_id` is the `video_id` of the real video a fake was made from (its own for a real): the family; `phash`
+#: finds copies (`duplicates_dcl.picture_hash`). The `path` of an image is the name of the file it was, if it was one.
 FEATURES = Features(
     {
         "image": Image(),
@@ -54,9 +55,10 @@ FEATURES = Features(
         "landmarks": List(List(Value("float32"))),
         "crop": CROP_FIELDS,
         "dataset": Value("string"),
+        "phash": Value("string"),
     }
 )
-OPTIONAL_COLUMNS = {"mask", "compression", "landmarks"}
+OPTIONAL_COLUMNS = {"mask", "compression", "landmarks", "phash"}
 TAIL = 64  # bytes of an encoded image that a fingerprint looks at
 
 
@@ -112,6 +114,8 @@ def explained_failure(name: str, split: str, data_root: str | Path | None) -> It
     except InputError:
         raise
     except Exception as error:  # each builder, codec and transport has its own class of error
+        if disk_trouble(error) is not None:  # of the cache
+            raise
         remedy = (
             "there is no folder of that name, either: check the path, or the id and the network"
             if find_folder(name, data_root) is None
@@ -356,14 +360,15 @@ def _decoding(cell: dict[str, Any], what: str) -> Iterator[tuple[bytes | str, st
         ) from error
 
 
-def encode_image(image: np.ndarray, encoding: str = DEFAULT_ENCODING) -> dict[str, Any]:
+def encode_image(image: np.ndarray, encoding: str = DEFAULT_ENCODING, name: str | None = None) -> dict[str, Any]:
     """Encode an image or a mask as a cell.
 
     Args:
         image: RGB (height, width, 3), or a mask (height, width), which is always encoded without loss; uint8.
         encoding: of images, a key of `ENCODINGS`.
+        name: of the file that it was cut from, if that was one picture.
     """
     buffer = io.BytesIO()
     how = ENCODINGS[encoding] if image.ndim == 3 else ENCODINGS["png"]
     PILImage.fromarray(image).save(buffer, **how)
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": buffer.getvalue(), "path": name}

@@ -1,10 +1,25 @@
 """How bad input is reported: one sentence that names the thing and the remedy, and a non-zero exit status."""
 
 import argparse
+import errno
 import functools
+import os
+import re
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+#: Errors of a disk on which nothing more can be written, and what is wrong with it.
+_DISK = {
+    errno.ENOSPC: "No space left on the disk",
+    errno.EDQUOT: "The disk quota is used up on the disk",
+    errno.EFBIG: "A file would be larger than allowed on the disk",
+    errno.EROFS: "Only reading is allowed on the disk",
+    errno.EIO: "Input or output failed on the disk",
+}
+_FULL = 16 << 20  # bytes free below which a disk is taken for the one that is full
 
 
 class InputError(ValueError):
@@ -35,6 +50,40 @@ def reason(error: BaseException) -> str:
     return line if line.endswith("..") else line.removesuffix(".")
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """Return what is wrong with the disk, if an error, or one that led to it, is that of a disk; else None.
+
+    Libraries wrap the system's error (datasets), put it into words (safetensors), or swallow it (torch.save).
+    """
+    for link in _chain(error):
+        number = getattr(link, "errno", None)
+        if match := re.search(r"\(os error (\d+)\)|\[errno (\d+)\]", str(link)):
+            number = int(match[1] or match[2])
+        if number in _DISK and getattr(link, "filename", None) is None:
+            return _DISK[number]
+        if number in _DISK:
+            return f"{_DISK[number]} that holds {link.filename}"
+        if re.search(r"PytorchStreamWriter failed|unexpected pos \d+ vs|iostream error", str(link)):  # torch.save
+            return "A file could not be written to the disk"
+    return None
+
+
+def _full_disk(arguments: Sequence[str]) -> str | None:
+    """Return the path, of those that a command was given, whose disk is full; None if there is no such one."""
+    words = [word for argument in map(str, arguments) for word in (argument, argument.partition("=")[2]) if word]
+    for path in map(os.path.abspath, [*words, ".", tempfile.gettempdir(), os.path.expanduser("~")]):
+        there = path if os.path.exists(path) else os.path.dirname(path)
+        if os.path.exists(there) and shutil.disk_usage(there).free < _FULL:
+            return path
+    return None
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """Return a type of `argparse`: whole numbers from `least` on; others end a command with exit status 2."""
 
@@ -51,7 +100,8 @@ def at_least(least: int) -> Callable[[str], int]:
 def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a command so that an `InputError` ends it with one sentence on standard error and exit status 1.
 
-    Every other exception keeps its traceback: it is a defect of the program, not of the input.
+    So does the error of a disk that is full or cannot be written. Every other exception keeps its traceback: it is a
+    defect of the program, not of the input.
     """
 
     @functools.wraps(main)
@@ -63,8 +113,18 @@ def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
             if sentence.startswith("Caught "):  # a data loader's worker hands it on at the end of a traceback
                 sentence = sentence.splitlines()[-1]
             sys.exit(f"error: {sentence.removeprefix(f'{type(error).__module__}.{type(error).__name__}: ')}")
+        except Exception as error:
+            if (trouble := disk_trouble(error)) is None:
+                raise
+            given = args[0] if args and args[0] is not None else sys.argv[1:]
+            if " that holds " not in trouble and (path := _full_disk(given)) is not None:
+                trouble += f" that holds {path}"
+            sys.exit(
+                f"error: {trouble}: make room, or choose another place, and give the same command again. What is "
+                "finished is kept."
+            )
 
     return wrapped
 
 
-__all__ = ["InputError", "PictureError", "at_least", "reason", "report_input_errors"]
+__all__ = ["InputError", "PictureError", "at_least", "disk_trouble", "reason", "report_input_errors"]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 #: What has no effect on tables of predictions.
 OF_MODELS = (
     *("dataset", "split", "data_root", "batch_size", "num_workers", "device", "skip_corrupt", "allow_mixed_crops"),
+    "allow_copies",
     *("perturbations", "fake_labels", "trust_remote_code"),
 )
 
@@ -84,6 +85,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--allow_mixed_crops", action="store_true", help="accept a data set whose faces were cut in several ways"
+    )
+    parser.add_argument(
+        "--allow_copies", action="store_true", help="accept a split that shares pictures with the training split"
     )
     parser.add_argument(
         "--perturbations",
@@ -257,7 +261,7 @@ def run_models(
         scoring: how metrics are computed: `group_by`, `bootstrap` and `seed`.
     """
     from dcl.calibration_dcl import missing_calibration
-    from dcl.evaluation.inputs import check_groups, load_evaluation_sets
+    from dcl.evaluation.inputs import check_groups, load_evaluation_sets, refuse_copies_of_training
     from dcl.evaluation.perturbations import find_types
     from dcl.evaluation.summary import print_result
     from dcl.evaluation.tables import Result
@@ -267,6 +271,8 @@ def run_models(
     sets = load_evaluation_sets(
         split_names(arguments.dataset), arguments.split, arguments.data_root, arguments.allow_mixed_crops
     )
+    if not arguments.allow_copies:
+        refuse_copies_of_training(sets, arguments.data_root)
     if arguments.group_by is not None:
         check_groups(sets, arguments.group_by)
     if arguments.report:

@@ -200,6 +200,7 @@ def build_trainer(run: "TrainingRun", rows: "tuple[Dataset | StreamedRows, Datas
     from transformers import set_seed
 
     from dcl.dataset_dcl import find_crop
+    from dcl.duplicates_dcl import Pictures, refuse_copies
     from dcl.hub_dcl import hub_is_reachable
     from dcl.prepared_dcl import FAKE
     from dcl.training.pairs import FaceDataset, PairDataset, keys_of
@@ -215,6 +216,13 @@ def build_trainer(run: "TrainingRun", rows: "tuple[Dataset | StreamedRows, Datas
             "%d source videos (as %s) are in both %s and %s: the validation scores will be too good to be true.",
             *(len(shared), min(shared), data.train_split, data.validation_split),
         )
+    if not data.allow_copies and data.train_split != data.validation_split:
+        refuse_copies(
+            Pictures.of_rows(train_rows, data.train_split),
+            Pictures.of_rows(validation_rows, data.validation_split),
+            "the validation scores would be too high. Remove one of each pair and prepare the data again, or pass "
+            "--allow_copies.",
+        )
     crops = concatenate_datasets([rows.select_columns(["crop"]) for rows in (train_rows, validation_rows)])
     crop = find_crop(crops, " and ".join(data.dataset), data.allow_mixed_crops)
     set_seed(args.seed)
@@ -228,7 +236,7 @@ def build_trainer(run: "TrainingRun", rows: "tuple[Dataset | StreamedRows, Datas
     model.config.seen_methods = sorted(seen.union(model.config.seen_methods or []))
     validation_set = FaceDataset(validation_rows, processor, data.skip_corrupt)
     try:
-        return DCLTrainer(
+        trainer = DCLTrainer(
             model=model,
             args=args,
             train_dataset=train_set,
@@ -247,6 +255,11 @@ def build_trainer(run: "TrainingRun", rows: "tuple[Dataset | StreamedRows, Datas
         if "requires" not in str(error) and "is not supported, only" not in str(error):
             raise
         raise InputError(f"--report_to {' '.join(args.report_to)} cannot be followed: {error}") from error
+    if every := trainer.space_evaluations(run.given):
+        logger.warning(
+            "Evaluating and saving every %d steps, since an epoch is shorter: set eval_strategy to change it.", every
+        )
+    return trainer
 
 
 def calibrate_checkpoint(trainer: "DCLTrainer", run: "TrainingRun") -> None:

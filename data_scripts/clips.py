@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from ..errors_dcl import InputError
 from .failures import Failures
 from .frames import Frames
 
 FAMILIES_PER_SHARD = 16  # where nothing else is asked for
+SPLITS = ("train", "validation", "test")  # that shares are of, in this order
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class RawDataSet:
         failures: what its lists name and is not there, or contradicts them.
         skipped: how many files were passed over of each suffix, where every image and video of a folder is taken.
         cropped: whether its frames are crops of faces already, in which no face is looked for.
+        groups: of families by the name of their source, the person or folder that several of them are of.
     """
 
     name: str
@@ -103,6 +106,25 @@ class RawDataSet:
     failures: Failures = field(default_factory=Failures)
     skipped: Counter[str] = field(default_factory=Counter)
     cropped: bool = False
+    groups: dict[str, str] = field(default_factory=dict)
+
+
+def check_shares(shares: Sequence[float]) -> dict[str, float]:
+    """Return the share of each split as a fraction, splits of share 0 left out.
+
+    Args:
+        shares: percentages of train, validation and, if there are three, test.
+
+    Raises:
+        InputError: if there are not two or three, one is below 0, or their sum is not 100.
+    """
+    total = sum(shares)
+    if len(shares) not in (2, 3) or not all(0 <= share <= 100 for share in shares) or abs(total - 100) > 1e-6:
+        raise InputError(
+            f"--split_shares {' '.join(f'{share:g}' for share in shares)} (sum {total:g}): give two or three "
+            "percentages that sum to 100, for train, validation and test, such as 80 10 10."
+        )
+    return {split: share / total for split, share in zip(SPLITS, shares, strict=False) if share}
 
 
 def group_families(clips: Sequence[Clip]) -> list[Family]:
@@ -115,4 +137,4 @@ def group_families(clips: Sequence[Clip]) -> list[Family]:
     ]
 
 
-__all__ = ["Clip", "ClipFamily", "Family", "Part", "RawDataSet", "group_families"]
+__all__ = ["Clip", "ClipFamily", "Family", "Part", "RawDataSet", "check_shares", "group_families"]

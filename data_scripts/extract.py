@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..dataset_dcl import encode_image
+from ..duplicates_dcl import picture_hash
 from ..errors_dcl import InputError, reason
 from ..faces_dcl import SAME_FACE, Face, FaceDetector, crop_transform, cut, overlap
 from ..prepared_dcl import DEFAULT_ENCODING, FAKE, REAL
 from ..video_dcl import evenly_spaced
 from .clips import Clip
 from .failures import Failures
-from .frames import Frame, FrameReader, Frames, size_of
+from .frames import Frame, FrameReader, Frames, ImageFrames, size_of
 from .photographs import NO_FACE, face_row
 from .shards import Report
 
@@ -165,6 +166,7 @@ def _clip_rows(
                 failures.add(where, "frames cannot be decoded", reason(image), number)
                 continue
             mask = _checked_mask(clip, mask, image, number, failures)
+            file = clip.frames.paths[number].name if isinstance(clip.frames, ImageFrames) else None
             columns = {
                 "label": clip.label,
                 "method": clip.method,
@@ -178,7 +180,7 @@ def _clip_rows(
                 if image.shape[0] != image.shape[1]:
                     failures.add(where, "the crop is not square", size_of(image), number)
                     continue
-                yield _given_row(clip, image, mask, landmarks, how.encoding) | columns
+                yield _given_row(clip, image, mask, landmarks, how.encoding, file) | columns
                 continue
             faces = detector.detect(image, small_faces=False)
             if not faces:
@@ -196,15 +198,21 @@ def _clip_rows(
             transform = crop_transform(place.face if same else face, how.crop)
             forged = _encoded_mask(clip, None if mask is None else cut(mask, transform, size), size)
             crop = {**how.crop, "detector": detector.name}
-            yield face_row(image, face, transform, size, how.encoding, mask=forged, crop=crop, **columns)
+            yield face_row(image, face, transform, size, how.encoding, file, mask=forged, crop=crop, **columns)
 
 
 def _given_row(
-    clip: Clip, image: np.ndarray, mask: np.ndarray | None, landmarks: np.ndarray | None, encoding: str
+    clip: Clip,
+    image: np.ndarray,
+    mask: np.ndarray | None,
+    landmarks: np.ndarray | None,
+    encoding: str,
+    file: str | None,
 ) -> dict[str, Any]:
     """Return the columns of a frame that is the crop of a face already."""
     return {
-        "image": encode_image(image, encoding),
+        "image": encode_image(image, encoding, file),
+        "phash": picture_hash(image),
         "mask": _encoded_mask(clip, mask, len(image)),
         "landmarks": None if landmarks is None else landmarks.tolist(),
         "crop": {"kind": "given", "margin": None, "size": len(image), "detector": None},

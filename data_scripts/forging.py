@@ -15,14 +15,17 @@ from tqdm import tqdm
 
 from ..content_dcl import PICTURE_SUFFIXES
 from ..dataset_dcl import FEATURES, decode_image, encode_image, load_prepared, metadata
+from ..duplicates_dcl import Pictures, picture_hash, refuse_copies
 from ..errors_dcl import InputError
 from ..faces_dcl import ALIGNED_LANDMARKS, FaceDetector, fit_similarity, map_points
 from ..prepared_dcl import DEFAULT_ENCODING, FAKE, REAL, split_files
 from .assets import fetch_detector
 from .blending import METHODS, Portrait, random_generator
+from .clips import check_shares
 from .failures import Failures
 from .photographs import CORRUPT, MARGIN, NO_FACE, SIZE, find_photographs, real_rows
 from .shards import FORMAT, PreparedFolder, Report, state_of
+from .splitting import KEPT_APART, Families, count_faces
 
 _CANDIDATES, _NEAREST = 40, 4  # of so many photographs of other people, one of the so many most alike in pose is taken
 
@@ -74,6 +77,7 @@ def forge_families(
                     clip = reals.clip(row["video_id"]) + (f"-v{variant}" if variant > 1 else "")
                     image = encode_image(forgery.image, encoding)
                     made = {"image": image, "mask": encode_image(forgery.mask), "label": FAKE}
+                    made["phash"] = picture_hash(forgery.image)
                     family.append({**row, **made, "method": name, "video_id": f"{name}/{clip}"})
         yield family
 
@@ -139,6 +143,7 @@ def prepare_forgeries(
     name: str | None = None,
     overwrite: bool = False,
     encoding: str = DEFAULT_ENCODING,
+    shares: Sequence[float] | None = None,
 ) -> dict[str, Report]:
     """Prepare a data set of the reals of a source and of forgeries made from them.
 
@@ -151,18 +156,19 @@ def prepare_forgeries(
         seed: chooses among the forgeries that could be made.
         size: side of the crops that are cut out of photographs, in pixels; 380 if not given.
         margin: of these crops, as in `faces_dcl.crop_box`; 1.3 if not given.
-        split: which split photographs become.
+        split: which split photographs become, if they are not divided by `shares`.
         name: of the data set that photographs become; the folder's name if not given.
         overwrite: replace a data set that was prepared otherwise.
         encoding: of the crops and forgeries, a key of `dataset_dcl.ENCODINGS`.
+        shares: percentages of train, validation and test, as of `clips.check_shares`: divide the people.
 
     Returns:
         What was done for each split.
 
     Raises:
         InputError: if a method is unknown, the split's name cannot be one, the source holds no usable real, a size or
-            margin is given for faces that are cut already, or `output` holds another data set, or a source video in
-            another split.
+            margin is given for faces that are cut already, `output` holds another data set, or another split holds a
+            source video or picture, too, or there are too few families for `shares`.
     """
     methods = list(dict.fromkeys(methods))
     for method in methods:
@@ -178,6 +184,10 @@ def prepare_forgeries(
             f"the data set cannot be called {name!r}, as one of the forgery methods is: give it a --name."
         )
     splits = split_files(source) or [split]
+    fractions = {} if shares is None else check_shares(shares)
+    if fractions and len(splits) > 1:
+        raise InputError(f"{source} is split already, into {', '.join(splits)}: leave --split_shares out.")
+    origin, splits = next(iter(splits)), fractions or splits
     photographs, crop, unread = [], None, Failures()
     if not files:
         photographs = find_photographs(source, unread)
@@ -193,34 +203,66 @@ def prepare_forgeries(
     }
     # A folder can be filled from several sources, split by split.
     own = ("source", "methods", "variants", "seed", "name")
+    if fractions:
+        settings["split_shares"] = [*shares]
+    else:
+        own = (*own, "split_shares")
     folder = PreparedFolder(output, dict.fromkeys(splits, settings), overwrite=overwrite, own=own)
-    for current in splits:
-        report = folder.done(current)
-        if report is not None:
-            reports[current] = report
+    for group in [[*splits]] if fractions else [[current] for current in splits]:  # the splits of one reading
+        reports |= {current: report for current in group if (report := folder.done(current)) is not None}
+        missing = [current for current in group if current not in reports]
+        if not missing:
             continue
-        detector, report = fetch_detector(), Report()
-        report.failures.extend(unread)
+        detector, failures = fetch_detector(), Failures()
+        failures.extend(unread)
         if photographs:
             progress = tqdm(photographs, "faces", unit="photo")
-            found = real_rows(progress, detector, crop, name, report.failures, encoding)
+            found = real_rows(progress, detector, crop, name, failures, encoding)
         else:
-            found = _prepared_rows(source, current, detector, report.failures)
+            found = _prepared_rows(source, origin if fractions else group[0], detector, failures)
         with tempfile.TemporaryDirectory(prefix=".reals-", dir=folder.path) as temporary:
             reals = _stored(found, Path(temporary) / "reals.arrow")
             if reals is None:
-                first = next(iter(report.failures), None)
+                first = next(iter(failures), None)
                 raise InputError(
-                    f"{source} holds no usable real face for the split {current!r}"
+                    f"{source} holds no usable real face for the split {group[0]!r}"
                     + (f" ({first})" if first else "")
                     + ": give photographs with faces, or a prepared data set with real rows."
                 )
-            _refuse_shared_families(reals, folder.others(current), current, by_clip=bool(photographs))
-            families = forge_families(reals, methods, variants, seed, report.missing, encoding)
-            number = len(set(reals["source_id"]))
-            progress = tqdm(families, current, total=number, unit="family")
-            reports[current] = folder.write(current, progress, report)
-    return reports
+            rows = dict.fromkeys(group, reals)
+            if fractions:
+                rows = _divided(reals, fractions, str(source), seed)
+            for current in missing:
+                others = [path for path in folder.others(current) if path not in map(folder.file, group)]
+                _refuse_shared_families(rows[current], others, current, by_clip=bool(photographs))
+                _refuse_shared_pictures(rows[current], others, current)
+                report = Report()
+                if current == group[0]:  # what was left out is in no split
+                    report.failures = failures
+                families = forge_families(rows[current], methods, variants, seed, report.missing, encoding)
+                number = len(set(rows[current]["source_id"]))
+                progress = tqdm(families, current, total=number, unit="family")
+                reports[current] = folder.write(current, progress, report)
+    return {split: reports[split] for split in splits}
+
+
+def _divided(reals: Dataset, shares: dict[str, float], where: str, seed: int) -> dict[str, Dataset]:
+    """Divide real rows by family; what stays together because it shares a picture is printed."""
+    families = Families(count_faces(reals["source_id"], reals["label"]))
+    for note in families.join_copies(Pictures.of_rows(reals, where)):
+        print(note)
+    splits = families.deal(shares, where, seed)
+    chosen = np.array([splits[source] for source in reals["source_id"]])
+    return {split: reals.select(np.flatnonzero(chosen == split)) for split in shares}
+
+
+def _refuse_shared_pictures(reals: Dataset, others: Sequence[Path], split: str) -> None:
+    """Raise an `InputError` if a picture is in another split, too."""
+    splits: dict[str, list[Path]] = {}
+    for path in others:
+        splits.setdefault(path.stem.partition("-")[0], []).append(path)
+    for other, files in splits.items():
+        refuse_copies(Pictures.of_rows(reals, split), Pictures.of_files(files, other), KEPT_APART)
 
 
 def _prepared_rows(source: Path, split: str, detector: FaceDetector, failures: Failures) -> Iterator[dict[str, Any]]:
@@ -242,6 +284,7 @@ def _prepared_rows(source: Path, split: str, detector: FaceDetector, failures: F
                 failures.add(where, NO_FACE)
                 continue
             row["landmarks"] = faces[0].landmarks.tolist()
+        row["phash"] = row["phash"] or picture_hash(image)
         yield row
 
 

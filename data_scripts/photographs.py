@@ -169,6 +169,7 @@ def real_rows(
             crop_transform(faces[0], crop),
             crop["size"],
             encoding,
+            path.name,
             mask=None,
             label=REAL,
             method=name,
@@ -181,7 +182,7 @@ def real_rows(
 
 
 def face_row(
-    image: np.ndarray, face: Face, transform: np.ndarray, size: int, encoding: str, /, **columns: Any
+    image: np.ndarray, face: Face, transform: np.ndarray, size: int, encoding: str, file: str | None, /, **columns: Any
 ) -> dict[str, Any]:
     """Cut a face out and make it a row of a prepared data set.
 
@@ -191,12 +192,17 @@ def face_row(
         transform: from the photograph to the crop, (2, 3).
         size: side of the crop in pixels.
         encoding: of the crop, a key of `dataset_dcl.ENCODINGS`.
+        file: the name of the photograph; None for a frame of a video.
         **columns: the row's other columns (`dataset_dcl.FEATURES`); the compression is not known unless given.
     """
-    from ..dataset_dcl import encode_image  # imports `datasets`, which listing files does without
+    # They import `datasets` and pandas, which listing files does without.
+    from ..dataset_dcl import encode_image
+    from ..duplicates_dcl import picture_hash
 
+    crop = cut(image, transform, size)
     return {
-        "image": encode_image(cut(image, transform, size), encoding),
+        "image": encode_image(crop, encoding, file),
+        "phash": picture_hash(crop),
         "landmarks": None if face.landmarks is None else map_points(face.landmarks, transform).tolist(),
         "compression": None,
         **columns,

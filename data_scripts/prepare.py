@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dcl.content_dcl import PICTURE_SUFFIXES
 from dcl.data_scripts.assets import ASSETS, DETECTORS, copy_to, fetch
 from dcl.data_scripts.blending import METHODS
-from dcl.data_scripts.clips import FAMILIES_PER_SHARD, RawDataSet
+from dcl.data_scripts.clips import FAMILIES_PER_SHARD, RawDataSet, check_shares
 from dcl.data_scripts.failures import Failures
 from dcl.data_scripts.layouts import (
     celeb_df,
@@ -29,7 +29,7 @@ from dcl.data_scripts.photographs import MARGIN, SIZE, list_files
 from dcl.errors_dcl import InputError, report_input_errors
 from dcl.faces_dcl import CROP_KINDS
 from dcl.inputs_dcl import count_skipped, say_skipped
-from dcl.prepared_dcl import DEFAULT_ENCODING, ENCODINGS
+from dcl.prepared_dcl import DEFAULT_ENCODING, ENCODINGS, split_files
 
 if TYPE_CHECKING:
     from dcl.data_scripts.shards import Report
@@ -93,18 +93,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     blend.add_argument("--variants", type=int, default=1, help="forgeries of each method per photograph")
     blend.add_argument("--split", default="train", help="which split photographs become")
+    _add_shares(blend)
     blend.add_argument("--name", help="name of the data set that photographs become (else that of the folder)")
     blend.add_argument("--size", type=int, help=f"side of the crops cut from photographs, in pixels (else {SIZE})")
     blend.add_argument(
         "--margin", type=float, help=f"side of these crops over the longer side of the face (else {MARGIN})"
     )
 
-    check = commands.add_parser("check", help="say what is there of a raw data set, and what is missing")
+    check = commands.add_parser("check", help="say what is there of a data set, and what is missing")
     checked = check.add_subparsers(dest="layout", required=True, metavar="LAYOUT")
+    prepared = checked.add_parser(
+        "prepared", help="a prepared data set: its splits, and pictures that two of them share"
+    )
+    prepared.add_argument("--root", type=_path, required=True, help="folder of the prepared data set")
     for name, layout in LAYOUTS.items():
         _add_layout(checked.add_parser(name, help=layout.HELP, **formatter), layout)
         raw = commands.add_parser(name, help=layout.HELP, **formatter)
         _add_layout(raw, layout)
+        if layout is folder:
+            _add_shares(raw)
         _add_preparation(raw)
 
     for command in (demo, blend):
@@ -120,6 +127,16 @@ def _parser() -> argparse.ArgumentParser:
 def _add_layout(parser: argparse.ArgumentParser, layout: ModuleType) -> None:
     parser.add_argument("--root", type=_path, required=True, help="folder of the raw data set")
     layout.add_arguments(parser)
+
+
+def _add_shares(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--split_shares",
+        type=float,
+        nargs="+",
+        metavar="PERCENT",
+        help="divide the people (or videos, or loose files) into train, validation and test: 80 10 10, or 80 20",
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -171,6 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         value = getattr(options, option, None)
         if isinstance(value, int | float) and not least <= value <= 10_000:
             raise InputError(f"--{option} {value} cannot be used: give a value from {least} to 10000.")
+    shares = getattr(options, "split_shares", None)
+    if shares is not None:
+        check_shares(shares)
+        if options.split != "train":
+            raise InputError("--split names one split, --split_shares makes several. Pass one of them.")
     commands = {"check": _check, "demo": _prepare_demo, "blend": _prepare_forgeries}
     try:
         status = commands.get(options.command, _prepare_raw)(options)
@@ -187,22 +209,47 @@ def _find(options: argparse.Namespace, name: str) -> RawDataSet:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Print what is there of a raw data set; return the exit status."""
+    """Print what is there of a data set; return the exit status."""
+    if options.layout == "prepared":
+        return _check_prepared(options.root)
     found = _find(options, options.layout)
     rows = [
         (part.name, f"{part.found:,}", "" if part.published is None else f"{part.published:,}") for part in found.parts
     ]
     rows += [(f"split {split}", f"{len(families):,} families", "") for split, families in found.splits.items()]
-    header = ("part", "found", "published")
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
-    for row in [header, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    _print_table([("part", "found", "published"), *rows])
     _print_failures(found.failures)
     _print_skipped(found.skipped)
     short = [part.name for part in found.parts if part.published is not None and part.found < part.published]
     if short:
         print(f"fewer than published: {', '.join(short)}")
     return _SOME_LEFT_OUT if short or found.failures else 0
+
+
+def _check_prepared(root: str) -> int:
+    """Print the splits of a prepared data set and the pictures that they share; return the exit status."""
+    if not split_files(Path(root)):
+        raise InputError(f"Folder {root} holds no prepared data set (no train.parquet, for example). Check --root.")
+    from dcl.data_scripts.splitting import count_faces, describe_shared_pictures, pictures_of_splits
+
+    splits, rows = pictures_of_splits(root), []
+    for pictures in splits:
+        faces = count_faces(pictures.table.source_id, pictures.table.label)
+        counts = [sum(column) for column in zip(*faces.values(), strict=True)]
+        rows.append((pictures.where, *(f"{number:,}" for number in (*counts, len(faces)))))
+    _print_table([("split", "real", "fake", "families"), *rows])
+    shared = describe_shared_pictures(splits)
+    for sentence in shared[:_SHOWN]:
+        print(f"{sentence}.")
+    if len(shared) > _SHOWN:
+        print(f"and {len(shared) - _SHOWN} more pairs")
+    return _SOME_LEFT_OUT if shared else 0
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _prepare_demo(options: argparse.Namespace) -> None:
@@ -233,6 +280,7 @@ def _prepare_forgeries(options: argparse.Namespace) -> None:
         options.name,
         options.overwrite,
         options.encoding,
+        options.split_shares,
     )
     _report(options.output, reports)
     if not any(Path(options.source).glob("*.parquet")):
@@ -263,25 +311,28 @@ def _prepare_raw(options: argparse.Namespace) -> int:
     elif named := [name for name, value in given.items() if value is not None]:
         raise InputError(f"the faces of {options.root} are cut already: leave --{named[0]} away.")
     from dcl.data_scripts.extract import Extraction
-    from dcl.data_scripts.raw import Execution, prepare_raw
+    from dcl.data_scripts.raw import Execution, prepare_raw, prepare_shares
 
-    preparation = prepare_raw(
-        found,
-        options.root,
-        options.output,
-        Extraction(options.name or found.name, options.frames, crop, detector, options.encoding),
-        Execution(
-            processes=options.num_proc,
-            job=options.shard_index,
-            jobs=options.num_shards,
-            ray=options.ray is not None,
-            ray_address=options.ray or None,
-            strict=options.strict,
-            retry_failed=options.retry_failed,
-            overwrite=options.overwrite,
-        ),
-        options.families_per_shard,
+    how = Extraction(options.name or found.name, options.frames, crop, detector, options.encoding)
+    execution = Execution(
+        processes=options.num_proc,
+        job=options.shard_index,
+        jobs=options.num_shards,
+        ray=options.ray is not None,
+        ray_address=options.ray or None,
+        strict=options.strict,
+        retry_failed=options.retry_failed,
+        overwrite=options.overwrite,
     )
+    where = options.root, options.output, how
+    if getattr(options, "split_shares", None):
+        preparation = prepare_shares(found, *where, options.split_shares, execution, options.families_per_shard)
+    else:
+        preparation = prepare_raw(found, *where, execution, options.families_per_shard)
+    if options.command == "folder" and not preparation.waiting:  # published data sets are split as published
+        from dcl.data_scripts.splitting import refuse_shared_pictures
+
+        refuse_shared_pictures(options.output)
     total = preparation.total
     _report(options.output, preparation.reports, total)
     _print_skipped(found.skipped)

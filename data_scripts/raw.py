@@ -1,5 +1,6 @@
 """Prepare a raw data set: its families are dealt into shards, which are made here, in several processes or on Ray."""
 
+import copy
 import functools
 import hashlib
 import itertools
@@ -14,18 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import filelock
 import numpy as np
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from ..duplicates_dcl import Pictures
 from ..errors_dcl import InputError
 from ..faces_dcl import FaceDetector
+from ..prepared_dcl import split_files
 from .assets import fetch_detector
-from .clips import FAMILIES_PER_SHARD, ClipFamily, Family, RawDataSet
+from .clips import FAMILIES_PER_SHARD, ClipFamily, Family, RawDataSet, check_shares
 from .executors import run_here, run_in_processes, run_on_ray
 from .extract import Extraction, family_rows
 from .failures import Failures
 from .shards import FORMAT, STATE, PreparedFolder, Report, bytes_of, read_record, state_of, write_shard
+from .splitting import Families, count_faces
 
+STAGING_SPLIT = "all"
+STAGING = ".families"  # folder of the shards from which a set that is split by shares is made
 SUMMARY = ".preparation.json"  # hidden, so that `load_dataset` on the folder does not take it for data
 _SAMPLED = 8  # families of which some faces are cut, to learn what a face takes on disk
 logger = logging.getLogger(__name__)
@@ -147,12 +155,10 @@ def prepare_raw(
     """
     execution = execution or Execution()
     Failures(execution.strict).extend(found.failures)
-    splits = {split: families for split, families in found.splits.items() if families}
-    if not splits:
-        raise InputError(f"{root} holds no clip to prepare: `dcl-prepare check` says what is there.")
+    splits = _families_of(found, root)
     settings = asdict(how) | {"families_per_shard": families_per_shard, "format": FORMAT}
     shards = {split: -(-len(families) // families_per_shard) for split, families in splits.items()}
-    own = ("frames", "dataset", "families_per_shard")
+    own = ("frames", "dataset", "families_per_shard", "split_shares")
     folder = PreparedFolder(output, dict.fromkeys(splits, settings), shards, execution.overwrite, own)
     reports: dict[str, Report] = {split: Report() for split in splits}
     here, others = [], []
@@ -197,6 +203,135 @@ def prepare_raw(
     preparation = Preparation(reports, sum(shards.values()), waiting, total, folder.path / SUMMARY)
     _write_summary(preparation)
     return preparation
+
+
+def prepare_shares(
+    found: RawDataSet,
+    root: str | Path,
+    output: str | Path,
+    how: Extraction,
+    shares: Sequence[float],
+    execution: Execution | None = None,
+    families_per_shard: int = FAMILIES_PER_SHARD,
+    say: Callable[[str], None] = print,
+) -> Preparation:
+    """Prepare what a layout found as one split, and divide it by family into train, validation and test.
+
+    All families are prepared first, in a hidden folder of the output: only then is it known how many faces each has,
+    and which of them share a picture. While the splits are written, the faces take their space twice.
+
+    Args:
+        found: the raw data set, of one split.
+        root: as of `prepare_raw`.
+        output: as of `prepare_raw`.
+        how: as of `prepare_raw`.
+        shares: percentages of train, validation and test, as of `clips.check_shares`.
+        execution: as of `prepare_raw`.
+        families_per_shard: as of `prepare_raw`.
+        say: gets the bytes that are needed, and which families were joined.
+
+    Raises:
+        InputError: as of `prepare_raw`; if there are too few families, or several splits.
+    """
+    execution, fractions = execution or Execution(), check_shares(shares)
+    splits = _families_of(found, root)
+    if len(splits) > 1:
+        raise InputError(f"{root} is split already, into {', '.join(splits)}: leave --split_shares out.")
+    families = next(iter(splits.values()))
+    state = _state_of_families(Path(root), families)
+    settings = asdict(how) | {"families_per_shard": families_per_shard, "format": FORMAT, "split_shares": [*shares]}
+    shards = {name: -(-int(len(families) * share) // families_per_shard) or 1 for name, share in fractions.items()}
+    own = ("frames", "dataset", "families_per_shard")
+    folder = PreparedFolder(output, dict.fromkeys(fractions, settings), shards, execution.overwrite, own)
+    places = [(split, index) for split, number in shards.items() for index in range(number)]
+
+    def finished() -> Preparation | None:
+        records = [(split, read_record(folder.file(split, index))) for split, index in places]
+        if not all(record is not None and record[0] == settings | {STATE: state} for _, record in records):
+            return None
+        reports, total = {split: Report() for split in fractions}, Report()
+        for split, (_, report) in records:
+            reports[split].add(report)
+            total.add(report)
+        if execution.retry_failed and total.failures:
+            return None
+        return Preparation(reports, len(places), 0, total, folder.path / SUMMARY)
+
+    if (done := finished()) is not None:
+        return done
+    staging = folder.path / STAGING
+    pooled = replace(found, splits={STAGING_SPLIT: families})
+
+    def announce(text: str) -> None:
+        say(text.replace(str(staging), str(output)))
+        say(f"{output}: the faces are cut, then divided; meanwhile they take their space twice.")
+
+    prepared = prepare_raw(pooled, root, staging, how, execution, families_per_shard, announce)
+    if prepared.waiting:
+        return prepared
+    with filelock.FileLock(folder.path / ".shares.lock"):  # of several jobs that end at once, one divides
+        execution = replace(execution, retry_failed=False)
+        if (done := finished()) is not None:
+            return done
+        folder.discard_replaced()
+        for split, index in places:  # of another state of the source, whose families were divided otherwise
+            record = read_record(folder.file(split, index))
+            if record is not None and record[0] != settings | {STATE: state}:
+                folder.file(split, index).unlink()
+        _divide(found, root, staging, folder, fractions, settings | {STATE: state}, prepared.total, say)
+        shutil.rmtree(staging)
+    (folder.path / ".shares.lock").unlink(missing_ok=True)
+    preparation = finished()
+    _write_summary(preparation)
+    return preparation
+
+
+def _divide(
+    found: RawDataSet,
+    root: str | Path,
+    staging: Path,
+    folder: PreparedFolder,
+    shares: dict[str, float],
+    settings: dict[str, Any],
+    total: Report,
+    say: Callable[[str], None],
+) -> None:
+    """Write the splits from the shards of all families; the first shard keeps the report of the whole."""
+    files = split_files(staging)[STAGING_SPLIT]
+    pictures = Pictures.of_files(files, str(root))
+    families = Families(count_faces(pictures.table.source_id, pictures.table.label))
+    families.join_groups(found.groups)
+    for note in families.join_copies(pictures):
+        say(note)
+    chosen = families.deal(shares, str(root))
+    report = total
+    for split in shares:
+        mine = [family for family, where in chosen.items() if where == split]
+        for index, members in enumerate(np.array_split(np.array(mine, object), folder.shards[split])):
+            rows = _rows_of(files, set(members))
+            write_shard(folder.file(split, index).resolve(), rows, settings, copy.deepcopy(report))
+            report = Report()
+
+
+def _rows_of(files: Sequence[Path], families: set[str]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of each of these families, in the order of the files."""
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                sources = file.read_row_group(group, columns=["source_id"])["source_id"].to_pylist()
+                if families.isdisjoint(sources):
+                    continue
+                table = file.read_row_group(group)
+                for family, rows in itertools.groupby(enumerate(sources), key=lambda item: item[1]):
+                    if family in families:
+                        yield table.take([index for index, _ in rows]).to_pylist()
+
+
+def _families_of(found: RawDataSet, root: str | Path) -> dict[str, list[Family]]:
+    splits = {split: families for split, families in found.splits.items() if families}
+    if not splits:
+        raise InputError(f"{root} holds no clip to prepare: `dcl-prepare check` says what is there.")
+    return splits
 
 
 def _deal(families: Sequence[Family], number: int) -> Iterator[tuple[Family, ...]]:
@@ -262,4 +397,4 @@ def _write_summary(preparation: Preparation) -> None:
     os.replace(partial.name, preparation.summary)
 
 
-__all__ = ["SUMMARY", "Execution", "Preparation", "Shard", "prepare_raw"]
+__all__ = ["SUMMARY", "Execution", "Preparation", "Shard", "prepare_raw", "prepare_shares"]

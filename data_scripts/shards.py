@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Features
 
 from ..dataset_dcl import FEATURES
 from ..errors_dcl import InputError
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 #: A row group is closed by the first family that reaches so many rows, or bytes; only a family of more bytes than the
 #: larger number is divided. (Readers fail on groups of more than 2 GiB, and streaming holds several.)
 _ROWS_PER_GROUP, _BYTES_PER_GROUP, _LARGEST_GROUP = 256, 64 << 20, 256 << 20
-FORMAT = 2  # raised when code changes what rows of the same source and settings are
+FORMAT = 2  # raised when code changes what rows of the same source and settings are; `phash` came later, and may lack
 STATE = "families"  # the setting that each shard has for itself: what its families and their files were
 _RECORD = b"dcl.preparation"  # the key of a shard's record among the metadata of its file
 _PATIENCE = 10.0  # seconds that a process which is dying has to let go of its shard
@@ -130,7 +131,7 @@ def write_shard(
         there = read_record(path)
         if there is not None and there[0] == settings:
             return there[1]
-        schema = FEATURES.arrow_schema
+        schema = _schema_beside(path)
         with partial.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
             report.faces = 0
             for rows in _row_groups(families):
@@ -155,6 +156,18 @@ def write_shard(
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
     return report
+
+
+def _schema_beside(path: Path) -> pa.Schema:
+    """Return the columns of a shard: those of its split, since `datasets` loads no shards of different columns."""
+    for other in path.parent.glob(f"{path.stem.partition('-')[0]}-*.parquet"):
+        try:
+            there = pq.read_schema(other).names
+        except (OSError, pa.ArrowInvalid):
+            continue
+        if "phash" not in there:  # prepared before there was this column
+            return Features({name: kind for name, kind in FEATURES.items() if name != "phash"}).arrow_schema
+    return FEATURES.arrow_schema
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -8,7 +8,9 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Value
 
 from ..dataset_dcl import check_labels, find_crop, fingerprint, load_prepared, metadata
+from ..duplicates_dcl import Pictures, refuse_copies
 from ..errors_dcl import InputError
+from ..prepared_dcl import find_folder, split_files
 from .metrics import check_group_column
 
 
@@ -78,6 +80,27 @@ def load_evaluation_sets(
     return sets
 
 
+def refuse_copies_of_training(sets: Sequence[EvaluationSet], data_root: str | Path | None = None) -> None:
+    """Check that no data set on this machine shares a picture with its own splits for training and validation.
+
+    Raises:
+        InputError: if one does; it names the first pair.
+    """
+    for data in sets:
+        folder = find_folder(data.source, data_root)
+        if folder is None or data.split == "train":  # on the Hub; or asked for as it is
+            continue
+        held_out = Pictures.of_rows(data.dataset, data.split)
+        for split, files in split_files(folder).items():
+            if split in ("train", "validation") and split != data.split:
+                refuse_copies(
+                    Pictures.of_files(files, split),
+                    held_out,
+                    f"the scores on {data.where} would be too high. Remove one of each pair and prepare the data "
+                    "again, or pass --allow_copies.",
+                )
+
+
 def check_groups(sets: Sequence[EvaluationSet], column: str) -> None:
     """Check that every data set can be divided by a column, before anything is scored; warn of a single group.
 
@@ -104,4 +127,4 @@ def _short_name(source: str, data_root: str | Path | None) -> str:
     return Path(source).resolve().name if Path(source).is_dir() else source
 
 
-__all__ = ["EvaluationSet", "check_groups", "load_evaluation_sets"]
+__all__ = ["EvaluationSet", "check_groups", "load_evaluation_sets", "refuse_copies_of_training"]

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features
 
 from dcl.dataset_dcl import FEATURES, encode_image
+from dcl.duplicates_dcl import picture_hash
 from dcl.prepared_dcl import FAKE, REAL
 
 SIZE = 64
@@ -55,6 +56,7 @@ def make_row(image: np.ndarray, mask: np.ndarray | None, label: int, method: str
         "landmarks": None,
         "crop": CROP,
         "dataset": "textures",
+        "phash": picture_hash(image),
     }
 
 
@@ -73,9 +75,10 @@ def make_rows(videos: range, frames: int = 2, methods: tuple[str, ...] = METHODS
 
 
 def write_split(folder: Path, split: str, rows: list[dict]) -> None:
-    """Write one split of a prepared data set."""
+    """Write one split of a prepared data set, with the columns that its rows have."""
     folder.mkdir(parents=True, exist_ok=True)
-    Dataset.from_list(rows, features=FEATURES).to_parquet(folder / f"{split}.parquet")
+    features = Features({name: FEATURES[name] for name in FEATURES if name in rows[0]})
+    Dataset.from_list(rows, features=features).to_parquet(folder / f"{split}.parquet")
 
 
 def write_prepared(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 WINGS = ("training", "evaluation", "data_scripts")
 DOORS = {"app", "train", "evaluate_dcl", "detect", "export", "data_scripts.prepare"}
-DATA = {"dataset_dcl", "prepared_dcl"}  # below the wings, above what ships
+DATA = {"dataset_dcl", "duplicates_dcl", "prepared_dcl"}  # below the wings, above what ships
 PACKAGES_OF_A_CHECKPOINT = {
     *("torch", "torchvision", "timm", "transformers", "safetensors", "huggingface_hub", "numpy", "PIL"),
 }

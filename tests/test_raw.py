@@ -392,7 +392,8 @@ def test_a_job_that_ends_counts_what_others_did_while_it_worked(root, whole, tmp
     """It owns no shard of the second split, and must not take that for empty."""
     both = tmp_path / "both"
     for split in ("train", "test"):
-        shutil.copytree(root, both / split)
+        others = ("00[7-9]", "01?") if split == "train" else ("00[1-6]",)  # or the second split would be refused
+        shutil.copytree(root, both / split, ignore=shutil.ignore_patterns(*others))
     run, flags = raw._run, ["--families_per_shard", "20", "--num_shards", "2"]
 
     def while_another_works(shards, execution):
@@ -403,7 +404,7 @@ def test_a_job_that_ends_counts_what_others_did_while_it_worked(root, whole, tmp
     monkeypatch.setattr(raw, "_run", while_another_works)
     assert prepare(both, tmp_path / "out", *flags, "--shard_index", "0") == 0
     assert sorted(digests(tmp_path / "out")) == ["test.parquet", "train.parquet"]
-    assert json.loads((tmp_path / "out" / SUMMARY).read_text())["faces"] == 96
+    assert json.loads((tmp_path / "out" / SUMMARY).read_text())["faces"] == 48
 
 
 def test_a_repaired_file_costs_its_own_shard_alone(damaged, root, tmp_path, caplog):

@@ -27,6 +27,7 @@ FREE_ON_RESUME = (
     "output_dir",
     "overwrite",
     "skip_corrupt",
+    "allow_copies",
     "config",
     "data_root",
     "resume_from_checkpoint",

@@ -134,6 +134,9 @@ class DataArguments:
     )
     skip_corrupt: bool = field(default=False, metadata={"help": "Skip images that cannot be decoded, with a warning."})
     allow_mixed_crops: bool = field(default=False, metadata={"help": "Accept faces that were cut in several ways."})
+    allow_copies: bool = field(
+        default=False, metadata={"help": "Train even if the training and validation splits share pictures."}
+    )
     overwrite: bool = field(
         default=False, metadata={"help": "Start again where output_dir holds a run with other settings."}
     )

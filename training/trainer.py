@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers import trainer as hf_trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
 from ..dataset_dcl import CorruptImageError
@@ -91,6 +92,8 @@ class DCLTrainer(Trainer):
         **kwargs: as of `Trainer`; `processing_class` is the `DCLImageProcessor`.
     """
 
+    EVALUATIONS, FEWEST_STEPS = 10, 50  # of a run with short epochs: so many evaluations, or one every so many steps
+
     loss_is_scaled_for_ga = False  # every loss is a mean over its batch: divide by the accumulation steps
 
     def __init__(self, *args, **kwargs):
@@ -101,6 +104,43 @@ class DCLTrainer(Trainer):
         self._last_contrastive_weight = 0.0
         self._memory_format = torch.channels_last if self.args.channels_last else torch.contiguous_format
         self.model.to(memory_format=self._memory_format)
+
+    def space_evaluations(self, given: Collection[str] = ()) -> int | None:
+        """Evaluate and save at intervals of steps where epochs are so short that it would take longer than training.
+
+        Args:
+            given: the settings that the user named. A strategy is left as it is; steps without one are followed.
+
+        Returns:
+            The number of steps between two evaluations if it was chosen here, else None.
+
+        Raises:
+            InputError: if the best checkpoint is wanted, and `save_steps` is no multiple of `eval_steps`.
+        """
+        args = self.args
+        epochs = (args.eval_strategy, args.save_strategy) == (IntervalStrategy.EPOCH, SaveStrategy.EPOCH)
+        if not epochs or not {"eval_strategy", "save_strategy"}.isdisjoint(given):
+            return None
+        named = [getattr(args, name) for name in ("eval_steps", "save_steps") if name in given]
+        if not named:
+            epoch = self._steps_in_epoch()
+            steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+            every = min(self.FEWEST_STEPS, math.ceil(steps / self.EVALUATIONS))
+            if epoch >= every:
+                return None
+        elif args.load_best_model_at_end and named[-1] % named[0]:
+            raise InputError(
+                f"save_steps is {named[-1]:g}, not a multiple of eval_steps ({named[0]:g}). Choose a multiple, so "
+                "that the best checkpoint is saved."
+            )
+        args.eval_strategy, args.save_strategy = IntervalStrategy.STEPS, SaveStrategy.STEPS
+        args.eval_steps, args.save_steps = (named[0], named[-1]) if named else (every, every)
+        return None if named else every
+
+    def _steps_in_epoch(self) -> int:
+        args = self.args
+        batches = math.ceil(len(self._get_train_sampler()) / (args.train_batch_size * args.world_size))
+        return math.ceil(batches / args.gradient_accumulation_steps)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:
@@ -227,8 +267,7 @@ class DCLTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """Build the schedule of the learning rate: the Trainer's, or that of `lr_step_epochs`."""
         args = self.args
-        batches = math.ceil(len(self._get_train_sampler()) / (args.train_batch_size * args.world_size))
-        steps_in_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+        steps_in_epoch = self._steps_in_epoch()
         warmup = args.contrastive_warmup_steps
         warmup = warmup if warmup >= 0 else args.contrastive_warmup_epochs * steps_in_epoch
         if args.contrastive_weight > 0 and warmup >= num_training_steps:

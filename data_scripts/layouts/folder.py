@@ -7,6 +7,8 @@ R/real/person.png           R/fake/<method>/person.png                       sin
 R/masks/<method>/001.mp4    R/masks/<method>/001/0000.png                    where `fake/` has the same path
 ```
 
+Where the set is split by shares, videos of one folder below `real/` stay together: give each person one.
+
 The clip of a fake and that of a real belong together where they have the same name (here `001`). `R` itself, or each
 of its folders `train`, `validation` and `test`, holds `real/` and `fake/`. Upper and lower case are the same, and so
 are the ways in which systems write accents.
@@ -20,7 +22,7 @@ from pathlib import Path
 from ...errors_dcl import InputError
 from ...prepared_dcl import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
-from ..frames import Frames, ImageFrames
+from ..frames import Frames, ImageFrames, VideoFrames
 from .listing import child, folded, list_media, root_folder
 
 HELP = "your own videos or images, in real/ and fake/"
@@ -77,6 +79,9 @@ def _clips(root: Path, found: RawDataSet) -> list[Clip]:
     of_reals = _Names(reals, sides["real"])
     fakes, masks = (_single_images(media, of_reals) for media in (fakes, masks))
     of_masks = _Names(masks, sides["masks"])
+    for key, frames in reals.items():
+        folder = key.rpartition("/")[0] if isinstance(frames, VideoFrames) else ""
+        found.groups[f"real/{key}"] = folded(folder or key)
     clips = {f"real/{key}": Clip(f"real/{key}", f"real/{key}", "real", REAL, frames) for key, frames in reals.items()}
     for key, frames in fakes.items():
         method, _, clip = key.rpartition("/")
@@ -85,6 +90,8 @@ def _clips(root: Path, found: RawDataSet) -> list[Clip]:
             raise InputError(f"two clips of {root} would be called {name!r}: rename one, or the folder it lies in.")
         real, mask = of_reals.find(clip), of_masks.find(key)
         source = name if real is None else f"real/{real}"
+        if real is None:  # a folder between method and video is that of a person, as below real/
+            found.groups[name] = folded(method.partition("/")[2] or clip)
         clips[name] = Clip(name, source, method or _UNNAMED, FAKE, frames, None if mask is None else masks[mask])
     return list(clips.values())
 
