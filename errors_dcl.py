@@ -69,7 +69,7 @@ def disk_trouble(error: BaseException) -> str | None:
             return _DISK[number]
         if number in _DISK:
             return f"{_DISK[number]} that holds {link.filename}"
-        if "PytorchStreamWriter failed writing" in str(link):
+        if re.search(r"PytorchStreamWriter failed|unexpected pos \d+ vs|iostream error", str(link)):  # torch.save
             return "A file could not be written to the disk"
     return None
 

@@ -96,7 +96,7 @@ class Families:
             if 0 < there < needed:
                 one = f"{there} famil{'y' if there == 1 else 'ies'} with {name} faces"
                 raise InputError(
-                    f"{where} has {one}, and {needed} splits need {needed}: add people or videos, or give "
+                    f"{where} has {one}, and {needed} splits need at least {needed}: add people or videos, or give "
                     "--split_shares with fewer splits. (A family is a person's folder, a video or a loose file; "
                     "families that share a picture count as one.)"
                 )

@@ -51,6 +51,7 @@ def make_rows(seed=0):
             "landmarks": None,
             "crop": CROP,
             "dataset": "noise",
+            "phash": None,
         }
         for clip in range(4)
         for method in METHODS
@@ -433,10 +434,10 @@ def test_a_configuration_without_a_model_type(capsys, tmp_path):
     assert "its config.json names no model_type" in refused_model(capsys, tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]"])
-def test_a_broken_configuration(capsys, tmp_path, content):
+@pytest.mark.parametrize(("content", "sentence"), [("{", "cannot be read"), ("[]", "is not a JSON object")])
+def test_a_broken_configuration(capsys, tmp_path, content, sentence):
     (tmp_path / "config.json").write_text(content)
-    assert "cannot be read" in refused_model(capsys, tmp_path, tmp_path)
+    assert sentence in refused_model(capsys, tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "preprocessor_config.json"])

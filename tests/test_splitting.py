@@ -83,9 +83,9 @@ def test_joined_families_stay_together():
 
 
 def test_too_few_families_are_counted_in_the_error():
-    with pytest.raises(InputError, match="mine has 2 families with real faces, and 3 splits need 3"):
+    with pytest.raises(InputError, match="mine has 2 families with real faces, and 3 splits need at least 3"):
         deal({"a": (5, 5), "b": (5, 5)})
-    with pytest.raises(InputError, match="mine has 1 family with fake faces, and 3 splits need 3"):
+    with pytest.raises(InputError, match="mine has 1 family with fake faces, and 3 splits need at least 3"):
         deal({"a": (5, 5), "b": (5, 0), "c": (5, 0)})
 
 
@@ -149,7 +149,9 @@ def test_blend_divides_a_prepared_set_of_one_split(people, tmp_path):
 def test_one_person_and_three_pictures(people, tmp_path):
     only = tmp_path / "only"
     shutil.copytree(people / "s2", only / "s2")
-    assert "1 family with real faces, and 2 splits need 2" in blend(only, tmp_path / "a", "--split_shares", "80", "20")
+    assert "1 family with real faces, and 2 splits need at least 2" in blend(
+        only, tmp_path / "a", "--split_shares", "80", "20"
+    )
     (tmp_path / "loose").mkdir()
     for person in (1, 2, 3):
         photograph(person).save(tmp_path / "loose" / f"{person}.png")
@@ -169,7 +171,7 @@ def test_shares_and_a_single_split_do_not_go_together(people, tmp_path):
 
 @pytest.fixture
 def footage(tmp_path):
-    """Eight people, two photographs each as frames of a clip, real and mirrored; the seventh has one of the second."""
+    """Eight people: a real clip of two photographs each and its mirrored fake; the seventh has one of the second."""
     for person in range(1, 9):
         for side in ("real", "fake/mirror"):
             (tmp_path / "footage" / side / f"{person:03}").mkdir(parents=True)
@@ -190,7 +192,7 @@ def folder(root, output, *flags):
 
 def test_folder_makes_three_splits_whatever_the_number_of_processes(footage, tmp_path, capsys):
     assert folder(footage, tmp_path / "out", *SHARES) == 0
-    assert "real/002/1.png and real/007/1.png are the same picture" in capsys.readouterr().out
+    assert "real/007/1.png and real/002/1.png are the same picture" in capsys.readouterr().out
     rows = {split: table(tmp_path / "out", split) for split in THREE}
     families = {split: set(of_split.source_id) for split, of_split in rows.items()}
     assert sum(map(len, families.values())) == 8 == len(set.union(*families.values()))

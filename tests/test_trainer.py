@@ -26,6 +26,7 @@ from transformers import (
 from dcl import train
 from dcl.errors_dcl import InputError
 from dcl.faces_dcl import YUNET_FILE
+from dcl.familiarity_dcl import REFERENCE_FILE
 from dcl.prepared_dcl import FAKE, REAL
 from dcl.tests.prepared_data import SHIPPED_CODE, training_flags
 from dcl.training.arguments import parse_training_run
@@ -477,7 +478,7 @@ class MockHub:
 def hub(tmp_path, monkeypatch):
     hub = MockHub(tmp_path / "hub")
     monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
-    monkeypatch.setattr(train, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr("dcl.hub_dcl.hub_is_reachable", lambda: True)
     return hub
 
 
@@ -496,7 +497,7 @@ def test_what_is_pushed_in_and_after_training_loads_and_has_no_pickle(hub, prepa
     images = torch.rand(2, 3, 96, 96)
     for commit in hub.commits:
         assert commit.repo_id == "lab/dcl" and commit.revision == "trial"
-        files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+        files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", REFERENCE_FILE}
         assert set(commit.names) - {YUNET_FILE} == SHIPPED_CODE | files
         model = AutoModelForImageClassification.from_pretrained(commit.folder, trust_remote_code=True)
         assert model(images).evidence.shape == (2, 3, 3)
@@ -540,7 +541,7 @@ def test_nothing_is_pushed_in_training_where_only_the_end_was_asked_for(hub, pre
 
 
 def test_a_hub_that_cannot_be_reached_is_reported_before_the_training(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr("dcl.hub_dcl.hub_is_reachable", lambda: False)
     with pytest.raises(SystemExit, match="push_to_hub"):
         train.main(training_flags(prepared, tmp_path / "run", push_to_hub=True))
 
