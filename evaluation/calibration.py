@@ -186,8 +186,8 @@ def _band(labels: np.ndarray, p_fake: np.ndarray, families: np.ndarray, error_ra
 
     People differ, so a share of the faces of the validation split says little about new people when those faces are of
     few families. The band holds for the faces of new families instead: of m exchangeable families whose shares of
-    errors are s_1 ... s_m, the expected share of a new one is at most (s_1 + ... + s_m + 1) / (m + 1) (Dunn,
-    Wasserman and Ramdas, 2022, arXiv 1809.07441). Where that is above `error_rate` even without any error, the band
+    errors are s_1 ... s_m, the expected share of a new one is at most (s_1 + ... + s_m + 1) / (m + 1) (Lee,
+    Barber and Willett, 2023, arXiv 2306.06342). Where that is above `error_rate` even without any error, the band
     lies around all errors of the split and says which rate that can promise: 1 / (m + 1), at 4 families .2.
 
     Args:
