@@ -596,13 +596,9 @@ def _marked_picture(picture: Shown, faces: list[tuple[int, dict[str, Any]]], cap
             f'<rect class="dcl-box {face["verdict"]}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
             f'height="{bottom - top:.1f}"/>'
         )
-        value = (
-            ""
-            if face["p_fake"] is None
-            else f" {face['p_fake']:.3f}"
-            if "face" in face
-            else (f" ({face['p_fake']:.3f} here)")
-        )
+        value = ""
+        if face["p_fake"] is not None:  # a frame has the verdict of its person, and a score of its own
+            value = f" {face['p_fake']:.3f}" if "face" in face else f" ({face['p_fake']:.3f} here)"
         place = f"left:{100 * min(max(left / width, 0), 0.8):.2f}%;top:{100 * min(max(top / height, 0.06), 1):.2f}%"
         tags += (
             f'<span class="dcl-tag {face["verdict"]}" style="{place}">{number}: {WORDS[face["verdict"]]}{value}</span>'
@@ -835,8 +831,10 @@ def _log(what: str, error: BaseException) -> None:
 
 
 def _where(operating_point: Any, threshold: Any) -> dict[str, Any]:
-    """Return where verdicts change: at a threshold if there is one, as the page always has an operating point."""
-    return {"operating_point": operating_point} if threshold is None else {"threshold": threshold}
+    """Return where verdicts change: at a threshold if there is one, else at an operating point, else by default."""
+    if threshold is not None:
+        return {"threshold": threshold}
+    return {} if operating_point == "default" else {"operating_point": operating_point}
 
 
 class Requests:
@@ -951,9 +949,10 @@ class Requests:
 # ----------------------------------------------------------------------------------------------------------- the page
 
 POINTS = {
+    "default": "the default, with an inconclusive range",
     "eer": "equal error rates",
-    "fpr_0.05": "5 % of real faces flagged",
-    "fpr_0.01": "1 % of real faces flagged",
+    "fpr_0.05": "at most 5 % of real ones flagged",
+    "fpr_0.01": "at most 1 % of real ones flagged",
 }
 DEMONSTRATION = (
     "**This is a demonstration.** Its checkpoint was trained on a few photographs forged by simple methods. "
@@ -997,10 +996,10 @@ def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str
                 option.render()
             point = as_given(
                 gr.Radio(
-                    [(POINTS[each], each) for each in points],
-                    value=points[0] if points else None,
+                    [(POINTS[each], each) for each in ("default", *points)],
+                    value="default",
                     label="Threshold",
-                    visible=len(points) > 1,
+                    visible=bool(points),
                 )
             )
             own = as_given(gr.Number(label="Your own threshold (0 to 1, optional)", step=0.01))

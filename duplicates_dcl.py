@@ -143,7 +143,7 @@ class Pictures:
         return self._greys[row]
 
     def add_hashes(self, most: int | None = None) -> bool:
-        """Compute the hashes of `sources`, if the split has none stored.
+        """Compute the hashes of those `sources` that have none stored.
 
         Args:
             most: so many are computed at most; None: all.
@@ -151,12 +151,13 @@ class Pictures:
         Returns:
             Whether there are hashes now.
         """
+        hashes = np.full(len(self.table), None, object)
         if "phash" in self.table:
-            return True
-        rows = self.sources()
+            stored = self.table["phash"].notna().to_numpy()
+            hashes[stored] = self.table["phash"].to_numpy(object)[stored]
+        rows = np.array([row for row in self.sources() if hashes[row] is None], int)
         if most is not None and len(rows) > most:
             return False
-        hashes = np.full(len(self.table), None, object)
         for row in tqdm(rows, f"hashes of {self.where}", unit="face", disable=len(rows) < 1000):
             try:
                 hashes[row] = picture_hash(decode_image(self.cell(row), ""))
@@ -199,7 +200,7 @@ def find_copies(one: Pictures, other: Pictures | None = None) -> list[tuple[int,
 
 def _hashed(one: Pictures, other: Pictures) -> tuple[np.ndarray, np.ndarray]:
     """Return the source rows with a hash, every n-th of them where there are too many to compare all with all."""
-    rows = [part.sources()[part.table.phash.to_numpy()[part.sources()] != None] for part in (one, other)]  # noqa: E711
+    rows = [part.sources()[part.table.phash.notna().to_numpy()[part.sources()]] for part in (one, other)]
     step = max(1, int(np.ceil(np.sqrt(len(rows[0]) * len(rows[1]) / _MOST_COMPARISONS))))
     return rows[0][::step], rows[1][::step]
 

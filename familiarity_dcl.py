@@ -2,9 +2,10 @@
 
 A detector's own features cannot: training keeps what separates real from forged faces and forgets the rest, and what
 is left changes with every run. These features come from the first stages of EfficientNet-Lite0 as trained on ImageNet.
-Nothing here is ever trained, so they are the same for every checkpoint, on every machine.
+Nothing here is ever trained, so they are the same for every checkpoint.
 """
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +14,13 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
 from .errors_dcl import InputError, reason
-from .hub_dcl import file_of_checkpoint
+from .hub_dcl import REFERENCE_FILE, file_of_checkpoint
 
-REFERENCE_FILE = "reference_network.safetensors"
+REFERENCE_SHA256 = "58deee5febaee7670e8778cfd78a12aac21370e7b5e5994543165679e7119910"
 _SIZE = 112  # pixels; 160 tell little more of a face, and take twice as long
 _STAGES = 3  # of the seven; the last two describe a face: 24 and 40 channels
 #: Numbers that describe a face: mean and standard deviation of each channel.
@@ -34,7 +34,7 @@ class ReferenceNetwork(nn.Module):
         path: its weights, see `find_reference`.
 
     Raises:
-        InputError: if the file does not hold them.
+        InputError: if the file cannot be read, or is another one.
     """
 
     def __init__(self, path: Path):
@@ -43,14 +43,14 @@ class ReferenceNetwork(nn.Module):
             network = timm.create_model("tf_efficientnet_lite0")
         self.conv_stem, self.bn1, self.blocks = network.conv_stem, network.bn1, network.blocks[:_STAGES]
         try:
-            weights = load_file(path)
-            floats = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-            self.load_state_dict(floats, assign=True)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise InputError(
-                f"{path} does not hold the weights of the reference network ({reason(error)}): copy or download it "
-                "again."
-            ) from error
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({reason(error)}): check its permissions.") from error
+        if hashlib.sha256(content).hexdigest() != REFERENCE_SHA256:
+            raise InputError(f"{path} is not the reference network that distances are measured by: download it again.")
+        weights = load(content)
+        floats = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+        self.load_state_dict(floats, assign=True)
         self.eval().requires_grad_(False)
 
     @torch.inference_mode()

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "runs/demo"
 MODEL_TYPE = "dcl"  # that of DCLConfig, whose module imports torch
 #: The files of a checkpoint that each backend runs; of a graph, `OnnxClassifier` knows the name.
+REFERENCE_FILE = "reference_network.safetensors"  # beside the weights, see `familiarity_dcl`
 FILES = {"torch": ("*.json", "*.safetensors", "*.py"), "onnx": ("*.json",)}
 
 
@@ -234,6 +235,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "FILES",
     "MODEL_TYPE",
+    "REFERENCE_FILE",
     "check_dataset",
     "file_of_checkpoint",
     "find_dcl_checkpoint",

@@ -89,7 +89,7 @@ class DetectionOptions:
         num_frames: of a video, evenly spaced, at most.
         batch_size: faces that go through the model at once, of one file or of several; None: 4 on a CPU, where more
             are slower (their feature maps exceed what malloc keeps, and each is paged in anew), else 16.
-        operating_point: which of the checkpoint's thresholds decides, a name of `OPERATING_POINTS`; None is "eer"
+        operating_point: which of the checkpoint's thresholds flags, a name of `OPERATING_POINTS`; None is "eer"
             where the checkpoint has it, else 0.5, and each sentence says so.
         threshold: a number in (0, 1) that decides in place of the checkpoint's thresholds and its inconclusive range,
             for faces and for people.
@@ -143,6 +143,9 @@ class DetectionOptions:
         for name in changes:
             if name not in known:
                 raise InputError(f"there is no option {name!r}: choose from {', '.join(known)}.")
+        for name, other in (("threshold", "operating_point"), ("operating_point", "threshold")):
+            if changes.get(name) is not None and other not in changes:
+                changes = {**changes, other: None}
         return replace(self, **changes)
 
 
@@ -387,9 +390,11 @@ class FaceForgeryDetectionPipeline(Pipeline):
 
         Returns:
             For one picture `{"kind": "image", "name", "width", "height", "notes", "verdict", "sentence",
-            "operating_point", "threshold", "faces"}`, with for each face `"box"` (left, top, right, bottom in
-            pixels), `"p_fake"` in [0, 1] or None, `"verdict"`, `"sentence"`, `"reason"` where there is no score, and
-            `"evidence"`, float32 (h, w), the part of each cell in the margin. For one video, `"people"` in place of
+            "threshold", "operating_point", "band", "expected_fpr", "faces"}`. The verdict is "flagged" (from the
+            threshold on), "inconclusive" (within the band), "not_flagged", or "abstained"; see `Rule`. Each face has
+            `"box"` (left, top, right, bottom in pixels), `"p_fake"` in [0, 1] or None, `"verdict"`, `"sentence"`,
+            `"reason"` where there is no score, and `"evidence"`, float32 (h, w), the part of each cell in the logit
+            of `p_fake`. For one video, `"people"` in place of
             the faces, each with its own verdict, its mean `"p_fake"`, `"moments"`, and `"frames"`, which are records
             like those of faces. For a folder, list or stack, a list with one result for each input, in order, where
             `{"kind": "error", "name", "sentence"}` stands for what cannot be read.
@@ -458,6 +463,10 @@ class FaceForgeryDetectionPipeline(Pipeline):
             InputError: if an argument is wrong, the input cannot be read, it is not what the result is of, or the
                 output cannot be written.
         """
+        if others := options.keys() - {"most_pixels", "allow_urls"}:
+            raise InputError(f"annotate takes no option {min(others)!r}: it draws the result as it is.")
+        if output is not None and frames is not None:
+            raise InputError("output has all frames of the video: leave frames out, or output.")
         chosen = self.options.changed(options)
         if not (is_number(evidence) and 0 <= evidence <= 1):
             raise InputError(f"the opacity of the evidence is {evidence!r}: choose a number in [0, 1].")
@@ -683,8 +692,10 @@ class FaceForgeryDetectionPipeline(Pipeline):
         crops = [face.pixels for face in faces]
         judged = self.postprocess(self.forward(self.preprocess(crops)))
         familiarity = self._familiarity
-        features = judged["embedding"] if self._reference is None else self._reference(crops)
-        far = [None] * len(faces) if familiarity is None else distances(features, familiarity)
+        far: Any = [None] * len(faces)
+        if options.abstain and familiarity is not None:
+            features = judged["embedding"] if self._reference is None else self._reference(crops)
+            far = distances(features, familiarity)
         for index, face in enumerate(faces):
             face.subject.waiting -= 1
             if options.abstain:

@@ -60,7 +60,8 @@ class Rule:
         Args:
             calibration: `DCLConfig.calibration`.
             level: "frame" or "video".
-            operating_point: None is "eer" where the checkpoint has it, else .5.
+            operating_point: from its threshold on something is flagged; None: from the end of the inconclusive range
+                on, or from "eer" on where that is higher or there is no range, or else from .5.
             threshold: in (0, 1), in place of the checkpoint's; there is no inconclusive range then.
 
         Raises:
@@ -87,8 +88,9 @@ class Rule:
                 f"the checkpoint has no threshold {point} for a {level} ({why}): {remedy} operating_point out."
             )
         ends = {"low": None, "high": None, "reason": band.get("reason", "the checkpoint stores no inconclusive range")}
-        if band.get("low") is not None:
-            ends = {"low": min(at, band["low"]), "high": max(at, band["high"]), "reason": None}
+        if band.get("low") is not None:  # a point that was asked for decides alone from where on something is flagged
+            high = max(at, band["high"]) if operating_point is None else at
+            ends = {"low": min(at, band["low"]), "high": high, "reason": None}
         line = at if ends["high"] is None else ends["high"]
         return cls(float(at), point, ends, expected_fpr(calibration, level, line), units, note)
 
@@ -112,7 +114,7 @@ class Rule:
         """Say in words what `verdict` says; `number` is what is compared with the thresholds."""
         high, low = self.flagged_from, self.not_flagged_below
         digits = 3
-        while any(p_fake != at and f"{p_fake:.{digits}f}" == f"{at:.{digits}f}" for at in (low, high)):
+        while digits < 9 and any(p_fake != at and f"{p_fake:.{digits}f}" == f"{at:.{digits}f}" for at in (low, high)):
             digits += 1  # "0.500, below 0.500" would explain nothing
         is_, low, high = f"{number} is {p_fake:.{digits}f}", f"{low:.{digits}f}", f"{high:.{digits}f}"
         said = {
@@ -133,8 +135,12 @@ class Rule:
 
     def record(self) -> dict[str, Any]:
         """Return what a result says of it."""
-        names = ("threshold", "operating_point", "band", "expected_fpr")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "threshold": self.flagged_from,
+            "operating_point": self.operating_point if self.flagged_from == self.threshold else None,
+            "band": self.band,
+            "expected_fpr": self.expected_fpr,
+        }
 
 
 def abstain(record: dict[str, Any], who: str, abstention: Abstention) -> None:

@@ -188,7 +188,8 @@ def _band(labels: np.ndarray, p_fake: np.ndarray, families: np.ndarray, error_ra
     few families. The band holds for the faces of new families instead: of m exchangeable families whose shares of
     errors are s_1 ... s_m, the expected share of a new one is at most (s_1 + ... + s_m + 1) / (m + 1) (Lee,
     Barber and Willett, 2023, arXiv 2306.06342). Where that is above `error_rate` even without any error, the band
-    lies around all errors of the split and says which rate that can promise: 1 / (m + 1), at 4 families .2.
+    lies around all errors of the split and says which rate that can promise: 1 / (m + 1), at 4 families .2. That the
+    checkpoint and its calibration were chosen on the same split is not accounted for.
 
     Args:
         labels: integers (n,), 0 real, 1 fake; both are there.
@@ -197,8 +198,8 @@ def _band(labels: np.ndarray, p_fake: np.ndarray, families: np.ndarray, error_ra
         error_rate: the expected share of new reals at or above `high`, and of new fakes below `low`, at most.
 
     Returns:
-        `error_rate`, the one that holds; `high`, the lowest threshold that keeps it for reals; and `low`, the highest
-        that keeps it for fakes. Scores from `low` to `high` are inconclusive, none where `low` is above. Both are
+        `error_rate`, that which holds for both classes; `high`, the lowest threshold that keeps that of reals; and
+        `low`, the highest that keeps that of fakes. Scores from `low` to `high` are inconclusive, none where `low` is above. Both are
         None, with a `reason`, where a class has a single family.
     """
     scores = np.unique(p_fake)
@@ -215,15 +216,15 @@ def _band(labels: np.ndarray, p_fake: np.ndarray, families: np.ndarray, error_ra
         counts[label] = len(sizes)
         errors[label] = below if label == FAKE else len(sizes) - below
     fewest = min(counts.values())
-    held = max(error_rate, 1 / (fewest + 1))
-    found = {"error_rate": held, "low": None, "high": None}
+    held = {label: max(error_rate, 1 / (count + 1)) for label, count in counts.items()}
+    found = {"error_rate": max(held.values()), "low": None, "high": None}
     if fewest == 1:
         return {
             **found,
             "error_rate": error_rate,
             "reason": "it takes two families of each class to see how they differ",
         }
-    kept = {label: (errors[label] + 1) / (counts[label] + 1) <= held + 1e-9 for label in errors}
+    kept = {label: (errors[label] + 1) / (counts[label] + 1) <= held[label] + 1e-9 for label in errors}
     low, high = edges[kept[FAKE]][-1], edges[kept[REAL]][0]
     if high > 1:
         return {**found, "reason": "real faces have the score 1"}
@@ -243,7 +244,7 @@ def _false_positive_rates(p_fake: np.ndarray, families: np.ndarray, exact: list[
     """
     thresholds = np.union1d(_GRID, exact)
     codes = np.unique(families, return_inverse=True)[1]
-    sizes, total = np.bincount(codes), len(p_fake)
+    sizes = np.bincount(codes)
     curve: dict[str, list[float]] = {"thresholds": [], "value": [], "low": [], "high": []}
     before = None
     for threshold in thresholds:
@@ -252,7 +253,7 @@ def _false_positive_rates(p_fake: np.ndarray, families: np.ndarray, exact: list[
             continue
         before = alarms
         low, high = rate_interval(alarms, sizes)
-        point = (threshold, round(alarms.sum() / total, 6), round(low, 6), round(high, 6))
+        point = (threshold, round(np.mean(alarms / sizes), 6), round(low, 6), round(high, 6))
         for name, value in zip(curve, point, strict=True):
             curve[name].append(float(value))
     return curve
@@ -261,18 +262,20 @@ def _false_positive_rates(p_fake: np.ndarray, families: np.ndarray, exact: list[
 def rate_interval(alarms: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     """Return the 95 % interval of a rate that was counted in families whose members are alike.
 
-    It is that of Korn and Graubard (1998): Clopper and Pearson's, with as many observations as would vary as much if
-    they were independent; no fewer than there are families, and as many where all members or none are counted.
+    The rate is the mean over families, each of which counts the same: one person with many photographs says no more
+    about the next person than one with few. The interval is that of Korn and Graubard (1998): Clopper and Pearson's,
+    with as many observations as would vary as much if they were independent; no fewer than there are families, and as
+    many where all members or none are counted.
 
     Args:
         alarms: floats (m,), how many members of each family are counted.
         sizes: integers (m,), how many it has.
     """
-    families, total = len(sizes), sizes.sum()
-    rate = alarms.sum() / total
+    families, total, shares = len(sizes), sizes.sum(), alarms / sizes
+    rate = float(shares.mean())
     effective = float(families)
     if 0 < rate < 1 and families > 1:
-        variance = families / (families - 1) * np.sum((alarms - rate * sizes) ** 2) / total**2
+        variance = shares.var(ddof=1) / families
         upper = (1 + CONFIDENCE) / 2
         degrees = (stdtrit(total - 1, upper) / stdtrit(families - 1, upper)) ** 2
         most = rate * (1 - rate) / variance * degrees if variance > 0 else np.inf

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors_dcl import InputError
-from ..hub_dcl import FILES, MODEL_TYPE, find_dcl_checkpoint, find_model, no_weights, read_settings
+from ..hub_dcl import FILES, MODEL_TYPE, REFERENCE_FILE, find_dcl_checkpoint, find_model, no_weights, read_settings
 from ..prepared_dcl import CLASS_NAMES
 
 
@@ -64,7 +64,7 @@ def find_checkpoint(name: str, only_dcl: bool = False) -> Checkpoint:
             f"Model {name!r} cannot be evaluated: its config.json names no model_type. Pass a checkpoint that "
             "transformers or timm saved."
         )
-    if not any(folder.glob("*.safetensors")):
+    if not any(path.name != REFERENCE_FILE for path in folder.glob("*.safetensors")):
         if checkpoint.is_dcl or any(folder.glob("model*.onnx")):
             raise no_weights(folder, name)
         raise InputError(

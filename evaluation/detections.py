@@ -204,11 +204,15 @@ class JsonLines:
 
 
 def _decisive(record: dict[str, Any]) -> dict[str, Any]:
-    """Return of a record what results depend on: not by which path the checkpoint was found."""
+    """Return of a record what results depend on: not by which path the checkpoint was found.
+
+    Options that are None are left out: an older record may not have them.
+    """
     options = record.get("options")
-    return {key: record.get(key) for key in ("fingerprint", "backend")} | (
+    found = {key: record.get(key) for key in ("fingerprint", "backend")} | (
         options if isinstance(options, dict) else {}
     )
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class Table:

@@ -805,7 +805,7 @@ def test_an_annotated_video_is_a_list_of_moments_or_an_mp4(pipe, monkeypatch, cl
         assert drawn.numbers == source.numbers and drawn.duration == pytest.approx(source.duration, abs=1e-3)
         pairs = zip(drawn.read(drawn.numbers), source.read(source.numbers), strict=True)
         changed = [np.abs(one.astype(int) - other).mean(2) for (_, one), (_, other) in pairs]
-    left, top, right, bottom = (round(value) for value in result["people"][0]["frames"][1]["box"])
+    left, top, _, bottom = (round(value) for value in result["people"][0]["frames"][1]["box"])
     assert changed[5][top : bottom + 1, left].mean() > 40 and (changed[5] < 8).mean() > 0.25
 
 
