@@ -199,8 +199,8 @@ def _band(labels: np.ndarray, p_fake: np.ndarray, families: np.ndarray, error_ra
 
     Returns:
         `error_rate`, that which holds for both classes; `high`, the lowest threshold that keeps that of reals; and
-        `low`, the highest that keeps that of fakes. Scores from `low` to `high` are inconclusive, none where `low` is above. Both are
-        None, with a `reason`, where a class has a single family.
+        `low`, the highest that keeps that of fakes. Scores from `low` to `high` are inconclusive, none where `low` is
+        above. Both are None, with a `reason`, where a class has a single family.
     """
     scores = np.unique(p_fake)
     middles = scores[:-1] + np.diff(scores) / 2
