@@ -193,7 +193,7 @@ def test_what_is_wrong_with_an_input_without_a_path_is_said(pipe, item, sentence
 
 
 def test_inputs_without_a_path_have_the_limits_of_files(pipe, monkeypatch, portrait, clip):
-    for item in (encoded(portrait), clip.read_bytes(), torch.from_numpy(portrait).permute(2, 0, 1), portrait / 255):
+    for item in (encoded(portrait), clip.read_bytes(), torch.tensor(portrait).permute(2, 0, 1), portrait / 255):
         with pytest.raises(InputError, match=r"more than 1,000: .* raise most_pixels"):
             pipe(item, most_pixels=1000)
     monkeypatch.setattr(inputs_dcl, "_MOST_COPIED", 1000)
