@@ -153,7 +153,7 @@ def leaking(tmp_path):
 def test_training_refuses_a_validation_split_that_shares_a_picture(leaking):
     flags = training_flags(leaking / "data", leaking / "run", max_steps=1, image_size=64)
     message = refusal(train.main, flags)
-    assert "original/2, frame 0 (train) and x/1, frame 0 (validation) are the same picture" in message
+    assert "original/002, frame 0 (train) and x/1, frame 0 (validation) are the same picture" in message
     assert "--allow_copies" in message and not (leaking / "run").exists()
 
 
@@ -170,7 +170,7 @@ def test_evaluation_refuses_a_test_split_that_shares_a_picture_with_training(lea
     from dcl.evaluation.inputs import load_evaluation_sets, refuse_copies_of_training
 
     sets = load_evaluation_sets([str(leaking / "data")], "test")
-    with pytest.raises(InputError, match=r"original/2, frame 0 \(train\) and x/1, frame 0 \(test\)"):
+    with pytest.raises(InputError, match=r"original/002, frame 0 \(train\) and x/1, frame 0 \(test\)"):
         refuse_copies_of_training(sets)
     refuse_copies_of_training(load_evaluation_sets([str(leaking / "data")], "train"))  # asked for as it is
     write_split(leaking / "data", "test", make_rows(range(7, 10)))
@@ -183,7 +183,7 @@ def test_check_names_shared_pictures_of_a_prepared_set(leaking, capsys):
         main(["check", "prepared", "--root", str(leaking / "data")])
     printed = capsys.readouterr().out
     assert stop.value.code == 3 and printed.splitlines()[0].split() == ["split", "real", "fake", "families"]
-    assert "original/2, frame 0 (train) and x/1, frame 0 (validation) are the same picture." in printed
+    assert "original/002, frame 0 (train) and x/1, frame 0 (validation) are the same picture." in printed
     assert "x/1, frame 0 (validation) and x/1, frame 0 (test) are the same picture." in printed
 
 
