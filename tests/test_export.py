@@ -209,6 +209,13 @@ def test_int8_weights_cannot_overflow_on_a_cpu_without_vnni(exported):
     assert largest == 64 and 2 * 255 * largest < 2**15
 
 
+def test_the_convolutions_next_to_the_image_stay_in_floats(exported):
+    graph = onnx.load(exported / "model_int8.onnx").graph
+    quantized = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    weights = [node.input[1] in quantized for node in graph.node if node.op_type == "Conv"]
+    assert weights[:3] == [False] * 3 and all(weights[3:]) and len(weights) > 3
+
+
 def test_the_printed_table_shows_what_int8_changes_and_what_was_not_checked(exported):
     record = json.loads((exported / "export.json").read_text())
     printed = door.describe(record)
