@@ -616,7 +616,7 @@ def _page(result: dict[str, Any], body: str, evidence: bool) -> str:
     if verdict == "flagged" and rate["value"] is not None:
         means += (
             f" In the validation data, {100 * rate['value']:.2g} % of the real ones score this high. For new people, "
-            f"{100 * rate['low']:.2g} to {100 * rate['high']:.2g} % are plausible (95 % interval)."
+            f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f} % are plausible (95 % interval)."
         )
     notes = "".join(f'<p class="dcl-small">{_escape(note)}</p>' for note in result.get("notes", ()))
     slider = (

@@ -234,7 +234,7 @@ def _verdicts(calibration: Mapping[str, Any], level: str) -> list[str]:
         )
     found = expected_fpr(calibration, level, line)
     if found["value"] is not None:
-        ends = f"95 % interval for new people {100 * found['low']:.3g} to {100 * found['high']:.3g} %"
+        ends = f"95 % interval for new people {100 * found['low']:.1f} to {100 * found['high']:.1f} %"
         said.append(f"{100 * found['value']:.3g} % of the real {units} score at or above {line:.3f} ({ends}).")
     return said
 

@@ -547,7 +547,7 @@ def test_every_verdict_has_its_words_and_its_colour(app_module, verdict):
     assert app_module.WORDS == VERDICTS
     page = app_module._page({"verdict": verdict, "sentence": "So.", "expected_fpr": rate}, "", evidence=False)
     assert f"<h2>{app_module.WORDS[verdict]}</h2>" in page and app_module.DOES_NOT_MEAN[verdict] in page
-    assert ("7.5 % of the real ones score this high. For new people, 1 to 20 %" in page) == (verdict == "flagged")
+    assert ("7.5 % of the real ones score this high. For new people, 1.0 to 20.0 %" in page) == (verdict == "flagged")
     assert f".dcl .{verdict} {{ --verdict:" in app_module.CSS
 
 
