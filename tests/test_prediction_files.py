@@ -436,7 +436,7 @@ def test_it_cautions_of_the_split_on_which_thresholds_are_chosen(here, tmp_path,
 
 def test_a_file_that_is_not_there(capsys, tmp_path):
     out = tmp_path / "out"
-    assert "there is no table" in sentence_of(capsys, "--predictions", tmp_path / "no.csv", "--output_dir", out)
+    assert "Table of predictions" in sentence_of(capsys, "--predictions", tmp_path / "no.csv", "--output_dir", out)
     (tmp_path / "folder.csv").mkdir()
     assert "cannot be read" in sentence_of(capsys, "--predictions", tmp_path / "folder.csv", "--output_dir", out)
     assert not out.exists()
@@ -479,5 +479,5 @@ def test_what_only_models_need_is_refused_of_tables(capsys, tmp_path, options):
 
 
 def test_nothing_to_evaluate(capsys, tmp_path):
-    assert "pass --model with --dataset, or --predictions" in sentence_of(capsys, "--output_dir", tmp_path)
+    assert "Pass --model with --dataset, or --predictions" in sentence_of(capsys, "--output_dir", tmp_path)
     assert "pass --dataset" in sentence_of(capsys, "--model", "m", "--output_dir", tmp_path)

@@ -16,9 +16,10 @@ from dcl.configuration_dcl import DCLConfig
 from dcl.dataset_dcl import FEATURES, CorruptImageError, decode_image, encode_image
 from dcl.errors_dcl import InputError
 from dcl.evaluation.checkpoints import Checkpoint, find_checkpoint
-from dcl.evaluation.inputs import MODEL_TYPE, load_evaluation_sets
+from dcl.evaluation.inputs import load_evaluation_sets
 from dcl.evaluation.predictions import PREDICTIONS_SCHEMA, load_checkpoint, mask_to_cells, predict
 from dcl.evaluation.results import crop_matches, evaluate_checkpoint
+from dcl.hub_dcl import MODEL_TYPE
 from dcl.image_processing_dcl import DCLImageProcessor
 from dcl.modeling_dcl import DCLForImageClassification, DCLForPreTraining, DCLModel
 
