@@ -14,6 +14,7 @@ from dcl import train
 from dcl.errors_dcl import InputError
 from dcl.prepared_dcl import FAKE, REAL
 from dcl.tests.prepared_data import make_rows, training_flags, write_split
+from dcl.training.arguments import parse_training_run
 from dcl.training.distributed import gather_rows, mean_over_processes, world_size
 from dcl.training.pairs import BalancedSampler
 
@@ -24,17 +25,18 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from dcl import train
 from dcl.training.distributed import gather_rows, mean_over_processes, world_size
+from dcl.training.trainer import DCLTrainer
 
 folder, stop, *flags = sys.argv[1:]
 built, build = [], train.build_trainer
 train.build_trainer = lambda *given: built.append(build(*given)) or built[-1]
 if int(stop):
-    step = train.DCLTrainer.training_step
+    step = DCLTrainer.training_step
     def training_step(self, *args, **kwargs):
         if self.state.global_step == int(stop):
             sys.exit(3)
         return step(self, *args, **kwargs)
-    train.DCLTrainer.training_step = training_step
+    DCLTrainer.training_step = training_step
 train.main(flags)
 rank = dist.get_rank()
 state = {"model": built[0].model.state_dict(), "world": world_size(), "calibration": built[0].model.config.calibration}
@@ -117,7 +119,7 @@ def assert_processes_learn_what_one_learns(ranks, several, one):
 
 
 def train_alone(folder, data, **settings):
-    trainer = train.build_trainer(train.parse_training_run(training_flags(data, folder, **settings)))
+    trainer = train.build_trainer(parse_training_run(training_flags(data, folder, **settings)))
     trainer.train()
     trainer.save_state()
     torch.save(trainer.model.state_dict(), folder / "model.pt")
@@ -151,11 +153,13 @@ def test_two_processes_of_one_class_each_learn_what_one_process_learns(half_mask
 
 def test_the_first_process_decides_where_all_begin(monkeypatch, prepared, tmp_path):
     """What another process sees in its folder, on a disk of its own perhaps, does not count."""
-    run = train.parse_training_run(training_flags(prepared, tmp_path / "run"))
+    run = parse_training_run(training_flags(prepared, tmp_path / "run"))
     monkeypatch.setattr(type(run.training), "world_size", 2)
     monkeypatch.setattr(type(run.training), "process_index", 1)
     answers = [[None, True, None], ["another run", False, None], [None, False, str(tmp_path / "run" / "checkpoint-2")]]
-    monkeypatch.setattr(train.dist, "broadcast_object_list", lambda answer, device: answer.__setitem__(slice(3), told))
+    monkeypatch.setattr(
+        torch.distributed, "broadcast_object_list", lambda answer, device: answer.__setitem__(slice(3), told)
+    )
     told = answers[0]
     assert train.find_start(run, tmp_path / "run", {}) == (True, None)
     told = answers[1]
@@ -203,7 +207,7 @@ def test_two_processes_stopped_inside_a_later_epoch_go_on_to_the_same_weights(pr
 
 def test_a_run_of_several_processes_that_is_resumed_inside_an_epoch_draws_that_epoch(prepared, tmp_path):
     flags = training_flags(prepared, tmp_path, max_steps=5, image_size=64)
-    trainer = train.build_trainer(train.parse_training_run(flags))
+    trainer = train.build_trainer(parse_training_run(flags))
     sampler = BalancedSampler(np.array([REAL, FAKE] * 12))
     loader = prepare_data_loader(
         DataLoader(range(24), batch_size=4, sampler=sampler), num_processes=2, process_index=1, put_on_device=False

@@ -28,6 +28,8 @@ from dcl.evaluation.predictions import load_checkpoint, predict
 from dcl.faces_dcl import YUNET_FILE
 from dcl.modeling_dcl import DCLForPreTraining
 from dcl.tests.prepared_data import CROP, SHIPPED_CODE, make_rows, training_flags, write_split
+from dcl.training.arguments import parse_training_run
+from dcl.training.trainer import DCLTrainer, last_complete_checkpoint
 
 REPOSITORY = Path(__file__).parents[1]
 TIMES = ("_runtime", "_per_second")
@@ -39,14 +41,14 @@ class StoppedError(Exception):
 
 def stop_after(monkeypatch, step):
     """Make the run break off inside the step after this one, as a killed process does: nothing is tidied up."""
-    original = train.DCLTrainer.training_step
+    original = DCLTrainer.training_step
 
     def training_step(self, *args, **kwargs):
         if self.state.global_step == step:
             raise StoppedError
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(train.DCLTrainer, "training_step", training_step)
+    monkeypatch.setattr(DCLTrainer, "training_step", training_step)
 
 
 def history(output_dir):
@@ -178,7 +180,7 @@ def test_a_run_stores_what_it_has_seen_in_the_pass_that_calibrates(prepared, tmp
         passes.append(kwargs)
         return predict(*args, **kwargs)
 
-    monkeypatch.setattr(train, "predict", watched)
+    monkeypatch.setattr("dcl.evaluation.predictions.predict", watched)
     train.main(training_flags(data, tmp_path / "run", max_steps=1, image_size=64, dataloader_num_workers=1))
     assert len(passes) == 1
     found = familiarity_of(tmp_path / "run")
@@ -206,7 +208,7 @@ def test_nothing_but_the_end_of_a_run_is_calibrated(finished, prepared, tmp_path
     for folder in finished.glob("checkpoint-*"):
         assert calibration_of(folder) is familiarity_of(folder) is None
     flags = training_flags(prepared, tmp_path / "run", **RUN, model=finished)
-    trainer = train.build_trainer(train.parse_training_run(flags))
+    trainer = train.build_trainer(parse_training_run(flags))
     assert trainer.model.config.calibration is trainer.model.config.familiarity is None
     train.main(training_flags(prepared, tmp_path / "none", max_steps=1, image_size=64, calibration="none"))
     assert calibration_of(tmp_path / "none") is familiarity_of(tmp_path / "none") is None
@@ -233,7 +235,7 @@ def test_validation_looks_at_its_own_split_and_at_the_chosen_methods_only(tmp_pa
     data = tmp_path / "data"
     shutil.copytree(prepared, data)
     (data / "test.parquet").write_bytes(b"nobody may look at this")
-    run = train.parse_training_run(training_flags(data, tmp_path / "run"))
+    run = parse_training_run(training_flags(data, tmp_path / "run"))
     trainer = train.build_trainer(run)
     learned, chosen = trainer.train_dataset.rows, trainer.eval_dataset.rows
     for rows, split in ((learned, "train"), (chosen, "validation")):
@@ -252,14 +254,14 @@ def test_the_best_checkpoint_of_the_validation_is_what_is_kept(prepared, tmp_pat
         return {"auc": auc, "eer": 0.1, "accuracy": 0.5, "video_auc": 0.8}
 
     weights = []
-    original = train.DCLTrainer._save_checkpoint
+    original = DCLTrainer._save_checkpoint
 
     def save_checkpoint(self, model, trial):
         weights.append({name: value.clone() for name, value in self.model.state_dict().items()})
         return original(self, model, trial)
 
     monkeypatch.setattr(train, "validation_metrics", validation_metrics)
-    monkeypatch.setattr(train.DCLTrainer, "_save_checkpoint", save_checkpoint)
+    monkeypatch.setattr(DCLTrainer, "_save_checkpoint", save_checkpoint)
     train.main(training_flags(prepared, tmp_path / "run", max_steps=6, image_size=64, learning_rate=0.01))
     kept = load_file(tmp_path / "run" / "model.safetensors")
     for name, value in kept.items():
@@ -398,14 +400,14 @@ def test_a_killed_process_goes_on_to_the_same_weights(prepared, tmp_path):
 
 
 def test_training_goes_on_from_a_checkpoint(finished, prepared, tmp_path):
-    run = train.parse_training_run(training_flags(prepared, tmp_path / "run", **RUN, model=finished))
+    run = parse_training_run(training_flags(prepared, tmp_path / "run", **RUN, model=finished))
     model = train.build_trainer(run).model
     for name, value in load_file(finished / "model.safetensors").items():
         assert torch.equal(model.state_dict()[name], value), name
 
 
 def test_a_checkpoint_to_start_from_keeps_its_settings(finished, prepared, tmp_path):
-    run = train.parse_training_run(training_flags(prepared, tmp_path / "run", model=finished, image_size=96))
+    run = parse_training_run(training_flags(prepared, tmp_path / "run", model=finished, image_size=96))
     with pytest.raises(InputError, match=r"image_size is 96, and 64 in the checkpoint .*leave image_size out"):
         train.build_trainer(run)
 
@@ -414,8 +416,8 @@ def test_a_setting_that_is_the_default_is_no_less_given(finished, prepared, tmp_
     flags = ["--dataset", str(prepared), "--output_dir", str(tmp_path / "run"), "--model", str(finished)]
     for flag, named in (("--image_size=299", "image_size is 299"), ("--no_self_pairs", "self_pairs is False")):
         with pytest.raises(InputError, match=named):
-            train.build_trainer(train.parse_training_run([*flags, flag]))
-    run = train.parse_training_run(flags)
+            train.build_trainer(parse_training_run([*flags, flag]))
+    run = parse_training_run(flags)
     assert "image_size" not in run.record()  # the checkpoint's own counts
 
 
@@ -542,7 +544,7 @@ def test_faces_cut_otherwise_for_validation_are_refused(tmp_path):
 
 def test_mixed_crops_are_accepted_when_asked_for_and_the_usual_one_is_recorded(tmp_path):
     flags = training_flags(a_set(tmp_path, cut_wider), tmp_path / "run")
-    run = train.parse_training_run([*flags, "--allow_mixed_crops"])
+    run = parse_training_run([*flags, "--allow_mixed_crops"])
     assert train.build_trainer(run).processing_class.crop == CROP
 
 
@@ -594,7 +596,7 @@ def test_what_was_trained_is_saved_before_a_corrupt_validation_image_ends_the_ru
     with pytest.raises(SystemExit) as stop:
         train.main(flags)
     assert "it is no image" in str(stop.value) and "row 4" in str(stop.value)  # of those by the chosen methods
-    assert train.last_complete_checkpoint(tmp_path / "run").name == "checkpoint-2"
+    assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-2"
     train.main([*flags, "--skip_corrupt"])
     assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 3
 
