@@ -31,6 +31,7 @@ _FLAT = 2.0  # standard deviation of grey below which a crop shows nothing, so t
 _MOST_COMPARISONS = 1_000_000_000  # of hashes, about ten seconds; of larger sets every n-th frame is compared
 _BLOCK = 4096  # hashes that are compared with so many others at a time
 _TRIES = 4  # candidates of two families that are checked on the pixels, the nearest first
+_MOST_CHECKED = 5_000  # of all families, about a minute
 _ALIGNED = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-4)
 _COLUMNS = ["label", "video_id", "source_id", "frame", "phash"]
 logger = logging.getLogger(__name__)
@@ -185,17 +186,18 @@ def find_copies(one: Pictures, other: Pictures | None = None) -> list[tuple[int,
     candidates["b"] = other.table.source_id.to_numpy()[candidates.other]
     if within:
         candidates = candidates[(candidates.row < candidates.other) & (candidates.a != candidates.b)]
-    pairs = []
-    for _, group in candidates.sort_values(["distance", "row", "other"]).groupby(["a", "b"], sort=False):
-        for row, match in group[["row", "other"]].drop_duplicates().head(_TRIES).itertuples(index=False):
-            try:
-                found = same_picture(one.grey(row), other.grey(match))
-            except InputError:  # an image that cannot be decoded is reported where it is needed
-                continue
-            if found:
-                pairs.append((int(row), int(match)))
-                break
-    return sorted(pairs)
+    candidates = candidates.drop_duplicates(["row", "other"]).sort_values(["distance", "row", "other"])
+    candidates = candidates.groupby(["a", "b"], sort=False).head(_TRIES)
+    if len(candidates) > _MOST_CHECKED:
+        logger.warning("Of %d pictures that look alike, the nearest %d were compared.", len(candidates), _MOST_CHECKED)
+    pairs: dict[tuple[str, str], tuple[int, int]] = {}
+    for row, match, *families in candidates[["row", "other", "a", "b"]].head(_MOST_CHECKED).itertuples(index=False):
+        try:
+            if tuple(families) not in pairs and same_picture(one.grey(row), other.grey(match)):
+                pairs[tuple(families)] = int(row), int(match)
+        except InputError:  # an image that cannot be decoded is reported where it is needed
+            continue
+    return sorted(pairs.values())
 
 
 def _hashed(one: Pictures, other: Pictures) -> tuple[np.ndarray, np.ndarray]:

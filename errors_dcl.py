@@ -65,10 +65,10 @@ def disk_trouble(error: BaseException) -> str | None:
         number = getattr(link, "errno", None)
         if match := re.search(r"\(os error (\d+)\)|\[errno (\d+)\]", str(link)):
             number = int(match[1] or match[2])
-        if number in _DISK and getattr(link, "filename", None) is None:
-            return _DISK[number]
         if number in _DISK:
-            return f"{_DISK[number]} that holds {link.filename}"
+            # Of a copy, the second file is the one that was written.
+            path = getattr(link, "filename2", None) or getattr(link, "filename", None)
+            return _DISK[number] + (f" that holds {path}" if path else "")
         if re.search(r"PytorchStreamWriter failed|unexpected pos \d+ vs|iostream error", str(link)):  # torch.save
             return "A file could not be written to the disk"
     return None

@@ -24,8 +24,8 @@ from dcl.errors_dcl import InputError, report_input_errors
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
 
 
-def raise_from(number, text, filename=None):
-    raise OSError(number, text, *([filename] if filename else []))
+def raise_from(*arguments):
+    raise OSError(*arguments)
 
 
 def fail_in_datasets(path):
@@ -62,6 +62,7 @@ WRITERS = {
     "datasets": fail_in_datasets,
     "the cache of datasets": fail_in_the_cache,
     "quota": lambda path: raise_from(errno.EDQUOT, "Disk quota exceeded"),
+    "a copy": lambda path: raise_from(errno.ENOSPC, "No space left on device", "/from", None, "/x/y"),
     "read-only": lambda path: raise_from(errno.EROFS, "Read-only file system", "/x/y"),
 }
 
@@ -83,8 +84,8 @@ def test_every_writer_gets_one_sentence(writer, tmp_path, grow_again):
     message = str(stop.value.code)
     assert message.startswith("error: ") and "\n" not in message and " disk" in message
     assert "give the same command again" in message
-    if writer == "read-only":
-        assert "/x/y" in message
+    if writer in ("a copy", "read-only"):
+        assert "that holds /x/y: make room" in message
 
 
 def test_the_disk_that_is_full_is_named(tmp_path, monkeypatch):
