@@ -47,8 +47,8 @@ class Families:
         for row, match in find_copies(pictures):
             families = [str(pictures.table.source_id[index]) for index in (row, match)]
             if self._root(families[0]) != self._root(families[1]):
-                names = f"{pictures.name(row)} and {pictures.name(match)}"
-                notes.append(f"{names} are the same picture, or nearly: they stay in one split.")
+                names = sorted((pictures.name(row), pictures.name(match)))
+                notes.append(f"{' and '.join(names)} are the same picture, or nearly: they stay in one split.")
             self.join(*families)
         return notes
 

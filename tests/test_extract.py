@@ -95,9 +95,12 @@ def test_a_fake_without_a_mask_has_none(root, tmp_path):
     assert [row["mask"] is None for row in dataset if row["label"] == 1] == [True] * 12
 
 
-def test_folders_of_splits_become_splits(root, tmp_path):
-    for split, others in (("train", "002*"), ("val", "001*")):  # or the second split would be refused
-        shutil.copytree(root, tmp_path / "all" / split, ignore=shutil.ignore_patterns(others))
+def test_folders_of_splits_become_splits(root, talking, tmp_path):
+    shutil.copytree(root, tmp_path / "all" / "train")
+    frames, forged, _ = talking
+    for name, images in (("real/003.mp4", frames), ("fake/Blend/003.mp4", forged)):
+        encode(tmp_path / "all" / "val" / name, [image[:, ::-1] for image in images])  # the same would be refused
+    shutil.copytree(fetch("orl") / "s2", tmp_path / "all" / "val" / "real" / "004")
     assert prepare(tmp_path / "all", tmp_path / "out", "--frames", "2") == 0
     assert len(load_prepared(str(tmp_path / "out"), "train")) == len(
         load_prepared(str(tmp_path / "out"), "validation")

@@ -608,3 +608,35 @@ def test_a_tracker_that_is_not_installed_is_named(prepared, tmp_path, monkeypatc
     with pytest.raises(SystemExit) as stop:
         train.main(training_flags(prepared, tmp_path / "run", **(RUN | {"report_to": "tensorboard"})))
     assert "--report_to tensorboard cannot be followed" in str(stop.value)
+
+
+# ------------------------------------------------------------------------------------------------ when it is evaluated
+
+
+def spacing(prepared, tmp_path, given=(), **settings):
+    """Return when a run of 6 videos, 3 steps an epoch, evaluates and saves, if it is told no more than this."""
+    flags = training_flags(prepared, tmp_path / "run", image_size=64, max_steps=-1, **settings)
+    places = [flags.index(f"--{name}") for name in ("eval_strategy", "eval_steps", "save_strategy", "save_steps")]
+    flags = [flag for place, flag in enumerate(flags) if place not in {*places, *(place + 1 for place in places)}]
+    args = train.build_trainer(train.parse_training_run([*flags, *given])).args
+    return args.eval_strategy, args.eval_steps, args.save_strategy, args.save_steps
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(30, 9), (400, 50)])
+def test_short_epochs_are_evaluated_every_few_steps(prepared, tmp_path, caplog, epochs, every):
+    """A tenth of the run, and 50 steps at most: one of 45 faces would else be evaluated after each step."""
+    assert spacing(prepared, tmp_path, num_train_epochs=epochs) == ("steps", every, "steps", every)
+    assert f"Evaluating and saving every {every} steps" in caplog.text
+
+
+def test_epochs_that_are_long_enough_are_evaluated_as_before(prepared, tmp_path):
+    assert spacing(prepared, tmp_path, num_train_epochs=10)[::2] == ("epoch", "epoch")
+
+
+def test_what_the_user_says_of_evaluation_wins(prepared, tmp_path):
+    both = ["--eval_strategy", "epoch", "--save_strategy", "epoch"]
+    assert spacing(prepared, tmp_path, both)[::2] == ("epoch", "epoch")
+    assert spacing(prepared, tmp_path, ["--eval_steps", "7"]) == ("steps", 7, "steps", 7)
+    assert spacing(prepared, tmp_path, ["--eval_steps", "7", "--save_steps", "14"]) == ("steps", 7, "steps", 14)
+    with pytest.raises(InputError, match="save_steps is 10, and eval_steps 7: choose a multiple"):
+        spacing(prepared, tmp_path, ["--eval_steps", "7", "--save_steps", "10"])
