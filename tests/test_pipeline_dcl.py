@@ -112,7 +112,7 @@ def test_a_picture_gets_the_answer_of_the_model_on_the_crop_it_was_trained_with(
     assert np.allclose(corners, [[0, 0], [112, 0], [112, 112], [0, 112]], atol=1e-2)
     left, top, right, bottom = face["box"]
     assert 150 < left < right < 300 and 40 < top < bottom < 200 and 0.7 < face["detection_score"] <= 1
-    assert result["threshold"] == 0.4 and result["operating_point"] == "eer"
+    assert result["threshold"] == result["band"]["high"] == 0.6 and result["operating_point"] is None
     assert result["band"] == {"low": 0.3, "high": 0.6, "reason": None}
     assert result["expected_fpr"] == {"value": 0.075, "low": 0.01, "high": 0.2, "reason": None}
     expected = "flagged" if face["p_fake"] >= 0.6 else "not_flagged" if face["p_fake"] < 0.3 else "inconclusive"
@@ -388,7 +388,7 @@ def test_a_video_is_judged_person_by_person_over_time(pipe, monkeypatch, clip):
     assert [frame["time"] for frame in person["frames"]] == pytest.approx(np.array([0, 2, 4, 6, 8, 11]) / 25, abs=1e-3)
     assert [frame["p_fake"] for frame in person["frames"]] == [0.2, 0.1, 0.7, 0.9, 0.6, 0.5]
     assert person["p_fake"] == pytest.approx(0.5) and (person["judged"], person["seen"]) == (6, 6)
-    assert person["verdict"] == result["verdict"] == "inconclusive" and result["threshold"] == 0.45
+    assert person["verdict"] == result["verdict"] == "inconclusive" and result["threshold"] == 0.55
     assert [(m["why"], m["frame"], m["p_fake"]) for m in person["moments"]] == [("highest", 6, 0.9), ("rise", 4, 0.7)]
     assert person["sentence"] == (
         "Person 1 is inconclusive: the mean p_fake of 6 frames is 0.500, between 0.350 and 0.550. Real and forged "
@@ -819,7 +819,7 @@ def test_an_annotated_video_is_a_list_of_moments_or_an_mp4(pipe, monkeypatch, cl
         (lambda result: result | {"width": 99}, {}, "has 512x512 pixels, and that of the result 99x512"),
         (lambda result: result, {"evidence": 2}, r"the opacity of the evidence is 2: choose a number in \[0, 1\]"),
         (lambda result: result, {"output": "x.png"}, r"output and frames are for videos: save the .* by its save\(\)"),
-        (lambda result: result, {"colour": 1}, "there is no option 'colour'"),
+        (lambda result: result, {"colour": 1}, "annotate takes no option 'colour'"),
     ],
 )
 def test_what_cannot_be_annotated_is_said(pipe, portrait, change, arguments, sentence):
