@@ -618,7 +618,7 @@ def spacing(prepared, tmp_path, given=(), **settings):
     flags = training_flags(prepared, tmp_path / "run", image_size=64, max_steps=-1, **settings)
     places = [flags.index(f"--{name}") for name in ("eval_strategy", "eval_steps", "save_strategy", "save_steps")]
     flags = [flag for place, flag in enumerate(flags) if place not in {*places, *(place + 1 for place in places)}]
-    args = train.build_trainer(train.parse_training_run([*flags, *given])).args
+    args = train.build_trainer(parse_training_run([*flags, *given])).args
     return args.eval_strategy, args.eval_steps, args.save_strategy, args.save_steps
 
 
