@@ -832,7 +832,7 @@ def _log(what: str, error: BaseException) -> None:
 
 def _where(operating_point: Any, threshold: Any) -> dict[str, Any]:
     """Return where verdicts change: at a threshold if there is one, else at an operating point, else by default."""
-    if threshold is not None:
+    if threshold:  # an empty number field sends 0
         return {"threshold": threshold}
     return {} if operating_point == "default" else {"operating_point": operating_point}
 

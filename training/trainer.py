@@ -128,7 +128,7 @@ class DCLTrainer(Trainer):
             every = min(self.FEWEST_STEPS, math.ceil(steps / self.EVALUATIONS))
             if epoch >= every:
                 return None
-        elif args.load_best_model_at_end and named[-1] % named[0]:
+        elif args.load_best_model_at_end and not math.isclose(times := named[-1] / named[0], round(times)):
             raise InputError(
                 f"save_steps is {named[-1]:g}, not a multiple of eval_steps ({named[0]:g}). Choose a multiple, so "
                 "that the best checkpoint is saved."
