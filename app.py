@@ -1002,7 +1002,7 @@ def _tab(name: str, kind: str, detect: Any, options: list[Any], points: list[str
                     visible=bool(points),
                 )
             )
-            own = as_given(gr.Number(label="Your own threshold (0 to 1, optional)", step=0.01))
+            own = as_given(gr.Number(label="Your own threshold (above 0 and below 1; 0 for none)", step=0.01))
             with gr.Row():
                 start = gr.Button(f"Look at the {name.lower()}", variant="primary", min_width=120)
                 cancel = gr.Button("Cancel", min_width=80)
