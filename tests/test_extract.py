@@ -98,7 +98,8 @@ def test_a_fake_without_a_mask_has_none(root, tmp_path):
 def test_folders_of_splits_become_splits(root, tmp_path):
     for split in ("train", "val"):
         shutil.copytree(root, tmp_path / "all" / split)
-    assert prepare(tmp_path / "all", tmp_path / "out", "--frames", "2") == 0
+    # The same videos in both are refused, when they are prepared: they show the same pictures.
+    assert "(validation) are the same picture" in prepare(tmp_path / "all", tmp_path / "out", "--frames", "2")
     assert len(load_prepared(str(tmp_path / "out"), "train")) == len(
         load_prepared(str(tmp_path / "out"), "validation")
     )
