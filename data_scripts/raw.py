@@ -253,37 +253,34 @@ def prepare_shares(
         for split, (_, report) in records:
             reports[split].add(report)
             total.add(report)
-        if execution.retry_failed and total.failures:
-            return None
         return Preparation(reports, len(places), 0, total, folder.path / SUMMARY)
 
-    if (done := finished()) is not None:
+    staging, done = folder.path / STAGING, finished()
+    if done is not None and not (execution.retry_failed and done.total.failures):
+        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed at its very end
         return done
-    staging = folder.path / STAGING
-    pooled = replace(found, splits={STAGING_SPLIT: families})
 
     def announce(text: str) -> None:
         say(text.replace(str(staging), str(output)))
         say(f"{output}: the faces are cut, then divided; meanwhile they take their space twice.")
 
+    pooled = replace(found, splits={STAGING_SPLIT: families})
     prepared = prepare_raw(pooled, root, staging, how, execution, families_per_shard, announce)
     if prepared.waiting:
         return prepared
-    with filelock.FileLock(folder.path / ".shares.lock"):  # of several jobs that end at once, one divides
-        execution = replace(execution, retry_failed=False)
-        if (done := finished()) is not None:
-            return done
-        folder.discard_replaced()
-        for split, index in places:  # of another state of the source, whose families were divided otherwise
-            record = read_record(folder.file(split, index))
-            if record is not None and record[0] != settings | {STATE: state}:
-                folder.file(split, index).unlink()
-        _divide(found, root, staging, folder, fractions, settings | {STATE: state}, prepared.total, say)
-        shutil.rmtree(staging)
-    (folder.path / ".shares.lock").unlink(missing_ok=True)
-    preparation = finished()
-    _write_summary(preparation)
-    return preparation
+    lock = filelock.FileLock(folder.path / ".shares.lock")
+    with lock:
+        if staging.exists():  # else another job, which ended at the same time, was faster
+            folder.discard_replaced()
+            for split, index in places:  # of another state of the source, whose families were divided otherwise
+                record = read_record(folder.file(split, index))
+                if record is not None and (done is not None or record[0] != settings | {STATE: state}):
+                    folder.file(split, index).unlink()
+            _divide(found, root, staging, folder, fractions, settings | {STATE: state}, prepared.total, say)
+            _write_summary(finished())
+            shutil.rmtree(staging)
+        Path(lock.lock_file).unlink(missing_ok=True)
+    return finished()
 
 
 def _divide(

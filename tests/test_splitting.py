@@ -225,6 +225,16 @@ def test_a_killed_division_goes_on_to_the_same_files(footage, tmp_path, monkeypa
     assert folder(footage, tmp_path / "out", *SHARES) == 0
 
 
+def test_what_was_left_out_is_tried_again_if_that_is_asked_for(footage, tmp_path):
+    (footage / "real" / "001" / "5.png").write_bytes(b"damaged")
+    assert folder(footage, tmp_path / "out", *SHARES) == 3
+    before, written = digests(tmp_path / "out"), (tmp_path / "out" / "test.parquet").stat().st_mtime_ns
+    assert folder(footage, tmp_path / "out", *SHARES) == 3
+    assert (tmp_path / "out" / "test.parquet").stat().st_mtime_ns == written
+    assert folder(footage, tmp_path / "out", *SHARES, "--retry_failed") == 3
+    assert (tmp_path / "out" / "test.parquet").stat().st_mtime_ns != written and digests(tmp_path / "out") == before
+
+
 def test_jobs_share_the_work_and_the_last_one_divides(footage, tmp_path):
     assert folder(footage, tmp_path / "whole", *SHARES) == 0
     for job in ("0", "1"):
