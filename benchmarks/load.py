@@ -32,13 +32,13 @@ VIDEO = (ROOT / "examples" / "portrait_forged_from_2_s.mp4").read_bytes()
 API = "/gradio_api"
 #: What is sent, with its share: name of the file, its content, endpoint, options.
 WORK = {
-    "picture": (0.55, "portrait.jpg", PICTURE, "detect_image", ["eer"]),
-    "video": (0.2, "clip.mp4", VIDEO, "detect_video", [8, "eer"]),
-    "svg": (0.05, "drawing.jpg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "detect_image", ["eer"]),
-    "half a picture": (0.05, "half.jpg", PICTURE[:20_000], "detect_image", ["eer"]),
-    "half a video": (0.05, "half.mp4", VIDEO[:2_000], "detect_video", [8, "eer"]),
-    "address": (0.05, None, "http://127.0.0.1:9/a.jpg", "detect_image", ["eer"]),
-    "foreign path": (0.05, None, "/etc/passwd", "detect_image", ["eer"]),
+    "picture": (0.55, "portrait.jpg", PICTURE, "detect_image", ["default", None]),
+    "video": (0.2, "clip.mp4", VIDEO, "detect_video", [8, "default", None]),
+    "svg": (0.05, "drawing.jpg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "detect_image", ["default", None]),
+    "half a picture": (0.05, "half.jpg", PICTURE[:20_000], "detect_image", ["default", None]),
+    "half a video": (0.05, "half.mp4", VIDEO[:2_000], "detect_video", [8, "default", None]),
+    "address": (0.05, None, "http://127.0.0.1:9/a.jpg", "detect_image", ["default", None]),
+    "foreign path": (0.05, None, "/etc/passwd", "detect_image", ["default", None]),
 }
 WARM_UP = 0.25  # share of the time after which memory counts
 TURNED_AWAY = "Queue is full"
