@@ -23,7 +23,7 @@ def report():
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-MOST_SECONDS = 3  # of processor time; it is below 1.5 on an idle machine, and with torch above it
+MOST_SECONDS = 3  # of processor time
 
 
 def run(folder, command, *arguments, **variables):
