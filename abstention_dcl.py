@@ -203,7 +203,7 @@ def reason_to_abstain(
     if quality.size_px < SMALLEST_FACE:
         return Abstention(
             "too_small",
-            f"The face is too small: {int(quality.size_px)} pixels in the picture, and it takes {SMALLEST_FACE}.",
+            f"The face is too small: {int(quality.size_px)} pixels in the picture, fewer than {SMALLEST_FACE}.",
         )
     if quality.enlargement > MOST_ENLARGED:
         return Abstention(
@@ -222,8 +222,8 @@ def reason_to_abstain(
     if sharpest is not None and not quality.sharpness >= sharpest:
         return Abstention(
             "too_blurred",
-            f"The face is too blurred: its sharpness is {quality.sharpness:.2f}, and at least "
-            f"{100 * (1 - REFUSED):g} % of the faces on which the model was validated have {sharpest:.2f} or more.",
+            f"The face is too blurred: its sharpness is {quality.sharpness:.2f}, below the limit of {sharpest:.2f} "
+            "that the validation faces set.",
         )
     farthest = familiarity.get("distance_threshold")
     if distance is not None and not math.isfinite(distance) and farthest is not None:
@@ -231,8 +231,8 @@ def reason_to_abstain(
     if distance is not None and farthest is not None and not distance <= farthest:
         return Abstention(
             "unfamiliar",
-            f"The face is unlike the training data: its distance is {distance:.2f}, and at least "
-            f"{100 * (1 - REFUSED):g} % of the validation faces are within {farthest:.2f}.",
+            f"The face is unlike the training data: its distance is {distance:.2f}, above the limit of {farthest:.2f} "
+            "that the validation faces set.",
         )
     return None
 

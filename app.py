@@ -465,6 +465,11 @@ class Detector:
         self.pipe = transformers.pipeline(
             "face-forgery-detection", model=name, trust_remote_code=True, device=0 if cuda else -1
         )
+        if not hasattr(self.pipe, "crops"):
+            sys.exit(
+                f"error: the code in {name} is of an older version, whose results this app cannot show. Bring it up "
+                "to date: `DCLForImageClassification.from_pretrained(DIR).save_pretrained(DIR)`."
+            )
         self.device = torch.cuda.get_device_name(0) if cuda else "CPU"
         self.InputError, self.read_picture = self.pipe.InputError, self.pipe.read_picture
         self.file_kind, self.to_json = self.pipe.file_kind, self.pipe.to_json
@@ -615,8 +620,8 @@ def _page(result: dict[str, Any], body: str, evidence: bool) -> str:
     verdict, rate, means = result["verdict"], result["expected_fpr"], MEANS[result["verdict"]]
     if verdict == "flagged" and rate["value"] is not None:
         means += (
-            f" In the validation data, {100 * rate['value']:.2g} % of the real ones score this high. For new people, "
-            f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f} % are plausible (95 % interval)."
+            f" In the validation data, at most {100 * rate['value']:.2g} % of the real ones score this high. For new "
+            f"people, {100 * rate['low']:.1f} to {100 * rate['high']:.1f} % are plausible (95 % interval)."
         )
     notes = "".join(f'<p class="dcl-small">{_escape(note)}</p>' for note in result.get("notes", ()))
     slider = (

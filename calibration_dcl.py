@@ -19,7 +19,7 @@ LEVELS = ("frame", "video")
 #: Where the error rates are equal, and at false positive rates of 5 and of 1 %.
 OPERATING_POINTS = ("eer", "fpr_0.05", "fpr_0.01")
 _CURVE = ("thresholds", "value", "low", "high")
-_UNITS = {"frame": "faces", "video": "videos"}
+UNITS = {"frame": "faces", "video": "videos"}  # what sentences call them
 
 
 def slope_and_offset(calibration: Mapping[str, Any] | None) -> tuple[float, float]:
@@ -71,6 +71,23 @@ def expected_fpr(calibration: Mapping[str, Any] | None, level: str, threshold: f
         return {"value": None, "low": None, "high": None, "reason": curve["reason"]}
     place = bisect.bisect_right(curve["thresholds"], threshold) - 1
     return {**{name: curve[name][place] for name in _CURVE[1:]}, "reason": None}
+
+
+def verdict_lines(points: Mapping[str, Any], operating_point: str | None = None) -> tuple[float, float] | None:
+    """Return below which `p_fake` something is not flagged, and from which on it is.
+
+    Args:
+        points: of `DCLConfig.calibration`, its "frame" or "video".
+        operating_point: a threshold that is there, which decides alone from where on something is flagged; None: the
+            end of the inconclusive range does, or the threshold "eer" where that is higher.
+
+    Returns:
+        The ends of the inconclusive range; None where there is no such range.
+    """
+    at, band = points["thresholds"][operating_point or "eer"], points.get("band") or {}
+    if band.get("low") is None:
+        return None
+    return min(at, band["low"]), (max(at, band["high"]) if operating_point is None else at)
 
 
 def check_calibration(calibration: Mapping[str, Any] | None) -> None:
@@ -218,15 +235,15 @@ def describe_calibration(calibration: Mapping[str, Any] | None) -> str:
 
 def _verdicts(calibration: Mapping[str, Any], level: str) -> list[str]:
     """Say from where on something is flagged, where it is inconclusive, and how often real ones are flagged."""
-    points, units = calibration[level], _UNITS[level]
+    points, units = calibration[level], UNITS[level]
     at, band = points["thresholds"].get("eer"), points.get("band") or {}
     if at is None:
         return []
-    if band.get("low") is None:
+    if (lines := verdict_lines(points)) is None:
         why = band.get("reason", "the checkpoint was saved before there was one")
         line, said = at, [f"There is no inconclusive range for {units} ({why})."]
     else:
-        low, line = min(at, band["low"]), max(at, band["high"])
+        low, line = lines
         said = [f"By default {units} are flagged from {line:.3f} on"]
         said[0] += f", inconclusive from {low:.3f} on, and not flagged below." if low < line else ", and else not."
         said.append(
@@ -275,10 +292,12 @@ __all__ = [
     "LEVELS",
     "METHODS",
     "OPERATING_POINTS",
+    "UNITS",
     "calibrate",
     "check_calibration",
     "describe_calibration",
     "expected_fpr",
     "missing_calibration",
     "slope_and_offset",
+    "verdict_lines",
 ]

@@ -13,11 +13,11 @@ from typing import Any
 
 #: Errors of a disk on which nothing more can be written, and what is wrong with it.
 _DISK = {
-    errno.ENOSPC: "No space left on the disk",
-    errno.EDQUOT: "The disk quota is used up on the disk",
-    errno.EFBIG: "A file would be larger than allowed on the disk",
-    errno.EROFS: "Only reading is allowed on the disk",
-    errno.EIO: "Input or output failed on the disk",
+    errno.ENOSPC: "No space is left on the disk",
+    errno.EDQUOT: "The quota is used up on the disk",
+    errno.EFBIG: "A file grew larger than allowed on the disk",
+    errno.EROFS: "Nothing can be written to the disk",
+    errno.EIO: "Reading or writing failed on the disk",
 }
 _FULL = 16 << 20  # bytes free below which a disk is taken for the one that is full
 
@@ -53,7 +53,7 @@ def reason(error: BaseException) -> str:
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def disk_trouble(error: BaseException) -> str | None:
@@ -120,7 +120,7 @@ def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
             if " that holds " not in trouble and (path := _full_disk(given)) is not None:
                 trouble += f" that holds {path}"
             sys.exit(
-                f"error: {trouble}: make room, or choose another place, and give the same command again. What is "
+                f"error: {trouble}. Make room or choose another disk, then run the same command again: what is "
                 "finished is kept."
             )
 

@@ -91,7 +91,8 @@ def describe(record: dict[str, Any]) -> str:
         lines += [
             f"int8 by {int8['method']} on {int8['calibration_images']} images; error of the margin: {errors}",
             f"float32 to int8 on {int8['frames']} held-out frames of {int8['data']}: frame AUC "
-            f"{int8['auc_float32']:.4f} to {int8['auc_int8']:.4f}, verdicts at {int8['threshold']:.3f}",
+            f"{int8['auc_float32']:.4f} to {int8['auc_int8']:.4f}, verdicts change at "
+            f"{int8['not_flagged_below']:.3f} and {int8['flagged_from']:.3f}",
             _table(int8),
         ]
     return "\n".join(lines)

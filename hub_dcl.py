@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "runs/demo"
 MODEL_TYPE = "dcl"  # that of DCLConfig, whose module imports torch
-#: The files of a checkpoint that each backend runs; of a graph, `OnnxClassifier` knows the name.
 REFERENCE_FILE = "reference_network.safetensors"  # beside the weights, see `familiarity_dcl`
+#: The files of a checkpoint that each backend runs; of a graph, `OnnxClassifier` knows the name.
 FILES = {"torch": ("*.json", "*.safetensors", "*.py"), "onnx": ("*.json",)}
 
 

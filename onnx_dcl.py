@@ -9,7 +9,7 @@ import torch
 from .configuration_dcl import DCLConfig
 from .errors_dcl import InputError, reason
 from .faces_dcl import YUNET_FILE
-from .hub_dcl import find_model
+from .hub_dcl import REFERENCE_FILE, find_model
 from .modeling_dcl import DCLForImageClassification, DCLImageClassifierOutput
 
 try:
@@ -84,7 +84,7 @@ class OnnxClassifier:
             raise InputError(
                 f"{str(file)!r} is not the name of a graph: pass one such as model.onnx, without a folder."
             )
-        folder = find_model(str(name), ["config.json", file], revision)
+        folder = find_model(str(name), ["config.json", file, REFERENCE_FILE], revision)
         if not (folder / file).is_file():
             there = sorted(path.name for path in folder.glob("*.onnx") if path.name != YUNET_FILE)
             remedy = f"choose {there[0]}" if there else "export it into another folder by export.py, and give that"

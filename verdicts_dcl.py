@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .abstention_dcl import Abstention
-from .calibration_dcl import expected_fpr
+from .calibration_dcl import UNITS, expected_fpr, verdict_lines
 from .errors_dcl import InputError
 
 FLAGGED, INCONCLUSIVE, NOT_FLAGGED, ABSTAINED = "flagged", "inconclusive", "not_flagged", "abstained"
@@ -68,17 +68,17 @@ class Rule:
             InputError: if the checkpoint has no such operating point.
         """
         points = (calibration or {}).get(level, {})
-        point, units = operating_point or "eer", {"frame": "faces", "video": "videos"}[level]
+        point, units = operating_point or "eer", UNITS[level]
         at = points.get("thresholds", {}).get(point)
-        band = points.get("band") or {}
+        lines, note = None, ""
+        why = (points.get("band") or {}).get("reason", "the checkpoint stores no inconclusive range")
         if threshold is not None:
-            at, point, note = threshold, None, ""
-            band = {"reason": "a threshold was given"}
+            at, point, why = threshold, None, "a threshold was given"
         elif at is not None:
-            note = ""
+            lines = verdict_lines(points, operating_point)
         elif operating_point is None:
             at, point = _NO_THRESHOLD, None
-            band = {"reason": f"the checkpoint has no threshold for {units}"}
+            why = f"the checkpoint has no threshold for {units}"
             note = f" The checkpoint has no threshold for {units}, so {at} is used."
         else:
             there = [name for name, at in points.get("thresholds", {}).items() if at is not None]
@@ -87,12 +87,11 @@ class Rule:
             raise InputError(
                 f"the checkpoint has no threshold {point} for a {level} ({why}): {remedy} operating_point out."
             )
-        ends = {"low": None, "high": None, "reason": band.get("reason", "the checkpoint stores no inconclusive range")}
-        if band.get("low") is not None:  # a point that was asked for decides alone from where on something is flagged
-            high = max(at, band["high"]) if operating_point is None else at
-            ends = {"low": min(at, band["low"]), "high": high, "reason": None}
-        line = at if ends["high"] is None else ends["high"]
-        return cls(float(at), point, ends, expected_fpr(calibration, level, line), units, note)
+        low, high = lines or (None, None)
+        band = {"low": low, "high": high, "reason": why if lines is None else None}
+        return cls(
+            float(at), point, band, expected_fpr(calibration, level, at if lines is None else high), units, note
+        )
 
     @property
     def flagged_from(self) -> float:

@@ -35,7 +35,7 @@ REASONS = ("no_face", "too_small", "extreme_pose", "too_blurred", "unfamiliar")
 BLURS = (1, 2, 4)  # standard deviations in pixels of the crop
 SMALL = 20  # pixels
 #: Unmanipulated colour photographs of people, of several packages.
-EVERYDAY = ("astronaut", "hopper", "adminlte", "insightface", "ultralytics")
+EVERYDAY = ("astronaut", "hopper", "adminlte", "ultralytics")
 CLEAN, COLOUR = "clean held-out crops", "colour"
 LARGEST_SHARE = 0.05  # of clean faces refused, and of colour faces scored by a checkpoint that knows grey ones alone
 

@@ -131,14 +131,6 @@ ASSETS = {
         "Public domain (US Navy, Grace Hopper)",
         ("--python-version=3.11", "--platform=manylinux2014_x86_64"),
     ),
-    "insightface": Asset(
-        "insightface==2.1",
-        "insightface/data/images",
-        ("t1.jpg",),
-        "t1.jpg",
-        "47f682e945b659f93a9e490b9c9c4a2a864abe64dace9e1a2893845ddfd69489",
-        "MIT (the package; it says nothing of the picture)",
-    ),
     "ultralytics": Asset(
         "ultralytics==8.4.190",
         "ultralytics/assets",

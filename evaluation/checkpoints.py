@@ -56,6 +56,8 @@ def find_checkpoint(name: str, only_dcl: bool = False) -> Checkpoint:
     folder = find_dcl_checkpoint(name) if only_dcl else find_model(name, FILES["torch"])
     # Snapshots of the Hub are kept under the name of their commit.
     checkpoint = Checkpoint(name, folder, _hash_of(folder) if folder == Path(name) else folder.name)
+    if only_dcl:
+        return checkpoint
     config = read_settings(folder, "config.json", name)
     # Checkpoints of timm are known by what they have instead.
     checkpoint.model_type = config.get("model_type", "timm_wrapper" if "pretrained_cfg" in config else None)

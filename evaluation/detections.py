@@ -300,9 +300,10 @@ def draw(pipe: FaceForgeryDetectionPipeline, result: dict[str, Any], target: Pat
         _save(drawn, drawing_of(target, ".faces.png"))
         return
     frames = {person["person"]: telling_frames(person)[0] for person in result["people"]}
+    wanted = list(dict.fromkeys(frames.values()))
     with _reading():
-        drawn = pipe.annotate(result["name"], result, frames=set(frames.values()), evidence=evidence)
-    images = dict(zip(set(frames.values()), drawn, strict=True))
+        drawn = pipe.annotate(result["name"], result, frames=wanted, evidence=evidence)
+    images = dict(zip(wanted, drawn, strict=True))
     for number, frame in frames.items():
         _save(images[frame], drawing_of(target, f".person{number}.frame{frame}.png"))
 

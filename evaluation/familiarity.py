@@ -25,8 +25,8 @@ def fit_familiarity(predictions: pd.DataFrame, features: np.ndarray, sharpness: 
     """Fit what `DCLConfig.familiarity` holds.
 
     Distances are measured in families that the statistics were not fitted on (`FOLDS` parts), since that is what every
-    face of a new person will be. A threshold is the bound of its 1 % quantile that new families keep with a
-    `CONFIDENCE` that their spread tells: of few families, less than 1 % lies beyond it, and of many 1 %. Reals and
+    face of a new person will be. A threshold is an approximate bound of its 1 % quantile, kept by new families with
+    the `CONFIDENCE` that their spread tells: of few families, less than 1 % lies beyond it, and of many 1 %. Reals and
     fakes weigh the same in sum, as in the batches of training and in the calibration: else most of what is refused
     could be real.
 

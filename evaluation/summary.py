@@ -43,7 +43,7 @@ def print_result(
     print(summarize(result.metrics, result.seen_methods).to_string(index=False, na_rep="-", float_format="%.3f"))
     verdicts = verdict_rows(result.metrics)
     if verdicts:
-        print("\nverdicts by default, as detection gives them:")
+        print("\nverdicts of all rows, without abstention:")
         print(pd.DataFrame(verdicts).to_string(index=False))
     points = at_operating_points(result.metrics)
     if len(points):

@@ -194,7 +194,7 @@ def test_packing_keeps_what_float16_can():
         ({"yaw": -75.0}, 1.0, "extreme_pose", "turned too far: by about 75 degrees"),
         ({"roll": 50.0}, 1.0, "extreme_pose", "tilted too far"),
         ({"yaw": math.nan}, 1.0, "extreme_pose", "turned"),
-        ({"sharpness": 0.49}, 1.0, "too_blurred", "0.49, and at least 99 % of"),
+        ({"sharpness": 0.49}, 1.0, "too_blurred", "0.49, below the limit of 0.50"),
         ({"sharpness": math.nan}, 1.0, "too_blurred", "blurred"),
         ({}, 2.01, "unfamiliar", "2.01"),
         ({}, math.nan, "not_finite", "no finite number"),

@@ -300,7 +300,7 @@ def predictions(labels, margins):
     return pd.DataFrame({"label": labels, "logit": margins, "p_fake_raw": p_fake, "p_fake": p_fake})
 
 
-def test_changes_are_those_of_the_calibrated_scores_at_the_threshold_of_the_checkpoint():
+def test_changes_are_those_of_the_calibrated_scores_and_of_the_default_verdicts():
     before = predictions([0, 0, 1, 1], [-2, -1, 0.1, 3])
     after = predictions([0, 0, 1, 1], [-2, -0.5, -0.1, 3])
     changes = exporting.compare_predictions(before, after, None)
@@ -308,9 +308,12 @@ def test_changes_are_those_of_the_calibrated_scores_at_the_threshold_of_the_chec
     assert changes["mean_shift"] == pytest.approx(shifts.mean())
     assert changes["largest_shift"] == pytest.approx(shifts[1])
     assert (changes["reals"], changes["fakes"], changes["auc_loss"]) == (2, 2, 0)
-    assert (changes["threshold"], changes["flips"]) == (0.5, 0.25)
+    assert changes["not_flagged_below"] == changes["flagged_from"] == 0.5 and changes["flips"] == 0.25
     calibration = {"method": "none", "frame": {"thresholds": {"eer": 0.3}}}  # between .269 and .378
     assert exporting.compare_predictions(before, after, calibration)["flips"] == 0.25
+    # .269 becomes .378, and .525 becomes .475: both change sides of an end of the inconclusive range.
+    calibration["frame"]["band"] = {"error_rate": 0.1, "low": 0.3, "high": 0.5}
+    assert exporting.compare_predictions(before, after, calibration)["flips"] == 0.5
     assert exporting.compare_predictions(before, predictions([0, 0, 1, 1], [-2, 3, 2, 1]), None)["auc_loss"] == 0.5
 
 

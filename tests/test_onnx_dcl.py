@@ -14,6 +14,7 @@ from dcl.calibration_dcl import calibrate
 from dcl.configuration_dcl import DCLConfig
 from dcl.errors_dcl import InputError
 from dcl.evaluation.exporting import write_code
+from dcl.hub_dcl import REFERENCE_FILE
 from dcl.onnx_dcl import OnnxClassifier
 
 onnx = pytest.importorskip("onnx")
@@ -177,14 +178,14 @@ def test_what_is_neither_folder_nor_id_is_refused():
             OnnxClassifier.from_pretrained(name)
 
 
-def test_an_id_of_the_hub_fetches_the_graph_and_its_configuration_alone(folder, monkeypatch):
+def test_an_id_of_the_hub_fetches_the_graph_with_what_runs_it_alone(folder, monkeypatch):
     asked = {}
     monkeypatch.setattr(hub_dcl, "hub_is_reachable", lambda: True)
     monkeypatch.setattr(hub_dcl, "snapshot_download", lambda name, **options: asked.update(options) or str(folder))
     OnnxClassifier.from_pretrained("someone/faces", revision="v1")
     assert asked == {
         "revision": "v1",
-        "allow_patterns": ["config.json", "model.onnx"],
+        "allow_patterns": ["config.json", "model.onnx", REFERENCE_FILE],
         "ignore_patterns": ["*/*"],
     }
 
