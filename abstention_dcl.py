@@ -1,4 +1,4 @@
-"""When a checkpoint does not judge a face: it is too small, turned too far, too blurred, or unlike what it has seen.
+"""When a checkpoint gives a face no score: it is too small, turned too far, too blurred, or unlike what it has seen.
 
 Size and pose have fixed limits. How blurred is too blurred, and how far is too far, belongs to a checkpoint:
 `DCLConfig.familiarity` is fitted on the validation split at the end of training (`evaluation/familiarity.py`).
@@ -56,7 +56,7 @@ class FaceQuality:
 
 @dataclass(frozen=True)
 class Abstention:
-    """Why a face is not judged."""
+    """Why a face gets no score."""
 
     code: str
     """`"too_small"`, `"extreme_pose"`, `"too_blurred"`, `"unfamiliar"` or `"not_finite"`."""
@@ -325,28 +325,22 @@ def _check_statistics(statistics: Any) -> None:
 
 
 def describe_abstention(familiarity: Mapping[str, Any] | None) -> str:
-    """Return in one sentence when a checkpoint does not judge a face.
+    """Return in words when a checkpoint gives a face no score.
 
     Args:
         familiarity: its `DCLConfig.familiarity`.
     """
     fixed = (
-        f"smaller than {SMALLEST_FACE} pixels, enlarged more than {MOST_ENLARGED:g} times, or turned by more than "
-        f"about {LARGEST_YAW:.0f} or tilted by more than {LARGEST_ROLL:.0f} degrees"
+        f"A face gets no score if it is smaller than {SMALLEST_FACE} pixels, enlarged more than {MOST_ENLARGED:g} "
+        f"times, turned by more than about {LARGEST_YAW:.0f} degrees, or tilted by more than {LARGEST_ROLL:.0f}"
     )
     familiarity = familiarity or {}
     if familiarity.get("sharpness_threshold") is None and familiarity.get("distance_threshold") is None:
-        why = familiarity.get("reason", "it was not fitted on a validation split")
-        return (
-            f"No number is given where there is no face, or a face is {fixed}; how blurred or how unlike its training "
-            f"data a face may be is not known ({why})."
-        )
+        why = familiarity.get("reason", "nothing was fitted on a validation split")
+        return f"{fixed}. There is no limit for blurred or unfamiliar faces ({why})."
     of = [f"{familiarity[name]} {name}" for name in ("faces", "families") if familiarity.get(name) is not None]
-    share = f"{100 * (1 - REFUSED):g} % of the validation split"
-    return (
-        f"No number is given where there is no face, or a face is {fixed}, or is more blurred, or farther from what "
-        f"the model has seen, than at least {share}{' (' + ' of '.join(of) + ')' if of else ''}."
-    )
+    data = f"the validation data{' (' + ' of '.join(of) + ')' if of else ''}"
+    return f"{fixed}; or if it is more blurred than {100 * (1 - REFUSED):g} % of {data}, or unlike them."
 
 
 __all__ = [

@@ -276,10 +276,10 @@ def test_a_familiarity_survives_saving_and_is_described(tmp_path, familiarity):
     check_familiarity(familiarity)
     DCLConfig(familiarity=familiarity).save_pretrained(tmp_path)
     assert DCLConfig.from_pretrained(tmp_path).familiarity == familiarity
-    assert "No number is given where there is no face" in describe_abstention(familiarity)
+    assert describe_abstention(familiarity).startswith("A face gets no score if it is smaller than 32 pixels")
 
 
 def test_the_sentence_names_what_was_fitted_on_what_or_why_it_was_not():
-    assert "99 % of the validation split (200 faces of 8 families)" in describe_abstention(FAMILIARITY)
-    assert "is not known (too few)" in describe_abstention({"statistics": None, "reason": "too few"})
-    assert "is not known (it was not fitted" in describe_abstention(None)
+    assert "99 % of the validation data (200 faces of 8 families)" in describe_abstention(FAMILIARITY)
+    assert "blurred or unfamiliar faces (too few)" in describe_abstention({"statistics": None, "reason": "too few"})
+    assert "unfamiliar faces (nothing was fitted" in describe_abstention(None)
