@@ -2,7 +2,8 @@
 
 Size and pose have fixed limits. How blurred is too blurred, and how far is too far, belongs to a checkpoint:
 `DCLConfig.familiarity` is fitted on the validation split at the end of training (`evaluation/familiarity.py`).
-How far a face is from the validation faces is measured in the features of a fixed network (`familiarity_dcl.py`).
+How far a face is from the validation faces is measured in the features of a fixed network
+(`modeling_dcl.ReferenceNetwork`).
 """
 
 import base64
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks_dcl import abridged, is_count, is_number
+from .errors_dcl import abridged, is_count, is_number
 
 #: Long side of the smallest face that is judged, in pixels of the picture.
 SMALLEST_FACE = 32
@@ -27,7 +28,7 @@ LARGEST_YAW, LARGEST_ROLL = 60.0, 45.0
 #: Largest share of the validation faces above the threshold of distance, and of those below that of sharpness.
 REFUSED = 0.01
 
-#: How `familiarity` names the features of `familiarity_dcl.ReferenceNetwork`.
+#: How `familiarity` names the features of `modeling_dcl.ReferenceNetwork`.
 REFERENCE = "reference_network"
 
 #: Share of a crop's side around its centre in which sharpness is measured: the inner face, not what is behind it.
@@ -142,7 +143,7 @@ def distances(features: Any, familiarity: Mapping[str, Any] | None) -> np.ndarra
     others (the Mahalanobis distance of probabilistic PCA).
 
     Args:
-        features: floats (N, C), what `familiarity_dcl.ReferenceNetwork` says of the faces; for a checkpoint that was
+        features: floats (N, C), what `modeling_dcl.ReferenceNetwork` says of the faces; for a checkpoint that was
             saved before there was one, its own `embedding` (see `by_embedding`).
         familiarity: its `DCLConfig.familiarity`.
 

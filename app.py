@@ -76,7 +76,9 @@ def find_model() -> str:
             "Hub. Check DCL_MODEL, or log in with `hf auth login` if it is private."
         )
     except Exception:  # without the Hub, the local cache may have it
-        logging.getLogger("dcl.app").warning("The Hub cannot be reached: %s is looked for in the local cache.", name)
+        logging.getLogger("dcl_face_forgery.app").warning(
+            "The Hub cannot be reached: %s is looked for in the local cache.", name
+        )
     return name
 
 
@@ -95,7 +97,7 @@ import transformers  # noqa: E402
 from PIL import Image  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
-logger = logging.getLogger("dcl.app")
+logger = logging.getLogger("dcl_face_forgery.app")
 EXAMPLES = HERE / "examples"
 
 # ------------------------------------------------------------------------------------------------------------- limits

@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .abstention_dcl import check_familiarity
-from .calibration_dcl import check_calibration
+from .decision_dcl import check_calibration
 from .errors_dcl import reason
 
 #: Arguments of `timm.create_model` by which it reads files or downloads them.
@@ -85,7 +85,7 @@ class DCLConfig(PreTrainedConfig):
 
     Example:
     ```python
-    >>> from dcl.configuration_dcl import DCLConfig
+    >>> from dcl_face_forgery.configuration_dcl import DCLConfig
     >>> config = DCLConfig(backbone="test_efficientnet", image_size=64, queue_size=256)
     >>> config.id2label
     {0: 'real', 1: 'fake'}

@@ -13,12 +13,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcl.errors_dcl import InputError, at_least, reason, report_input_errors
-from dcl.hub_dcl import DEFAULT_MODEL, find_dcl_checkpoint
-from dcl.images_dcl import MOST_PIXELS
+from dcl_face_forgery.errors_dcl import InputError, at_least, reason, report_input_errors
+from dcl_face_forgery.hub_dcl import DEFAULT_MODEL, find_dcl_checkpoint
+from dcl_face_forgery.media_dcl import MOST_PIXELS
 
 if TYPE_CHECKING:
-    from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
+    from dcl_face_forgery.pipeline_dcl import FaceForgeryDetectionPipeline
 
 EXIT_CODES = """exit status:
   0    everything was read; what was not judged says why
@@ -129,10 +129,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     find_dcl_checkpoint(arguments.model, arguments.backend)
     try:
         # Imported here: --help and wrong names need no torch.
-        from dcl.evaluation.detections import counted
-        from dcl.inputs_dcl import say_skipped, skipped_files
-        from dcl.onnx_dcl import GRAPH
-        from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
+        from dcl_face_forgery.detection.results import counted
+        from dcl_face_forgery.media_dcl import say_skipped, skipped_files
+        from dcl_face_forgery.onnx_dcl import GRAPH
+        from dcl_face_forgery.pipeline_dcl import FaceForgeryDetectionPipeline
 
         pipe = FaceForgeryDetectionPipeline.from_pretrained(
             arguments.model,
@@ -177,7 +177,7 @@ def find_inputs(names: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
         if not name:  # to a Path, the current folder
             raise InputError("one of the names of files and folders is empty: leave it out.")
         if path.is_dir():
-            from dcl.inputs_dcl import find_files
+            from dcl_face_forgery.media_dcl import find_files
 
             found = {str(file): path for file in find_files(path)}
         elif path.is_file():
@@ -237,9 +237,9 @@ def detect(
     """
     from tqdm.auto import tqdm
 
-    from dcl.evaluation.detections import JsonLines, Table, UnreadableError, draw, record_of, stamp_of
-    from dcl.pipeline_dcl import result_of
-    from dcl.verdicts_dcl import to_json
+    from dcl_face_forgery.decision_dcl import to_json
+    from dcl_face_forgery.detection.results import JsonLines, Table, UnreadableError, draw, record_of, stamp_of
+    from dcl_face_forgery.pipeline_dcl import result_of
 
     lines = None
     if arguments.json is not None:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .decision_dcl import ABSTAINED, FLAGGED, INCONCLUSIVE, NOT_FLAGGED, VERDICTS
 from .errors_dcl import InputError, reason
-from .verdicts_dcl import ABSTAINED, FLAGGED, INCONCLUSIVE, NOT_FLAGGED, VERDICTS
 from .video_dcl import Video, evenly_spaced
 
 try:  # only who draws evidence or videos needs it

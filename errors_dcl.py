@@ -1,8 +1,9 @@
-"""How bad input is reported: one sentence that names the thing and the remedy, and a non-zero exit status."""
+"""Errors that name the thing, its value and the remedy; and checks of values that anyone may have edited."""
 
 import argparse
 import errno
 import functools
+import math
 import os
 import re
 import shutil
@@ -127,4 +128,35 @@ def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-__all__ = ["InputError", "PictureError", "at_least", "disk_trouble", "reason", "report_input_errors"]
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float can be
+        return False
+
+
+def is_count(value: Any, least: int = 0) -> bool:
+    """Whether a value of JSON is a whole number from `least` on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def abridged(value: Any) -> str:
+    """Return a value as an error shows it: of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+__all__ = [
+    "InputError",
+    "PictureError",
+    "abridged",
+    "at_least",
+    "disk_trouble",
+    "is_count",
+    "is_number",
+    "reason",
+    "report_input_errors",
+]

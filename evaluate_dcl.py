@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcl.errors_dcl import InputError, at_least, report_input_errors
+from dcl_face_forgery.errors_dcl import InputError, at_least, report_input_errors
 
 if TYPE_CHECKING:
     import torch
 
-    from dcl.evaluation.checkpoints import Checkpoint
-    from dcl.evaluation.tables import Result
+    from dcl_face_forgery.evaluation.reporting.tables import Result
+    from dcl_face_forgery.evaluation.scoring.checkpoints import Checkpoint
 
 
 #: What has no effect on tables of predictions.
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if _process_count() == 1:
         evaluate(argv)
         return
-    from dcl.evaluation.processes import process_group
+    from dcl_face_forgery.evaluation.scoring.processes import process_group
 
     with process_group():
         evaluate(argv)
@@ -174,9 +174,9 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
             raise InputError(f"Table of predictions {name!r} not found. Check its path.")
     models = list(dict.fromkeys(arguments.model))
     checkpoints = find_inputs(models, arguments)
-    from dcl.evaluation.prediction_files import evaluate_predictions, read_predictions
-    from dcl.evaluation.summary import print_result
-    from dcl.evaluation.tables import Result, write_tables
+    from dcl_face_forgery.evaluation.prediction_files import evaluate_predictions, read_predictions
+    from dcl_face_forgery.evaluation.reporting.summary import print_result
+    from dcl_face_forgery.evaluation.reporting.tables import Result, write_tables
 
     tables = [read_predictions(name, arguments.group_by) for name in dict.fromkeys(arguments.predictions)]
     run = {
@@ -195,7 +195,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
         splits = set(table.rows["split"].dropna()) if "split" in table.rows else ()
         print_result(results, folders, splits, arguments.bootstrap, arguments.seed)
         if arguments.report:
-            from dcl.evaluation.report import write_report
+            from dcl_face_forgery.evaluation.reporting.report import write_report
 
             print(f"the report is {write_report(folder, None, arguments.bootstrap, arguments.seed)}")
     text = write_tables(results, arguments.output_dir, arguments.published)
@@ -212,11 +212,11 @@ def find_inputs(models: Sequence[str], arguments: argparse.Namespace) -> "list[C
     """
     if not models:
         return []
-    from dcl.evaluation.checkpoints import find_checkpoint
-    from dcl.prepared_dcl import check_names, split_names
+    from dcl_face_forgery.evaluation.scoring.checkpoints import find_checkpoint
+    from dcl_face_forgery.prepared.names import check_names, split_names
 
     if arguments.perturbations:
-        from dcl.evaluation.perturbations import find_types
+        from dcl_face_forgery.evaluation.scoring.perturbations import find_types
 
         find_types(arguments.perturbations)
     check_names(split_names(arguments.dataset), [arguments.split], arguments.data_root)
@@ -231,7 +231,7 @@ def refuse_to_overwrite(tables: Sequence[str], folders: Sequence[Path], output_d
         folders: where the results go.
         output_dir: where the tables over all of them go.
     """
-    from dcl.evaluation.result_files import TABLE_FILES, files_of_results
+    from dcl_face_forgery.evaluation.reporting.result_files import TABLE_FILES, files_of_results
 
     written = [path for folder in folders for path in files_of_results(folder)]
     written += [output_dir / name for name in TABLE_FILES]
@@ -260,12 +260,12 @@ def run_models(
         run: what the records shall say.
         scoring: how metrics are computed: `group_by`, `bootstrap` and `seed`.
     """
-    from dcl.calibration_dcl import missing_calibration
-    from dcl.evaluation.inputs import check_groups, load_evaluation_sets, refuse_copies_of_training
-    from dcl.evaluation.perturbations import find_types
-    from dcl.evaluation.summary import print_result
-    from dcl.evaluation.tables import Result
-    from dcl.prepared_dcl import split_names
+    from dcl_face_forgery.decision_dcl import missing_calibration
+    from dcl_face_forgery.evaluation.reporting.summary import print_result
+    from dcl_face_forgery.evaluation.reporting.tables import Result
+    from dcl_face_forgery.evaluation.scoring.perturbations import find_types
+    from dcl_face_forgery.evaluation.scoring.sets import check_groups, load_evaluation_sets, refuse_copies_of_training
+    from dcl_face_forgery.prepared.names import split_names
 
     types = find_types(arguments.perturbations)
     sets = load_evaluation_sets(
@@ -276,17 +276,17 @@ def run_models(
     if arguments.group_by is not None:
         check_groups(sets, arguments.group_by)
     if arguments.report:
-        from dcl.evaluation.report import check_report
+        from dcl_face_forgery.evaluation.reporting.report import check_report
 
         check_report()
 
     import transformers
 
-    from dcl.evaluation.other_models import find_classes
-    from dcl.evaluation.parts import remove_work_folders
-    from dcl.evaluation.predictions import calibration_of, load_checkpoint
-    from dcl.evaluation.processes import first_process_ahead
-    from dcl.evaluation.results import evaluate_checkpoint
+    from dcl_face_forgery.evaluation.results import evaluate_checkpoint
+    from dcl_face_forgery.evaluation.scoring.other_models import find_classes
+    from dcl_face_forgery.evaluation.scoring.parts import remove_work_folders
+    from dcl_face_forgery.evaluation.scoring.predictions import calibration_of, load_checkpoint
+    from dcl_face_forgery.evaluation.scoring.processes import first_process_ahead
 
     # Of all models before the first runs for hours.
     with first_process_ahead():  # remote code is copied to where all import it from
@@ -315,15 +315,15 @@ def run_models(
             cautions = missing_calibration(calibration_of(model)) if checkpoint.is_dcl else ()
             print_result(results, folders, [arguments.split], arguments.bootstrap, arguments.seed, cautions)
         if types:
-            from dcl.evaluation.robustness import evaluate_robustness, robustness_tables
+            from dcl_face_forgery.evaluation.robustness import evaluate_robustness, robustness_tables
 
             robustness = evaluate_robustness(
                 checkpoint, model, processor, sets, metrics, folder, types, arguments.seed, keep_parts=True, **options
             )
             print(f"\n{robustness_tables(robustness)}\nthese tables are in {folder}, too: robustness.json, .csv, .md")
         if arguments.report and _is_first_process():
-            from dcl.evaluation.examples import look_at_results
-            from dcl.evaluation.report import write_report
+            from dcl_face_forgery.evaluation.reporting.examples import look_at_results
+            from dcl_face_forgery.evaluation.reporting.report import write_report
 
             looks = look_at_results(model, processor, sets, folder, batch_size, arguments.seed)
             print(f"the report is {write_report(folder, looks, arguments.bootstrap, arguments.seed)}")

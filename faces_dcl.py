@@ -18,8 +18,7 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 
 from .abstention_dcl import SMALLEST_FACE
-from .checks_dcl import abridged, is_count, is_number
-from .errors_dcl import InputError
+from .errors_dcl import InputError, abridged, is_count, is_number
 from .hub_dcl import file_of_checkpoint, hub_is_reachable
 
 try:  # a checkpoint that is given ready-made crops works without OpenCV

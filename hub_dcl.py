@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "runs/demo"
 MODEL_TYPE = "dcl"  # that of DCLConfig, whose module imports torch
-REFERENCE_FILE = "reference_network.safetensors"  # beside the weights, see `familiarity_dcl`
+REFERENCE_FILE = "reference_network.safetensors"  # beside the weights, see `modeling_dcl.ReferenceNetwork`
 #: The files of a checkpoint that each backend runs; of a graph, `OnnxClassifier` knows the name.
 FILES = {"torch": ("*.json", "*.safetensors", "*.py"), "onnx": ("*.json",)}
 

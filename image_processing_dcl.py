@@ -10,8 +10,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-from .images_dcl import read_picture
-from .picture_colour_dcl import to_8_bits
+from .media_dcl import read_picture, to_8_bits
 
 #: Above this many pixels per output pixel a bilinear sample passes pixels over.
 MAX_BILINEAR_SHRINK = 1.5

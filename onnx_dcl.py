@@ -69,7 +69,7 @@ class OnnxClassifier:
     def from_pretrained(
         cls, name: str | Path, file: str = GRAPH, threads: int | None = None, revision: str | None = None
     ) -> "OnnxClassifier":
-        """Load what `export.py` wrote.
+        """Load what `dcl-export` wrote.
 
         Args:
             name: its folder, or a model id on the Hub.
@@ -87,7 +87,7 @@ class OnnxClassifier:
         folder = find_model(str(name), ["config.json", file, REFERENCE_FILE], revision)
         if not (folder / file).is_file():
             there = sorted(path.name for path in folder.glob("*.onnx") if path.name != YUNET_FILE)
-            remedy = f"choose {there[0]}" if there else "export it into another folder by export.py, and give that"
+            remedy = f"choose {there[0]}" if there else "export it into another folder by dcl-export, and give that"
             raise InputError(f"there is no {file} in {str(name)!r}: {remedy}.")
         try:
             config = DCLConfig.from_pretrained(folder)

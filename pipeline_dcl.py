@@ -9,7 +9,7 @@
 Everything that decides an answer comes with the checkpoint: how faces are cut, how margins become probabilities, the
 thresholds, and how unfamiliar a face may be before it gets no score.
 
-`inputs_dcl.py` opens the pictures and videos, `verdicts_dcl.py` has the rules of the verdicts, `drawing_dcl.py` draws,
+`media_dcl.py` opens the pictures and videos, `decision_dcl.py` has the rules of the verdicts, `drawing_dcl.py` draws,
 and `detect.to_json(result)` makes plain JSON values of a result.
 """
 
@@ -35,37 +35,32 @@ from .abstention_dcl import (
     measure_face,
     reason_to_abstain,
 )
-from .calibration_dcl import OPERATING_POINTS, calibrate, slope_and_offset
-from .checks_dcl import is_count, is_number
 from .configuration_dcl import CUSTOM_PIPELINES
-from .drawing_dcl import annotate_frames, annotate_picture, annotate_video
-from .errors_dcl import InputError, reason
-from .faces_dcl import (
-    YUNET_FILE,
-    YUNETS,
-    Face,
-    crop_transform,
-    cut,
-    find_yunet,
-    go_on,
-    map_points,
-    why_not_cut,
-)
-from .familiarity_dcl import REFERENCE_FEATURES, REFERENCE_FILE, ReferenceNetwork, find_reference
-from .hub_dcl import file_of_checkpoint, find_dcl_checkpoint
-from .image_processing_dcl import DCLImageProcessor
-from .images_dcl import MOST_PIXELS, file_kind, read_picture
-from .inputs_dcl import each_of, is_several, name_of, opened
-from .modeling_dcl import DCLForImageClassification
-from .onnx_dcl import GRAPH, OnnxClassifier
-from .verdicts_dcl import (
+from .decision_dcl import (
     ABSTAINED,
+    OPERATING_POINTS,
     Rule,
     abstain,
+    calibrate,
     picture_result,
+    slope_and_offset,
     to_json,
     video_result,
 )
+from .drawing_dcl import annotate_frames, annotate_picture, annotate_video
+from .errors_dcl import InputError, is_count, is_number, reason
+from .faces_dcl import YUNET_FILE, YUNETS, Face, crop_transform, cut, find_yunet, go_on, map_points, why_not_cut
+from .hub_dcl import file_of_checkpoint, find_dcl_checkpoint
+from .image_processing_dcl import DCLImageProcessor
+from .media_dcl import MOST_PIXELS, each_of, file_kind, is_several, name_of, opened, read_picture
+from .modeling_dcl import (
+    REFERENCE_FEATURES,
+    REFERENCE_FILE,
+    DCLForImageClassification,
+    ReferenceNetwork,
+    find_reference,
+)
+from .onnx_dcl import GRAPH, OnnxClassifier
 from .video_dcl import Video, evenly_spaced
 
 try:  # drawing and finding faces needs it, and says so
@@ -291,7 +286,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         graph: str = GRAPH,
         **options: Any,
     ) -> "FaceForgeryDetectionPipeline":
-        """Load a checkpoint, or what `export.py` made of one, by the code of this package.
+        """Load a checkpoint, or what `dcl-export` made of one, by the code of this package.
 
         Args:
             name: its folder, or its id on the Hub.

@@ -13,21 +13,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcl.errors_dcl import InputError, reason, report_input_errors
+from dcl_face_forgery.errors_dcl import InputError, reason, report_input_errors
 
 # Imported step by step: --help and wrong names need no torch.
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import EvalPrediction
 
-    from dcl.image_processing_dcl import DCLImageProcessor
-    from dcl.modeling_dcl import DCLForPreTraining
-    from dcl.training.arguments import TrainingRun
-    from dcl.training.settings import ModelArguments
-    from dcl.training.streaming import StreamedRows
-    from dcl.training.trainer import DCLTrainer
+    from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
+    from dcl_face_forgery.modeling_dcl import DCLForPreTraining
+    from dcl_face_forgery.training.arguments import TrainingRun
+    from dcl_face_forgery.training.settings import ModelArguments
+    from dcl_face_forgery.training.streaming import StreamedRows
+    from dcl_face_forgery.training.trainer import DCLTrainer
 
-logger = logging.getLogger("dcl.train")
+logger = logging.getLogger("dcl_face_forgery.train")
 
 RECORD, RESULTS = "run_settings.json", "all_results.json"
 
@@ -35,7 +35,7 @@ RECORD, RESULTS = "run_settings.json", "all_results.json"
 @report_input_errors
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, and save the best checkpoint with its card into the output folder."""
-    from dcl.training.arguments import parse_training_run
+    from dcl_face_forgery.training.arguments import parse_training_run
 
     run = parse_training_run(sys.argv[1:] if argv is None else argv)
     output_dir = Path(run.options.output_dir or "trainer_output")
@@ -49,10 +49,10 @@ def main(argv: list[str] | None = None) -> None:
 
     from transformers.utils.logging import disable_progress_bar
 
-    from dcl.abstention_dcl import describe_abstention
-    from dcl.calibration_dcl import describe_calibration
-    from dcl.dataset_dcl import fingerprint
-    from dcl.training.streaming import StreamedRows
+    from dcl_face_forgery.abstention_dcl import describe_abstention
+    from dcl_face_forgery.decision_dcl import describe_calibration
+    from dcl_face_forgery.prepared.dataset import fingerprint
+    from dcl_face_forgery.training.streaming import StreamedRows
 
     disable_progress_bar()  # of reading and writing weights; training and evaluation keep theirs
     rows = load_data(run)
@@ -89,8 +89,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def check_inputs(run: "TrainingRun") -> None:
     """Raise an `InputError` if a data set, a split or the checkpoint to start from is not there; nothing is loaded."""
-    from dcl.hub_dcl import find_dcl_checkpoint
-    from dcl.prepared_dcl import check_names, split_names
+    from dcl_face_forgery.hub_dcl import find_dcl_checkpoint
+    from dcl_face_forgery.prepared.names import check_names, split_names
 
     data = run.data
     check_names(split_names(data.dataset), [data.train_split, data.validation_split], data.data_root)
@@ -100,8 +100,8 @@ def check_inputs(run: "TrainingRun") -> None:
 
 def load_data(run: "TrainingRun") -> "tuple[Dataset | StreamedRows, Dataset]":
     """Load the rows to learn from and those that choose the checkpoint."""
-    from dcl.prepared_dcl import split_names
-    from dcl.training.pairs import load_rows
+    from dcl_face_forgery.prepared.names import split_names
+    from dcl_face_forgery.training.pairs import load_rows
 
     data = run.data
     names, chosen = split_names(data.dataset), (data.data_root, data.methods)
@@ -113,7 +113,7 @@ def load_data(run: "TrainingRun") -> "tuple[Dataset | StreamedRows, Dataset]":
 
 def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
     """Raise an `InputError` if the folder holds a model, or checkpoints of a run with other settings or data."""
-    from dcl.training.trainer import last_complete_checkpoint
+    from dcl_face_forgery.training.trainer import last_complete_checkpoint
 
     if not (output_dir / RECORD).exists() and any(output_dir.glob("model*.safetensors")):
         raise InputError(
@@ -142,7 +142,7 @@ def find_start(run: "TrainingRun", output_dir: Path, record: dict[str, Any]) -> 
     Raises:
         InputError: if the folder holds another run, or a process does not find the checkpoint.
     """
-    from dcl.training.trainer import last_complete_checkpoint
+    from dcl_face_forgery.training.trainer import last_complete_checkpoint
 
     answer: list[Any] = [None, False, None]
     if run.training.process_index == 0:
@@ -199,12 +199,12 @@ def build_trainer(run: "TrainingRun", rows: "tuple[Dataset | StreamedRows, Datas
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
     from transformers import set_seed
 
-    from dcl.dataset_dcl import find_crop
-    from dcl.duplicates_dcl import Pictures, refuse_copies
-    from dcl.hub_dcl import hub_is_reachable
-    from dcl.prepared_dcl import FAKE
-    from dcl.training.pairs import FaceDataset, PairDataset, keys_of
-    from dcl.training.trainer import DCLTrainer
+    from dcl_face_forgery.hub_dcl import hub_is_reachable
+    from dcl_face_forgery.prepared.copies import Pictures, refuse_copies
+    from dcl_face_forgery.prepared.dataset import find_crop
+    from dcl_face_forgery.prepared.names import FAKE
+    from dcl_face_forgery.training.pairs import FaceDataset, PairDataset, keys_of
+    from dcl_face_forgery.training.trainer import DCLTrainer
 
     data, args = run.data, run.training
     train_rows, validation_rows = rows or load_data(run)
@@ -289,14 +289,14 @@ def fit_on_validation(trainer: "DCLTrainer", run: "TrainingRun") -> tuple[dict[s
     import numpy as np
     import pandas as pd
 
-    from dcl.dataset_dcl import fingerprint
-    from dcl.evaluation.calibration import fit_calibration
-    from dcl.evaluation.familiarity import fit_familiarity
-    from dcl.evaluation.inputs import EvaluationSet
-    from dcl.evaluation.localisation import CellCounts, best_iou_threshold
-    from dcl.evaluation.predictions import predict
-    from dcl.familiarity_dcl import ReferenceNetwork, find_reference
-    from dcl.training.pairs import keys_of
+    from dcl_face_forgery.evaluation.calibration import fit_calibration
+    from dcl_face_forgery.evaluation.familiarity import fit_familiarity
+    from dcl_face_forgery.evaluation.metrics.localisation import CellCounts, best_iou_threshold
+    from dcl_face_forgery.evaluation.scoring.predictions import predict
+    from dcl_face_forgery.evaluation.scoring.sets import EvaluationSet
+    from dcl_face_forgery.modeling_dcl import ReferenceNetwork, find_reference
+    from dcl_face_forgery.prepared.dataset import fingerprint
+    from dcl_face_forgery.training.pairs import keys_of
 
     args, rows = trainer.args, trainer.eval_dataset.rows
     source, split = " and ".join(run.data.dataset), run.data.validation_split
@@ -329,11 +329,11 @@ def build_model(
     """Load the checkpoint a run starts from, or build a new model on pretrained weights, and its processor."""
     import torch
 
-    from dcl.configuration_dcl import why_refused
-    from dcl.hub_dcl import find_dcl_checkpoint
-    from dcl.image_processing_dcl import DCLImageProcessor
-    from dcl.modeling_dcl import DCLForPreTraining
-    from dcl.training.backbone import load_backbone_weights
+    from dcl_face_forgery.configuration_dcl import why_refused
+    from dcl_face_forgery.hub_dcl import find_dcl_checkpoint
+    from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
+    from dcl_face_forgery.modeling_dcl import DCLForPreTraining
+    from dcl_face_forgery.training.backbone import load_backbone_weights
 
     if arguments.model is None:
         model = DCLForPreTraining(arguments.config())
@@ -369,7 +369,7 @@ def validation_metrics(prediction: "EvalPrediction") -> dict[str, Any]:
     import numpy as np
     import pandas as pd
 
-    from dcl.evaluation.metrics import binary_metrics, video_scores
+    from dcl_face_forgery.evaluation.metrics.tables import binary_metrics, video_scores
 
     labels, videos = prediction.label_ids
     logits = np.asarray(prediction.predictions, np.float64)

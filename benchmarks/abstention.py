@@ -18,18 +18,17 @@ import cv2
 import numpy as np
 from scipy.stats import binomtest
 
-from dcl.abstention_dcl import distances, measure_face, reason_to_abstain
-from dcl.data_scripts.assets import fetch
-from dcl.dataset_dcl import decode_image, name_row
-from dcl.errors_dcl import InputError, report_input_errors
-from dcl.evaluation.inputs import load_evaluation_sets
-from dcl.faces_dcl import Face
-from dcl.familiarity_dcl import ReferenceNetwork, find_reference
-from dcl.images_dcl import read_picture
-from dcl.inputs_dcl import find_files, is_video
-from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
-from dcl.prepared_dcl import REAL
-from dcl.video_dcl import Video, evenly_spaced
+from dcl_face_forgery.abstention_dcl import distances, measure_face, reason_to_abstain
+from dcl_face_forgery.data_scripts.assets import fetch
+from dcl_face_forgery.errors_dcl import InputError, report_input_errors
+from dcl_face_forgery.evaluation.scoring.sets import load_evaluation_sets
+from dcl_face_forgery.faces_dcl import Face
+from dcl_face_forgery.media_dcl import find_files, is_video, read_picture
+from dcl_face_forgery.modeling_dcl import ReferenceNetwork, find_reference
+from dcl_face_forgery.pipeline_dcl import FaceForgeryDetectionPipeline
+from dcl_face_forgery.prepared.dataset import decode_image, name_row
+from dcl_face_forgery.prepared.names import REAL
+from dcl_face_forgery.video_dcl import Video, evenly_spaced
 
 REASONS = ("no_face", "too_small", "extreme_pose", "too_blurred", "unfamiliar")
 BLURS = (1, 2, 4)  # standard deviations in pixels of the crop

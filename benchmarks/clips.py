@@ -5,8 +5,8 @@ from pathlib import Path
 import av
 import cv2
 
-from dcl.data_scripts.assets import fetch
-from dcl.video_dcl import Video
+from dcl_face_forgery.data_scripts.assets import fetch
+from dcl_face_forgery.video_dcl import Video
 
 WIDTH, HEIGHT, SECONDS, RATE = 640, 360, 10, 25
 

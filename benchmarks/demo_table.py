@@ -23,13 +23,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from dcl.dataset_dcl import decode_image, load_prepared, metadata
-from dcl.evaluation.metrics import binary_metrics
-from dcl.image_processing_dcl import DCLImageProcessor
-from dcl.modeling_dcl import DCLForPreTraining
-from dcl.prepared_dcl import FAKE, REAL
-from dcl.training.arguments import ModelArguments
-from dcl.training.backbone import load_backbone_weights
+from dcl_face_forgery.evaluation.metrics.tables import binary_metrics
+from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
+from dcl_face_forgery.modeling_dcl import DCLForPreTraining
+from dcl_face_forgery.prepared.dataset import decode_image, load_prepared, metadata
+from dcl_face_forgery.prepared.names import FAKE, REAL
+from dcl_face_forgery.training.arguments import ModelArguments
+from dcl_face_forgery.training.backbone import load_backbone_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "demo.yaml"

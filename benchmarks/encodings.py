@@ -12,8 +12,8 @@ import time
 
 from tqdm import tqdm
 
-from dcl.dataset_dcl import decode_image, encode_image, load_prepared
-from dcl.prepared_dcl import ENCODINGS
+from dcl_face_forgery.prepared.dataset import decode_image, encode_image, load_prepared
+from dcl_face_forgery.prepared.names import ENCODINGS
 
 
 def main() -> None:

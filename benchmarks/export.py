@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from dcl.configuration_dcl import DCLConfig
-from dcl.evaluation.exporting import ClassifierOutputs, write_graph, write_int8
-from dcl.modeling_dcl import DCLForImageClassification
-from dcl.onnx_dcl import OnnxClassifier
+from dcl_face_forgery.configuration_dcl import DCLConfig
+from dcl_face_forgery.detection.exporting import ClassifierOutputs, write_graph, write_int8
+from dcl_face_forgery.modeling_dcl import DCLForImageClassification
+from dcl_face_forgery.onnx_dcl import OnnxClassifier
 
 EAGER = "float32 eager"
 

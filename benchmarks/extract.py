@@ -20,15 +20,15 @@ import av
 import cv2
 import numpy as np
 
-from dcl.benchmarks.clips import RATE, SECONDS, write_clip
-from dcl.benchmarks.printing import print_result
-from dcl.data_scripts.assets import fetch_detector
-from dcl.data_scripts.clips import Clip, ClipFamily, RawDataSet
-from dcl.data_scripts.extract import Extraction
-from dcl.data_scripts.frames import VideoFrames
-from dcl.data_scripts.photographs import MARGIN, SIZE
-from dcl.data_scripts.raw import Execution, prepare_raw
-from dcl.video_dcl import evenly_spaced
+from dcl_face_forgery.benchmarks.clips import RATE, SECONDS, write_clip
+from dcl_face_forgery.benchmarks.printing import print_result
+from dcl_face_forgery.data_scripts.assets import fetch_detector
+from dcl_face_forgery.data_scripts.clips import Clip, ClipFamily, RawDataSet
+from dcl_face_forgery.data_scripts.extract import Extraction
+from dcl_face_forgery.data_scripts.frames import VideoFrames
+from dcl_face_forgery.data_scripts.photographs import MARGIN, SIZE
+from dcl_face_forgery.data_scripts.raw import Execution, prepare_raw
+from dcl_face_forgery.video_dcl import evenly_spaced
 
 
 def main() -> None:

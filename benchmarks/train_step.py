@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from numpy.random import default_rng
 from torch import nn
 
-from dcl.benchmarks.printing import print_result
-from dcl.configuration_dcl import DCLConfig
-from dcl.image_processing_dcl import DCLImageProcessor
-from dcl.modeling_dcl import DCLForPreTraining, DCLModel
-from dcl.training.settings import ViewSettings
-from dcl.training.trainer import DCLTrainer, DCLTrainingArguments
-from dcl.training.views import draw_device_views
+from dcl_face_forgery.benchmarks.printing import print_result
+from dcl_face_forgery.configuration_dcl import DCLConfig
+from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
+from dcl_face_forgery.modeling_dcl import DCLForPreTraining, DCLModel
+from dcl_face_forgery.training.settings import ViewSettings
+from dcl_face_forgery.training.trainer import DCLTrainer, DCLTrainingArguments
+from dcl_face_forgery.training.views import draw_device_views
 
 
 def main() -> None:

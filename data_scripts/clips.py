@@ -22,7 +22,7 @@ class Clip:
         name: unique in the data set, `<method>/<clip>`: the `video_id` of its rows.
         source: the name of the real clip it was made from; its own for a real, and where that is not known.
         method: of the forgery, or the origin of a real.
-        label: `dataset_dcl.REAL` or `FAKE`.
+        label: `prepared.names.REAL` or `FAKE`.
         frames: where they lie.
         mask: of what was forged, by the same frame numbers; None where it is not known.
         landmarks: of crops: five points (5, 2) in pixels by the same frame numbers; None where they are not known.

@@ -5,9 +5,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..prepared_dcl import DEFAULT_ENCODING
+from ..prepared.blending import METHODS, random_generator
+from ..prepared.names import DEFAULT_ENCODING
 from .assets import fetch, fetch_detector
-from .blending import METHODS, random_generator
 from .failures import Failures
 from .forging import forge_families
 from .photographs import MARGIN, find_photographs, real_rows
@@ -33,7 +33,7 @@ def prepare_demo(
         seed: draws the people of each split, and the forgeries.
         size: side of the face crops in pixels.
         overwrite: replace a data set that was prepared otherwise.
-        encoding: of the crops, a key of `dataset_dcl.ENCODINGS`.
+        encoding: of the crops, a key of `prepared.names.ENCODINGS`.
 
     Returns:
         What was done for each split.

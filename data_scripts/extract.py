@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dataset_dcl import encode_image
-from ..duplicates_dcl import picture_hash
 from ..errors_dcl import InputError, reason
 from ..faces_dcl import SAME_FACE, Face, FaceDetector, crop_transform, cut, overlap
-from ..prepared_dcl import DEFAULT_ENCODING, FAKE, REAL
+from ..prepared.copies import picture_hash
+from ..prepared.dataset import encode_image
+from ..prepared.names import DEFAULT_ENCODING, FAKE, REAL
 from ..video_dcl import evenly_spaced
 from .clips import Clip
 from .failures import Failures
@@ -39,7 +39,7 @@ class Extraction:
         frames: of each clip, at most.
         crop: `kind`, `margin` and `size`, as `faces_dcl.crop_transform` takes them; None where the frames are crops.
         detector: name of the face detector; None where the frames are crops.
-        encoding: of the crops, a key of `dataset_dcl.ENCODINGS`.
+        encoding: of the crops, a key of `prepared.names.ENCODINGS`.
     """
 
     dataset: str

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Image
 from tqdm import tqdm
 
-from ..content_dcl import PICTURE_SUFFIXES
-from ..dataset_dcl import FEATURES, decode_image, encode_image, load_prepared, metadata
-from ..duplicates_dcl import Pictures, picture_hash, refuse_copies
 from ..errors_dcl import InputError
 from ..faces_dcl import ALIGNED_LANDMARKS, FaceDetector, fit_similarity, map_points
-from ..prepared_dcl import DEFAULT_ENCODING, FAKE, REAL, split_files
+from ..media_dcl import PICTURE_SUFFIXES
+from ..prepared.blending import METHODS, Portrait, random_generator
+from ..prepared.copies import Pictures, picture_hash, refuse_copies
+from ..prepared.dataset import FEATURES, decode_image, encode_image, load_prepared, metadata
+from ..prepared.names import DEFAULT_ENCODING, FAKE, REAL, split_files
 from .assets import fetch_detector
-from .blending import METHODS, Portrait, random_generator
 from .clips import check_shares
 from .failures import Failures
 from .photographs import CORRUPT, MARGIN, NO_FACE, SIZE, find_photographs, real_rows
@@ -44,12 +44,12 @@ def forge_families(
     and so on for further variants. It depends on the seed, method, video, frame, variant, and the split's other reals.
 
     Args:
-        rows: the real rows of one split (`dataset_dcl.FEATURES`), with landmarks; partners come from among them.
+        rows: the real rows of one split (`prepared.dataset.FEATURES`), with landmarks; partners come from among them.
         methods: keys of `blending.METHODS`.
         variants: forgeries of each method per real.
         seed: chooses among the forgeries that could be made.
         missing: counts those that need a partner where there is none, or that change nothing: they are left out.
-        encoding: of the forgeries, a key of `dataset_dcl.ENCODINGS`.
+        encoding: of the forgeries, a key of `prepared.names.ENCODINGS`.
 
     Returns:
         Lists of rows.
@@ -159,7 +159,7 @@ def prepare_forgeries(
         split: which split photographs become, if they are not divided by `shares`.
         name: of the data set that photographs become; the folder's name if not given.
         overwrite: replace a data set that was prepared otherwise.
-        encoding: of the crops and forgeries, a key of `dataset_dcl.ENCODINGS`.
+        encoding: of the crops and forgeries, a key of `prepared.names.ENCODINGS`.
         shares: percentages of train, validation and test, as of `clips.check_shares`: divide the people.
 
     Returns:

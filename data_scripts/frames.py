@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from ..errors_dcl import InputError, PictureError
-from ..images_dcl import decode_picture, read_values
+from ..media_dcl import decode_picture, read_values
 from ..video_dcl import Video
 from .photographs import read_photograph
 

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..content_dcl import PICTURE_SUFFIXES, UNREAD_PICTURE_SUFFIXES
 from ..errors_dcl import InputError, PictureError, reason
 from ..faces_dcl import Face, FaceDetector, crop_transform, cut, map_points
-from ..images_dcl import read_picture
-from ..inputs_dcl import is_looked_at, is_of_system
-from ..prepared_dcl import DEFAULT_ENCODING, REAL
+from ..media_dcl import PICTURE_SUFFIXES, UNREAD_PICTURE_SUFFIXES, is_looked_at, is_of_system, read_picture
+from ..prepared.names import DEFAULT_ENCODING, REAL
 from ..video_dcl import VIDEO_SUFFIXES
 from .failures import Failures
 
@@ -148,7 +146,7 @@ def real_rows(
         crop: `kind`, `margin` and `size`, as `faces_dcl.crop_transform` takes them.
         name: of the data set, its `method` column for reals, and the first part of the video names.
         failures: gets the photographs that were left out.
-        encoding: of the crops, a key of `dataset_dcl.ENCODINGS`.
+        encoding: of the crops, a key of `prepared.names.ENCODINGS`.
 
     Returns:
         Rows of a prepared data set, without mask.
@@ -191,13 +189,13 @@ def face_row(
         face: the face in it.
         transform: from the photograph to the crop, (2, 3).
         size: side of the crop in pixels.
-        encoding: of the crop, a key of `dataset_dcl.ENCODINGS`.
+        encoding: of the crop, a key of `prepared.names.ENCODINGS`.
         file: the name of the photograph; None for a frame of a video.
-        **columns: the row's other columns (`dataset_dcl.FEATURES`); the compression is not known unless given.
+        **columns: the row's other columns (`prepared.dataset.FEATURES`); the compression is not known unless given.
     """
     # They import `datasets` and pandas, which listing files does without.
-    from ..dataset_dcl import encode_image
-    from ..duplicates_dcl import picture_hash
+    from ..prepared.copies import picture_hash
+    from ..prepared.dataset import encode_image
 
     crop = cut(image, transform, size)
     return {

@@ -9,12 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dcl.content_dcl import PICTURE_SUFFIXES
-from dcl.data_scripts.assets import ASSETS, DETECTORS, copy_to, fetch
-from dcl.data_scripts.blending import METHODS
-from dcl.data_scripts.clips import FAMILIES_PER_SHARD, RawDataSet, check_shares
-from dcl.data_scripts.failures import Failures
-from dcl.data_scripts.layouts import (
+from dcl_face_forgery.data_scripts.assets import ASSETS, DETECTORS, copy_to, fetch
+from dcl_face_forgery.data_scripts.clips import FAMILIES_PER_SHARD, RawDataSet, check_shares
+from dcl_face_forgery.data_scripts.failures import Failures
+from dcl_face_forgery.data_scripts.layouts import (
     celeb_df,
     deeperforensics,
     deepfakebench,
@@ -25,14 +23,15 @@ from dcl.data_scripts.layouts import (
     uadfv,
     wild_deepfake,
 )
-from dcl.data_scripts.photographs import MARGIN, SIZE, list_files
-from dcl.errors_dcl import InputError, report_input_errors
-from dcl.faces_dcl import CROP_KINDS
-from dcl.inputs_dcl import count_skipped, say_skipped
-from dcl.prepared_dcl import DEFAULT_ENCODING, ENCODINGS, split_files
+from dcl_face_forgery.data_scripts.photographs import MARGIN, SIZE, list_files
+from dcl_face_forgery.errors_dcl import InputError, report_input_errors
+from dcl_face_forgery.faces_dcl import CROP_KINDS
+from dcl_face_forgery.media_dcl import PICTURE_SUFFIXES, count_skipped, say_skipped
+from dcl_face_forgery.prepared.blending import METHODS
+from dcl_face_forgery.prepared.names import DEFAULT_ENCODING, ENCODINGS, split_files
 
 if TYPE_CHECKING:
-    from dcl.data_scripts.shards import Report
+    from dcl_face_forgery.data_scripts.shards import Report
 
 #: What `dcl-prepare` reads, by the name of the command.
 LAYOUTS = {
@@ -230,7 +229,7 @@ def _check_prepared(root: str) -> int:
     """Print the splits of a prepared data set and the pictures that they share; return the exit status."""
     if not split_files(Path(root)):
         raise InputError(f"Folder {root} holds no prepared data set (no train.parquet, for example). Check --root.")
-    from dcl.data_scripts.splitting import count_faces, describe_shared_pictures, pictures_of_splits
+    from dcl_face_forgery.data_scripts.splitting import count_faces, describe_shared_pictures, pictures_of_splits
 
     splits, rows = pictures_of_splits(root), []
     for pictures in splits:
@@ -254,7 +253,9 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 def _prepare_demo(options: argparse.Namespace) -> None:
     """Prepare the demo data set."""
-    from dcl.data_scripts.demo import prepare_demo  # like the others below, imports `datasets`: wrong names need not
+    from dcl_face_forgery.data_scripts.demo import (
+        prepare_demo,  # like the others below, imports `datasets`: wrong names need not
+    )
 
     reports = prepare_demo(options.output, options.seed, options.size, options.overwrite, options.encoding)
     _report(options.output, reports)
@@ -266,7 +267,7 @@ def _prepare_forgeries(options: argparse.Namespace) -> None:
         raise InputError(
             f"Folder {options.source} not found. Give --source a folder of photographs, or of a prepared data set."
         )
-    from dcl.data_scripts.forging import prepare_forgeries
+    from dcl_face_forgery.data_scripts.forging import prepare_forgeries
 
     reports = prepare_forgeries(
         options.source,
@@ -299,7 +300,7 @@ def _prepare_raw(options: argparse.Namespace) -> int:
     if options.public and not options.push_to_hub:
         raise InputError("--public says how a data set is pushed: give --push_to_hub, too, or leave it away.")
     if options.push_to_hub:
-        from dcl.data_scripts.publishing import check_hub, push_prepared
+        from dcl_face_forgery.data_scripts.publishing import check_hub, push_prepared
 
         check_hub(options.push_to_hub)
     found = _find(options, options.command)
@@ -310,8 +311,8 @@ def _prepare_raw(options: argparse.Namespace) -> int:
         detector = options.detector or DETECTORS[0]
     elif named := [name for name, value in given.items() if value is not None]:
         raise InputError(f"the faces of {options.root} are cut already: leave --{named[0]} away.")
-    from dcl.data_scripts.extract import Extraction
-    from dcl.data_scripts.raw import Execution, prepare_raw, prepare_shares
+    from dcl_face_forgery.data_scripts.extract import Extraction
+    from dcl_face_forgery.data_scripts.raw import Execution, prepare_raw, prepare_shares
 
     how = Extraction(options.name or found.name, options.frames, crop, detector, options.encoding)
     execution = Execution(
@@ -330,7 +331,7 @@ def _prepare_raw(options: argparse.Namespace) -> int:
     else:
         preparation = prepare_raw(found, *where, execution, options.families_per_shard)
     if options.command == "folder" and not preparation.waiting:  # published data sets are split as published
-        from dcl.data_scripts.splitting import refuse_shared_pictures
+        from dcl_face_forgery.data_scripts.splitting import refuse_shared_pictures
 
         refuse_shared_pictures(options.output)
     total = preparation.total
@@ -347,7 +348,7 @@ def _prepare_raw(options: argparse.Namespace) -> int:
 
 def _report(output: str, reports: "Mapping[str, Report]", total: "Report | None" = None) -> None:
     if total is None:
-        from dcl.data_scripts.shards import Report
+        from dcl_face_forgery.data_scripts.shards import Report
 
         total = Report()
         for report in reports.values():

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from ..errors_dcl import InputError, reason
 from ..hub_dcl import hub_is_reachable
-from ..prepared_dcl import CLASS_NAMES, FAKE, split_files
+from ..prepared.names import CLASS_NAMES, FAKE, split_files
 from .shards import read_record
 
 TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"

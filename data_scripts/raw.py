@@ -20,10 +20,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..duplicates_dcl import Pictures
 from ..errors_dcl import InputError
 from ..faces_dcl import FaceDetector
-from ..prepared_dcl import split_files
+from ..prepared.copies import Pictures
+from ..prepared.names import split_files
 from .assets import fetch_detector
 from .clips import FAMILIES_PER_SHARD, ClipFamily, Family, RawDataSet, check_shares
 from .executors import run_here, run_in_processes, run_on_ray

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
-from ..dataset_dcl import FEATURES
 from ..errors_dcl import InputError
-from ..prepared_dcl import SPLIT_NAME, split_files
+from ..prepared.dataset import FEATURES
+from ..prepared.names import SPLIT_NAME, split_files
 from .failures import Failure, Failures
 
 logger = logging.getLogger(__name__)
@@ -108,8 +108,8 @@ def write_shard(
 
     Args:
         path: where to.
-        families: lists of rows with all columns of `dataset_dcl.FEATURES`, images encoded; a family stays in one row
-            group, unless it is too large for one: then the rows of each frame do.
+        families: lists of rows with all columns of `prepared.dataset.FEATURES`, images encoded; a family stays in
+            one row group, unless it is too large for one: then the rows of each frame do.
         settings: what the content depends on; JSON values.
         report: filled while `families` is consumed; its number of faces is set here.
         before_rename: called when the shard is whole, and not at its place yet.

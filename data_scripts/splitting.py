@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..duplicates_dcl import Pictures, describe_copy, find_copies, refuse_copies
 from ..errors_dcl import InputError
-from ..prepared_dcl import CLASS_NAMES, FAKE, REAL, split_files
+from ..prepared.copies import Pictures, describe_copy, find_copies, refuse_copies
+from ..prepared.names import CLASS_NAMES, FAKE, REAL, split_files
 from .clips import SPLITS
 
 #: The end of a refusal to prepare a split that shares a picture with another one.

@@ -12,11 +12,11 @@ from scipy.optimize import minimize
 from scipy.special import betaincinv, expit, stdtrit
 from scipy.stats import binomtest
 
-from ..calibration_dcl import OPERATING_POINTS, calibrate
-from ..prepared_dcl import FAKE, REAL
-from .bootstrap import CONFIDENCE, family_codes
-from .metrics import binary_metrics, video_scores
-from .ranking import Ranking
+from ..decision_dcl import OPERATING_POINTS, calibrate
+from ..prepared.names import FAKE, REAL
+from .metrics.bootstrap import CONFIDENCE, family_codes
+from .metrics.ranking import Ranking
+from .metrics.tables import binary_metrics, video_scores
 
 #: Operating points by their false positive rate: how many reals there are to one false alarm.
 RATES = {"fpr_0.05": 20, "fpr_0.01": 100}

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from ..abstention_dcl import REFERENCE, REFUSED, distances, pack
-from .bootstrap import family_codes
+from .metrics.bootstrap import family_codes
 
 #: Directions in which faces differ most that get a variance of their own. Chosen on photographs that no table of ours
 #: counts: with 30 of the 128, ten families are enough to refuse no more than 2 % of other people.

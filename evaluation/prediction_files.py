@@ -15,13 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..checks_dcl import abridged
-from ..errors_dcl import InputError, reason
-from ..prepared_dcl import CLASS_NAMES, FAKE, REAL
-from .bootstrap import DRAWS
-from .metrics import check_group_column, frame_and_video_metrics
-from .records import OF_METRICS, count_rows, versions
-from .result_files import RESULT_FILES, complete_files, remove_what_is_of_another_run
+from ..errors_dcl import InputError, abridged, reason
+from ..prepared.names import CLASS_NAMES, FAKE, REAL
+from .metrics.bootstrap import DRAWS
+from .metrics.tables import check_group_column, frame_and_video_metrics
+from .reporting.records import OF_METRICS, count_rows, versions
+from .reporting.result_files import RESULT_FILES, complete_files, remove_what_is_of_another_run
 
 logger = logging.getLogger(__name__)
 

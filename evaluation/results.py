@@ -12,21 +12,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..calibration_dcl import LEVELS
-from ..dataset_dcl import CROP_FIELDS
+from ..decision_dcl import LEVELS, Rule
 from ..errors_dcl import InputError
-from ..verdicts_dcl import Rule
-from .bootstrap import DRAWS
-from .checkpoints import Checkpoint
-from .inputs import EvaluationSet
-from .metrics import frame_and_video_metrics
-from .other_models import ArrayProcessor, BinaryClassifier
-from .parts import PredictedParts, WorkFolder, remove_work_folders
-from .predictions import calibration_of, predictions_schema
-from .processes import meet, process_count, process_index
-from .records import OF_METRICS, OF_MODELS, OF_PICTURES, count_rows, versions
-from .result_files import RESULT_FILES, complete_files, remove_what_is_of_another_run
-from .seen import was_seen
+from ..prepared.dataset import CROP_FIELDS
+from .metrics.bootstrap import DRAWS
+from .metrics.tables import frame_and_video_metrics
+from .reporting.names import was_seen
+from .reporting.records import OF_METRICS, OF_MODELS, OF_PICTURES, count_rows, versions
+from .reporting.result_files import RESULT_FILES, complete_files, remove_what_is_of_another_run
+from .scoring.checkpoints import Checkpoint
+from .scoring.other_models import ArrayProcessor, BinaryClassifier
+from .scoring.parts import PredictedParts, WorkFolder, remove_work_folders
+from .scoring.predictions import calibration_of, predictions_schema
+from .scoring.processes import meet, process_count, process_index
+from .scoring.sets import EvaluationSet
 
 logger = logging.getLogger(__name__)
 

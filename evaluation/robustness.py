@@ -10,19 +10,19 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..calibration_dcl import LEVELS as UNITS
+from ..decision_dcl import LEVELS as UNITS
 from ..errors_dcl import InputError
-from .checkpoints import Checkpoint
-from .figures import draw_robustness
-from .inputs import EvaluationSet
-from .metrics import frame_and_video_metrics
-from .names import cell
-from .parts import remove_work_folders
-from .perturbations import LEVELS, TYPES, Perturbation
-from .processes import meet, process_index
-from .records import OF_METRICS, OF_MODELS, OF_PICTURES, versions
-from .result_files import ROBUSTNESS_FILES, complete_files
+from .metrics.tables import frame_and_video_metrics
+from .reporting.figures import draw_robustness
+from .reporting.names import cell
+from .reporting.records import OF_METRICS, OF_MODELS, OF_PICTURES, versions
+from .reporting.result_files import ROBUSTNESS_FILES, complete_files
 from .results import METRIC_COLUMNS, open_work_folder
+from .scoring.checkpoints import Checkpoint
+from .scoring.parts import remove_work_folders
+from .scoring.perturbations import LEVELS, TYPES, Perturbation
+from .scoring.processes import meet, process_index
+from .scoring.sets import EvaluationSet
 
 logger = logging.getLogger(__name__)
 

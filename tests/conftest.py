@@ -17,10 +17,10 @@ import pytest
 import torch
 import transformers
 
-from dcl.configuration_dcl import DCLConfig
-from dcl.images_dcl import open_picture
-from dcl.modeling_dcl import DCLForPreTraining
-from dcl.tests.prepared_data import write_prepared
+from dcl_face_forgery.configuration_dcl import DCLConfig
+from dcl_face_forgery.media_dcl import open_picture
+from dcl_face_forgery.modeling_dcl import DCLForPreTraining
+from dcl_face_forgery.tests.shared.prepared_data import write_prepared
 
 torch.set_num_threads(1)
 transformers.logging.disable_progress_bar()

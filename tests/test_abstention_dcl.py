@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
-from dcl.abstention_dcl import (
+from dcl_face_forgery.abstention_dcl import (
     LARGEST_ROLL,
     LARGEST_YAW,
     MOST_ENLARGED,
@@ -28,8 +28,8 @@ from dcl.abstention_dcl import (
     reason_to_abstain,
     unpack,
 )
-from dcl.configuration_dcl import DCLConfig
-from dcl.faces_dcl import ALIGNED_LANDMARKS, Face, crop_transform, cut
+from dcl_face_forgery.configuration_dcl import DCLConfig
+from dcl_face_forgery.faces_dcl import ALIGNED_LANDMARKS, Face, crop_transform, cut
 
 GOOD = FaceQuality(size_px=90.0, enlargement=1.0, sharpness=1.5, yaw=5.0, roll=-3.0)
 CENTRES = np.array([[0.5, 0, 0, 0], [-0.5, 0, 0, 0]])

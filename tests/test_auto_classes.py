@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dcl.faces_dcl import YUNET_FILE
-from dcl.image_processing_dcl import DCLImageProcessor
+from dcl_face_forgery.faces_dcl import YUNET_FILE
+from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 
 CROP = {"kind": "box", "margin": 0.3, "size": 96, "detector": "yunet"}
 CALIBRATION = {"method": "temperature", "temperature": 2.5, "frame": {"thresholds": {"eer": 0.4}, "reasons": {}}}
@@ -18,7 +18,7 @@ CALIBRATION = {"method": "temperature", "temperature": 2.5, "frame": {"threshold
 #: What a user runs; `dcl` cannot be imported, as if it were not installed.
 PROGRAM = """
 import json, sys
-sys.modules["dcl"] = None
+sys.modules["dcl_face_forgery"] = None
 import numpy as np
 import torch
 from PIL import Image
@@ -60,15 +60,15 @@ found["batch"] = detect([image] * 3, batch_size=2)
 grey = np.asarray(image.convert("L"))
 found["16 bits"], found["8 bits"] = detect(grey.astype(np.uint16) * 257), detect(Image.fromarray(grey))
 found["pipeline of objects"] = pipeline("image-classification", model=classifier, image_processor=processor)(image)
-found["own"] = [name for name in sys.modules if name.startswith("dcl.")]
+found["own"] = [name for name in sys.modules if name.startswith("dcl_face_forgery")]
 print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    from dcl.configuration_dcl import DCLConfig
-    from dcl.modeling_dcl import DCLForPreTraining
+    from dcl_face_forgery.configuration_dcl import DCLConfig
+    from dcl_face_forgery.modeling_dcl import DCLForPreTraining
 
     torch.manual_seed(0)
     config = DCLConfig(backbone="test_efficientnet", image_size=96, queue_size=16, seen_methods=["swap"])

@@ -5,7 +5,7 @@ import math
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 
-from dcl.configuration_dcl import DCLConfig
+from dcl_face_forgery.configuration_dcl import DCLConfig
 
 
 def test_defaults_are_the_papers():

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import ImageDraw
 
-from dcl import drawing_dcl
-from dcl.drawing_dcl import annotate_frames, annotate_picture, annotate_video
-from dcl.errors_dcl import InputError
-from dcl.tests.numbered_videos import number_of, write_video
-from dcl.verdicts_dcl import ABSTAINED, FLAGGED, NOT_FLAGGED, VERDICTS
-from dcl.video_dcl import Video, evenly_spaced
+from dcl_face_forgery import drawing_dcl
+from dcl_face_forgery.decision_dcl import ABSTAINED, FLAGGED, NOT_FLAGGED, VERDICTS
+from dcl_face_forgery.drawing_dcl import annotate_frames, annotate_picture, annotate_video
+from dcl_face_forgery.errors_dcl import InputError
+from dcl_face_forgery.tests.shared.numbered_videos import number_of, write_video
+from dcl_face_forgery.video_dcl import Video, evenly_spaced
 
 GREY = np.full((240, 320, 3), 128, np.uint8)
 

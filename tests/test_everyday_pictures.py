@@ -10,13 +10,10 @@ import pytest
 from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
-from dcl import content_dcl
-from dcl.content_dcl import content_kind
-from dcl.errors_dcl import InputError
-from dcl.images_dcl import open_picture, read_picture, read_values
-from dcl.inputs_dcl import is_video
-from dcl.picture_colour_dcl import OVERSIZED
-from dcl.tests.profiles import PROFILES
+from dcl_face_forgery import media_dcl
+from dcl_face_forgery.errors_dcl import InputError
+from dcl_face_forgery.media_dcl import OVERSIZED, content_kind, is_video, open_picture, read_picture, read_values
+from dcl_face_forgery.tests.shared.profiles import PROFILES
 
 pillow_heif.register_heif_opener()  # so that pictures can be written, too
 
@@ -260,8 +257,8 @@ def test_a_profile_is_kept_where_the_text_is_too_large(write):
 
 def test_of_thousands_of_packed_texts_in_a_png_few_are_unpacked(write, monkeypatch):
     data, unpacked = encoded("PNG"), []
-    original = content_dcl._is_oversized
-    monkeypatch.setattr(content_dcl, "_is_oversized", lambda *args: unpacked.append(args) or original(*args))
+    original = media_dcl._is_oversized
+    monkeypatch.setattr(media_dcl, "_is_oversized", lambda *args: unpacked.append(args) or original(*args))
     text = chunk(b"zTXt", b"Raw profile type xmp\0\0" + zlib.compress(bytes(1000)))
     picture = open_picture(write(data[:33] + text * 3000 + data[33:]))
     assert np.array_equal(picture.pixels, PIXELS) and len(unpacked) == 16 and picture.notes == (OVERSIZED_TEXT,)
@@ -310,16 +307,16 @@ def test_a_jpeg_of_many_scans_is_searched_for_restarts_once(write):
     at = data.index(b"\xff\xda")
     scan = data[at : at + 2 + int.from_bytes(data[at + 2 : at + 4])]
     many = data[:at] + scan * 400 + bytes(9000) + b"\x55"
-    assert not content_dcl._may_be_whole(Counted(many)) and not searched
+    assert not media_dcl._may_be_whole(Counted(many)) and not searched
     refused(write(many), "breaks off")
-    assert content_dcl._may_be_whole(Counted(data[:-2])) and len(searched) == 8
+    assert media_dcl._may_be_whole(Counted(data[:-2])) and len(searched) == 8
 
 
 def test_versions_of_a_picture_are_compared_up_to_the_first_difference():
     data = encoded("JPEG", PORTRAIT)[:-2]
     for shown, decoded in (([b"a", b"b", b"a"], 2), ([b"a", b"a", b"b"], 3), ([b"a", b"a", b"a"], 3)):
         left = iter(shown)
-        breaks = content_dcl.breaks_off("JPEG", data, lambda version, left=left: next(left))
+        breaks = media_dcl.breaks_off("JPEG", data, lambda version, left=left: next(left))
         assert breaks == (len(set(shown)) > 1) and len(list(left)) == 3 - decoded
 
 

@@ -5,10 +5,10 @@ from fractions import Fraction
 import av
 import pytest
 
-from dcl.errors_dcl import InputError
-from dcl.inputs_dcl import find_files, is_video
-from dcl.tests.numbered_videos import number_of, read_packets, write_packets, write_video
-from dcl.video_dcl import Video
+from dcl_face_forgery.errors_dcl import InputError
+from dcl_face_forgery.media_dcl import find_files, is_video
+from dcl_face_forgery.tests.shared.numbered_videos import number_of, read_packets, write_packets, write_video
+from dcl_face_forgery.video_dcl import Video
 
 H264 = {"g": "12", "bf": "2", "crf": "10"}
 VP8 = {"deadline": "realtime", "g": "20", "b": "2M"}

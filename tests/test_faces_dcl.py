@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dcl import faces_dcl
-from dcl.abstention_dcl import measure_face, reason_to_abstain
-from dcl.data_scripts import dsfd
-from dcl.data_scripts.assets import fetch, fetch_detector
-from dcl.data_scripts.dsfd import DSFD
-from dcl.errors_dcl import InputError
-from dcl.faces_dcl import (
+from dcl_face_forgery import faces_dcl
+from dcl_face_forgery.abstention_dcl import measure_face, reason_to_abstain
+from dcl_face_forgery.data_scripts import dsfd
+from dcl_face_forgery.data_scripts.assets import fetch, fetch_detector
+from dcl_face_forgery.data_scripts.dsfd import DSFD
+from dcl_face_forgery.errors_dcl import InputError
+from dcl_face_forgery.faces_dcl import (
     ALIGNED_LANDMARKS,
     Face,
     SingleScaleYuNet,

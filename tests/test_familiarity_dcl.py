@@ -6,17 +6,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dcl.data_scripts.assets import fetch
-from dcl.errors_dcl import InputError
-from dcl.familiarity_dcl import (
+from dcl_face_forgery.data_scripts.assets import fetch
+from dcl_face_forgery.errors_dcl import InputError
+from dcl_face_forgery.media_dcl import read_picture
+from dcl_face_forgery.modeling_dcl import (
     REFERENCE_FEATURES,
     REFERENCE_FILE,
     ReferenceNetwork,
     copy_reference,
     find_reference,
 )
-from dcl.images_dcl import read_picture
-from dcl.training.backbone import EXPANDED_BLOCK, PLAIN_BLOCK
+from dcl_face_forgery.training.backbone import EXPANDED_BLOCK, PLAIN_BLOCK
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from datasets.exceptions import DatasetGenerationError
 from PIL import Image
 from safetensors.torch import save_file
 
-from dcl.data_scripts.assets import fetch
-from dcl.data_scripts.prepare import main
-from dcl.dataset_dcl import explained_failure
-from dcl.errors_dcl import InputError, report_input_errors
+from dcl_face_forgery.data_scripts.assets import fetch
+from dcl_face_forgery.data_scripts.prepare import main
+from dcl_face_forgery.errors_dcl import InputError, report_input_errors
+from dcl_face_forgery.prepared.dataset import explained_failure
 
 NOISE = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcl.data_scripts.assets import fetch, fetch_detector
-from dcl.errors_dcl import InputError
-from dcl.pipeline_dcl import FaceForgeryDetectionPipeline
-from dcl.tests.checkpoints import save_checkpoint
-from dcl.video_dcl import Video
+from dcl_face_forgery.data_scripts.assets import fetch, fetch_detector
+from dcl_face_forgery.errors_dcl import InputError
+from dcl_face_forgery.pipeline_dcl import FaceForgeryDetectionPipeline
+from dcl_face_forgery.tests.shared.checkpoints import save_checkpoint
+from dcl_face_forgery.video_dcl import Video
 
 #: Seconds that one input may take; a hang ends the process with a traceback.
 LIMIT = 20

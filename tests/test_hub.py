@@ -13,9 +13,15 @@ import pytest
 from huggingface_hub import constants
 from transformers.utils.hub import is_offline_mode
 
-from dcl import hub_dcl
-from dcl.errors_dcl import InputError
-from dcl.hub_dcl import check_dataset, file_of_checkpoint, find_dcl_checkpoint, find_model, hub_is_reachable
+from dcl_face_forgery import hub_dcl
+from dcl_face_forgery.errors_dcl import InputError
+from dcl_face_forgery.hub_dcl import (
+    check_dataset,
+    file_of_checkpoint,
+    find_dcl_checkpoint,
+    find_model,
+    hub_is_reachable,
+)
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 

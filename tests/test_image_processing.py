@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from dcl.image_processing_dcl import DCLImageProcessor
-from dcl.images_dcl import read_picture
-from dcl.tests.profiles import SPACES, matrix_profile
-from dcl.training.augment import Augmentation
-from dcl.training.settings import AugmentationSettings
+from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
+from dcl_face_forgery.media_dcl import read_picture
+from dcl_face_forgery.tests.shared.profiles import SPACES, matrix_profile
+from dcl_face_forgery.training.augment import Augmentation
+from dcl_face_forgery.training.settings import AugmentationSettings
 
 CROP = {"kind": "box", "margin": 0.3, "size": 64, "detector": "yunet"}
 

@@ -10,11 +10,17 @@ import pillow_heif
 import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from dcl import images_dcl
-from dcl.content_dcl import PICTURE_KINDS, PICTURE_SUFFIXES, content_kind
-from dcl.errors_dcl import InputError, PictureError
-from dcl.images_dcl import open_picture, read_picture, read_values
-from dcl.picture_colour_dcl import UNFITTING
+from dcl_face_forgery import media_dcl
+from dcl_face_forgery.errors_dcl import InputError, PictureError
+from dcl_face_forgery.media_dcl import (
+    PICTURE_KINDS,
+    PICTURE_SUFFIXES,
+    UNFITTING,
+    content_kind,
+    open_picture,
+    read_picture,
+    read_values,
+)
 
 pillow_heif.register_heif_opener()  # so that pictures can be written, too
 
@@ -276,7 +282,7 @@ def test_a_picture_that_is_not_read_is_named_with_the_remedy(write, data, what):
 def test_a_heic_without_its_reader_is_refused_with_the_remedy(write, monkeypatch):
     path = write(encoded("HEIF"), "x.heic")
     assert open_picture(path).notes == ()
-    monkeypatch.setattr(images_dcl, "_reads_heif", lambda: False)
+    monkeypatch.setattr(media_dcl, "_reads_heif", lambda: False)
     refused(path, r"x.heic is a HEIC photo: run `pip install pillow-heif`, or convert it to JPEG\.")
     monkeypatch.setattr("PIL.features.check", lambda feature: False)
     refused(write(encoded("AVIF"), "x.avif"), r"is an AVIF picture: run `pip install --upgrade pillow`, or convert")
@@ -392,7 +398,7 @@ def test_files_that_are_not_there_empty_or_huge(write, tmp_path, monkeypatch):
     refused(tmp_path / "none.jpg", "there is no file")
     refused(tmp_path, "there is no file")
     refused(write(b""), "is empty")
-    monkeypatch.setattr("dcl.images_dcl.MOST_BYTES", 10)
+    monkeypatch.setattr("dcl_face_forgery.media_dcl.MOST_BYTES", 10)
     refused(write(encoded("PNG")), "too much for a picture")
 
 

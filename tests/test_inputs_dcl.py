@@ -2,7 +2,7 @@
 
 import pytest
 
-from dcl.inputs_dcl import find_files, say_skipped, skipped_files
+from dcl_face_forgery.media_dcl import find_files, say_skipped, skipped_files
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcl.modeling_dcl import DCLMemory
+from dcl_face_forgery.modeling_dcl import DCLMemory
 
 DIM = 4
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from dcl.configuration_dcl import DCLConfig
-from dcl.errors_dcl import InputError
-from dcl.modeling_dcl import (
+from dcl_face_forgery.configuration_dcl import DCLConfig
+from dcl_face_forgery.errors_dcl import InputError
+from dcl_face_forgery.modeling_dcl import (
     DCLForImageClassification,
     DCLForPreTraining,
     DCLModel,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from dcl.errors_dcl import InputError
-from dcl.pages_dcl import BoundedReader
+from dcl_face_forgery.errors_dcl import InputError
+from dcl_face_forgery.media_dcl import BoundedReader
 
 PREVIEW, PAGE, MASK = 1, 2, 4  # bits of the tag NewSubfileType
 

@@ -9,10 +9,9 @@ import pillow_heif
 import pytest
 from PIL import Image, ImageCms
 
-from dcl import picture_colour_dcl
-from dcl.images_dcl import open_picture
-from dcl.picture_colour_dcl import DAMAGED, OVERSIZED, UNFITTING
-from dcl.tests.profiles import PROFILES, SPACES, grey_profile, inks_profile, matrix_profile
+from dcl_face_forgery import media_dcl
+from dcl_face_forgery.media_dcl import DAMAGED, OVERSIZED, UNFITTING, open_picture
+from dcl_face_forgery.tests.shared.profiles import PROFILES, SPACES, grey_profile, inks_profile, matrix_profile
 
 
 def light_of(values, exponent):
@@ -138,7 +137,7 @@ def test_large_pictures_are_converted_in_strips_to_the_same_pixels(monkeypatch, 
     pictures += [Image.fromarray(scene).quantize(20), Image.fromarray(scene).convert("1")]
     pictures.append(Image.open(io.BytesIO(encoded(scene, icc_profile=PROFILES["ProPhoto RGB"]))))
     whole = [open_picture(picture).pixels for picture in pictures]
-    monkeypatch.setattr(picture_colour_dcl, "_STRIP", 1000)
+    monkeypatch.setattr(media_dcl, "_STRIP", 1000)
     for picture, expected in zip(pictures, whole, strict=True):
         assert np.array_equal(open_picture(picture).pixels, expected), picture.mode
 

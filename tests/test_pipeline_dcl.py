@@ -26,25 +26,22 @@ from huggingface_hub import ModelCard
 from PIL import Image, ImageCms
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from dcl import inputs_dcl, pipeline_dcl
-from dcl.abstention_dcl import Abstention, measure_sharpness, pack
-from dcl.calibration_dcl import calibrate
-from dcl.configuration_dcl import DCLConfig
-from dcl.data_scripts.assets import fetch
-from dcl.errors_dcl import InputError
-from dcl.evaluation.exporting import write_graph
-from dcl.evaluation.familiarity import fit_familiarity
-from dcl.faces_dcl import YUNET_FILE, YUNETS, crop_transform, cut
-from dcl.familiarity_dcl import REFERENCE_FILE, ReferenceNetwork, find_reference
-from dcl.image_processing_dcl import DCLImageProcessor
-from dcl.images_dcl import read_picture
-from dcl.inputs_dcl import find_files
-from dcl.modeling_dcl import DCLForImageClassification
-from dcl.pipeline_dcl import TASK, FaceForgeryDetectionPipeline
-from dcl.tests.checkpoints import CALIBRATION, CROP, save_checkpoint
-from dcl.tests.profiles import PROFILES
-from dcl.tests.raw_data_sets import TALKING, encode, encode_sizes, person_frames
-from dcl.verdicts_dcl import to_json
+from dcl_face_forgery import media_dcl, pipeline_dcl
+from dcl_face_forgery.abstention_dcl import Abstention, measure_sharpness, pack
+from dcl_face_forgery.configuration_dcl import DCLConfig
+from dcl_face_forgery.data_scripts.assets import fetch
+from dcl_face_forgery.decision_dcl import calibrate, to_json
+from dcl_face_forgery.detection.exporting import write_graph
+from dcl_face_forgery.errors_dcl import InputError
+from dcl_face_forgery.evaluation.familiarity import fit_familiarity
+from dcl_face_forgery.faces_dcl import YUNET_FILE, YUNETS, crop_transform, cut
+from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
+from dcl_face_forgery.media_dcl import find_files, read_picture
+from dcl_face_forgery.modeling_dcl import REFERENCE_FILE, DCLForImageClassification, ReferenceNetwork, find_reference
+from dcl_face_forgery.pipeline_dcl import TASK, FaceForgeryDetectionPipeline
+from dcl_face_forgery.tests.shared.checkpoints import CALIBRATION, CROP, save_checkpoint
+from dcl_face_forgery.tests.shared.profiles import PROFILES
+from dcl_face_forgery.tests.shared.raw_data_sets import TALKING, encode, encode_sizes, person_frames
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +193,7 @@ def test_inputs_without_a_path_have_the_limits_of_files(pipe, monkeypatch, portr
     for item in (encoded(portrait), clip.read_bytes(), torch.tensor(portrait).permute(2, 0, 1), portrait / 255):
         with pytest.raises(InputError, match=r"more than 1,000: .* raise most_pixels"):
             pipe(item, most_pixels=1000)
-    monkeypatch.setattr(inputs_dcl, "_MOST_COPIED", 1000)
+    monkeypatch.setattr(media_dcl, "_MOST_COPIED", 1000)
     with pytest.raises(InputError, match="<file> has more than 0 GiB"):
         pipe(encoded(portrait))
 
@@ -737,7 +734,7 @@ class _BadServer(http.server.BaseHTTPRequestHandler):
     ],
 )
 def test_downloads_go_nowhere_else_are_whole_and_end(pipe, monkeypatch, path, sentence):
-    monkeypatch.setattr(inputs_dcl, "_LONGEST_DOWNLOAD", 0.5)
+    monkeypatch.setattr(media_dcl, "_LONGEST_DOWNLOAD", 0.5)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _BadServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(InputError, match=sentence):
@@ -1012,7 +1009,7 @@ def test_a_model_that_is_uploaded_as_it_is_saved_brings_the_networks_beside_it(p
 #: What a user runs; `dcl` cannot be imported, as if it were not installed.
 PROGRAM = """
 import json, sys
-sys.modules["dcl"] = None
+sys.modules["dcl_face_forgery"] = None
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 folder, again, picture = sys.argv[1:]
@@ -1023,7 +1020,7 @@ print(json.dumps({
     "first": pipe(picture)["faces"][0]["p_fake"],
     "second": second(picture)["faces"][0]["p_fake"],
     "modules": [type(pipe).__module__, type(second).__module__],
-    "own": [name for name in sys.modules if name.startswith("dcl.")],
+    "own": [name for name in sys.modules if name.startswith("dcl_face_forgery")],
 }))
 """
 

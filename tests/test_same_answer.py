@@ -10,17 +10,17 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from dcl import detect, evaluate_dcl
-from dcl.data_scripts.assets import fetch, fetch_detector
-from dcl.faces_dcl import crop_transform, cut
-from dcl.tests.app_server import serve
-from dcl.tests.checkpoints import CROP, save_checkpoint
-from dcl.tests.prepared_data import make_row, write_split
+from dcl_face_forgery import detect, evaluate_dcl
+from dcl_face_forgery.data_scripts.assets import fetch, fetch_detector
+from dcl_face_forgery.faces_dcl import crop_transform, cut
+from dcl_face_forgery.tests.shared.app_server import serve
+from dcl_face_forgery.tests.shared.checkpoints import CROP, save_checkpoint
+from dcl_face_forgery.tests.shared.prepared_data import make_row, write_split
 
 #: transformers alone: the pipeline that the checkpoint brings, in a process that cannot import this repository.
 ALONE = """
 import json, sys
-sys.modules["dcl"] = None
+sys.modules["dcl_face_forgery"] = None
 from transformers import pipeline
 pipe = pipeline("face-forgery-detection", model=sys.argv[1], trust_remote_code=True, device="cpu", abstain=False)
 print(json.dumps(pipe.to_json(pipe(sys.argv[2]))))

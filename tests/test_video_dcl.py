@@ -14,13 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dcl import frame_colour_dcl
-from dcl.errors_dcl import InputError, reason
-from dcl.images_dcl import content_kind, file_kind
-from dcl.tests.numbered_videos import HEIGHT, WIDTH, number_of, numbered, write_video
-from dcl.tests.raw_data_sets import encode_sizes
-from dcl.video_dcl import VIDEO_SUFFIXES, Video, _end_of_matroska, evenly_spaced
-from dcl.video_packets_dcl import PacketReader
+from dcl_face_forgery import video_dcl
+from dcl_face_forgery.errors_dcl import InputError, reason
+from dcl_face_forgery.media_dcl import content_kind, file_kind
+from dcl_face_forgery.tests.shared.numbered_videos import HEIGHT, WIDTH, number_of, numbered, write_video
+from dcl_face_forgery.tests.shared.raw_data_sets import encode_sizes
+from dcl_face_forgery.video_dcl import VIDEO_SUFFIXES, PacketReader, Video, _end_of_matroska, evenly_spaced
 
 
 def packets_of(path):
@@ -790,14 +789,14 @@ def test_wide_gamuts_are_converted(tmp_path, primaries, matrix, wider):
 def test_dolby_vision_without_a_base_layer_is_noted(monkeypatch):
     """Its frames say no matrix, and have Dolby's data beside them."""
     notes = []
-    frame_colour_dcl.to_rgb(coded("bt709", False, bits=10), 96, 64, notes.append)
+    video_dcl.to_rgb(coded("bt709", False, bits=10), 96, 64, notes.append)
     assert notes == []
-    monkeypatch.setattr(frame_colour_dcl, "side_data", lambda frame: {"DOVI_RPU_BUFFER": b""})
-    frame_colour_dcl.to_rgb(coded("bt709", False, bits=10), 96, 64, notes.append)
+    monkeypatch.setattr(video_dcl, "side_data", lambda frame: {"DOVI_RPU_BUFFER": b""})
+    video_dcl.to_rgb(coded("bt709", False, bits=10), 96, 64, notes.append)
     assert notes == ["The video is Dolby Vision without a standard base layer; its colours may be wrong."]
     named = coded("bt709", False, bits=10)
     named.colorspace = 1  # what can be shown without Dolby's data
-    frame_colour_dcl.to_rgb(named, 96, 64, notes.append)
+    video_dcl.to_rgb(named, 96, 64, notes.append)
     assert len(notes) == 1
 
 

@@ -50,7 +50,7 @@ def place(prepared, tmp_path):
     return tmp_path
 
 
-COMMANDS = ("train.py", "evaluate_dcl.py", "detect.py", "export.py", "data_scripts/prepare.py", "app.py")
+COMMANDS = ("train.py", "evaluate_dcl.py", "detect.py", "detection/export.py", "data_scripts/prepare.py", "app.py")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -79,7 +79,7 @@ def test_help_needs_no_torch(tmp_path, command):
         ("detect.py photo.jpeg", "File or folder photo.jpeg not found."),
         ("detect.py photo.jpg", "Model 'runs/demo' not found. Create it with `make demo`, or name another one"),
         ("detect.py . --model vit", "Model 'vit' is not a DCL checkpoint: the model type in its config.json is 'vit'"),
-        ("export.py --model vit --output out", "Model 'vit' is not a DCL checkpoint"),
+        ("detection/export.py --model vit --output out", "Model 'vit' is not a DCL checkpoint"),
         ("data_scripts/prepare.py foldr", "invalid choice: 'foldr'"),
         ("data_scripts/prepare.py folder --root none --output out", "there is no folder none"),
         ("data_scripts/prepare.py blend --source none --output out", "Folder none not found."),

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..abstention_dcl import describe_abstention
-from ..calibration_dcl import describe_calibration
-from ..dataset_dcl import metadata
+from ..decision_dcl import describe_calibration
 from ..faces_dcl import why_not_cut
+from ..prepared.dataset import metadata
 
 if TYPE_CHECKING:
     from .trainer import DCLTrainer

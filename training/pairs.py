@@ -16,7 +16,8 @@ from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
-from ..dataset_dcl import (
+from ..errors_dcl import InputError
+from ..prepared.dataset import (
     FEATURES,
     CorruptImageError,
     check_labels,
@@ -26,8 +27,7 @@ from ..dataset_dcl import (
     metadata,
     name_row,
 )
-from ..errors_dcl import InputError
-from ..prepared_dcl import CLASS_NAMES, FAKE, REAL
+from ..prepared.names import CLASS_NAMES, FAKE, REAL
 from .settings import AugmentationSettings, ViewSettings
 from .streaming import StreamedRows, concatenate_rows, stream_prepared
 from .views import draw_device_views, draw_pair_plan, draw_view, view_augmentation

@@ -25,9 +25,9 @@ from datasets import Dataset, Features, Image, concatenate_datasets
 from datasets.table import table_cast
 from torch.utils.data import Sampler
 
-from ..dataset_dcl import FEATURES, check_columns, explained_failure, find_files, fingerprint
 from ..errors_dcl import InputError, reason
-from ..prepared_dcl import FAKE, REAL
+from ..prepared.dataset import FEATURES, check_columns, explained_failure, find_files, fingerprint
+from ..prepared.names import FAKE, REAL
 
 logger = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from transformers import trainer as hf_trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
-from ..dataset_dcl import CorruptImageError
 from ..errors_dcl import InputError
 from ..modeling_dcl import DCLForPreTraining, DCLForPreTrainingOutput
-from ..prepared_dcl import FAKE, REAL
+from ..prepared.dataset import CorruptImageError
+from ..prepared.names import FAKE, REAL
 from .card import write_model_card
 from .distributed import gather_rows, mean_over_processes
 from .losses import inter_instance_loss, intra_instance_loss, uniformity_loss

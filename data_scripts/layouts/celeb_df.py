@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...errors_dcl import InputError
-from ...prepared_dcl import CLASS_NAMES, FAKE, REAL
+from ...prepared.names import CLASS_NAMES, FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..frames import Frames
 from .listing import CONTRADICTED, NO_LABEL, Shelf, child, list_clips, read_lines, root_folder, shorten

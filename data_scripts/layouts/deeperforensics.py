@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ...errors_dcl import InputError
-from ...prepared_dcl import FAKE, REAL
+from ...prepared.names import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
 from ..frames import Frames

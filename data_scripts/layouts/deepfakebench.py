@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from ...errors_dcl import InputError
-from ...prepared_dcl import FAKE, REAL
+from ...prepared.names import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
 from ..frames import FrameReader, Frames, ImageFrames, SingleReader, decode_crop, read_exact

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors_dcl import InputError, reason
-from ...prepared_dcl import CLASS_NAMES, FAKE, REAL
+from ...prepared.names import CLASS_NAMES, FAKE, REAL
 from ...video_dcl import VIDEO_SUFFIXES
 from ..clips import Clip, Part, RawDataSet, group_families
 from .listing import NO_LABEL, Shelf, child, list_clips, plain_name, read_json, read_lines, root_folder

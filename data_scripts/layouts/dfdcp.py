@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors_dcl import InputError
-from ...prepared_dcl import CLASS_NAMES, FAKE, REAL
+from ...prepared.names import CLASS_NAMES, FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..frames import Frames
 from .listing import CONTRADICTED, NO_LABEL, Shelf, child, descend, list_clips, plain_name, read_json, root_folder

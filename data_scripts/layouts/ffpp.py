@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors_dcl import InputError
-from ...prepared_dcl import FAKE, REAL
+from ...prepared.names import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
 from ..frames import DifferenceMask, Frames

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors_dcl import InputError
-from ...prepared_dcl import FAKE, REAL
+from ...prepared.names import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..frames import Frames, ImageFrames, VideoFrames
 from .listing import child, folded, list_media, root_folder

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...content_dcl import PICTURE_SUFFIXES
 from ...errors_dcl import InputError, reason
-from ...inputs_dcl import count_skipped, is_looked_at
+from ...media_dcl import PICTURE_SUFFIXES, count_skipped, is_looked_at
 from ...video_dcl import VIDEO_SUFFIXES
 from ..failures import Failures
 from ..frames import Frames, ImageFrames, VideoFrames

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from ...errors_dcl import InputError
-from ...prepared_dcl import FAKE, REAL
+from ...prepared.names import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from .listing import child, list_clips, root_folder
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...errors_dcl import InputError, reason
-from ...prepared_dcl import FAKE, REAL
+from ...prepared.names import FAKE, REAL
 from ..archives import Archive, ArchivedFrames, Member
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures

@@ -1,0 +1,605 @@
+"""From margin to verdict: calibrated probability, thresholds, verdict, and the sentences that say it.
+
+`DCLConfig.calibration` is fitted on the validation split after training (`evaluation/calibration.py`). Real and forged
+faces weigh the same in it: `p_fake` is the chance that a face is forged where both are equally likely. Where forgeries
+are rare, it is too high.
+
+A face or person is "flagged" from one threshold on, "not_flagged" below another one, and "inconclusive" in between.
+Faces in pictures are judged by the checkpoint's thresholds for frames. A person in a video is judged by those for
+videos, on the mean `p_fake` of the frames that have a score; these frames carry the person's verdict. A picture or
+video has the verdict of its most suspicious face or person, and "abstained" where nothing has a score.
+
+Calibration and verdicts are two halves of one subject, and remote code comes in few files: hence its length.
+"""
+
+import bisect
+import itertools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors_dcl import abridged, is_count, is_number
+
+if TYPE_CHECKING:
+    from .abstention_dcl import Abstention
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors_dcl import InputError
+
+METHODS = ("platt", "temperature", "none")  # a temperature is read from checkpoints saved before, and fitted no more
+LEVELS = ("frame", "video")
+#: Where the error rates are equal, and at false positive rates of 5 and of 1 %.
+OPERATING_POINTS = ("eer", "fpr_0.05", "fpr_0.01")
+_CURVE = ("thresholds", "value", "low", "high")
+UNITS = {"frame": "faces", "video": "videos"}  # what sentences call them
+
+
+def slope_and_offset(calibration: Mapping[str, Any] | None) -> tuple[float, float]:
+    """Return the line that turns a margin into the logit of `p_fake`.
+
+    Args:
+        calibration: `DCLConfig.calibration`.
+
+    Returns:
+        Slope, above 0, and offset; 1 and 0 where nothing was fitted.
+    """
+    method = "none" if calibration is None else calibration["method"]
+    if method == "platt":
+        return calibration["slope"], calibration["offset"]
+    return (1 / calibration["temperature"] if method == "temperature" else 1.0), 0.0
+
+
+def calibrate(margins: Any, calibration: Mapping[str, Any] | None) -> np.ndarray:
+    """Turn margins into calibrated probabilities.
+
+    Args:
+        margins: floats of any shape, z_fake - z_real.
+        calibration: `DCLConfig.calibration`; `None` gives the logistic function of the margin.
+
+    Returns:
+        `p_fake`, the logistic function of slope * margin + offset, float64 in [0, 1], of the same shape; NaN where the
+        margin is.
+    """
+    slope, offset = slope_and_offset(calibration)
+    logits = slope * np.asarray(margins, np.float64) + offset
+    small = np.exp(-np.abs(logits))  # never overflows
+    return np.where(logits < 0, small, 1.0) / (1.0 + small)
+
+
+def expected_fpr(calibration: Mapping[str, Any] | None, level: str, threshold: float) -> dict[str, Any]:
+    """Look up how many real faces or videos of the validation split score at or above a threshold.
+
+    Args:
+        calibration: `DCLConfig.calibration`.
+        level: "frame" or "video".
+        threshold: in [0, 1].
+
+    Returns:
+        `value`, the share in [0, 1], between two stored thresholds that of the lower one, so never too low; `low` and
+        `high`, its 95 % interval for new people; and `reason`: why these three are None, else None.
+    """
+    curve = ((calibration or {}).get(level) or {}).get("fpr") or {"reason": "the checkpoint does not store it"}
+    if "thresholds" not in curve:
+        return {"value": None, "low": None, "high": None, "reason": curve["reason"]}
+    place = bisect.bisect_right(curve["thresholds"], threshold) - 1
+    return {**{name: curve[name][place] for name in _CURVE[1:]}, "reason": None}
+
+
+def verdict_lines(points: Mapping[str, Any], operating_point: str | None = None) -> tuple[float, float] | None:
+    """Return below which `p_fake` something is not flagged, and from which on it is.
+
+    Args:
+        points: of `DCLConfig.calibration`, its "frame" or "video".
+        operating_point: a threshold that is there, which decides alone from where on something is flagged; None: the
+            end of the inconclusive range does, or the threshold "eer" where that is higher.
+
+    Returns:
+        The ends of the inconclusive range; None where there is no such range.
+    """
+    at, band = points["thresholds"][operating_point or "eer"], points.get("band") or {}
+    if band.get("low") is None:
+        return None
+    return min(at, band["low"]), (max(at, band["high"]) if operating_point is None else at)
+
+
+def check_calibration(calibration: Mapping[str, Any] | None) -> None:
+    """Check what a configuration says of its calibration: it may have been edited, or come from a stranger.
+
+    Args:
+        calibration: `DCLConfig.calibration`.
+
+    Raises:
+        ValueError: if `calibrate` cannot follow it, or a threshold is not a probability.
+    """
+    if calibration is None:
+        return
+    method = calibration.get("method")
+    if method == "isotonic":
+        raise ValueError(
+            "`calibration` has the method 'isotonic', which is no longer supported: fit it again by "
+            "`dcl_face_forgery.evaluation.calibration.fit_calibration`, or train again."
+        )
+    if method not in METHODS:
+        raise ValueError(f"`calibration` has the method {abridged(method)}: it must be one of {', '.join(METHODS)}.")
+    for name in {"platt": ("slope", "offset"), "temperature": ("temperature",), "none": ()}[method]:
+        value = calibration.get(name)
+        if not is_number(value) or (name != "offset" and value <= 0):
+            above = "" if name == "offset" else " above 0"
+            raise ValueError(f"the {name} of `calibration` must be a finite number{above}, got {abridged(value)}.")
+    for level in LEVELS:
+        _check_level(level, calibration.get(level, {}))
+    evidence = calibration.get("evidence_threshold")
+    if evidence is not None and not is_number(evidence):
+        raise ValueError(f"the evidence_threshold of `calibration` must be a finite number, got {abridged(evidence)}.")
+
+
+def _check_level(level: str, points: Any) -> None:
+    _check_mapping(f"the {level}", points)
+    for name in ("reals", "fakes", "families"):
+        count = points.get(name)
+        if count is not None and not is_count(count):
+            raise ValueError(
+                f"the number of {name} of `calibration` ({level}) must be 0 or more, got {abridged(count)}."
+            )
+    thresholds, reasons = points.get("thresholds", {}), points.get("reasons", {})
+    for name, values in (("thresholds", thresholds), ("reasons", reasons)):
+        _check_mapping(f"the {name} ({level})", values)
+    for name in (*thresholds, *reasons):
+        if name not in OPERATING_POINTS:
+            raise ValueError(
+                f"`calibration` ({level}) has the operating point {abridged(name)}: it can have "
+                f"{', '.join(OPERATING_POINTS)}."
+            )
+    for name, at in thresholds.items():
+        if at is not None and not _is_probability(at):
+            raise ValueError(f"the threshold {name} of `calibration` ({level}) must be in [0, 1], got {abridged(at)}.")
+    for name, why in reasons.items():
+        if not isinstance(why, str):
+            raise ValueError(f"the reason for {name} of `calibration` ({level}) must be a text, got {abridged(why)}.")
+    if points.get("band") is not None:
+        _check_band(level, points["band"])
+    if points.get("fpr") is not None:
+        _check_curve(level, points["fpr"])
+
+
+def _check_mapping(what: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} of `calibration` must be a mapping, got {abridged(value)}.")
+
+
+def _check_band(level: str, band: Any) -> None:
+    _check_mapping(f"the band ({level})", band)
+    ends = [band.get(name) for name in ("low", "high")]
+    if ends == [None, None] and isinstance(band.get("reason"), str):
+        return
+    for name in ("error_rate", "low", "high"):
+        if not _is_probability(band.get(name)):
+            raise ValueError(
+                f"the {name} of the band of `calibration` ({level}) must be in [0, 1], got {abridged(band.get(name))}."
+            )
+
+
+def _check_curve(level: str, curve: Any) -> None:
+    where = f"the fpr of `calibration` ({level})"
+    _check_mapping(f"the fpr ({level})", curve)
+    if "thresholds" not in curve:
+        if not isinstance(curve.get("reason"), str):
+            raise ValueError(f"{where} must have thresholds, or a text as reason, got {abridged(dict(curve))}.")
+        return
+    columns = [curve.get(name) for name in _CURVE]
+    for name, values in zip(_CURVE, columns, strict=True):
+        if not isinstance(values, list) or not values or not all(map(_is_probability, values)):
+            raise ValueError(f"the {name} of {where} must be a list of numbers in [0, 1], got {abridged(values)}.")
+    if len({len(values) for values in columns}) > 1:
+        raise ValueError(f"the lists of {where} must have one length, got {', '.join(map(str, map(len, columns)))}.")
+    thresholds, values, low, high = columns
+    if thresholds[0] != 0 or any(before >= after for before, after in itertools.pairwise(thresholds)):
+        raise ValueError(f"the thresholds of {where} must rise from 0, got {abridged(thresholds)}.")
+    if any(before < after for before, after in itertools.pairwise(values)):
+        raise ValueError(f"the value of {where} must not rise, got {abridged(values)}.")
+    if not all(a <= b <= c for a, b, c in zip(low, values, high, strict=True)):
+        raise ValueError(f"the value of {where} must lie between low and high, got {abridged(values)}.")
+
+
+def _is_probability(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
+
+
+def describe_calibration(calibration: Mapping[str, Any] | None) -> str:
+    """Return in one paragraph how a checkpoint is calibrated, where its verdicts change, and what is missing.
+
+    Args:
+        calibration: `DCLConfig.calibration`.
+    """
+    if calibration is None:
+        return (
+            "Not calibrated: p_fake is the logistic function of the margin. It need not be near a probability, and "
+            "there is no operating point."
+        )
+    if calibration["method"] == "none":
+        how = f"p_fake is the logistic function of the margin as it is ({calibration.get('reason', 'not calibrated')})"
+    else:
+        slope, offset = slope_and_offset(calibration)
+        how = f"p_fake is the logistic function of {slope:.3g} times the margin {'+-'[offset < 0]} {abs(offset):.3g}"
+    sentences = [
+        f"Calibrated on the validation split: {how}. It is the chance of a forgery where real and forged faces are "
+        "equally likely."
+    ]
+    for level in LEVELS:
+        points = calibration.get(level, {})
+        thresholds = points.get("thresholds", {})
+        known = [f"{at:.3f} ({_point(name)})" for name, at in thresholds.items() if at is not None]
+        counts = ", ".join(
+            f"{points[name]} {name}" for name in ("reals", "fakes", "families") if points.get(name) is not None
+        )
+        if known:
+            sentences.append(f"Thresholds on the p_fake of a {level}, from {counts}: {', '.join(known)}.")
+        missing: dict[str, list[str]] = {}
+        for name, at in thresholds.items():
+            if at is None:
+                missing.setdefault(points.get("reasons", {}).get(name, "not known"), []).append(_point(name))
+        if missing:
+            why = ", ".join(f"{' and '.join(names)} ({reason})" for reason, names in missing.items())
+            sentences.append(f"Not available for a {level}: {why}.")
+        sentences += _verdicts(calibration, level) if known else []
+    return " ".join(sentences)
+
+
+def _verdicts(calibration: Mapping[str, Any], level: str) -> list[str]:
+    """Say from where on something is flagged, where it is inconclusive, and how often real ones are flagged."""
+    points, units = calibration[level], UNITS[level]
+    at, band = points["thresholds"].get("eer"), points.get("band") or {}
+    if at is None:
+        return []
+    if (lines := verdict_lines(points)) is None:
+        why = band.get("reason", "the checkpoint was saved before there was one")
+        line, said = at, [f"There is no inconclusive range for {units} ({why})."]
+    else:
+        low, line = lines
+        said = [f"By default {units} are flagged from {line:.3f} on"]
+        said[0] += f", inconclusive from {low:.3f} on, and not flagged below." if low < line else ", and else not."
+        said.append(
+            f"Either error is expected for at most {100 * band['error_rate']:.3g} % of the {units} of new people."
+        )
+    found = expected_fpr(calibration, level, line)
+    if found["value"] is not None:
+        ends = f"95 % interval for new people {100 * found['low']:.1f} to {100 * found['high']:.1f} %"
+        said.append(f"{100 * found['value']:.3g} % of the real {units} score at or above {line:.3f} ({ends}).")
+    return said
+
+
+def missing_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
+    """Return what the calibration of a checkpoint lacks, a clause each, for whoever reads its scores.
+
+    Args:
+        calibration: `DCLConfig.calibration`.
+    """
+    if calibration is None:
+        return [
+            "the checkpoint is not calibrated: p_fake is the logistic function of the margin, and the only "
+            "threshold is .5"
+        ]
+    lacking = []
+    if calibration["method"] == "none":
+        why = calibration.get("reason", "no reason is given")
+        lacking.append(f"the checkpoint is not calibrated ({why}): p_fake is the logistic function of the margin")
+    for level in LEVELS:
+        points = calibration.get(level, {})
+        if all(at is None for at in points.get("thresholds", {}).values()):
+            why = next(iter(points.get("reasons", {}).values()), "none was stored")
+            lacking.append(f"the checkpoint has no threshold for {level}s ({why}): only .5 can be used")
+        elif (points.get("band") or {}).get("low") is None:
+            why = (points.get("band") or {}).get("reason", "none was stored")
+            lacking.append(
+                f"the checkpoint has no inconclusive range for {level}s ({why}): its threshold alone decides"
+            )
+    return lacking
+
+
+def _point(name: str) -> str:
+    return f"FPR {100 * float(name[4:]):g} %" if name.startswith("fpr_") else name.upper()
+
+
+FLAGGED, INCONCLUSIVE, NOT_FLAGGED, ABSTAINED = "flagged", "inconclusive", "not_flagged", "abstained"
+VERDICTS = {
+    FLAGGED: "Flagged as forged",
+    INCONCLUSIVE: "Inconclusive",
+    NOT_FLAGGED: "Not flagged",
+    ABSTAINED: "No score",
+}
+_NO_THRESHOLD = 0.5  # where the checkpoint has none
+_FEWEST_FRAMES = 3  # of a person in a longer video: less may be a face where there is none
+_RISE = 0.1  # of p_fake from one frame to the next that is worth a look
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where the verdicts on faces, or on people in videos, change.
+
+    Attributes:
+        threshold: in [0, 1].
+        operating_point: which of the checkpoint's thresholds that is; None if it was given, or there is none.
+        band: `low` and `high`, from where on `p_fake` is inconclusive and from where on it is flagged; None for both,
+            with a `reason`, where the threshold alone decides.
+        expected_fpr: see the function `expected_fpr`, at the threshold from which on it is flagged.
+        units: what sentences call the real ones of the validation split.
+        note: what they say of a threshold that is the checkpoint's no more than the user's.
+    """
+
+    threshold: float
+    operating_point: str | None
+    band: dict[str, Any]
+    expected_fpr: dict[str, Any]
+    units: str
+    note: str = ""
+
+    @classmethod
+    def of(
+        cls, calibration: Mapping[str, Any] | None, level: str, operating_point: str | None, threshold: float | None
+    ) -> "Rule":
+        """Find the rule of a checkpoint, or of a threshold.
+
+        Args:
+            calibration: `DCLConfig.calibration`.
+            level: "frame" or "video".
+            operating_point: from its threshold on something is flagged; None: from the end of the inconclusive range
+                on, or from "eer" on where that is higher or there is no range, or else from .5.
+            threshold: in (0, 1), in place of the checkpoint's; there is no inconclusive range then.
+
+        Raises:
+            InputError: if the checkpoint has no such operating point.
+        """
+        points = (calibration or {}).get(level, {})
+        point, units = operating_point or "eer", UNITS[level]
+        at = points.get("thresholds", {}).get(point)
+        lines, note = None, ""
+        why = (points.get("band") or {}).get("reason", "the checkpoint stores no inconclusive range")
+        if threshold is not None:
+            at, point, why = threshold, None, "a threshold was given"
+        elif at is not None:
+            lines = verdict_lines(points, operating_point)
+        elif operating_point is None:
+            at, point = _NO_THRESHOLD, None
+            why = f"the checkpoint has no threshold for {units}"
+            note = f" The checkpoint has no threshold for {units}, so {at} is used."
+        else:
+            there = [name for name, at in points.get("thresholds", {}).items() if at is not None]
+            remedy = f"choose {' or '.join(there)}, or leave" if there else "leave"
+            why = points.get("reasons", {}).get(point, "it was not calibrated for it")
+            raise InputError(
+                f"the checkpoint has no threshold {point} for a {level} ({why}): {remedy} operating_point out."
+            )
+        low, high = lines or (None, None)
+        band = {"low": low, "high": high, "reason": why if lines is None else None}
+        return cls(
+            float(at), point, band, expected_fpr(calibration, level, at if lines is None else high), units, note
+        )
+
+    @property
+    def flagged_from(self) -> float:
+        """From which `p_fake` on something is flagged."""
+        return self.threshold if self.band["high"] is None else self.band["high"]
+
+    @property
+    def not_flagged_below(self) -> float:
+        """Below which `p_fake` it is not flagged."""
+        return self.threshold if self.band["low"] is None else self.band["low"]
+
+    def verdict(self, p_fake: float) -> str:
+        """Return "flagged", "inconclusive" or "not_flagged"."""
+        if p_fake >= self.flagged_from:
+            return FLAGGED
+        return NOT_FLAGGED if p_fake < self.not_flagged_below else INCONCLUSIVE
+
+    def sentence(self, who: str, number: str, p_fake: float) -> str:
+        """Say in words what `verdict` says; `number` is what is compared with the thresholds."""
+        high, low = self.flagged_from, self.not_flagged_below
+        digits = 3
+        while digits < 9 and any(p_fake != at and f"{p_fake:.{digits}f}" == f"{at:.{digits}f}" for at in (low, high)):
+            digits += 1  # "0.500, below 0.500" would explain nothing
+        is_, low, high = f"{number} is {p_fake:.{digits}f}", f"{low:.{digits}f}", f"{high:.{digits}f}"
+        said = {
+            FLAGGED: f"is flagged as forged: {is_}, at or above the threshold of {high}{self._share()}.",
+            INCONCLUSIVE: f"is inconclusive: {is_}, between {low} and {high}. "
+            f"Real and forged {self.units} both score in this range.",
+            NOT_FLAGGED: f"is not flagged: {is_}, below {low}. That does not prove that it is real.",
+        }
+        return f"{who} {said[self.verdict(p_fake)]}{self.note}"
+
+    def _share(self) -> str:
+        share = self.expected_fpr["value"]
+        if share is None:
+            return ""
+        if share == 0:
+            return f" (no real {self.units[:-1]} in the validation data scores this high)"
+        return f" (at most {100 * share:.2g} % of real {self.units} in the validation data score this high)"
+
+    def record(self) -> dict[str, Any]:
+        """Return what a result says of it."""
+        return {
+            "threshold": self.flagged_from,
+            "operating_point": self.operating_point if self.flagged_from == self.threshold else None,
+            "band": self.band,
+            "expected_fpr": self.expected_fpr,
+        }
+
+
+def abstain(record: dict[str, Any], who: str, abstention: "Abstention") -> None:
+    """Write into a face's record that it has no score, and why."""
+    why = abstention.sentence
+    record |= {"reason": abstention.code, "sentence": f"No score for {_inside(who)}: {_inside(why)}"}
+
+
+def _inside(sentence: str) -> str:
+    """Return how something begins inside of a sentence."""
+    return f"{sentence[:1].lower()}{sentence[1:]}"
+
+
+def picture_result(result: dict[str, Any], rule: Rule) -> dict[str, Any]:
+    """Complete the result of a picture, whose `faces` have a `p_fake` or say why not, by verdicts."""
+    faces = result.pop("faces")
+    for face in faces:
+        if face["p_fake"] is not None:
+            sentence = rule.sentence(f"Face {face['face']}", "p_fake", face["p_fake"])
+            face |= {"verdict": rule.verdict(face["p_fake"]), "sentence": sentence}
+    verdict, sentence = _together(faces, "face", "faces")
+    if not faces:
+        sentence = "No score: no face was found."
+    return {**result, "verdict": verdict, "sentence": sentence, **rule.record(), "faces": faces}
+
+
+def _together(members: list[dict[str, Any]], one: str, several: str) -> tuple[str, str]:
+    """Return the verdict on a picture or video with these faces or people, and a sentence."""
+    if len(members) == 1:
+        return members[0]["verdict"], members[0]["sentence"]
+    scored = [member for member in members if member["verdict"] != ABSTAINED]
+    if not scored:
+        reasons = ", ".join(sorted({str(member["reason"]) for member in members}))
+        return ABSTAINED, f"None of {len(members)} {several} has a score ({reasons})."
+    left = len(members) - len(scored)
+    rest = f" {left} of {len(members)} {several} {'has' if left == 1 else 'have'} no score." if left else ""
+    worst = max(scored, key=lambda member: member["p_fake"])
+    verdict = worst["verdict"]
+    if len(scored) == 1:
+        return verdict, f"{worst['sentence']}{rest}"
+    alike = sum(member["verdict"] == verdict for member in scored)
+    are = "is" if alike == 1 else "are"
+    counts = {
+        FLAGGED: f"{alike} of {len(scored)} {several} {are} flagged as forged.",
+        INCONCLUSIVE: f"{alike} of {len(scored)} {several} {are} inconclusive, and none is flagged.",
+        NOT_FLAGGED: f"None of {len(scored)} {several} is flagged.",
+    }
+    return verdict, f"{counts[verdict]} {worst['sentence']}{rest}"
+
+
+def video_result(result: dict[str, Any], people: Sequence[list[dict[str, Any]]], rule: Rule) -> dict[str, Any]:
+    """Complete the result of a video.
+
+    Args:
+        result: `kind`, `name`, sizes, how many frames were wanted and read, and notes.
+        people: of each person the records of the frames with it.
+        rule: for videos.
+
+    Returns:
+        The result with the verdict, and `people`.
+    """
+    # Who is seen longest comes first, then whose face is largest.
+    ordered = sorted(people, key=lambda frames: (-len(frames), -_area(frames[0]["box"])))
+    found = [
+        _person_result(number, frames, result["frames_read"], rule) for number, frames in enumerate(ordered, start=1)
+    ]
+    verdict, sentence = _together(found, "person", "people")
+    if not found:
+        sentence = f"No score: no face was found in {_frames(result['frames_read'])}."
+    return {**result, "verdict": verdict, "sentence": sentence, **rule.record(), "people": found}
+
+
+def _area(box: list[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _frames(count: int) -> str:
+    return f"{count} frame{'' if count == 1 else 's'}"
+
+
+def _person_result(number: int, frames: list[dict[str, Any]], frames_read: int, rule: Rule) -> dict[str, Any]:
+    scored = [frame for frame in frames if frame["p_fake"] is not None]
+    person = {"person": number, "p_fake": None, "verdict": ABSTAINED, "sentence": "", "reason": None}
+    counts = {"judged": len(scored), "seen": len(frames)}
+    if not scored:
+        code = Counter(frame["reason"] for frame in frames).most_common(1)[0][0]
+        why = next(frame["sentence"] for frame in frames if frame["reason"] == code).partition(": ")[2]
+        sentence = f"No score for person {number} in any of {_frames(len(frames))}, mostly for this reason: {why}"
+        person |= {"reason": code, "sentence": sentence}
+    elif len(scored) < (fewest := min(_FEWEST_FRAMES, frames_read)):
+        few = f"only {_frames(len(scored))} of {frames_read} {'has' if len(scored) == 1 else 'have'} one"
+        sentence = f"No score for person {number}: {few}, and a verdict takes {fewest}."
+        person |= {"reason": "too_brief", "sentence": sentence}
+        for frame in scored:
+            frame |= {
+                "p_fake": None,
+                "p_fake_raw": None,
+                "evidence": None,
+                "reason": "too_brief",
+                "sentence": sentence,
+            }
+        scored = []
+    else:
+        p_fake = float(np.mean([frame["p_fake"] for frame in scored]))
+        verdict = rule.verdict(p_fake)
+        sentence = rule.sentence(f"Person {number}", f"the mean p_fake of {_frames(len(scored))}", p_fake)
+        highest = max(scored, key=lambda frame: frame["p_fake"])
+        sentence += f" The highest is {highest['p_fake']:.3f} at {highest['time']:.2f} s."
+        alone = sum(frame["p_fake"] >= rule.flagged_from for frame in scored)
+        if verdict != FLAGGED and alone:
+            score, own = ("scores", "its own") if alone == 1 else ("score", "their own")
+            line = f"the threshold of {rule.flagged_from:.3f}"
+            sentence += f" {alone} of {_frames(len(scored))} {score} at or above {line} on {own}."
+        for frame in scored:
+            frame |= {
+                "verdict": verdict,
+                "sentence": f"p_fake is {frame['p_fake']:.3f} at {frame['time']:.2f} s.",
+            }
+        person |= {"p_fake": p_fake, "verdict": verdict, "sentence": sentence}
+    return {**person, **counts, "moments": _moments(scored) if scored else [], "frames": frames}
+
+
+def _moments(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the moments of a person that are worth a look, the most suspicious first."""
+
+    def moment(frame: dict[str, Any], why: str) -> dict[str, Any]:
+        return {"time": frame["time"], "frame": frame["frame"], "p_fake": frame["p_fake"], "why": why}
+
+    found = [moment(max(scored, key=lambda frame: frame["p_fake"]), "highest")]
+    rises = [(after["p_fake"] - before["p_fake"], after) for before, after in itertools.pairwise(scored)]
+    if rises:
+        rise, frame = max(rises, key=lambda pair: pair[0])
+        if rise >= _RISE:
+            found.append(moment(frame, "rise"))
+    return found
+
+
+def to_json(result: dict[str, Any], evidence: bool = False) -> dict[str, Any]:
+    """Return a result as plain JSON values.
+
+    Args:
+        result: of a picture, a video, or an error.
+        evidence: whether the maps of evidence are put in, as nested lists; else they are left out.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items() if evidence or name != "evidence"}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
+    return plain(result)
+
+
+__all__ = [
+    "ABSTAINED",
+    "FLAGGED",
+    "INCONCLUSIVE",
+    "LEVELS",
+    "METHODS",
+    "NOT_FLAGGED",
+    "OPERATING_POINTS",
+    "UNITS",
+    "VERDICTS",
+    "Rule",
+    "abstain",
+    "calibrate",
+    "check_calibration",
+    "describe_calibration",
+    "expected_fpr",
+    "missing_calibration",
+    "picture_result",
+    "slope_and_offset",
+    "to_json",
+    "verdict_lines",
+    "video_result",
+]

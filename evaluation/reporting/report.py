@@ -1,0 +1,536 @@
+"""A report of an evaluation: one HTML file that holds its pictures and needs nothing else, not even a network."""
+
+import base64
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ...decision_dcl import LEVELS
+from ...errors_dcl import InputError
+from ...prepared.names import FAKE
+from ..calibration import reliability
+from ..metrics.bootstrap import DRAWS
+from ..metrics.curves import roc_curves
+from ..metrics.ranking import BINS
+from ..metrics.tables import UNKNOWN, video_scores
+from .examples import PARTS, Looks
+from .figures import (
+    ROWS_PER_SHEET,
+    check_matplotlib,
+    draw_det,
+    draw_embeddings,
+    draw_examples,
+    draw_reliability,
+    draw_robustness_of,
+    draw_roc,
+    draw_scores,
+    draw_similarities,
+    encode,
+)
+from .names import is_generic, shown, was_seen
+from .result_files import PICTURES, REPORT, complete_files, is_of_run, remove_pictures
+from .summary import verdict_rows
+
+try:
+    import jinja2
+except ImportError:
+    jinja2 = None
+
+TEMPLATES = Path(__file__).parent / "templates"
+METRIC_NAMES = {
+    "auc": "AUC",
+    "eer": "EER",
+    "ap": "average precision",
+    "accuracy": "accuracy at .5",
+    "balanced_accuracy": "balanced accuracy at .5",
+    "fpr": "FPR at .5",
+    "tpr": "TPR at .5",
+    "tpr_at_fpr_0.05": "TPR at an FPR of 5 %",
+    "tpr_at_fpr_0.01": "TPR at an FPR of 1 %",
+    "tpr_at_fpr_0.001": "TPR at an FPR of 0.1 %",
+    "log_loss": "log loss",
+    "brier": "Brier score",
+    "ece": "ECE",
+}
+COMPARED = ("auc", "eer", "accuracy", "fpr", "tpr")  # between groups and models
+LONGEST_LIST = 20  # of the record: thousands of skipped rows would bury the rest
+WHYS = {
+    "median": "The frame of the median score of each method",
+    "lowest fake": "The fakes with the lowest scores: the worst misses",
+    "highest real": "The reals with the highest scores: the worst false alarms",
+}
+
+
+@dataclass
+class Picture:
+    """A picture of the report."""
+
+    name: str
+    """Of its file."""
+    alt: str
+    content: bytes
+    """WebP."""
+
+    @property
+    def source(self) -> str:
+        """Return it as the address that an `img` takes."""
+        return "data:image/webp;base64," + base64.b64encode(self.content).decode("ascii")
+
+
+def check_report() -> None:
+    """Raise an `InputError` if a library that the report needs is not installed."""
+    check_matplotlib()
+    if jinja2 is None:
+        raise InputError("the report needs jinja2: pip install 'dcl-face-forgery[report]'.")
+
+
+def write_report(
+    folder: Path, looks: Mapping[str, Looks] | None = None, bootstrap: int = DRAWS, seed: int = 0
+) -> Path:
+    """Write `report.html` and its `pictures` from the results that are in a folder; nothing is scored again.
+
+    The same results give the same bytes.
+
+    Args:
+        folder: with `predictions.parquet`, `metrics.json` and `run.json`; `robustness.json` and `differences.json` are
+            taken in where they are.
+        looks: by data set, what `look_again` returned; without it the pictures that need the model are lacking.
+        bootstrap: how often families are drawn for the bands of the curves; 0 for none.
+        seed: for the draws.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: if matplotlib or jinja2 are not installed, or a file can neither be read nor written.
+    """
+    check_report()
+    try:
+        predictions = pd.read_parquet(folder / "predictions.parquet")
+        metrics, run = (_read(folder / name) for name in ("metrics.json", "run.json"))
+        robustness, differences = (
+            _read(folder / name) if (folder / name).exists() else {}
+            for name in ("robustness.json", "differences.json")
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} has no complete results ({error}): evaluate again.") from error
+    pictures: list[Picture] = []
+    sets = []
+    for number, (name, levels) in enumerate(metrics.items(), start=1):
+        rows = predictions[predictions["dataset"] == name].reset_index(drop=True)
+        robust = robustness.get("datasets", {}).get(name)
+        if robust and not is_of_run(robustness, run, name):
+            robust = None
+        difference = differences.get("differences", {}).get(name)
+        content = _data_set(name, levels, rows, run, (looks or {}).get(name), robust, bootstrap, seed)
+        content |= {"anchor": f"data-{number}", "differences": difference and _differences(difference)}
+        sets.append(content)
+        for picture in content["pictures"]:
+            picture.name = f"{number}_{_slug(name)}_{picture.name}.webp"
+            pictures.append(picture)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES, encoding="utf-8"),
+        autoescape=True,  # names of models, data sets, methods and groups are whatever someone wrote
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"shown": shown, "number": number_text}
+    text = environment.get_template(REPORT).render(
+        model=run.get("model", folder.name),
+        sets=sets,
+        seen_methods=run.get("seen_methods"),
+        others_are_new=not any(map(is_generic, run.get("seen_methods") or ())),
+        minus=differences.get("minus"),
+        looked=bool(looks),
+        bootstrap=bootstrap,
+        record=json.dumps(_shortened(run), indent=2),
+        any_intervals=any("intervals" in levels[level] for levels in metrics.values() for level in LEVELS),
+    )
+    _write(folder, text, pictures)
+    return folder / REPORT
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(folder: Path, text: str, pictures: Sequence[Picture]) -> None:
+    with complete_files(folder, [REPORT]) as paths:
+        (folder / PICTURES).mkdir(exist_ok=True)
+        remove_pictures(folder / PICTURES)  # of another run
+        for picture in pictures:
+            (folder / PICTURES / picture.name).write_bytes(picture.content)
+        paths[REPORT].write_text(text, encoding="utf-8")
+
+
+def number_text(value: float | None) -> str:
+    """Return a number with three decimals, or a dash."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "_", name)[:40].strip("_") or "set"
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shortened(inner) for key, inner in value.items()}
+    if isinstance(value, list) and len(value) > LONGEST_LIST:
+        return [*map(_shortened, value[:LONGEST_LIST]), f"and {len(value) - LONGEST_LIST} more"]
+    return [_shortened(inner) for inner in value] if isinstance(value, list) else value
+
+
+# ---------------------------------------------------------------------------------------------------- a data set
+
+
+def _data_set(
+    name: str,
+    levels: Mapping[str, Any],
+    rows: pd.DataFrame,
+    run: Mapping[str, Any],
+    looks: Looks | None,
+    robustness: Mapping[str, Any] | None,
+    bootstrap: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return what the template shows of one data set."""
+    record = run.get("datasets", {}).get(name, {})
+    sections: dict[str, Any] = {
+        "name": name,
+        "counts": _counts(rows),
+        "warnings": _warnings(levels, record),
+        "verdicts": verdict_rows({name: levels}),
+        "metrics": _metric_rows(levels),
+        "operating_points": _operating_points(levels),
+        "methods": _method_rows(levels, run.get("seen_methods")),
+        "localisation": levels.get("localisation", {}),
+        "groups": _groups(levels.get("by_group")),
+        "similarity": looks.similarity if looks else [],
+        "parts": PARTS,
+        "left_out_methods": looks.left_out_methods if looks else 0,
+        "video_ids": _video_ids(looks),
+    }
+    drawn = {
+        "curves": _curves(name, levels, rows, bootstrap, seed),
+        "scores": _scores(name, levels, rows),
+        "reliability": _reliability(name, rows),
+        "robustness": _robustness(name, robustness),
+        "examples": _examples(name, looks),
+        "embeddings": _embeddings(name, looks),
+        "similarities": _similarities(name, looks),
+    }
+    sections |= drawn
+    sections["pictures"] = [picture for part in drawn.values() for picture in part["pictures"]]
+    return sections
+
+
+def _counts(rows: pd.DataFrame) -> dict[str, int]:
+    fake = rows["label"] == FAKE
+    return {
+        "frames": len(rows),
+        "videos": int(rows["video_id"].nunique()),
+        "real_frames": int((~fake).sum()),
+        "fake_frames": int(fake.sum()),
+        "methods": int(rows["method"][fake].nunique()),
+    }
+
+
+def _warnings(levels: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    found = []
+    for level in LEVELS:
+        if why := levels[level].get("reason"):
+            found.append(f"{level} level: there is no AUC, since {why}.")
+        if warning := levels[level].get("warning"):
+            found.append(f"{level} level: {warning}")
+    if record.get("crop_is_mixed"):
+        found.append("The faces were cut in several ways: scores of one way cannot be compared with those of another.")
+    elif record.get("crop_matches") is False:
+        found.append("The faces were cut otherwise than the model learned them: its scores suffer from that.")
+    elif "crop_matches" in record and record["crop_matches"] is None:
+        found.append(
+            "The model does not say how the faces it learned from were cut: these may have been cut otherwise."
+        )
+    if skipped := record.get("skipped_corrupt", {}).get("count"):
+        found.append(f"{skipped:,} images could not be decoded and were left out.")
+    if unseen := record.get("unseen_methods"):
+        found.append(f"The model was not trained on: {', '.join(unseen)}. Expect lower numbers there.")
+    by_group = levels.get("by_group")
+    for level in LEVELS if by_group else ():
+        for metric, gap in by_group["gap"][level].items():
+            if metric in COMPARED and gap.get("interval") and gap["interval"][0] > 0:
+                found.append(
+                    f"{level} level: {METRIC_NAMES[metric]} differs between the groups of {by_group['column']} by "
+                    f"{gap['value']:.3f} ({gap['highest']} above {gap['lowest']}), more than chance explains."
+                )
+    return found
+
+
+def _cell(scores: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return a number with its interval, and why it, or the interval, is not there."""
+    value = scores.get(metric)
+    interval = scores.get("intervals", {}).get(metric)
+    reason = None
+    if value is None:
+        reason = scores.get(f"{metric}_reason") or scores.get("reason")
+    elif not interval:
+        reasons = scores.get("interval_reasons", {})
+        why = reasons.get(metric) or reasons.get("all")
+        reason = why and f"no interval: {why}"
+    return {"value": value, "interval": interval, "reason": reason}
+
+
+def _metric_rows(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = [
+        {"name": label, **{level: _cell(levels[level], key) for level in LEVELS}}
+        for key, label in METRIC_NAMES.items()
+    ]
+    for key, label in (("auc", "video AUC as DeepfakeBench counts"), ("eer", "video EER as DeepfakeBench counts")):
+        value = levels["video"].get(f"video_{key}_deepfakebench")
+        if value is not None:
+            empty = {"value": None, "interval": None, "reason": None}
+            rows.append({"name": label, "frame": empty, "video": {**empty, "value": value}})
+    return rows
+
+
+def _operating_points(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for level in LEVELS:
+        for name, at in (levels[level].get("thresholds") or {}).items():
+            cells = {
+                metric: _cell(levels[level], f"{metric}_at_threshold_{name}")
+                for metric in ("fpr", "tpr", "balanced_accuracy", "accuracy")
+            }
+            rows.append({"name": name, "level": level, "at": at, **cells})
+    return rows
+
+
+def _method_rows(levels: Mapping[str, Any], seen_methods: Sequence[str] | None) -> list[dict[str, Any]]:
+    rows = []
+    for method, scores in levels["by_method"].items():
+        seen = {None: "not known", True: "seen", False: "unseen"}[was_seen(method, seen_methods)]
+        rows.append(
+            {
+                "method": method,
+                "seen": seen,
+                "n": {level: scores[level]["n"] for level in LEVELS},
+                **{level: {metric: _cell(scores[level], metric) for metric in ("auc", "eer")} for level in LEVELS},
+                "tpr": _cell(scores["frame"], "tpr_at_fpr_0.05"),
+            }
+        )
+    return rows
+
+
+def _groups(by_group: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if by_group is None:
+        return None
+    rows = [
+        {
+            "group": group,
+            "n": scores["frame"]["n"],
+            **{level: {metric: _cell(scores[level], metric) for metric in COMPARED} for level in LEVELS},
+        }
+        for group, scores in by_group["groups"].items()
+    ]
+    gaps = [
+        {"level": level, "name": METRIC_NAMES[metric], **by_group["gap"][level][metric]}
+        for level in LEVELS
+        for metric in COMPARED
+        if metric in by_group["gap"][level]
+    ]
+    return {"column": by_group["column"], "rows": rows, "gaps": gaps}
+
+
+def _differences(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for level, found in levels.items():
+        if "reason" in found:
+            rows.append({"level": level, "name": "all", "difference": None, "interval": None, **found})
+        else:
+            rows += [
+                {"level": level, "name": METRIC_NAMES[metric], "reason": None, **found[metric]}
+                for metric in COMPARED
+                if metric in found
+            ]
+    return rows
+
+
+def _video_ids(looks: Looks | None) -> list[dict[str, Any]]:
+    """Return what the sheets of examples show, as text."""
+    if looks is None:
+        return []
+    return [
+        {
+            "why": example.why,
+            "kind": "fake" if example.label == FAKE else "real",
+            "method": example.method,
+            "video_id": example.video_id,
+            "frame": example.frame,
+            "p_fake": example.p_fake,
+        }
+        for example in looks.examples
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ pictures
+
+
+def _lacking(reason: str) -> dict[str, Any]:
+    return {"pictures": [], "reason": reason}
+
+
+def _curves(name: str, levels: Mapping[str, Any], rows: pd.DataFrame, bootstrap: int, seed: int) -> dict[str, Any]:
+    curves, reasons = roc_curves(rows, bootstrap, seed)
+    lacking = "; ".join(f"{level} level: {why}" for level, why in reasons.items())
+    if not curves:
+        return _lacking(f"There are no curves ({lacking}).")
+    areas = ", ".join(f"{level} AUC {number_text(levels[level]['auc'])}" for level in curves)
+    draw: dict[str, Callable[[], Any]] = {
+        "roc": lambda: draw_roc(curves),
+        "roc_low": lambda: draw_roc(curves, logarithmic=True),
+        "det": lambda: draw_det(curves),
+    }
+    alts = {
+        "roc": f"ROC curves of {name}: {areas}.",
+        "roc_low": f"ROC curves of {name} with the false positive rate on a logarithmic scale: {areas}.",
+        "det": f"DET curves of {name}, misses against false alarms: "
+        + ", ".join(f"{level} EER {number_text(levels[level]['eer'])}" for level in curves)
+        + ".",
+    }
+    pictures = [Picture(key, alts[key], encode(make())) for key, make in draw.items()]
+    return {"pictures": pictures, "reason": f"Not all is drawn ({lacking})." if lacking else None}
+
+
+def _scores(name: str, levels: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
+    pictures, reasons = [], []
+    methods = rows.assign(method=rows["method"].astype(object).fillna(UNKNOWN))
+    for level in LEVELS:
+        try:
+            by_method = _scores_by_method(methods, level)
+        except ValueError as error:
+            reasons.append(f"{level} level: {error}")
+            continue
+        reals = by_method.pop(None, np.empty(0))
+        known = {key: at for key, at in (levels[level].get("thresholds") or {}).items() if at is not None}
+        medians = [f"{method} {np.median(scores):.3f}" for method, scores in by_method.items() if len(scores)]
+        medians += [f"reals {np.median(reals):.3f}"] if len(reals) else []
+        alt = f"Histograms of the scores of {level}s of {name} by method. Median p_fake: {', '.join(medians)}."
+        pictures.append(Picture(f"scores_{level}", alt, encode(draw_scores(reals, by_method, known, level))))
+    return {"pictures": pictures, "reason": f"Not all is drawn ({'; '.join(reasons)})." if reasons else None}
+
+
+def _scores_by_method(rows: pd.DataFrame, level: str) -> dict[str | None, np.ndarray]:
+    """Return the finite scores of frames or videos of each method; those of all reals under None."""
+    groups = {None: rows[rows["label"] != FAKE]}
+    groups |= dict(list(rows[rows["label"] == FAKE].groupby("method", sort=True)))
+    if level == "video":
+        video_scores(rows)  # a video of both classes shows only when it is whole
+        groups = {name: video_scores(group) for name, group in groups.items() if len(group)}
+    scores = {name: group["p_fake"].to_numpy(float) for name, group in groups.items()}
+    return {name: values[np.isfinite(values)] for name, values in scores.items()}
+
+
+def _reliability(name: str, rows: pd.DataFrame) -> dict[str, Any]:
+    stages = {"before": "p_fake_raw", "after": "p_fake"}
+    if "p_fake_raw" not in rows or rows["p_fake_raw"].equals(rows["p_fake"]):
+        del stages["before"]
+    pictures, reasons = [], []
+    for level in LEVELS:
+        try:
+            tables = {stage: rows.assign(p_fake=rows[column]) for stage, column in stages.items()}
+            if level == "video":
+                tables = {stage: video_scores(table) for stage, table in tables.items()}
+            for table in tables.values():
+                values = table["p_fake"].to_numpy(float)
+                if len(values) < BINS:
+                    raise ValueError(f"{len(values)} {level}s do not fill {BINS} bins")
+                if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+                    raise ValueError("not all scores are probabilities")
+        except ValueError as error:
+            reasons.append(f"{level} level: {error}")
+            continue
+        bins = {stage: reliability(table["label"], table["p_fake"]) for stage, table in tables.items()}
+        worst = max(bins["after"], key=lambda bin_: abs(bin_["mean_p"] - bin_["share_fake"]))
+        alt = (
+            f"Reliability diagram of {level}s of {name}, {' and '.join(stages)} calibration. Farthest off is the bin "
+            f"of mean p_fake {worst['mean_p']:.2f}, where {worst['share_fake']:.2f} are fake."
+            if len(stages) > 1
+            else f"Reliability diagram of {level}s of {name}. Farthest off is the bin of mean p_fake "
+            f"{worst['mean_p']:.2f}, where {worst['share_fake']:.2f} are fake."
+        )
+        pictures.append(Picture(f"reliability_{level}", alt, encode(draw_reliability(bins, level))))
+    reason = f"Not all is drawn ({'; '.join(reasons)})." if reasons else None
+    return {"pictures": pictures, "reason": reason, "calibrated": len(stages) > 1}
+
+
+def _robustness(name: str, results: Mapping[str, Any] | None) -> dict[str, Any]:
+    if results is None:
+        return _lacking("It was not measured for these weights and data: --perturbations does.")
+    pictures = []
+    for unit in LEVELS:
+        means = [f"{kind} {number_text(result['mean'][unit])}" for kind, result in results["types"].items()]
+        clean = number_text(results["clean"][unit]["auc"])
+        alt = f"Heat map of the {unit} AUC of {name} on perturbed pictures. Clean {clean}; means: {', '.join(means)}."
+        pictures.append(Picture(f"robustness_{unit}", alt, encode(draw_robustness_of(results, unit))))
+    return {"pictures": pictures, "reason": None}
+
+
+NOT_LOOKED = "It takes the model: evaluate with --report."
+
+
+def _sheets(examples: Sequence[Any]) -> list[Sequence[Any]]:
+    return [examples[start : start + ROWS_PER_SHEET] for start in range(0, len(examples), ROWS_PER_SHEET)]
+
+
+def _examples(name: str, looks: Looks | None) -> dict[str, Any]:
+    if looks is None:
+        return _lacking(NOT_LOOKED) | {"kinds": []}
+    kinds, pictures = [], []
+    for why, title in WHYS.items():
+        chosen = [example for example in looks.examples if example.why == why]
+        sheets = []
+        for number, part in enumerate(_sheets(chosen), start=1):
+            rows = "; ".join(f"{example.method} with p_fake {example.p_fake:.3f}" for example in part)
+            alt = f"Sheet of examples of {name}, each with picture, mask and evidence. {title}: {rows}."
+            content = encode(draw_examples(part, looks.limit), photographs=True)
+            sheets.append(Picture(f"examples_{why.replace(' ', '_')}_{number}", alt, content))
+        pictures += sheets
+        if sheets:
+            kinds.append({"title": title, "pictures": sheets})
+    return {"pictures": pictures, "reason": None, "kinds": kinds}
+
+
+def _embeddings(name: str, looks: Looks | None) -> dict[str, Any]:
+    if looks is None:
+        return _lacking(NOT_LOOKED)
+    if looks.points is None:
+        return _lacking("The model gives no feature map, or there are fewer than ten frames, or all look the same.")
+    alt = f"t-SNE of the embeddings of {len(looks.points):,} frames of {name}, coloured by method."
+    figure = draw_embeddings(looks.points, looks.methods, looks.labels)
+    return {"pictures": [Picture("tsne", alt, encode(figure))], "reason": None}
+
+
+def _similarities(name: str, looks: Looks | None) -> dict[str, Any]:
+    if looks is None:
+        return _lacking(NOT_LOOKED)
+    chosen = [example for example in looks.examples if example.why == "median" and example.similarities is not None]
+    if not chosen:
+        return _lacking("The model gives no feature map.")
+    lowest = min(float(example.similarities.min()) for example in chosen)
+    lowest = np.floor(min(lowest, 0.9) * 10) / 10
+    pictures = []
+    for number, part in enumerate(_sheets(chosen), start=1):
+        methods = ", ".join(example.method for example in part)
+        alt = f"Cosine similarities between the cells of one face's feature map, of {name}: {methods}."
+        content = encode(draw_similarities(part, lowest), photographs=True)
+        pictures.append(Picture(f"similarities_{number}", alt, content))
+    return {"pictures": pictures, "reason": None}
+
+
+__all__ = ["Picture", "check_report", "number_text", "shown", "write_report"]

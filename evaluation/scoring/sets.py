@@ -1,0 +1,130 @@
+"""Load the data sets that shall be evaluated, and check that they can be."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Value
+
+from ...errors_dcl import InputError
+from ...prepared.copies import Pictures, refuse_copies
+from ...prepared.dataset import check_labels, find_crop, fingerprint, load_prepared, metadata
+from ...prepared.names import find_folder, split_files
+from ..metrics.tables import check_group_column
+
+
+@dataclass
+class EvaluationSet:
+    """One split of a prepared data set, under the name that its results get."""
+
+    name: str
+    source: str
+    """The name, path or id that the user gave."""
+    split: str
+    dataset: Dataset
+    fingerprint: str
+    crop: dict[str, Any]
+    """How its faces were cut: where in several ways, the most frequent."""
+    crop_is_mixed: bool
+
+    @property
+    def where(self) -> str:
+        """How errors call it."""
+        return f"{self.source} ({self.split})"
+
+
+def load_evaluation_sets(
+    sources: Sequence[str], split: str, data_root: str | Path | None = None, allow_mixed_crops: bool = False
+) -> list[EvaluationSet]:
+    """Load data sets and check that they can be evaluated.
+
+    Each is called by its name under `data_root`, its id on the Hub, or the last part of its path; where two paths end
+    alike, by the whole path.
+
+    Args:
+        sources: names under `data_root`, paths, or ids of data sets on the Hub.
+        split: which split of each.
+        data_root: where names are looked up first.
+        allow_mixed_crops: accept a data set whose faces were cut in several ways.
+
+    Raises:
+        InputError: if one cannot be loaded, has rows without a label or frames that are there twice, or mixes crops
+            without leave.
+    """
+    sources = list(dict.fromkeys(sources))
+    if not sources:
+        raise InputError("No data set given. Pass --dataset with a name, a folder, or an id on the Hub.")
+    names = [_short_name(source, data_root) for source in sources]
+    sets = []
+    for source, name in zip(sources, names, strict=True):
+        dataset = load_prepared(source, split, data_root)
+        where = f"{source} ({split})"
+        table = metadata(dataset.select_columns(["label", "video_id", "frame"])).to_pandas()
+        check_labels(table.label.to_numpy(), where)
+        repeated = table[table.duplicated(["video_id", "frame"])]
+        if len(repeated):
+            video, frame = repeated.iloc[0][["video_id", "frame"]]
+            raise InputError(
+                f"{len(repeated)} rows of {where} have the video and frame of another row (as {video!r}, frame "
+                f"{frame}): give every clip a video_id of its own, and every compression a data set."
+            )
+        try:
+            crop, crop_is_mixed = find_crop(dataset, where), False
+        except InputError:
+            if not allow_mixed_crops:
+                raise
+            crop, crop_is_mixed = find_crop(dataset, where, allow_mixed=True), True
+        unique = name if names.count(name) == 1 else source
+        sets.append(EvaluationSet(unique, source, split, dataset, fingerprint(dataset), crop, crop_is_mixed))
+    return sets
+
+
+def refuse_copies_of_training(sets: Sequence[EvaluationSet], data_root: str | Path | None = None) -> None:
+    """Check that no data set on this machine shares a picture with its own splits for training and validation.
+
+    Raises:
+        InputError: if one does; it names the first pair.
+    """
+    for data in sets:
+        folder = find_folder(data.source, data_root)
+        if folder is None or data.split == "train":  # on the Hub; or asked for as it is
+            continue
+        held_out = Pictures.of_rows(data.dataset, data.split)
+        for split, files in split_files(folder).items():
+            if split in ("train", "validation") and split != data.split:
+                refuse_copies(
+                    Pictures.of_files(files, split),
+                    held_out,
+                    f"the scores on {data.where} would be too high. Remove one of each pair and prepare the data "
+                    "again, or pass --allow_copies.",
+                )
+
+
+def check_groups(sets: Sequence[EvaluationSet], column: str) -> None:
+    """Check that every data set can be divided by a column, before anything is scored; warn of a single group.
+
+    Raises:
+        InputError: if one has no such column, or it is no plain one, or has no value, or more than there can be
+            groups.
+    """
+    for data in sets:
+        features = data.dataset.features
+        plain = [name for name, feature in features.items() if isinstance(feature, Value | ClassLabel)]
+        if column not in plain:
+            raise InputError(
+                f"{data.where} cannot be grouped by {column!r}: pass --group_by with one of {', '.join(plain)}."
+            )
+        values = metadata(data.dataset.select_columns([column])).to_pandas()[column]
+        if isinstance(features[column], ClassLabel):
+            values = values.map(dict(enumerate(features[column].names)))  # a class that is not known is -1
+        check_group_column(values, column, data.where)
+
+
+def _short_name(source: str, data_root: str | Path | None) -> str:
+    if data_root is not None and (Path(data_root) / source).is_dir():
+        return source
+    return Path(source).resolve().name if Path(source).is_dir() else source
+
+
+__all__ = ["EvaluationSet", "check_groups", "load_evaluation_sets", "refuse_copies_of_training"]

@@ -1,0 +1,1358 @@
+"""Open pictures, and tell what a file is: by its content, whatever it is called.
+
+The file kind is known from the first bytes, and the number of pixels before any of them is decoded. Pictures come out
+upright, as sRGB in 8 bits: ICC profiles, a PNG's gamma, and colour spaces named by number are converted (relative
+colorimetric with black-point compensation). Of a TIFF, previews and masks are passed over.
+
+Remote code of a checkpoint must be flat files beside the model, so all of this is one long file. Its parts: kinds of
+files; pages of a TIFF; colours; opening; what the pipeline takes as input.
+"""
+
+import functools
+import hashlib
+import http.client
+import io
+import math
+import os
+import re
+import struct
+import sys
+import tempfile
+import threading
+import urllib.parse
+import urllib.request
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageOps, features
+
+from .errors_dcl import InputError, PictureError, reason
+from .video_dcl import VIDEO_SUFFIXES
+
+if TYPE_CHECKING:
+    import torch
+
+PICTURE_KINDS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+#: Suffixes by which pictures are found in a folder: those that Pillow and pillow-heif have for these kinds.
+PICTURE_SUFFIXES = {
+    *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jfif"),
+    *(".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+}
+#: Suffixes of RAW photos and other pictures that cannot be read; a folder's are named and not passed over.
+UNREAD_PICTURE_SUFFIXES = {
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".kdc", ".mef", ".mos"),
+    *(".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
+    *(".j2k", ".jp2", ".jpf", ".jpx", ".jxl"),
+}
+
+_HEIF_BRANDS = (b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevm", b"hevs", b"hevx", b"mif1", b"msf1")
+_AVIF_BRANDS = (b"avif", b"avis")
+_UNREAD_PICTURES = (
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", "a JPEG XL picture"),
+    (rb"....ftyp(avci|avcs|j2ki|j2is|jpeg|jpgs|miaf|mif2|mif3|vvic|vvis)", "a HEIF picture of a rare kind"),
+    (rb"....ftypcrx |II\*\0....CR\x02", "a Canon RAW photo"),
+    (rb"FUJIFILMCCD-RAW", "a Fujifilm RAW photo"),
+    (rb"II[RU][OS\0]|MMOR|FOVb|\0MRM", "a RAW photo"),  # of Olympus, Panasonic, Sigma and Minolta
+)
+#: What files begin with that are mistaken for pictures, or passed off as them.
+_OTHERS = (
+    (rb"%PDF", "a PDF"),
+    (rb"PK\x03\x04", "a ZIP archive"),
+    (rb"\x1f\x8b", "a gzip archive"),
+    (rb"MZ|\x7fELF", "a program"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript file"),
+    (rb"8BPS", "a Photoshop file"),
+)
+_VIDEOS = (
+    rb"....ftyp",
+    rb"....(moov|mdat|wide|free|skip)",
+    rb"\x1a\x45\xdf\xa3",
+    rb"RIFF....AVI ",
+    rb"\0\0\x01[\xb0-\xbf]",
+    rb"(G.{187}){2}G|.{4}(G.{191}){2}G",  # MPEG-TS, also with a time before each packet
+    rb"FLV\x01",
+    rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF
+    rb"OggS",
+    rb"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02",  # MXF
+    rb"\0{2,3}\x01([\x09\x27\x47\x67]|[\x40\x42\x46]\x01)",  # bare H.264 and HEVC
+)
+_MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|!doctype|!--|[a-z])", re.IGNORECASE)
+
+# Which pictures are refused because they are something else as well:
+# - An archive, which programs open from its end; a PHP script, which runs wherever it stands; a PDF, whose header
+#   readers look for. No place in a picture excuses these.
+# - A web page or an SVG. Browsers go by the first bytes, which are those of a picture, so it runs only where somebody
+#   serves the file as a page. In a comment or behind the picture it has no other purpose. In the text of a PNG and in
+#   Content Credentials it has one, and is let be: image generators store prompts there, and signers their icons.
+# At least five bytes of each pattern are fixed: four stand by chance in one photograph of some thousands.
+_RUNS_ANYWHERE = re.compile(rb"<\?php\s|%pdf-[12]\.", re.IGNORECASE)
+_PAGE = re.compile(
+    rb"<script[\s/>]|<svg([\s/][^<>\x00\x80-\xff]{0,400})?[=>]|<html[\s/>]|<!doctype|<iframe[\s/>]|javascript:",
+    re.IGNORECASE,
+)
+#: What all of that begins with: looked for first, since it takes a hundredth of the time.
+_FOREIGN_STARTS = (b"<script", b"<svg", b"<html", b"<!doctype", b"<?php", b"<iframe", b"%pdf-", b"javascript:")
+_ENDS = 65536  # bytes at either end of a file in which they are looked for
+#: Text of a PNG that is kept: it may say how the picture is turned.
+_ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type ")
+_MOST_UNPACKED = 1 << 20  # bytes in one chunk of a PNG: Pillow refuses more
+_MOST_PACKED_CHUNKS = 16  # of a PNG, which needs one or two
+
+_FILLING = 512  # zeros at the end of a file from which on a part may be missing that was never written
+_JPEG_END = b"\xff\xd9"
+_JPEG_RESTARTS = tuple(bytes([0xFF, 0xD0 + number]) for number in range(8))
+#: Other markers of a JPEG, none of which stands among the pixels.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+_MOST_MARKERS = 10_000  # of 64 KB each, before and between the scans
+
+
+def content_kind(head: bytes) -> str:
+    """Return what a file is by its first bytes.
+
+    Args:
+        head: the first 512 bytes of it, or all, if it has fewer.
+
+    Returns:
+        One of `PICTURE_KINDS`, "video", or in words what else it is, such as "a PDF".
+    """
+    for pattern, name in _UNREAD_PICTURES:
+        if re.match(pattern, head, re.DOTALL):
+            return name
+    if head.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF"
+    if head[:2] == b"BM" and len(head) > 18 and struct.unpack("<I", head[14:18])[0] in (12, 40, 52, 56, 64, 108, 124):
+        return "BMP"
+    if re.match(rb"P[1-6f]\s", head):
+        return "PPM"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # with a plus: BigTIFF
+        return "TIFF"
+    if head[4:8] == b"ftyp" and (kind := _kind_by_brand(head)):
+        return kind
+    for pattern, name in _OTHERS:
+        if re.match(pattern, head, re.DOTALL):
+            return name
+    if any(re.match(pattern, head, re.DOTALL) for pattern in _VIDEOS):
+        return "video"
+    if _MARKUP.match(head):
+        return "an SVG" if re.search(rb"<svg", head, re.IGNORECASE) else "HTML or XML"
+    return "no picture" if head.strip(b"\0") else "empty"
+
+
+def _kind_by_brand(head: bytes) -> str | None:
+    """Return the kind of a picture in an ISO base media file; None if it is a video."""
+    brand, others = head[8:12], head[16 : int.from_bytes(head[:4])]
+    is_general = brand in (b"mif1", b"msf1")  # the container alone: the other brands say what is in it
+    if brand in _AVIF_BRANDS or (is_general and any(others[at : at + 4] in _AVIF_BRANDS for at in range(0, 64, 4))):
+        return "AVIF"
+    return "HEIF" if brand in _HEIF_BRANDS else None
+
+
+def is_unread_picture(kind: str) -> bool:
+    """Whether a kind that `content_kind` returned is of a picture that cannot be read."""
+    return any(kind == name for _, name in _UNREAD_PICTURES)
+
+
+def is_text(head: bytes) -> bool:
+    """Whether a file whose first bytes these are holds text: UTF-8, and no control characters but white space."""
+    try:
+        text = head.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # else a character that goes on behind them
+            return False
+        text = head[: error.start].decode()
+    return bool(text) and all(each.isprintable() or each.isspace() for each in text.removeprefix("\ufeff"))
+
+
+def is_something_else(data: bytes) -> bool:
+    """Whether another program would find an archive, a document or a script in a picture."""
+    ends = _ends(data)
+    lower = ends.lower()
+    if any(start in lower for start in _FOREIGN_STARTS) and (
+        _RUNS_ANYWHERE.search(ends) or (_PAGE.search(ends) and _PAGE.search(_ends(_without_notes(data))))
+    ):
+        return True
+    # By itself, `is_zipfile` looks for four bytes, which stand in photographs by chance, too.
+    return b"PK\x01\x02" in data and zipfile.is_zipfile(BytesIO(data))
+
+
+def _ends(data: bytes) -> bytes:
+    return data[:_ENDS] + b"\n" + data[-_ENDS:]
+
+
+def _without_notes(data: bytes) -> bytes:
+    """Return a picture without the text of a PNG and without Content Credentials, which are boxes of JUMBF."""
+    if content_kind(data[:512]) == "PNG":
+        data = without_text(data)
+    kept, at = [], 0
+    for box in re.finditer(rb"jumb....jumd", data, re.DOTALL):
+        start = box.start() - 4
+        end = start + int.from_bytes(data[start : start + 4])
+        if at <= start and end <= len(data):  # else it lies in another one, or is none
+            kept.append(data[at:start])
+            at = end
+    return b"".join((*kept, data[at:]))
+
+
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the names of the chunks of a PNG, where each begins, and where it ends."""
+    start, name = 8, b""
+    while start + 8 <= len(data) and name != b"IEND":
+        name, end = data[start + 4 : start + 8], start + 12 + int.from_bytes(data[start : start + 4])
+        yield name, start, end
+        start = end
+
+
+def _without_chunks(data: bytes, is_dropped: Callable[[bytes, int, int], bool]) -> bytes:
+    """Return a PNG without some chunks, given a function of what `png_chunks` yields."""
+    kept, at = [], 0
+    for name, start, end in png_chunks(data):
+        if is_dropped(name, start, end):
+            kept.append(data[at:start])
+            at = end
+    return b"".join((*kept, data[at:])) if kept else data
+
+
+def without_text(data: bytes) -> bytes:
+    """Return a PNG without text, but what may say how the picture is turned."""
+
+    def is_dropped(name: bytes, start: int, end: int) -> bool:
+        return name in (b"tEXt", b"zTXt", b"iTXt") and not data.startswith(_ORIENTATION, start + 8)
+
+    return _without_chunks(data, is_dropped)
+
+
+def without_oversized(data: bytes) -> tuple[bytes, set[bytes]]:
+    """Return a PNG without the profiles and text that unpack to more than 1 MiB, and the names of their chunks."""
+    names, packed = set(), 0
+
+    def is_dropped(name: bytes, start: int, end: int) -> bool:
+        nonlocal packed
+        if name not in (b"iCCP", b"zTXt", b"iTXt"):
+            return False
+        packed += 1
+        if packed <= _MOST_PACKED_CHUNKS and not _is_oversized(name, data[start + 8 : end - 4]):
+            return False
+        names.add(name)
+        return True
+
+    return _without_chunks(data, is_dropped), names
+
+
+def _is_oversized(name: bytes, chunk: bytes) -> bool:
+    _, _, rest = chunk.partition(b"\0")
+    packed = rest[1:]  # behind the method
+    if name == b"iTXt":
+        if rest[:1] == b"\0":  # not compressed
+            return False
+        packed = rest[2:].split(b"\0", 2)[-1]
+    unpacker = zlib.decompressobj()
+    try:
+        unpacker.decompress(packed, _MOST_UNPACKED)
+    except zlib.error:  # damaged, which Pillow passes over
+        return False
+    return bool(unpacker.unconsumed_tail)
+
+
+def with_end(kind: str, data: bytes) -> bytes:
+    """Return a picture of a kind with its end marker, if it is a JPEG that lacks it, as those of some cameras do."""
+    return data + _JPEG_END if kind == "JPEG" and not _has_jpeg_end(data) else data
+
+
+def breaks_off(kind: str, data: bytes, decode: Callable[[bytes], bytes]) -> bool:
+    """Whether a part of a picture is missing at its end, which decoders would fill with grey.
+
+    Where the end is not there, or zeros are in its place, other bytes are put there: if nothing is missing, they
+    change no pixel. In a WebP and where pixels are not compressed, zeros may be right, and are let be.
+
+    Args:
+        kind: of the picture, see `content_kind`.
+        data: what is in its file.
+        decode: returns the pixels of another version of it.
+    """
+    if kind not in ("AVIF", "GIF", "HEIF", "JPEG", "PNG") or (kind == "JPEG" and _has_jpeg_end(data)):
+        return False
+    there = data[: len(data.rstrip(b"\0")) + 64]  # some of the zeros may belong to what is there
+    missing = len(data) - len(there)
+    if kind == "JPEG":
+        if not _may_be_whole(data):
+            return True
+        there = data if missing < _FILLING else there
+        versions = (there + filling * 64 + _JPEG_END for filling in (b"\0", b"\x5a", b"\xa5"))
+    elif missing >= _FILLING:
+        versions = (data, there + b"\x5a" * missing)
+    else:
+        return False
+    # Digests, since the pixels of one version may take hundreds of megabytes.
+    digests = (hashlib.blake2b(decode(version)).digest() for version in versions)
+    first = next(digests)
+    return any(other != first for other in digests)
+
+
+def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the markers of a JPEG up to its end, and where what belongs to each begins."""
+    at = 2
+    for _ in range(_MOST_MARKERS):
+        match = _JPEG_MARKER.search(data, at)
+        if match is None:
+            return
+        yield match[0][1], match.end()
+        if match[0] == _JPEG_END:
+            return
+        at = match.end() + int.from_bytes(data[match.end() : match.end() + 2])
+
+
+def _has_jpeg_end(data: bytes) -> bool:
+    return any(marker == _JPEG_END[1] for marker, _ in _jpeg_markers(data))
+
+
+def _may_be_whole(jpeg: bytes) -> bool:
+    """Whether a JPEG reaches into its last part: it is not progressive, and no restart among its pixels is missing."""
+    blocks = interval = scan = 0
+    for marker, at in _jpeg_markers(jpeg):
+        if marker in (0xC0, 0xC1) and len(jpeg) > at + 8:
+            height, width, components = struct.unpack(">HHB", jpeg[at + 3 : at + 8])
+            factors = jpeg[at + 9 : at + 8 + 3 * components : 3] if components > 1 else b"\x11"
+            across, down = (8 * max(factor >> shift & 15 for factor in factors) or 8 for shift in (4, 0))
+            blocks = -(-width // across) * -(-height // down)
+        elif marker == 0xDD:
+            interval = int.from_bytes(jpeg[at + 2 : at + 4])
+        elif marker == 0xDA:
+            if scan:
+                return False
+            scan = at
+    if not scan or not blocks:
+        return False
+    return not interval or sum(jpeg.count(each, scan) for each in _JPEG_RESTARTS) >= (blocks - 1) // interval
+
+
+_MOST_PAGES = 16  # that are told apart
+_SHARED = 8 << 20  # bytes that pages may read in common, such as a profile
+_PREVIEW = 1.5  # a page is a preview of another that has so many times its width and height
+_SUB_IFDS, _NEW_SUBFILE, _OLD_SUBFILE, _ICC = 330, 254, 255, 34675  # tags of TIFF
+
+
+class BoundedReader(BytesIO):
+    """A TIFF in memory whose reading ends in a ValueError once more was read than its pages can hold.
+
+    Many pages or tags may point to one large table, so that a small file takes minutes to open.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._left: float = 2 * len(data) + _SHARED  # Pillow reads the tags of a page twice
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as `BytesIO` does, but raise a ValueError once too much was read."""
+        part = super().read(size)
+        self._left -= len(part)
+        if self._left < 0:
+            raise ValueError("its pages or tags share large tables")
+        return part
+
+    def lift(self) -> None:
+        """Let everything be read from now on, as decoding does."""
+        self._left = math.inf
+
+
+def choose_page(image: Image.Image, name: str | Path) -> tuple[int, list[str]]:
+    """Find the first page of a TIFF that is no preview or mask of another.
+
+    Args:
+        image: opened and not yet loaded; where it has several pages, it cannot be used afterwards.
+        name: of the picture, for errors.
+
+    Returns:
+        The number of the page, from 0, and a note if there are more of them, or they cannot be read.
+
+    Raises:
+        PictureError: if the picture itself is in no page, as that of a RAW photo.
+    """
+    pages: list[tuple[int, tuple[int, int], str]] = []
+    has_parts = is_damaged = False
+    for number in range(_MOST_PAGES + 1 if image.is_animated else 1):
+        try:
+            image.seek(number)
+        except EOFError:  # there are no more
+            break
+        except Exception:
+            is_damaged = True
+            break
+        pages.append((number, image.size, _role(image)))
+        has_parts |= _SUB_IFDS in image.tag_v2
+    full = [page for page in pages if page[2] not in ("mask", "preview")]
+    if not full and has_parts:  # where the picture is of which these are previews
+        raise PictureError(
+            f"{name} holds only previews of a picture, as RAW photos do: convert it to JPEG.",
+            "it holds only previews of a picture",
+        )
+    # Of pages that are all called previews, the largest is none: there is no other that it could be one of.
+    full = full or [page for page in pages if page[2] != "mask"] or pages
+    whole = [
+        number
+        for number, size, role in full
+        if role == "page" or not any(_is_preview(size, other) for _, other, _ in full)
+    ]
+    notes = []
+    if is_damaged:
+        notes = [f"The file is damaged or truncated after page {len(pages)}; only the first page was analyzed."]
+    elif len(pages) > _MOST_PAGES:
+        notes = [f"The file has more than {_MOST_PAGES} pages; only the first was analyzed."]
+    elif len(whole) > 1:
+        notes = [f"The file has {len(whole)} pages; only the first was analyzed."]
+    return whole[0], notes
+
+
+def turn_to_page(image: Image.Image, number: int) -> None:
+    """Turn a TIFF that was just opened to a page."""
+    image.seek(number)
+    if _ICC not in image.tag_v2:
+        image.info.pop("icc_profile", None)  # of the first page
+
+
+def _role(image: Image.Image) -> str:
+    """Return what a TIFF says of its page: "mask" or "preview" of another, "page" of a document, or nothing."""
+    new, old = (image.tag_v2.get(tag) or 0 for tag in (_NEW_SUBFILE, _OLD_SUBFILE))
+    if new & 0b100:
+        return "mask"
+    if new & 0b001 or old == 2:
+        return "preview"
+    return "page" if new & 0b010 or old == 3 else ""
+
+
+def _is_preview(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether a page of a size may be another one made smaller: it has the same shape, up to a pixel."""
+    (width, height), (full_width, full_height) = size, other
+    same_shape = abs(width * full_height - height * full_width) <= max(full_width, full_height)
+    return same_shape and full_width >= _PREVIEW * width and full_height >= _PREVIEW * height
+
+
+def notes_on_frames(image: Image.Image) -> list[str]:
+    """Return a note if there are more frames; of a file that was decoded, since looking for them may turn to them."""
+    try:
+        if image.format in ("TIFF", "MPO") or not getattr(image, "is_animated", False):  # TIFF: see `choose_page`
+            return []
+        if image.format == "HEIF":
+            return [f"The file has {image.n_frames} pictures; only the main one was analyzed."]
+        return ["The picture is animated; only its first frame was analyzed."]
+    except Exception:  # the second frame is damaged
+        return []
+
+
+MOST_PROFILE_BYTES = 4 << 20  # the largest, of printers, have 3 MB
+_STRIP = 1 << 22  # pixels that are converted at once: intermediate images of a large picture would take gigabytes
+_BOXES = 65536  # bytes in which an AVIF or HEIC describes itself
+_SAME = 2  # of 255: the sRGB profiles in use differ by no more from each other
+
+#: By the numbers of ITU-T H.273: name, then x and y of white, red, green and blue.
+_D65 = (0.3127, 0.3290)
+_PRIMARIES = {
+    9: ("BT.2020", (*_D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046)),
+    11: ("DCI-P3", (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060)),
+    12: ("Display P3", (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060)),
+}
+_SRGB_PRIMARIES = (*_D65, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060)
+_HDR = {16: "PQ", 18: "HLG"}
+_LINEAR = 8
+_PNG_GAMMA, _GAMMA_TOLERANCE = 1 / 2.2, 0.01  # by which PNGs say that they are sRGB
+
+_BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+_D50 = np.array([0.9642, 1.0, 0.8249])
+
+DAMAGED = "The colour profile is damaged and was ignored."
+OVERSIZED = "The colour profile is too large and was ignored."
+UNFITTING = "The colour profile does not fit the picture and was ignored."
+
+
+class _Conversion(NamedTuple):
+    """From the pixels of a `mode` ("RGB", "L" or "CMYK") to sRGB, and what the space that they are in is called."""
+
+    mode: str
+    transform: ImageCms.ImageCmsTransform
+    name: str
+    is_srgb: bool
+
+
+def srgb_pixels(image: Image.Image, cicp: tuple[int, int] | None = None) -> tuple[np.ndarray, list[str]]:
+    """Return the pixels of a picture as sRGB, and notes on its colours.
+
+    16 bits per channel are scaled to 8, and what is transparent is laid on white.
+
+    Args:
+        image: loaded; it stays as it is.
+        cicp: the numbers of the primaries and transfer function that its file names, which come before a profile.
+
+    Returns:
+        uint8 (height, width, 3), perhaps read-only, and short sentences.
+    """
+    conversion, notes = _find_conversion(image, cicp)
+    width, height = image.size
+    if width * height <= _STRIP:
+        return np.asarray(_rgb(image, conversion)), notes
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = np.asarray(_rgb(strip, conversion))
+    return pixels, notes
+
+
+def named_space(data: bytes, image: Image.Image) -> tuple[int, int] | None:
+    """Return what a PNG, AVIF or HEIC names its colour space by: the numbers of its primaries and transfer function.
+
+    Args:
+        data: what is in the file.
+        image: opened from it.
+
+    Returns:
+        The numbers, by ITU-T H.273; None where there are none, or a profile says more.
+    """
+    if image.format == "PNG":
+        for name, start, end in png_chunks(data):
+            if name == b"cICP" and end - start == 16:
+                return data[start + 8], data[start + 9]
+    elif image.format in ("AVIF", "HEIF") and "icc_profile" not in image.info:
+        box = re.search(rb"colrnclx(..)(..)", data[:_BOXES], re.DOTALL)
+        if box:
+            return int.from_bytes(box[1]), int.from_bytes(box[2])
+    return None
+
+
+def to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Scale values of 0 to 65535 to uint8; what is outside of that is clipped."""
+    return np.round(values.clip(0, 65535) / 257).astype(np.uint8)
+
+
+def _find_conversion(image: Image.Image, cicp: tuple[int, int] | None) -> tuple[_Conversion | None, list[str]]:
+    """Return how a picture becomes sRGB, None where it is already, and notes."""
+    info = image.info
+    try:
+        if cicp is not None:
+            primaries, transfer = cicp
+            if transfer in _HDR:
+                return None, [
+                    f"The picture is HDR ({_HDR[transfer]}) and was read without tone mapping; its colours may be off."
+                ]
+            name, chromaticity = _PRIMARIES.get(primaries, ("linear sRGB", _SRGB_PRIMARIES))
+            if primaries not in _PRIMARIES and transfer != _LINEAR:
+                return None, []
+            conversion = _conversion(_profile_of(chromaticity, 1.0 if transfer == _LINEAR else None), name)
+        elif "icc_profile" in info:
+            profile = info["icc_profile"]
+            if profile is None:  # Pillow's for one that it could not unpack
+                return None, [DAMAGED]
+            if not profile:
+                return None, []
+            if len(profile) > MOST_PROFILE_BYTES:
+                return None, [OVERSIZED]
+            conversion = _conversion(bytes(profile))
+        elif ("gamma" in info or "chromaticity" in info) and "srgb" not in info:
+            gamma = info.get("gamma") or _PNG_GAMMA
+            exponent = None if abs(gamma - _PNG_GAMMA) < _GAMMA_TOLERANCE else 1 / gamma
+            chromaticity = tuple(info.get("chromaticity", _SRGB_PRIMARIES))
+            conversion = _conversion(_profile_of(chromaticity, exponent), "the gamma and primaries of its file")
+        else:
+            return None, []
+    except Exception:  # PyCMSError, ArithmeticError, struct.error and others, by what is wrong
+        return None, [DAMAGED]
+    if conversion is not None and conversion.is_srgb:
+        return None, []
+    if conversion is None or conversion.mode not in _modes_of_profiles(image.mode):
+        return None, [UNFITTING]
+    return conversion, [f"Converted from {conversion.name} to sRGB."]
+
+
+def _modes_of_profiles(mode: str) -> tuple[str, ...]:
+    if mode == "CMYK":
+        return ("CMYK",)
+    return ("L", "RGB") if mode in ("1", "L", "LA") or mode.startswith("I") else ("RGB",)
+
+
+@functools.lru_cache(maxsize=8)
+def _conversion(profile: bytes, name: str | None = None) -> _Conversion | None:
+    """Return the conversion from an ICC profile to sRGB, None if it is of no pixels.
+
+    Raises:
+        Exception: of some kind, if the profile is damaged.
+    """
+    opened = ImageCms.ImageCmsProfile(BytesIO(profile))
+    mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(opened.profile.xcolor_space.strip())
+    if mode is None:  # such as a list of named colours
+        return None
+    transform = ImageCms.buildTransform(
+        opened,
+        _srgb_profile(),
+        mode,
+        "RGB",
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        ImageCms.Flags.BLACKPOINTCOMPENSATION,
+    )
+    if name is None:
+        said = "".join(each if each.isprintable() else " " for each in ImageCms.getProfileDescription(opened))
+        name = " ".join(said.split())[:60] or "the colour space of its profile"
+    is_srgb = False
+    if mode != "CMYK":
+        sample = _sample(mode)
+        difference = np.asarray(transform.apply(sample)).astype(int) - np.asarray(sample.convert("RGB"))
+        is_srgb = bool(np.abs(difference).max() <= _SAME)
+    return _Conversion(mode, transform, name, is_srgb)
+
+
+@functools.cache
+def _srgb_profile() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+@functools.cache
+def _sample(mode: str) -> Image.Image:
+    """Return an image of all greys and, if it has colours, of 216 of them."""
+    grey = np.arange(256, dtype=np.uint8)[None]
+    if mode == "L":
+        return Image.fromarray(grey)
+    colours = np.stack(np.meshgrid(*[np.arange(0, 256, 51, np.uint8)] * 3), axis=-1).reshape(1, -1, 3)
+    return Image.fromarray(np.concatenate([grey[..., None].repeat(3, 2), colours], axis=1))
+
+
+def _profile_of(chromaticity: Sequence[float], exponent: float | None) -> bytes:
+    """Return an ICC profile of a matrix and a curve.
+
+    Args:
+        chromaticity: x and y of white, red, green and blue.
+        exponent: of the curve from stored values to light; None for that of sRGB.
+    """
+    with np.errstate(all="raise"):
+        x, y = np.array(chromaticity, float).reshape(4, 2).T
+        white, *primaries = np.stack([x / y, np.ones(4), (1 - x - y) / y], axis=1)
+        columns = np.transpose(primaries)
+        columns = columns * np.linalg.solve(columns, white)
+        adaption = np.linalg.inv(_BRADFORD) @ np.diag((_BRADFORD @ _D50) / (_BRADFORD @ white)) @ _BRADFORD
+        values = np.linspace(0, 1, 1024)
+        if exponent is None:
+            light = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        else:
+            light = np.exp(exponent * np.log(values.clip(1e-6)))
+            light[0] = 0
+    curve = struct.pack(">4s4xI1024H", b"curv", 1024, *np.round(light * 65535).astype(int))
+    parts = {
+        name + b"XYZ": struct.pack(">4s4x3i", b"XYZ ", *np.round(column * 65536).astype(int))
+        for name, column in zip((b"r", b"g", b"b"), (adaption @ columns).T, strict=True)
+    }
+    table, body = [], b""
+    start = 128 + 4 + 12 * 6
+    for name, data in parts.items():
+        table.append((name, start + len(body), len(data)))
+        body += data
+    table += [(name, start + len(body), len(curve)) for name in (b"rTRC", b"gTRC", b"bTRC")]
+    body += curve
+    header = struct.pack(
+        ">I4xI4s4s4s12x4s28x3I48x",
+        start + len(body),
+        0x02400000,
+        b"mntr",
+        b"RGB ",
+        b"XYZ ",
+        b"acsp",
+        63190,
+        65536,
+        54061,
+    )
+    return header + struct.pack(">I", 6) + b"".join(struct.pack(">4sII", *entry) for entry in table) + body
+
+
+def _rgb(image: Image.Image, conversion: _Conversion | None) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
+        image = _grey_of_16_bits(image)
+    if not image.has_transparency_data:
+        return _opaque_rgb(image, conversion)
+    clear = image.convert("RGBA")
+    if conversion is not None:
+        alpha = clear.getchannel("A")
+        clear = _opaque_rgb(clear if conversion.mode == "RGB" else image, conversion)
+        clear.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), clear).convert("RGB")
+
+
+def _opaque_rgb(image: Image.Image, conversion: _Conversion | None) -> Image.Image:
+    mode = "RGB" if conversion is None else conversion.mode
+    image = image if image.mode == mode else image.convert(mode)
+    return image if conversion is None else conversion.transform.apply(image)
+
+
+def _grey_of_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    grey = Image.fromarray(to_8_bits(values))
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
+
+
+MOST_PIXELS = 50_000_000
+MOST_BYTES = 256 << 20  # of a file: no picture of that many pixels needs more
+_AGAIN = "copy or download it again, or save it anew"
+_OVERSIZED_TEXT = "The metadata is too large and was ignored."
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that was read.
+
+    Attributes:
+        pixels: upright, sRGB, uint8 (height, width, 3); perhaps read-only.
+        notes: short sentences on how they differ from what is in the file.
+    """
+
+    pixels: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+def file_kind(path: str | Path) -> str:
+    """Return what a file is by its content, see `content_kind`.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return content_kind(file.read(512))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): check its path and its permissions.") from error
+
+
+def read_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+    """Return the pixels of a picture, see `open_picture`."""
+    return open_picture(picture, most_pixels).pixels
+
+
+def open_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> Picture:
+    """Read a picture: upright by its EXIF or XMP, converted to sRGB, 8 bits a channel, what is transparent on white.
+
+    Of an animation it is the first frame. Of a TIFF it is the first page that is no preview or mask of another.
+
+    Args:
+        picture: the path of a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, PBM, PGM or PPM file, or of a HEIC, if
+            pillow-heif is installed; a `PIL.Image`; or an RGB array (height, width, 3), uint8 or floats in [0, 1].
+        most_pixels: a larger picture is refused before it is decoded.
+
+    Raises:
+        PictureError: if it is too large, breaks off, is damaged, is something else as well, or is no picture.
+    """
+    if isinstance(picture, np.ndarray):
+        return Picture(_checked_array(picture, most_pixels))
+    if isinstance(picture, Image.Image):
+        name = getattr(picture, "filename", "") or "the picture"
+        _check_size(name, picture.size, most_pixels)
+        with _explained(f"the picture {name} cannot be decoded", _AGAIN):
+            return _decoded(name, picture)
+    if not isinstance(picture, str | Path):
+        raise PictureError(
+            f"an object of the type {type(picture).__name__} is no picture: give a path, a PIL image, or an RGB array "
+            "(height, width, 3)."
+        )
+    path = Path(picture)
+    data = _read(path)
+    _check_kind(data, path)
+    if is_something_else(data):
+        raise PictureError(
+            f"{path} is a picture and a script or an archive at once: save the picture anew.",
+            "it is a script or an archive as well",
+        )
+    return decode_picture(data, path, most_pixels)
+
+
+def decode_picture(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) -> Picture:
+    """Read a picture as `open_picture` does out of what is in its file, which is not searched for other things.
+
+    Args:
+        data: all bytes of it.
+        name: of the picture, for errors.
+        most_pixels: a larger picture is refused before it is decoded.
+
+    Raises:
+        PictureError: as of `open_picture`.
+    """
+    image, notes = _opened(data, name, most_pixels)
+    with image, _explained(f"the picture {name} cannot be decoded", _AGAIN):
+        decoded = _decoded(name, image, named_space(data, image), owned=True)
+        return Picture(decoded.pixels, (*decoded.notes, *notes, *notes_on_frames(image)))
+
+
+def read_values(source: bytes | str | Path, name: str | Path, mode: str, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+    """Return the values that a picture holds, upright, whatever colours they are meant to show: those of a mask.
+
+    Args:
+        source: its path, or all bytes of its file.
+        name: of the picture, for errors.
+        mode: "L" or "RGB".
+        most_pixels: a larger picture is refused before it is decoded.
+
+    Returns:
+        uint8 (height, width) or (height, width, 3), writable.
+
+    Raises:
+        PictureError: as of `open_picture`, or if it has more than 8 bits a channel.
+    """
+    image, _ = _opened(source if isinstance(source, bytes) else _read(Path(source)), name, most_pixels)
+    with image, _explained(f"the picture {name} cannot be decoded", _AGAIN):
+        if image.mode.startswith(("I", "F")):
+            raise PictureError(
+                f"the pixels of {name} are {image.mode}, not 8 bits a channel: save it in 8 bits.",
+                f"its pixels are {image.mode}, not 8 bits a channel",
+            )
+        image.load()
+        return np.array(_upright(image, owned=True).convert(mode))
+
+
+def _checked_array(array: np.ndarray, most_pixels: int) -> np.ndarray:
+    is_float = array.dtype.kind == "f"
+    if not (is_float or array.dtype == np.uint8) or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise PictureError(
+            f"an array of the shape {array.shape} and type {array.dtype} is no picture: give RGB (height, width, 3), "
+            "uint8 or floats in [0, 1]."
+        )
+    _check_size("the picture", array.shape[1::-1], most_pixels)
+    if is_float:
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise PictureError(
+                f"the values of a floating-point picture range from {low:g} to {high:g}: scale them to [0, 1], "
+                "or give uint8."
+            )
+        array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
+    return np.ascontiguousarray(array)
+
+
+def _check_size(name: str | Path, size: tuple[int, int], most_pixels: int) -> None:
+    has = f"has {size[0]}x{size[1]} pixels"
+    if size[0] * size[1] == 0:
+        raise PictureError(f"{name} {has}: give a picture that shows something.", f"it {has}")
+    if size[0] * size[1] > most_pixels:
+        raise PictureError(
+            f"{name} {has}, more than {most_pixels:,}: make it smaller, or raise most_pixels.",
+            f"it {has}, more than {most_pixels:,}",
+        )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise PictureError(f"there is no file {path}: check its path.", "there is no such file")
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise PictureError(
+                f"{path} has {size >> 20} MiB, too much for a picture: make it smaller.", f"it has {size >> 20} MiB"
+            )
+        data = path.read_bytes()
+    except PictureError:
+        raise
+    except (OSError, ValueError) as error:
+        raise PictureError(
+            f"{path} cannot be read ({reason(error)}): check its path and its permissions.", reason(error)
+        ) from error
+    if not data:
+        raise PictureError(f"{path} is empty: copy or download it again.", "it is empty")
+    return data
+
+
+def _check_kind(data: bytes, name: str | Path) -> str:
+    """Return the kind of a picture; raise a `PictureError` if it is something else, or cannot be read here."""
+    kind = content_kind(data[:512])
+    if kind == "HEIF" and not _reads_heif():
+        what, remedy = "a HEIC photo", "run `pip install pillow-heif`, or convert it to JPEG"
+    elif kind == "AVIF" and not features.check("avif"):
+        what, remedy = "an AVIF picture", "run `pip install --upgrade pillow`, or convert it to JPEG"
+    elif kind in PICTURE_KINDS:
+        return kind
+    elif is_unread_picture(kind):
+        what, remedy = kind, "convert it to JPEG"
+    else:
+        what = "a video" if kind == "video" else kind
+        why = "it is no image" if kind == "no picture" else f"it is {what}"
+        raise PictureError(f"{name} is {what}: give a JPEG, PNG, WebP, BMP, GIF or TIFF.", why)
+    raise PictureError(f"{name} is {what}: {remedy}.", f"it is {what}: {remedy}")
+
+
+@functools.cache
+def _reads_heif() -> bool:
+    """Whether HEIC can be read; from then on Pillow does, too."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+    return True
+
+
+@contextmanager
+def _explained(what: str, remedy: str) -> Iterator[None]:
+    """Raise whatever Pillow raises as a `PictureError`: what it says itself is about its own inner parts."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF and of a limit that is another one here
+            yield
+    except InputError:
+        raise
+    except Exception as error:  # OSError, SyntaxError, ValueError, struct.error and others, by the format
+        why = "it breaks off" if "truncated" in str(error).lower() else "it is damaged"
+        raise PictureError(f"{what} ({why}): {remedy}.", why) from error
+
+
+def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Image, list[str]]:
+    """Open a picture at the page or frame that is to be decoded, and return notes on what that passes over."""
+    kind, notes = _check_kind(data, name), []
+    remedy = "convert it to JPEG if it is a RAW photo, else save it anew" if kind == "TIFF" else "save it anew"
+    with _explained(f"the picture {name} cannot be opened", remedy):
+        if kind == "PNG":
+            data, oversized = without_oversized(without_text(data))  # which Pillow refuses
+            notes += [OVERSIZED] if b"iCCP" in oversized else []
+            notes += [_OVERSIZED_TEXT] if oversized - {b"iCCP"} else []
+        source = BoundedReader(data) if kind == "TIFF" else BytesIO(with_end(kind, data))
+        try:
+            image = Image.open(source, formats=[kind])  # other formats start programs
+        except Image.DecompressionBombError as error:
+            what = f"has more than {most_pixels:,} pixels"
+            raise PictureError(f"{name} {what}: make it smaller.", f"it {what}") from error
+        if isinstance(source, BoundedReader):
+            number, passed_over = choose_page(image, name)
+            notes += passed_over
+            source.lift()
+            if image.is_animated:  # a damaged page that was looked at may have left traces
+                image = Image.open(BytesIO(data), formats=[kind])
+                turn_to_page(image, number)
+        _check_size(name, image.size, most_pixels)
+    with _explained(f"the picture {name} cannot be decoded", _AGAIN):
+        if breaks_off(kind, data, lambda version: Image.open(BytesIO(version), formats=[kind]).tobytes()):
+            raise OSError("the picture is truncated")
+    return image, notes
+
+
+def _decoded(
+    name: str | Path, image: Image.Image, cicp: tuple[int, int] | None = None, owned: bool = False
+) -> Picture:
+    if image.mode == "F":
+        raise PictureError(
+            f"the pixels of {name} are floating-point numbers, whose white is not known: save it in 8 bits.",
+            "its pixels are floating-point numbers",
+        )
+    image.load()
+    if image.format == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+        image = image.convert("RGB")  # its writer left the fourth byte alone
+    pixels, notes = srgb_pixels(_upright(image, owned), cicp)
+    return Picture(pixels, tuple(notes))
+
+
+def _upright(image: Image.Image, owned: bool) -> Image.Image:
+    """Turn a loaded image as its EXIF or XMP says; in place if it is `owned`, since a second one takes memory."""
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return ImageOps.exif_transpose(image, in_place=owned) or image
+    except Exception:  # what cannot be read of the EXIF turns nothing
+        pass
+    return image
+
+
+_BYTES = bytes | bytearray | memoryview
+#: What can be iterated over, and is one input nevertheless.
+_SINGLE = _BYTES | Image.Image | Mapping
+#: Suffixes by which files are found in a folder.
+_LOOKED_AT = PICTURE_SUFFIXES | UNREAD_PICTURE_SUFFIXES | VIDEO_SUFFIXES
+#: Suffixes of videos that TypeScript and Go have, too.
+_OF_CODE = {".mod", ".mts", ".ts"}
+#: What systems keep in folders for themselves: lists, thumbnails, copies, and what was deleted.
+_OF_SYSTEMS = {
+    *("$recycle.bin", "__macosx", "desktop.ini", "lost+found", "recycler", "system volume information", "thumbs.db"),
+    *("#recycle", "#snapshot", "@eadir", "@recently-snapshot", "@recycle", "@tmp"),  # of network drives
+}
+_KINDS_SHOWN = 5
+_ADDRESS = re.compile(r"https?://", re.IGNORECASE)
+_MOST_COPIED = 2 << 30  # bytes of a download, or of what has no path
+_PATIENCE, _LONGEST_DOWNLOAD = 30.0, 600.0  # seconds without a byte of a download, and for all of it
+
+
+def find_files(folder: str | Path) -> list[Path]:
+    """Return the pictures and videos of a folder and its sub-folders by their suffixes, in the order of their paths.
+
+    What is hidden or the system's own is left out, and links to folders are not followed. Pictures of kinds that are
+    not read are among them, and a folder that cannot be listed stands for what is in it: what is not judged is named.
+
+    Raises:
+        InputError: if there are none.
+    """
+    found: list[Path] = []
+
+    def keep(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for place, folders, names in os.walk(folder, onerror=keep):
+        folders[:] = sorted(name for name in folders if not is_of_system(name))
+        found += [
+            path
+            for name in sorted(names)
+            if not is_of_system(name) and is_looked_at(path := Path(place, name), _LOOKED_AT)
+        ]
+    if not found:
+        raise _nothing_in(folder)
+    return found
+
+
+def skipped_files(folder: str | Path) -> Counter[str]:
+    """Count by their suffixes the files of a folder and its sub-folders that `find_files` passes over.
+
+    What is hidden or the system's own is not counted.
+
+    Returns:
+        How many there are of each suffix in lower case, such as ".txt", and of "" without a usual one.
+    """
+    skipped: Counter[str] = Counter()
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_of_system(name)]
+        skipped += count_skipped((Path(place, name) for name in names), _LOOKED_AT)
+    return skipped
+
+
+def count_skipped(files: Iterable[Path], looked_at: Collection[str]) -> Counter[str]:
+    """Count as `skipped_files` does the files whose suffixes are not among those that are `looked_at`."""
+    suffixes = (
+        path.suffix.lower() for path in files if not is_of_system(path.name) and not is_looked_at(path, looked_at)
+    )
+    return Counter(suffix if re.fullmatch(r"\.[a-z0-9_+-]{1,10}", suffix) else "" for suffix in suffixes)
+
+
+def is_of_system(name: str) -> bool:
+    """Whether a file or folder is hidden or the system's own by its name, so that nobody means it."""
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
+
+def is_looked_at(path: Path, suffixes: Collection[str]) -> bool:
+    """Whether a file of a folder has one of some suffixes, and is no source code that has it by chance."""
+    return path.suffix.lower() in suffixes and not _is_code(path)
+
+
+def _is_code(path: Path) -> bool:
+    if path.suffix.lower() not in _OF_CODE or not os.path.isfile(path):  # opening a pipe would wait for its writer
+        return False
+    try:
+        with path.open("rb") as file:
+            return is_text(file.read(512))
+    except OSError:  # said where it is read
+        return False
+
+
+def say_skipped(skipped: Counter[str], videos: bool = True) -> str:
+    """Return a sentence or two on the files that were passed over, an empty text if there were none.
+
+    Args:
+        skipped: as `skipped_files` counts them.
+        videos: whether videos are looked at.
+    """
+    unread = Counter({suffix: skipped[suffix] for suffix in UNREAD_PICTURE_SUFFIXES & skipped.keys()})
+    others = skipped - unread
+    sentences = []
+    if number := others.total():
+        one, several = (
+            ("file that is neither an image nor a video", "files that are neither images nor videos")
+            if videos
+            else ("file that is not an image", "files that are not images")
+        )
+        sentences.append(f"Skipped {number:,} {one if number == 1 else several}: {_shown(others)}.")
+    if number := unread.total():
+        what, them = ("image in a format", "it") if number == 1 else ("images in formats", "them")
+        sentences.append(
+            f"Skipped {number:,} {what} not supported here: {_shown(unread)}. Convert {them} to JPEG first."
+        )
+    return " ".join(sentences)
+
+
+def _shown(skipped: Counter[str]) -> str:
+    kinds = skipped.most_common(_KINDS_SHOWN)
+    shown = [f"{count} {suffix or 'without extension'}" for suffix, count in kinds]
+    if rest := skipped.total() - sum(count for _, count in kinds):
+        shown.append(f"{rest} others")
+    return ", ".join(shown)
+
+
+def _nothing_in(folder: str | Path) -> InputError:
+    return InputError(f"{folder} holds no picture and no video: give a folder that does.")
+
+
+def is_several(inputs: Any) -> bool:
+    """Whether this is a folder, a list or a stack, and not one picture or video."""
+    if isinstance(inputs, str | Path):
+        return not is_address(inputs) and os.path.isdir(inputs)
+    if isinstance(inputs, np.ndarray) or _is_tensor(inputs):
+        return inputs.ndim == 4
+    return isinstance(inputs, Iterable) and not isinstance(inputs, _SINGLE) and not _is_file_object(inputs)
+
+
+def _is_tensor(item: Any) -> bool:
+    torch = sys.modules.get("torch")  # who has a tensor has imported it, and others need not wait for it
+    return torch is not None and isinstance(item, torch.Tensor)
+
+
+def _is_file_object(item: Any) -> bool:
+    return hasattr(item, "read")  # those of `tempfile` are no `io.IOBase`
+
+
+def is_address(item: Any) -> bool:
+    """Whether this is an http or https address."""
+    return isinstance(item, str) and _ADDRESS.match(item) is not None
+
+
+def each_of(inputs: Any) -> Iterator[Any]:
+    """Yield the single inputs of a folder, a list or a stack; in a list there may be folders."""
+    for item in find_files(inputs) if isinstance(inputs, str | Path) else inputs:
+        if not isinstance(item, str | Path) or not is_several(item):
+            yield item
+            continue
+        try:
+            files = find_files(item)
+        except InputError:  # said where an input is looked at, so that it costs the others nothing
+            files = [item]
+        yield from files
+
+
+def name_of(item: Any) -> str | None:
+    """Return how results call an input, None if it has no name."""
+    if isinstance(item, str | Path):
+        return str(item)
+    if _is_file_object(item):
+        name = getattr(item, "name", None)  # of an unnamed temporary file, a number
+        return name if isinstance(name, str) else None
+    return str(getattr(item, "name_or_path", None) or getattr(item, "filename", None) or "") or None
+
+
+@contextmanager
+def opened(item: Any, most_pixels: int, allow_urls: bool = False) -> Iterator[Path | Picture]:
+    """Open one input: a video as the path of its file, which is there inside the `with`; all else as a picture.
+
+    Args:
+        item: the path of a picture or video, its address, its encoded bytes, or a binary file object, which is read
+            from its beginning; a `PIL.Image`; an array (height, width, 3) or a tensor (3, height, width), RGB, uint8
+            or floats in [0, 1].
+        most_pixels: a larger picture is refused before it is decoded.
+        allow_urls: whether addresses are fetched.
+
+    Raises:
+        InputError: if it cannot be read, or is neither a picture nor a video.
+    """
+    with ExitStack() as stack:
+        if is_address(item):
+            if not allow_urls:
+                raise InputError(f"{item} is an address: pass allow_urls=True to have it fetched.")
+            item = stack.enter_context(downloaded(item))
+        elif isinstance(item, _BYTES) or _is_file_object(item):
+            item = stack.enter_context(_copied(item))
+        elif _is_tensor(item):
+            item = _array_of(item)
+        yield Path(item) if is_video(item) else open_picture(item, most_pixels)
+
+
+def _array_of(tensor: "torch.Tensor") -> np.ndarray:
+    """Return a tensor (3, height, width) as an array (height, width, 3)."""
+    if tensor.ndim != 3 or tensor.shape[0] != 3:
+        raise InputError(
+            f"a tensor of the shape {tuple(tensor.shape)} is no image: give RGB as torchvision does, (3, height, "
+            "width), or a stack (N, 3, height, width)."
+        )
+    if tensor.is_floating_point():
+        tensor = tensor.float()  # NumPy has no bfloat16
+    return tensor.detach().cpu().permute(1, 2, 0).numpy()
+
+
+def is_video(item: Any) -> bool:
+    """Whether an input is the path of a video, by what is in it.
+
+    Raises:
+        InputError: if nothing can be read there, or its name says that it is another thing.
+    """
+    if not isinstance(item, str | Path):
+        return False
+    path = Path(item)
+    if not str(item):  # to a Path, the current folder
+        raise InputError("the name of the file is empty: give its path.")
+    try:
+        if path.is_dir():
+            try:
+                os.scandir(item).close()
+            except OSError as error:
+                raise InputError(f"the folder {path} cannot be listed: check its permissions.") from error
+            raise _nothing_in(path)
+        if not path.is_file():
+            if os.path.exists(item):
+                raise InputError(f"{path} is no regular file: copy what it gives into one.")
+            raise InputError(f"there is no file {path}: check its path.")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): check its path and its permissions.") from error
+    kind, suffix = file_kind(path), path.suffix.lower()
+    if _is_code(path):
+        raise InputError(f"{path} is no video, it holds text: give a video or a picture.")
+    if kind == "video" and suffix in PICTURE_SUFFIXES:
+        raise InputError(f"{path} is a video under the name of a picture: give it the name of what it is.")
+    if kind in PICTURE_KINDS and suffix in VIDEO_SUFFIXES:
+        raise InputError(f"{path} is a picture under the name of a video: give it the name of what it is.")
+    return kind == "video" or (kind in ("no picture", "empty") and suffix in VIDEO_SUFFIXES)
+
+
+@contextmanager
+def downloaded(address: str) -> Iterator[Path]:
+    """Fetch an address into a file that is there inside of the `with`, where errors name the address instead.
+
+    Raises:
+        InputError: if it cannot be fetched, is too large, or takes too long.
+    """
+    with _temporary_file(address, address.split("?")[0].split("#")[0]) as path:
+        with path.open("wb") as file:
+            _download(address, file)
+        yield path
+
+
+@contextmanager
+def _temporary_file(name: str, path: str) -> Iterator[Path]:
+    """Give a path in a folder that goes with the `with`; errors name the input instead, and the suffix is its own."""
+    suffix = Path(path).suffix.lower()
+    with tempfile.TemporaryDirectory(prefix="dcl-") as folder:
+        place = Path(folder, f"file{suffix if suffix in PICTURE_SUFFIXES | VIDEO_SUFFIXES else ''}")
+        try:
+            yield place
+        except InputError as error:
+            raise InputError(str(error).replace(str(place), name)) from error
+
+
+@contextmanager
+def _copied(source: Any) -> Iterator[Path]:
+    """Copy bytes or a binary file object into a temporary file: FFmpeg reads paths, and what holds for files holds."""
+    if isinstance(source, _BYTES):
+        name, source = "<bytes>", io.BytesIO(source)
+    else:
+        name = name_of(source) or "<file>"
+    with _temporary_file(name, name) as path:
+        try:
+            if hasattr(source, "seekable") and source.seekable():
+                source.seek(0)  # as Pillow does: what was just written, or read by an earlier call, ends here
+            with path.open("wb") as file:
+                while part := source.read(1 << 20):
+                    if isinstance(part, str):
+                        raise InputError(f"{name} is open as text: open it in binary mode, 'rb'.")
+                    file.write(part)
+                    if file.tell() > _MOST_COPIED:
+                        raise InputError(f"{name} has more than {_MOST_COPIED >> 30} GiB: give a smaller file.")
+        except InputError:
+            raise
+        except Exception as error:  # of whatever kind of file object it is, or of the disk
+            raise InputError(
+                f"{name} cannot be copied into {path.parent.parent} ({reason(error)}): give its path, or free some "
+                "space."
+            ) from error
+        yield path
+
+
+def _download(address: str, file: BinaryIO) -> None:
+    """Fetch an address, with a bound for all of it: the timeout of a connection begins anew with every byte."""
+    failures: list[Exception] = []
+
+    def fetch() -> None:
+        try:
+            _fetch(address, file)
+        except Exception as error:  # raised below
+            failures.append(error)
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    thread.join(_LONGEST_DOWNLOAD)
+    if thread.is_alive():  # its next write fails, as the file will be closed
+        raise InputError(
+            f"{address} has not come within {_LONGEST_DOWNLOAD:g} s: fetch it by other means, and give the file."
+        )
+    if failures:
+        error = failures[0]
+        if isinstance(error, InputError):
+            raise error
+        if isinstance(error, http.client.IncompleteRead):
+            why = "it broke off"
+        else:
+            why = getattr(error, "reason", error)  # of a URLError, a text or what lies beneath
+            why = reason(why) if isinstance(why, Exception) else why
+        raise InputError(f"{address} cannot be fetched ({why}): check it and the network.") from error
+
+
+def _fetch(address: str, file: BinaryIO) -> None:
+    opener = urllib.request.OpenerDirector()  # the usual one follows redirections to FTP, too
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    quoted = urllib.parse.quote(address, safe="%/:?#[]@!$&'()*+,;=~")
+    with opener.open(quoted, timeout=_PATIENCE) as answer:
+        while part := answer.read1(1 << 16):
+            file.write(part)
+            if file.tell() > _MOST_COPIED:
+                raise InputError(f"{address} has more than {_MOST_COPIED >> 30} GiB: give a smaller file.")
+        if answer.length:  # of what the server said there would be, what did not come
+            raise http.client.IncompleteRead(b"", answer.length)
+
+
+__all__ = [
+    "DAMAGED",
+    "MOST_PIXELS",
+    "MOST_PROFILE_BYTES",
+    "OVERSIZED",
+    "PICTURE_KINDS",
+    "PICTURE_SUFFIXES",
+    "UNFITTING",
+    "UNREAD_PICTURE_SUFFIXES",
+    "BoundedReader",
+    "Picture",
+    "breaks_off",
+    "choose_page",
+    "content_kind",
+    "count_skipped",
+    "decode_picture",
+    "each_of",
+    "file_kind",
+    "find_files",
+    "is_address",
+    "is_looked_at",
+    "is_of_system",
+    "is_several",
+    "is_something_else",
+    "is_text",
+    "is_unread_picture",
+    "is_video",
+    "name_of",
+    "named_space",
+    "notes_on_frames",
+    "open_picture",
+    "opened",
+    "png_chunks",
+    "read_picture",
+    "read_values",
+    "say_skipped",
+    "skipped_files",
+    "srgb_pixels",
+    "to_8_bits",
+    "turn_to_page",
+    "with_end",
+    "without_oversized",
+    "without_text",
+]

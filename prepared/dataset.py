@@ -1,0 +1,365 @@
+"""A prepared data set: its columns, how it is found and loaded, and what is checked before anything rests on it.
+
+Prepared sets are Parquet files named after their split (`train.parquet`, `test-00000-of-00004.parquet`), in a folder
+or in a data set repository of the Hub. One row is one face crop. Training and evaluation both read them through here.
+"""
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset, load_dataset_builder
+from PIL import Image as PILImage
+
+from ..errors_dcl import InputError, PictureError, disk_trouble, reason
+from ..hub_dcl import hub_is_reachable
+from ..media_dcl import decode_picture, read_picture, read_values
+from .names import CLASS_NAMES, DEFAULT_ENCODING, ENCODINGS, FAKE, REAL, files_of_split, find_folder, split_files
+
+CROP_FIELDS = {
+    "kind": Value("string"),
+    "margin": Value("float32"),
+    "size": Value("int32"),
+    "detector": Value("string"),
+}
+
+#: The columns of a prepared data set. `mask` is null where the forged region is unknown and zero everywhere for a
+#: real; `source_id` is the `video_id` of the real video a fake was made from (its own for a real): the family; `phash`
+#: finds copies (`copies.picture_hash`). The `path` of an image is the name of the file it was, if it was one.
+FEATURES = Features(
+    {
+        "image": Image(),
+        "mask": Image(),
+        "label": ClassLabel(names=CLASS_NAMES),
+        "method": Value("string"),
+        "compression": Value("string"),
+        "video_id": Value("string"),
+        "source_id": Value("string"),
+        "frame": Value("int32"),
+        "landmarks": List(List(Value("float32"))),
+        "crop": CROP_FIELDS,
+        "dataset": Value("string"),
+        "phash": Value("string"),
+    }
+)
+OPTIONAL_COLUMNS = {"mask", "compression", "landmarks", "phash"}
+TAIL = 64  # bytes of an encoded image that a fingerprint looks at
+
+
+class CorruptImageError(InputError):
+    """An image of a prepared data set cannot be decoded.
+
+    Args:
+        cause: what is wrong with which image.
+        remedy: what to do about it; a data loader's worker hands the error on as one text, without it.
+
+    Attributes:
+        cause: as given, for where the remedy was taken already.
+    """
+
+    def __init__(self, cause: str, remedy: str | None = None):
+        super().__init__(cause if remedy is None else f"{cause}: {remedy}.")
+        self.cause = cause
+
+
+def load_prepared(name: str, split: str, data_root: str | Path | None = None, split_alone: bool = False) -> Dataset:
+    """Load one split of a prepared data set, its columns checked, its images still encoded.
+
+    Args:
+        name: a folder under `data_root`, else a path, else the id of a data set on the Hub.
+        split: `"train"`, `"validation"`, `"test"`, or any other file name stem of the folder.
+        data_root: where names are looked up first.
+        split_alone: of a data set on the Hub, download no other split; it must be reachable then, since `datasets`
+            finds the copy of an earlier time under the name of the whole set only.
+
+    Returns:
+        A data set with the columns of `FEATURES`, in which `image` and `mask` are `{"bytes", "path"}` cells: decode
+        them with `decode_image` and `decode_mask`.
+
+    Raises:
+        InputError: if the set or the split is missing, empty or unreadable, or a column is missing or of another type.
+    """
+    with explained_failure(name, split, data_root):
+        if split_alone or find_folder(name, data_root) is not None:
+            # Never the default split name: the cache key would not tell two splits of one folder apart.
+            files = {split: find_files(name, split, data_root)}
+            dataset = load_dataset("parquet", data_files=files, split=split)
+        else:
+            hub_is_reachable()
+            dataset = load_dataset(name, split=split)
+    return _with_checked_columns(dataset, f"{name} ({split})")
+
+
+@contextlib.contextmanager
+def explained_failure(name: str, split: str, data_root: str | Path | None) -> Iterator[None]:
+    """Raise whatever goes wrong while a split is loaded as an `InputError` that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # each builder, codec and transport has its own class of error
+        if disk_trouble(error) is not None:  # of the cache
+            raise
+        remedy = (
+            "there is no folder of that name, either: check the path, or the id and the network"
+            if find_folder(name, data_root) is None
+            else "prepare or download it again"
+        )
+        raise InputError(
+            f"the split {split!r} of the data set {name!r} cannot be loaded: {reason(error)}; {remedy}."
+        ) from error
+
+
+def find_files(name: str, split: str, data_root: str | Path | None = None) -> list[str]:
+    """Return the Parquet files of a split, in order: paths, or addresses (`hf://...`) of files on the Hub.
+
+    Args:
+        name: as of `load_prepared`.
+        split: as of `load_prepared`.
+        data_root: as of `load_prepared`.
+
+    Raises:
+        InputError: if there is no such set or split, a shard of it is missing, or a local file is no Parquet file.
+    """
+    folder = find_folder(name, data_root)
+    if folder is None:
+        return files_of_split(_hub_files(name), split, name)
+    files = [str(path) for path in files_of_split(split_files(folder), split, folder)]
+    files = [path for path in files if _count_rows(path)]  # one without rows has columns of no type, perhaps
+    if not files:  # `datasets` calls it a bad instruction
+        raise InputError(f"the data set {folder} ({split}) is empty: it has no rows.")
+    return files
+
+
+def _hub_files(name: str) -> dict[str, list[str]]:
+    """Return what `datasets` would load of a data set on the Hub, at its commit of now."""
+    hub_is_reachable()
+    files = load_dataset_builder(name).config.data_files
+    if files is None:
+        raise InputError(
+            f"the files of the data set {name!r} cannot be listed while the Hub is out of reach: "
+            "train without --streaming."
+        )
+    other = [path for paths in files.values() for path in paths if not path.endswith(".parquet")]
+    if other:
+        raise InputError(f"the data set {name!r} is no prepared one, it holds {other[0]}: name one of Parquet files.")
+    return {str(split): list(paths) for split, paths in files.items()}
+
+
+def _count_rows(path: str) -> int:
+    try:
+        return pq.read_metadata(path).num_rows
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is no whole Parquet file ({error}): prepare or download it again.") from error
+
+
+def _with_checked_columns(dataset: Dataset, where: str) -> Dataset:
+    if len(dataset) == 0:
+        raise InputError(f"the data set {where} is empty: it has no rows.")
+    kept = check_columns(dataset.features, lambda column: dataset.data.column(column).null_count, where)
+    dataset = dataset.remove_columns([name for name in OPTIONAL_COLUMNS - set(kept) if name in dataset.column_names])
+    for column in ("image", "mask"):
+        if column in dataset.column_names:
+            dataset = dataset.cast_column(column, Image(decode=False))
+    return dataset
+
+
+def check_columns(features: Features, null_count: Callable[[str], int], where: str) -> list[str]:
+    """Check that a data set has the columns of a prepared one.
+
+    Args:
+        features: its columns.
+        null_count: how many rows of a column have no value.
+        where: its name, for the error.
+
+    Returns:
+        The columns of `FEATURES` that it has, less the optional ones that hold nothing at all.
+
+    Raises:
+        InputError: if a column is missing, of another type, or has rows without a value.
+    """
+    kept = []
+    for column, expected in FEATURES.items():
+        if column not in features:
+            if column not in OPTIONAL_COLUMNS:
+                raise InputError(
+                    f"the data set {where} has no column {column!r}; a prepared data set has {', '.join(FEATURES)}."
+                )
+            continue
+        actual = features[column]
+        if column in OPTIONAL_COLUMNS and _is_null(actual):  # the same as no such column
+            continue
+        if not _same_kind(actual, expected):
+            raise InputError(
+                f"the column {column!r} of the data set {where} is {actual}, not {expected}; "
+                f"cast it (`dataset.cast_column({column!r}, ...)`) or prepare the set again."
+            )
+        if column not in OPTIONAL_COLUMNS and null_count(column):
+            raise InputError(f"the column {column!r} of the data set {where} has rows without a value: fill them.")
+        kept.append(column)
+    return kept
+
+
+def _same_kind(actual: Any, expected: Any) -> bool:
+    if isinstance(expected, Image):
+        return isinstance(actual, Image)
+    if isinstance(expected, ClassLabel):
+        return isinstance(actual, ClassLabel) and actual.names == expected.names
+    if isinstance(expected, dict):
+        return isinstance(actual, dict) and all(
+            key in actual and (_is_null(actual[key]) or _same_kind(actual[key], value))  # null: not known of any row
+            for key, value in expected.items()
+        )
+    if isinstance(expected, List):
+        return getattr(actual, "feature", None) is not None
+    if not isinstance(actual, Value):
+        return False
+    kinds = (pa.types.is_integer, pa.types.is_floating, lambda type_: pa.types.is_string(type_) or _is_large(type_))
+    return any(kind(actual.pa_type) and kind(expected.pa_type) for kind in kinds)
+
+
+def _is_null(feature: Any) -> bool:
+    """Whether a column holds nothing but nulls, as a writer without a schema leaves it."""
+    return isinstance(feature, Value) and feature.dtype == "null"
+
+
+def _is_large(type_: pa.DataType) -> bool:
+    return pa.types.is_large_string(type_)
+
+
+def metadata(dataset: Dataset) -> pa.Table:
+    """Return every column but the images, as one table in row order."""
+    columns = [name for name in dataset.column_names if name not in ("image", "mask")]
+    return dataset.select_columns(columns).with_format("arrow")[:]
+
+
+def name_row(index: int, where: str) -> str:
+    """Return how errors call a row of a data set, counted from 0."""
+    return f"row {index} (the first is 0) of {where}"
+
+
+def check_labels(labels: np.ndarray, where: str) -> None:
+    """Raise an `InputError` unless every row of a data set has a label: none is left out silently."""
+    unlabelled = np.flatnonzero((labels != REAL) & (labels != FAKE))  # `datasets` writes -1
+    if len(unlabelled):
+        raise InputError(
+            f"{len(unlabelled)} rows of {where} have no label (as row {unlabelled[0]}; the first is 0): label "
+            "them, or take them out."
+        )
+
+
+def find_crop(dataset: Dataset, where: str, allow_mixed: bool = False) -> dict[str, Any]:
+    """Return how the faces of a data set were cut: `{"kind", "margin", "size", "detector"}`.
+
+    Args:
+        dataset: a prepared data set.
+        where: its name, for the error.
+        allow_mixed: with several crops, return the most frequent one instead of refusing.
+
+    Raises:
+        InputError: if the rows were cut in different ways and `allow_mixed` is false.
+    """
+    crops = metadata(dataset.select_columns(["crop"])).column("crop").combine_chunks()
+    counts = pa.table({name: pc.struct_field(crops, name) for name in CROP_FIELDS}).group_by(list(CROP_FIELDS))
+    kinds = counts.aggregate([([], "count_all")]).sort_by([("count_all", "descending")]).to_pylist()
+    for kind in kinds:
+        if kind["margin"] is not None:
+            kind["margin"] = round(kind["margin"], 6)  # stored as float32
+    if len(kinds) > 1 and not allow_mixed:
+        shown = "; ".join(
+            f"{ {name: kind[name] for name in CROP_FIELDS} } in {kind['count_all']} rows" for kind in kinds
+        )
+        raise InputError(
+            f"the faces of {where} were cut in {len(kinds)} ways ({shown}): prepare them in one way, "
+            "or pass --allow_mixed_crops."
+        )
+    return {name: kinds[0][name] for name in CROP_FIELDS}
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Return a hash of the rows: every column; of an encoded image or mask, its length and its last bytes.
+
+    Codecs end in a checksum (PNG) or in entropy-coded data, whose bits shift with all that comes before: hardly any
+    change of an image leaves its length and its end as they were. The hash of a set that fills a disk takes seconds.
+    """
+    digest = hashlib.sha256()
+    for batch in dataset.with_format("arrow").iter(batch_size=1000):
+        table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
+        for name in sorted(table.column_names):
+            column = table.column(name).combine_chunks()
+            if name in ("image", "mask"):
+                encoded = pc.struct_field(column, "bytes")
+                digest.update(f"{name}{pc.binary_length(encoded).to_pylist()}".encode())
+                if encoded.null_count:  # a file beside the set, known by its path
+                    digest.update(f"{pc.struct_field(column, 'path').to_pylist()}".encode())
+                column = pc.binary_slice(encoded, -TAIL, None)
+            digest.update(f"{name}{column.to_pylist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def decode_image(cell: dict[str, Any], row: str) -> np.ndarray:
+    """Decode an `image` cell as detection reads pictures: upright, sRGB, 8 bits a channel.
+
+    Args:
+        cell: `{"bytes", "path"}`, as a data set of `load_prepared` gives it.
+        row: which row it is, for the error.
+
+    Returns:
+        uint8 array (height, width, 3), writable, as PyTorch wants it.
+
+    Raises:
+        CorruptImageError: if it cannot be decoded.
+    """
+    with _decoding(cell, f"the image of {row}") as (source, name):
+        pixels = decode_picture(source, name).pixels if isinstance(source, bytes) else read_picture(source)
+        return np.require(pixels, requirements="W")
+
+
+def decode_mask(cell: dict[str, Any] | None, row: str) -> np.ndarray | None:
+    """Decode a `mask` cell to the forged share of each pixel: uint8 array (height, width), or None where unknown.
+
+    It is the values as they are stored, without regard to colours, turned if its own EXIF says so.
+    """
+    if cell is None:
+        return None
+    with _decoding(cell, f"the mask of {row}") as (source, name):
+        mask = read_values(source, name, "L")
+    if mask.max(initial=0) == 1:  # a forgery that weighs 1/255 at most changes no pixel
+        raise CorruptImageError(
+            f"the mask of {row} holds 0 and 1, where 255 is forged",
+            "multiply it by 255, or pass --skip_corrupt to leave such rows out",
+        )
+    return mask
+
+
+@contextlib.contextmanager
+def _decoding(cell: dict[str, Any], what: str) -> Iterator[tuple[bytes | str, str]]:
+    """Give the bytes or the path of a cell, and its name, and raise what goes wrong as a `CorruptImageError`."""
+    try:
+        yield (cell["path"] or "" if cell["bytes"] is None else cell["bytes"]), what
+    except PictureError as error:
+        why = error.why if cell["bytes"] is not None else f"{cell['path']}: {error.why}"
+        raise CorruptImageError(
+            f"{what} cannot be decoded ({why})", "mend the row, or pass --skip_corrupt to leave such rows out"
+        ) from error
+
+
+def encode_image(image: np.ndarray, encoding: str = DEFAULT_ENCODING, name: str | None = None) -> dict[str, Any]:
+    """Encode an image or a mask as a cell.
+
+    Args:
+        image: RGB (height, width, 3), or a mask (height, width), which is always encoded without loss; uint8.
+        encoding: of images, a key of `ENCODINGS`.
+        name: of the file that it was cut from, if that was one picture.
+    """
+    buffer = io.BytesIO()
+    how = ENCODINGS[encoding] if image.ndim == 3 else ENCODINGS["png"]
+    PILImage.fromarray(image).save(buffer, **how)
+    return {"bytes": buffer.getvalue(), "path": name}

@@ -1,0 +1,69 @@
+"""The benchmarks print what they promise."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcl_face_forgery.benchmarks.demo_table import as_markdown
+from dcl_face_forgery.tests.shared.checkpoints import save_checkpoint
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.mark.slow
+def test_the_training_step_is_timed_against_its_backbone():
+    flags = ["--backbone", "test_efficientnet", "--image_size", "96", "--batch_size", "4", "--steps", "2", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "train_step.py"), *flags]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert result["dcl_s"] > 0 and result["bare_s"] > 0
+    assert result["dcl_over_bare_min"] <= result["dcl_over_bare"] <= result["dcl_over_bare_max"]
+    assert result["dcl_peak_gib"] >= result["bare_peak_gib"] * 0.9 > 0
+
+
+@pytest.mark.slow
+def test_the_ways_to_run_a_classifier_are_timed_against_eager_floats():
+    pytest.importorskip("onnxruntime")
+    flags = ["--backbone", "test_efficientnet", "--image_size", "96", "--batch_size", "2", "--turns", "3", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "export.py"), *flags]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert set(result["ways"]) == {"float32 eager", "bf16 autocast", "ONNX float32", "ONNX int8"}
+    for way in result["ways"].values():
+        assert way["seconds"] > 0 and 0 < way["least"] <= way["times_as_fast"] <= way["largest"]
+    assert result["ways"]["float32 eager"]["times_as_fast"] == 1 and result["cpu"]
+
+
+@pytest.mark.slow
+def test_detection_is_timed_against_its_parts(tmp_path):
+    flags = ["--model", str(save_checkpoint(tmp_path)), "--clips", "1", "--frames", "4", "--turns", "1", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "detect.py"), *flags]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert result["faces"] == 4 and result["faces_per_s"] > 0
+    assert result["over_floor_min"] <= result["over_floor"] <= result["over_floor_max"]
+    assert all(result[f"{part}_share"] > 0 for part in ("decode", "detection", "model"))
+
+
+def test_the_table_puts_seen_methods_first_and_averages_over_seeds_and_methods():
+    runs = [{"swap": 0.9, "warp": 0.6, "blend": 0.7}, {"swap": 0.8, "warp": 0.5, "blend": 0.7}]
+    table = as_markdown({"Linear probe": [runs[0]], "DCL": runs}, seen=["swap", "blend"], seeds=2)
+    header, _, probe, dcl = table.splitlines()[:4]
+    assert header.split(" | ")[1:] == [
+        *("blend (seen)", "swap (seen)", "warp (unseen)", "seen, mean", "unseen, mean |"),
+    ]
+    assert probe == "| Linear probe | 0.700 | 0.900 | 0.600 | 0.800 | 0.600 |"
+    assert "0.850 (0.800-0.900)" in dcl and "0.775 (0.750-0.800)" in dcl and "0.550 (0.500-0.600)" in dcl
+
+
+@pytest.mark.slow
+def test_visitors_of_the_app_are_answered_or_refused_in_turn(tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "checkpoint")
+    flags = ["--model", str(checkpoint), "--clients", "30", "--seconds", "20", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "load.py"), *flags]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert result["alive"] and result["without_words"] == 0
+    assert not [outcome for outcome in result["outcomes"] if "no answer" in outcome]
+    assert result["outcomes"]["picture: answered"] > 0 and result["outcomes"]["video: answered"] > 0
+    assert result["outcomes"]["address: refused"] > 0
+    assert result["wait_over_time_of_those_ahead_median"] < 1.5  # its tail is the noise of so tiny a model
