@@ -21,13 +21,13 @@ from scipy.stats import binomtest
 from dcl_face_forgery.abstention_dcl import distances, measure_face, reason_to_abstain
 from dcl_face_forgery.data_scripts.assets import fetch
 from dcl_face_forgery.errors_dcl import InputError, report_input_errors
-from dcl_face_forgery.evaluation.scoring.sets import load_evaluation_sets
 from dcl_face_forgery.faces_dcl import Face
 from dcl_face_forgery.media_dcl import find_files, is_video, read_picture
 from dcl_face_forgery.modeling_dcl import ReferenceNetwork, find_reference
 from dcl_face_forgery.pipeline_dcl import FaceForgeryDetectionPipeline
 from dcl_face_forgery.prepared.dataset import decode_image, name_row
 from dcl_face_forgery.prepared.names import REAL
+from dcl_face_forgery.prepared.splits import load_splits
 from dcl_face_forgery.video_dcl import Video, evenly_spaced
 
 REASONS = ("no_face", "too_small", "extreme_pose", "too_blurred", "unfamiliar")
@@ -66,7 +66,7 @@ def main() -> None:
 def measure(name: str, options: argparse.Namespace) -> dict[str, dict[str, int]]:
     """Return, by kind of picture, how many faces there are and how many of them get no score, by reason."""
     judge = Judge(name)
-    (data,) = load_evaluation_sets([options.dataset], options.split, options.data_root)
+    (data,) = load_splits([options.dataset], options.split, options.data_root)
     rows = [data.dataset[index] for index in range(len(data.dataset))]
     seen = set(judge.pipe.model.config.seen_methods or [])
     clean: dict[str, list[tuple[np.ndarray, Face]]] = {

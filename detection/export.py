@@ -57,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         from dcl_face_forgery.prepared.names import check_names
 
         check_names([arguments.dataset], ["validation"], arguments.data_root)
-        from dcl_face_forgery.evaluation.scoring.sets import load_evaluation_sets
+        from dcl_face_forgery.prepared.splits import load_splits
 
-        data = load_evaluation_sets([arguments.dataset], "validation", arguments.data_root)[0]
+        data = load_splits([arguments.dataset], "validation", arguments.data_root)[0]
 
     import torch
 
@@ -69,7 +69,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_packages()
     check_output(arguments.output)
     model, processor = load_checkpoint(checkpoint, torch.device("cpu"))
-    exported = export(checkpoint, model, processor, arguments.output, data, arguments.int8, arguments.force)
+    local = checkpoint.folder == Path(checkpoint.name)
+    name = checkpoint.folder.name if local else checkpoint.name  # no path of this machine goes along
+    exported = export(
+        name, model, processor, arguments.output, checkpoint.revision, data, arguments.int8, arguments.force
+    )
     print(describe(exported.record))
     print(f"the export is in {exported.folder}")
 

@@ -5,6 +5,8 @@ Half of the families of the validation split calibrate int8; the other half meas
 
 import contextlib
 import copy
+import importlib.metadata
+import importlib.util
 import io
 import json
 import logging
@@ -17,27 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import nn
 from transformers import BaseImageProcessor
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..decision_dcl import Rule
+from ..decision_dcl import Rule, calibrate
 from ..errors_dcl import InputError, reason
-from ..evaluation.metrics.bootstrap import family_codes
-from ..evaluation.metrics.tables import binary_metrics, rank_scores
-from ..evaluation.reporting.records import versions
-from ..evaluation.results import crop_matches
-from ..evaluation.scoring.checkpoints import Checkpoint
-from ..evaluation.scoring.predictions import predict
-from ..evaluation.scoring.sets import EvaluationSet
 from ..faces_dcl import YUNET_FILE, copy_yunet
 from ..modeling_dcl import REFERENCE_FILE, DCLForImageClassification, copy_reference
 from ..onnx_dcl import GRAPH, INPUT, OUTPUTS, OnnxClassifier
 from ..prepared.dataset import decode_image, name_row
 from ..prepared.names import FAKE, REAL
+from ..prepared.splits import PreparedSplit, crop_matches
 
 try:
     import onnx
@@ -49,7 +44,8 @@ except ImportError:  # evaluation does without
 logger = logging.getLogger(__name__)
 
 INT8_MODEL, RECORD = "model_int8.onnx", "export.json"
-PACKAGE = Path(__file__).parents[1]
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+CODE = Path(__file__).parents[1]
 #: How far an output may be from the model's: of one whose values exceed 1, as a part of the largest.
 TOLERANCE = 1e-4
 PARITY_BATCHES = (1, 2, 7)
@@ -90,10 +86,9 @@ class ClassifierOutputs(nn.Module):
 
 def check_packages() -> None:
     """Raise an `InputError` if what exports and runs graphs is not installed."""
-    missing = [name for name, there in versions("onnx", "onnxscript", "onnxruntime").items() if there is None]
-    missing = [name for name in missing if name != "dcl_face_forgery"]
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"the export needs {', '.join(missing)}: `pip install {' '.join(missing)}`.")
+        raise InputError(f"Export needs {', '.join(missing)}: pip install 'dcl-face-forgery[onnx]'.")
 
 
 # ---------------------------------------------------------------------------------------------------- float32
@@ -190,7 +185,7 @@ def measure_parity(
 # ------------------------------------------------------------------------------------------------------- int8
 
 
-def split_rows(data: EvaluationSet) -> tuple[list[int], list[int], list[int]]:
+def split_rows(data: PreparedSplit) -> tuple[list[int], list[int], list[int]]:
     """Split the rows of a data set for int8; families are not divided between calibration and measurement.
 
     Args:
@@ -204,11 +199,7 @@ def split_rows(data: EvaluationSet) -> tuple[list[int], list[int], list[int]]:
         InputError: if there are too few families for both classes to be in every part.
     """
     rows = data.dataset.select_columns(["label", "video_id", "source_id"]).to_pandas()
-    try:
-        families = family_codes(rows)[0]
-    except ValueError as error:
-        raise InputError(f"{data.where} cannot be split for int8: {error}. Pass another --dataset.") from error
-    labels = rows["label"].to_numpy()
+    families, labels = rows["source_id"].fillna(rows["video_id"]).to_numpy(), rows["label"].to_numpy()
     fakes = rows.groupby(families)["label"].mean()
     held_out = [family for _, kind in fakes.groupby(np.ceil(fakes) + np.floor(fakes)) for family in kind.index[1::2]]
     measuring = np.isin(families, held_out)
@@ -227,7 +218,7 @@ def split_rows(data: EvaluationSet) -> tuple[list[int], list[int], list[int]]:
     return setting, choosing, np.flatnonzero(measuring).tolist()
 
 
-def read_pixels(data: EvaluationSet, processor: BaseImageProcessor, rows: Sequence[int]) -> torch.Tensor:
+def read_pixels(data: PreparedSplit, processor: BaseImageProcessor, rows: Sequence[int]) -> torch.Tensor:
     """Decode rows and make model input of them, float32 (N, 3, H, W)."""
     images = [decode_image(data.dataset[row]["image"], name_row(row, data.where)) for row in rows]
     return torch.cat([processor([image], return_tensors="pt")["pixel_values"] for image in images])
@@ -336,7 +327,7 @@ def correct_margins(path: Path, offset: float) -> None:
 
 
 def quantize(
-    graph: OnnxClassifier, path: Path, processor: BaseImageProcessor, data: EvaluationSet, force: bool = False
+    graph: OnnxClassifier, path: Path, processor: BaseImageProcessor, data: PreparedSplit, force: bool = False
 ) -> dict[str, Any]:
     """Write the int8 graph whose margins follow those of the float32 graph best, and measure what it changes.
 
@@ -352,7 +343,7 @@ def quantize(
 
     Returns:
         `method`; `calibration_images` and `choosing_images`; the `margin_errors` of each method, standard deviations
-        over the images that choose; what `compare_predictions` returns; `limits`, those that could be checked; and
+        over the images that choose; what `compare_margins` returns; `limits`, those that could be checked; and
         `exceeded`, the names of those that were.
 
     Raises:
@@ -373,12 +364,12 @@ def quantize(
             candidate.unlink()
     method = min(errors, key=errors.__getitem__)
     correct_margins(path, offsets[method])
+    graphs = graph, OnnxClassifier(path, graph.config)
     batches = [measuring_rows[start : start + BATCH_SIZE] for start in range(0, len(measuring_rows), BATCH_SIZE)]
-    before, after = (
-        pa.concat_tables(batch.rows for batch in predict(model, processor, data, batches=batches)).to_pandas()
-        for model in (graph, OnnxClassifier(path, graph.config))
-    )
-    changes = compare_predictions(before, after, graph.config.calibration)
+    pixels = (read_pixels(data, processor, batch) for batch in batches)
+    before, after = np.concatenate([[margins_of(each, batch) for each in graphs] for batch in pixels], axis=1)
+    labels = np.array(data.dataset.select(measuring_rows)["label"])
+    changes = compare_margins(labels, before, after, graph.config.calibration)
     limits, exceeded = check_limits(changes)
     where = f"{changes['frames']} held-out frames of {data.where}"
     if len(limits) < len(LIMITS):
@@ -407,14 +398,15 @@ def quantize(
     }
 
 
-def compare_predictions(
-    before: pd.DataFrame, after: pd.DataFrame, calibration: Mapping[str, Any] | None
+def compare_margins(
+    labels: np.ndarray, before: np.ndarray, after: np.ndarray, calibration: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Measure how far the scores of the same frames differ between two graphs.
 
     Args:
-        before: predictions of the float32 graph, with the columns of `PREDICTIONS_SCHEMA`.
-        after: predictions of the int8 graph, in the same order.
+        labels: integers (n,), 0 real, 1 fake.
+        before: floats (n,), margins of the float32 graph.
+        after: floats (n,), margins of the int8 graph.
         calibration: `DCLConfig.calibration`, whose default rule for frames gives the verdicts.
 
     Returns:
@@ -422,10 +414,9 @@ def compare_predictions(
         difference; `mean_shift` and `largest_shift` of the calibrated `p_fake`; `not_flagged_below` and
         `flagged_from`, where verdicts change; and `flips`, the share of frames with another verdict.
     """
-    labels = before["label"].to_numpy()
-    auc_before, auc_after = (binary_metrics(labels, rank_scores(rows), "frames")["auc"] for rows in (before, after))
+    auc_before, auc_after = (float(roc_auc_score(labels, margins)) for margins in (before, after))
     rule = Rule.of(calibration, "frame", None, None)
-    old, new = before["p_fake"].to_numpy(), after["p_fake"].to_numpy()
+    old, new = calibrate(before, calibration), calibrate(after, calibration)
     shift = np.abs(new - old)
     return {
         "frames": len(labels),
@@ -445,7 +436,7 @@ def compare_predictions(
 
 
 def check_limits(changes: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """Check what `compare_predictions` returned against `LIMITS`.
+    """Check what `compare_margins` returned against `LIMITS`.
 
     Returns:
         The limits that could be checked, without those of AUC and flips where a class has fewer than `LEAST_FRAMES`
@@ -501,21 +492,23 @@ def check_output(folder: Path) -> None:
 
 
 def export(
-    checkpoint: Checkpoint,
+    name: str,
     model: DCLForImageClassification,
     processor: BaseImageProcessor,
     folder: Path,
-    data: EvaluationSet | None = None,
+    revision: str,
+    data: PreparedSplit | None = None,
     int8: bool = False,
     force: bool = False,
 ) -> Export:
     """Export a checkpoint, whole or not at all.
 
     Args:
-        checkpoint: what `find_checkpoint` found.
+        name: of the checkpoint, for the record.
         model: loaded from it, in float32, on the CPU, in evaluation mode.
         processor: loaded from it.
         folder: what `check_output` lets pass; an export that is there is replaced.
+        revision: of the checkpoint, for the record: its commit, or a hash.
         data: the validation split, on whose rows graph and model are compared; without it, on random images.
         int8: also write an int8 graph; takes `data`.
         force: write it even if it exceeds `LIMITS`.
@@ -533,14 +526,15 @@ def export(
         logger.warning(
             "the faces of %s were cut otherwise than %s learned them: what is measured on them holds of such faces.",
             data.name,
-            checkpoint.name,
+            name,
         )
     target = folder.resolve()  # a link to a folder stays one
     partial = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
         partial.mkdir(parents=True)
-        record = _fill(partial, checkpoint, model, processor, data, int8, force)
+        record = {"checkpoint": name, "revision": revision}
+        _fill(partial, record, model, processor, data, int8, force)
         _replace(target, partial)
     except OSError as error:
         raise InputError(f"nothing can be written to {str(folder)!r} ({error}): choose another --output.") from error
@@ -561,13 +555,13 @@ def _replace(folder: Path, complete: Path) -> None:
 
 def _fill(
     folder: Path,
-    checkpoint: Checkpoint,
+    record: dict[str, Any],
     model: DCLForImageClassification,
     processor: BaseImageProcessor,
-    data: EvaluationSet | None,
+    data: PreparedSplit | None,
     int8: bool,
     force: bool,
-) -> dict[str, Any]:
+) -> None:
     write_graph(model, folder / GRAPH)
     graph = OnnxClassifier(folder / GRAPH, model.config)
     if data is None:
@@ -578,9 +572,7 @@ def _fill(
         rows = np.linspace(0, len(data.dataset) - 1, max(PARITY_BATCHES)).astype(int).tolist()
         pixel_values, on = read_pixels(data, processor, rows), f"{data.name} ({data.split})"
     differences = measure_parity(model, graph, pixel_values)
-    record: dict[str, Any] = {
-        "checkpoint": Path(checkpoint.name).name if checkpoint.folder == Path(checkpoint.name) else checkpoint.name,
-        "revision": checkpoint.revision,
+    record |= {
         "parity": {"on": on, "batch_sizes": list(PARITY_BATCHES), "largest_difference": differences},
         "int8": None,
     }
@@ -588,21 +580,21 @@ def _fill(
         record["int8"] = {"data": f"{data.name} ({data.split})", "fingerprint": data.fingerprint}
         record["int8"] |= quantize(graph, folder / INT8_MODEL, processor, data, force)
     record["bytes"] = {path.name: path.stat().st_size for path in sorted(folder.glob("model*.onnx"))}
-    record["versions"] = versions("torch", "timm", "transformers", "onnx", "onnxscript", "onnxruntime")
+    used = ("torch", "timm", "transformers", *PACKAGES)
+    record["versions"] = {package: importlib.metadata.version(package) for package in used}
     write_code(folder)
-    copy_yunet(str(checkpoint.folder), None, folder)
-    copy_reference(str(checkpoint.folder), None, folder)
+    copy_yunet(model.name_or_path, None, folder)
+    copy_reference(model.name_or_path, None, folder)
     config = copy.deepcopy(model.config)
     config.save_pretrained(folder)
     processor.save_pretrained(folder)
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     (folder / RECORD).write_text(text, encoding="utf-8")
-    return record
 
 
 def write_code(folder: Path) -> None:
     """Copy the code that ships with a checkpoint: the pipeline, and all that it imports."""
-    pipeline = PACKAGE / "pipeline_dcl.py"
+    pipeline = CODE / "pipeline_dcl.py"
     for source in (pipeline, *map(Path, get_relative_import_files(pipeline))):
         shutil.copyfile(source, folder / source.name)
 
@@ -618,7 +610,7 @@ __all__ = [
     "check_limits",
     "check_output",
     "check_packages",
-    "compare_predictions",
+    "compare_margins",
     "export",
     "head_nodes",
     "measure_parity",

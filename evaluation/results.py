@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +13,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..decision_dcl import LEVELS, Rule
 from ..errors_dcl import InputError
-from ..prepared.dataset import CROP_FIELDS
+from ..prepared.splits import PreparedSplit, crop_matches
 from .metrics.bootstrap import DRAWS
 from .metrics.tables import frame_and_video_metrics
 from .reporting.names import was_seen
@@ -25,7 +24,6 @@ from .scoring.other_models import ArrayProcessor, BinaryClassifier
 from .scoring.parts import PredictedParts, WorkFolder, remove_work_folders
 from .scoring.predictions import calibration_of, predictions_schema
 from .scoring.processes import meet, process_count, process_index
-from .scoring.sets import EvaluationSet
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +35,7 @@ def evaluate_checkpoint(
     checkpoint: Checkpoint,
     model: PreTrainedModel | BinaryClassifier,
     processor: BaseImageProcessor | ArrayProcessor,
-    sets: Sequence[EvaluationSet],
+    sets: Sequence[PreparedSplit],
     folder: Path,
     run: Mapping[str, Any],
     batch_size: int = 32,
@@ -58,7 +56,7 @@ def evaluate_checkpoint(
         checkpoint: where the model came from, for `run.json`.
         model: what `load_checkpoint` loaded.
         processor: its image processor.
-        sets: what `load_evaluation_sets` loaded.
+        sets: what `load_splits` loaded.
         folder: where the files go; made if it is not there.
         run: what else `run.json` shall say.
         batch_size: images at a time.
@@ -165,7 +163,7 @@ def open_work_folder(
 
 
 def _record_of(
-    data: EvaluationSet,
+    data: PreparedSplit,
     parts: PredictedParts,
     rows: pd.DataFrame,
     methods: Sequence[str],
@@ -206,19 +204,7 @@ def _write_results(
     remove_what_is_of_another_run(folder, record)
 
 
-def crop_matches(data: Mapping[str, Any], model: Mapping[str, Any] | None) -> bool | None:
-    """Whether faces were cut as a model learned them; None where the model does not say."""
-    if model is None:
-        return None
-    return all(
-        np.isclose(data[name], model.get(name), atol=1e-5)
-        if name == "margin" and None not in (data[name], model.get(name))
-        else data[name] == model.get(name)
-        for name in CROP_FIELDS
-    )
-
-
-def _warn_of_crop(data: EvaluationSet, crop: dict[str, Any] | None, checkpoint: Checkpoint) -> None:
+def _warn_of_crop(data: PreparedSplit, crop: dict[str, Any] | None, checkpoint: Checkpoint) -> None:
     if crop is None:
         logger.warning(
             "%s does not say how the faces it learned from were cut: whether those of %s match is not known.",
@@ -236,4 +222,4 @@ def _warn_of_crop(data: EvaluationSet, crop: dict[str, Any] | None, checkpoint: 
         )
 
 
-__all__ = ["crop_matches", "evaluate_checkpoint", "open_work_folder"]
+__all__ = ["evaluate_checkpoint", "open_work_folder"]

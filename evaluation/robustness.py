@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..decision_dcl import LEVELS as UNITS
 from ..errors_dcl import InputError
+from ..prepared.splits import PreparedSplit
 from .metrics.tables import frame_and_video_metrics
 from .reporting.figures import draw_robustness
 from .reporting.names import cell
@@ -22,7 +23,6 @@ from .scoring.checkpoints import Checkpoint
 from .scoring.parts import remove_work_folders
 from .scoring.perturbations import LEVELS, TYPES, Perturbation
 from .scoring.processes import meet, process_index
-from .scoring.sets import EvaluationSet
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def evaluate_robustness(
     checkpoint: Checkpoint,
     model: PreTrainedModel,
     processor: BaseImageProcessor,
-    sets: Sequence[EvaluationSet],
+    sets: Sequence[PreparedSplit],
     clean: Mapping[str, Mapping[str, Any]],
     folder: Path,
     types: Sequence[str],
@@ -51,7 +51,7 @@ def evaluate_robustness(
         checkpoint: where the model came from, for the record.
         model: what `load_checkpoint` loaded.
         processor: its image processor.
-        sets: what `load_evaluation_sets` loaded.
+        sets: what `load_splits` loaded.
         clean: what `evaluate_checkpoint` returned for them.
         folder: where the files go, which is there.
         types: what `find_types` found.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -238,6 +239,20 @@ def metadata(dataset: Dataset) -> pa.Table:
     """Return every column but the images, as one table in row order."""
     columns = [name for name in dataset.column_names if name not in ("image", "mask")]
     return dataset.select_columns(columns).with_format("arrow")[:]
+
+
+def keys_of(rows: Any) -> pd.DataFrame:
+    """Return what tells rows apart, videos distinct from their namesakes in other data sets and compressions.
+
+    Args:
+        rows: a `Dataset`, or what else has `column_names` and `select_columns`.
+    """
+    names = ["label", "method", "video_id", "source_id", "frame", "crop", "dataset", "compression"]
+    table = metadata(rows.select_columns([name for name in names if name in rows.column_names])).to_pandas()
+    for name in {"dataset", "compression"} & set(table):
+        for column in ("video_id", "source_id"):
+            table[column] = table[column] + "@" + table[name].fillna("").astype(str)
+    return table
 
 
 def name_row(index: int, where: str) -> str:

@@ -23,6 +23,7 @@ from ..prepared.dataset import (
     check_labels,
     decode_image,
     decode_mask,
+    keys_of,
     load_prepared,
     metadata,
     name_row,
@@ -280,16 +281,6 @@ def _with_common_types(rows: Dataset) -> Dataset:
             column = rows.data.column(name).combine_chunks().cast(FEATURES.arrow_schema.field(name).type)
             rows = rows.remove_columns(name).add_column(name, column, feature=FEATURES[name])
     return rows
-
-
-def keys_of(rows: Dataset | StreamedRows) -> pd.DataFrame:
-    """Return what tells rows apart, videos distinct from their namesakes in other data sets and compressions."""
-    names = ["label", "method", "video_id", "source_id", "frame", "crop", "dataset", "compression"]
-    table = metadata(rows.select_columns([name for name in names if name in rows.column_names])).to_pandas()
-    for name in {"dataset", "compression"} & set(table):
-        for column in ("video_id", "source_id"):
-            table[column] = table[column] + "@" + table[name].fillna("").astype(str)
-    return table
 
 
 def _is_readable(rows: Dataset, row: int) -> bool:

@@ -15,8 +15,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ...prepared.dataset import decode_image, decode_mask, metadata
 from ...prepared.names import FAKE
+from ...prepared.splits import PreparedSplit
 from ..scoring.predictions import mask_to_cells
-from ..scoring.sets import EvaluationSet
 
 MOST_EMBEDDINGS = 1500
 MOST_METHODS = 24
@@ -239,7 +239,7 @@ class _FeatureMaps:
 def look_again(
     model: PreTrainedModel,
     processor: BaseImageProcessor,
-    data: EvaluationSet,
+    data: PreparedSplit,
     predictions: pd.DataFrame,
     batch_size: int = 32,
     most: int = MOST_EMBEDDINGS,
@@ -309,7 +309,7 @@ def look_again(
 def look_at_results(
     model: PreTrainedModel,
     processor: BaseImageProcessor,
-    sets: Sequence[EvaluationSet],
+    sets: Sequence[PreparedSplit],
     folder: Path,
     batch_size: int = 32,
     seed: int = 0,

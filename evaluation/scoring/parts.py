@@ -22,11 +22,11 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ...errors_dcl import InputError
+from ...prepared.splits import PreparedSplit
 from ..metrics.localisation import CellCounts
 from .perturbations import Perturbation
 from .predictions import PredictedBatch, batches_of, predict, predictions_schema
 from .processes import meet, process_count, process_index, stop_is_wanted
-from .sets import EvaluationSet
 
 ROWS_PER_PART = 512  # or as many more as make the last batch a whole one
 ROWS_PER_GROUP = 16384
@@ -100,7 +100,7 @@ class WorkFolder:
         self,
         model: PreTrainedModel,
         processor: BaseImageProcessor,
-        data: EvaluationSet,
+        data: PreparedSplit,
         batch_size: int = 32,
         num_workers: int = 0,
         skip_corrupt: bool = False,
@@ -182,7 +182,7 @@ class WorkFolder:
         return _joined(paths, data) if process_index() == 0 else PredictedParts(paths, [], CellCounts())
 
 
-def _joined(paths: list[Path], data: EvaluationSet) -> PredictedParts:
+def _joined(paths: list[Path], data: PreparedSplit) -> PredictedParts:
     parts = PredictedParts(paths, [], CellCounts())
     for path in paths:
         record = _read_record(path)

@@ -26,9 +26,9 @@ from ...image_processing_dcl import DCLImageProcessor
 from ...modeling_dcl import DCLForImageClassification, ReferenceNetwork
 from ...prepared.dataset import CorruptImageError, decode_image, decode_mask, name_row
 from ...prepared.names import FAKE, REAL
+from ...prepared.splits import PreparedSplit
 from .checkpoints import Checkpoint
 from .other_models import ArrayProcessor, BinaryClassifier, load_classifier
-from .sets import EvaluationSet
 
 #: The columns of `predictions.parquet`, one row a frame in the order of the data set: `logit` is the margin
 #: z_fake - z_real, `p_fake_raw` its logistic function, `p_fake` calibrated as the checkpoint says.
@@ -126,7 +126,7 @@ class _DecodedRows(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        data: EvaluationSet,
+        data: PreparedSplit,
         change: Callable[[np.ndarray, str, int], np.ndarray] | None,
         reference: ReferenceNetwork | None,
     ):
@@ -172,7 +172,7 @@ class _Collate:
 def predict(
     model: PreTrainedModel | BinaryClassifier,
     processor: BaseImageProcessor | ArrayProcessor,
-    data: EvaluationSet,
+    data: PreparedSplit,
     batch_size: int = 32,
     num_workers: int = 0,
     skip_corrupt: bool = False,

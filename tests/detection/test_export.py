@@ -25,11 +25,11 @@ from dcl_face_forgery.detection.exporting import (
     write_graph,
 )
 from dcl_face_forgery.errors_dcl import InputError
-from dcl_face_forgery.evaluation.scoring.sets import load_evaluation_sets
 from dcl_face_forgery.faces_dcl import YUNET_FILE
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import REFERENCE_FILE, DCLForImageClassification
 from dcl_face_forgery.onnx_dcl import OUTPUTS, OnnxClassifier
+from dcl_face_forgery.prepared.splits import load_splits
 from dcl_face_forgery.tests.shared.prepared_data import CROP, SHIPPED_CODE, make_rows, write_split
 
 onnx = pytest.importorskip("onnx")
@@ -191,7 +191,7 @@ def test_int8_is_smaller_and_close_and_the_change_is_measured(exported, checkpoi
     assert int8["calibration_images"] + int8["choosing_images"] == 16
     assert int8["method"] == min(int8["margin_errors"], key=int8["margin_errors"].get)
 
-    data = load_evaluation_sets([str(prepared)], "validation")[0]
+    data = load_splits([str(prepared)], "validation")[0]
     measured = exporting.split_rows(data)[2]
     images = exporting.read_pixels(data, DCLImageProcessor.from_pretrained(checkpoint), measured)
     exact, quantized = (OnnxClassifier.from_pretrained(folder, name) for name in record["bytes"])
@@ -224,7 +224,7 @@ def test_the_convolutions_next_to_the_image_stay_in_floats(exported):
 
 
 def test_int8_moves_no_margin_on_average_over_the_images_that_choose(exported, checkpoint, prepared):
-    data = load_evaluation_sets([str(prepared)], "validation")[0]
+    data = load_splits([str(prepared)], "validation")[0]
     choosing = exporting.split_rows(data)[1]
     images = exporting.read_pixels(data, DCLImageProcessor.from_pretrained(checkpoint), choosing)
     exact, quantized = (
@@ -255,7 +255,7 @@ def fragile(checkpoint, graph, prepared, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fragile") / "checkpoint"
     shutil.copytree(checkpoint, folder)
     model, processor = make_model(), DCLImageProcessor.from_pretrained(checkpoint)
-    data = load_evaluation_sets([str(prepared)], "validation")[0]
+    data = load_splits([str(prepared)], "validation")[0]
     margins = exporting.margins_of(
         model.eval().requires_grad_(False), exporting.read_pixels(data, processor, range(24))
     )
@@ -337,7 +337,7 @@ def test_every_limit_is_checked_where_there_are_enough_frames(name):
 def test_families_that_measure_int8_do_not_calibrate_it(prepared, tmp_path):
     write_split(tmp_path / "more", "validation", make_rows(range(5)))
     for source, families in ((prepared, (2, 1)), (tmp_path / "more", (3, 2))):
-        data = load_evaluation_sets([str(source)], "validation")[0]
+        data = load_splits([str(source)], "validation")[0]
         labels, names = np.array(data.dataset["label"]), np.array(data.dataset["source_id"])
         setting, choosing, measuring = map(np.array, exporting.split_rows(data))
         assert sorted([*setting, *choosing, *measuring]) == list(range(len(labels)))
@@ -349,14 +349,14 @@ def test_families_that_measure_int8_do_not_calibrate_it(prepared, tmp_path):
 
 def test_no_more_images_calibrate_int8_than_it_takes(prepared, monkeypatch):
     monkeypatch.setattr(exporting, "CALIBRATION_IMAGES", 2)
-    setting, choosing, measuring = exporting.split_rows(load_evaluation_sets([str(prepared)], "validation")[0])
+    setting, choosing, measuring = exporting.split_rows(load_splits([str(prepared)], "validation")[0])
     assert (len(setting), len(choosing), len(measuring)) == (2, 2, 8)
 
 
 @pytest.mark.parametrize(("videos", "methods", "name"), [(1, ("swap",), "real"), (2, (), "forged")])
 def test_int8_takes_two_families_of_each_class(tmp_path, videos, methods, name):
     write_split(tmp_path / "few", "validation", make_rows(range(videos), methods=methods))
-    data = load_evaluation_sets([str(tmp_path / "few")], "validation")[0]
+    data = load_splits([str(tmp_path / "few")], "validation")[0]
     with pytest.raises(InputError, match=f"too few families with {name} frames for int8"):
         exporting.split_rows(data)
 

@@ -22,10 +22,10 @@ from dcl_face_forgery.evaluate_dcl import main, name_folders
 from dcl_face_forgery.evaluation.metrics.tables import binary_metrics, frame_and_video_metrics
 from dcl_face_forgery.evaluation.reporting.summary import summarize
 from dcl_face_forgery.evaluation.scoring.checkpoints import find_checkpoint
-from dcl_face_forgery.evaluation.scoring.sets import check_groups, load_evaluation_sets
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForPreTraining
 from dcl_face_forgery.prepared.dataset import FEATURES, encode_image
+from dcl_face_forgery.prepared.splits import check_groups, load_splits
 from dcl_face_forgery.train import build_model
 from dcl_face_forgery.training.arguments import ModelArguments
 
@@ -511,7 +511,7 @@ def test_a_column_of_a_single_value_is_warned_of(tmp_path, caplog):
     features = FEATURES.copy()
     features["people"] = ClassLabel(names=["young", "old"])
     write_set(tmp_path / "set", [{**row, "people": 1} for row in make_rows()], features)
-    sets = load_evaluation_sets([str(tmp_path / "set")], "test", None)
+    sets = load_splits([str(tmp_path / "set")], "test", None)
     check_groups(sets, "method")
     assert not caplog.records
     check_groups(sets, "people")

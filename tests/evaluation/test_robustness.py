@@ -20,10 +20,10 @@ from dcl_face_forgery.evaluation.robustness import robustness_tables
 from dcl_face_forgery.evaluation.scoring.checkpoints import find_checkpoint
 from dcl_face_forgery.evaluation.scoring.perturbations import Perturbation
 from dcl_face_forgery.evaluation.scoring.predictions import load_checkpoint, predict
-from dcl_face_forgery.evaluation.scoring.sets import load_evaluation_sets
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForPreTraining
 from dcl_face_forgery.prepared.dataset import decode_image
+from dcl_face_forgery.prepared.splits import load_splits
 from dcl_face_forgery.tests.shared.prepared_data import CROP, make_rows, write_split
 
 CPU = torch.device("cpu")
@@ -159,8 +159,8 @@ def test_hostile_names_stay_in_their_lines(done):
 def test_neither_workers_nor_the_order_of_rows_change_a_perturbed_picture(here, tmp_path):
     model, processor = load_checkpoint(find_checkpoint(str(here / "checkpoint")), CPU)
     write_split(tmp_path / "reversed", "test", rows_of_test()[::-1])
-    (data,) = load_evaluation_sets([str(here / "textures")], "test")
-    (turned,) = load_evaluation_sets([str(tmp_path / "reversed")], "test")
+    (data,) = load_splits([str(here / "textures")], "test")
+    (turned,) = load_splits([str(tmp_path / "reversed")], "test")
 
     def logits(data, level=5, **options):
         change = Perturbation("gaussian_noise", level)

@@ -167,14 +167,14 @@ def test_training_goes_on_where_it_is_allowed_or_the_splits_are_clean(leaking, s
 
 
 def test_evaluation_refuses_a_test_split_that_shares_a_picture_with_training(leaking):
-    from dcl_face_forgery.evaluation.scoring.sets import load_evaluation_sets, refuse_copies_of_training
+    from dcl_face_forgery.prepared.splits import load_splits, refuse_copies_of_training
 
-    sets = load_evaluation_sets([str(leaking / "data")], "test")
+    sets = load_splits([str(leaking / "data")], "test")
     with pytest.raises(InputError, match=r"original/002, frame 0 \(train\) and x/1, frame 0 \(test\)"):
         refuse_copies_of_training(sets)
-    refuse_copies_of_training(load_evaluation_sets([str(leaking / "data")], "train"))  # asked for as it is
+    refuse_copies_of_training(load_splits([str(leaking / "data")], "train"))  # asked for as it is
     write_split(leaking / "data", "test", make_rows(range(7, 10)))
-    refuse_copies_of_training(load_evaluation_sets([str(leaking / "data")], "test"))
+    refuse_copies_of_training(load_splits([str(leaking / "data")], "test"))
     assert "allow_copies" in vars(evaluate_dcl.make_parser().parse_args(["--output_dir", "x"]))
 
 

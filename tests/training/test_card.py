@@ -12,6 +12,7 @@ from transformers import AutoModelForImageClassification
 from dcl_face_forgery import train
 from dcl_face_forgery.data_scripts.assets import fetch
 from dcl_face_forgery.tests.shared.prepared_data import make_face, training_flags
+from dcl_face_forgery.tests.shared.training import build_trainer
 from dcl_face_forgery.training.arguments import parse_training_run
 from dcl_face_forgery.training.card import write_model_card
 
@@ -20,7 +21,7 @@ from dcl_face_forgery.training.card import write_model_card
 def trained(prepared, tmp_path_factory):
     """A trainer after its training, its checkpoint and card saved."""
     folder = tmp_path_factory.mktemp("here") / "my detector"
-    trainer = train.build_trainer(parse_training_run(training_flags(prepared, folder, max_steps=4, image_size=64)))
+    trainer = build_trainer(parse_training_run(training_flags(prepared, folder, max_steps=4, image_size=64)))
     trainer.train()
     trainer.save_model()
     trainer.create_model_card()
@@ -120,7 +121,7 @@ def test_where_faces_can_be_found_for_it_the_card_shows_the_pipeline_and_it_runs
 
 
 def test_a_card_before_any_validation_says_that_nothing_was_measured(prepared, tmp_path):
-    trainer = train.build_trainer(parse_training_run(training_flags(prepared, tmp_path, image_size=64)))
+    trainer = build_trainer(parse_training_run(training_flags(prepared, tmp_path, image_size=64)))
     card = ModelCard.load(write_model_card(trainer, "early", "someone/early"))
     assert "Not measured." in card.text and "Optimizer steps: 0." in card.text
     assert card.data.eval_results is None
@@ -128,7 +129,7 @@ def test_a_card_before_any_validation_says_that_nothing_was_measured(prepared, t
 
 def test_the_last_weights_get_the_scores_of_the_last_weights(prepared, tmp_path):
     flags = training_flags(prepared, tmp_path, max_steps=4, image_size=64, load_best_model_at_end=False)
-    trainer = train.build_trainer(parse_training_run(flags))
+    trainer = build_trainer(parse_training_run(flags))
     trainer.compute_metrics = lambda _, left=[0.9, 0.6]: {"auc": left.pop(0)}
     trainer.train()
     trainer.create_model_card()
@@ -137,7 +138,7 @@ def test_the_last_weights_get_the_scores_of_the_last_weights(prepared, tmp_path)
 
 
 def test_a_crop_of_which_little_is_known_is_described_without_gaps(prepared, tmp_path):
-    trainer = train.build_trainer(parse_training_run(training_flags(prepared, tmp_path, image_size=64)))
+    trainer = build_trainer(parse_training_run(training_flags(prepared, tmp_path, image_size=64)))
     trainer.processing_class.crop = {"kind": "given", "margin": None, "size": 256, "detector": None}
     text = " ".join(write_model_card(trainer, "a", "a").read_text().split())
     assert "cut as the training data was: given, 256 px. A picture" in text

@@ -10,26 +10,27 @@ import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader
 
-from dcl_face_forgery import train
 from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.prepared.names import FAKE, REAL
 from dcl_face_forgery.tests.shared.prepared_data import make_rows, training_flags, write_split
+from dcl_face_forgery.tests.shared.training import build_trainer
 from dcl_face_forgery.training.arguments import parse_training_run
 from dcl_face_forgery.training.distributed import gather_rows, mean_over_processes, world_size
 from dcl_face_forgery.training.pairs import BalancedSampler
+from dcl_face_forgery.training.run import find_start
 
 #: Runs the training command, then keeps what each process holds and tries the collectives on uneven parts.
 WORKER = """
 import sys
 from pathlib import Path
 import torch, torch.distributed as dist
-from dcl import train
+from dcl_face_forgery import train
 from dcl_face_forgery.training.distributed import gather_rows, mean_over_processes, world_size
 from dcl_face_forgery.training.trainer import DCLTrainer
 
 folder, stop, *flags = sys.argv[1:]
-built, build = [], train.build_trainer
-train.build_trainer = lambda *given: built.append(build(*given)) or built[-1]
+built, build = [], run.build_trainer
+run.build_trainer = lambda *given: built.append(build(*given)) or built[-1]
 if int(stop):
     step = DCLTrainer.training_step
     def training_step(self, *args, **kwargs):
@@ -119,7 +120,7 @@ def assert_processes_learn_what_one_learns(ranks, several, one):
 
 
 def train_alone(folder, data, **settings):
-    trainer = train.build_trainer(parse_training_run(training_flags(data, folder, **settings)))
+    trainer = build_trainer(parse_training_run(training_flags(data, folder, **settings)))
     trainer.train()
     trainer.save_state()
     torch.save(trainer.model.state_dict(), folder / "model.pt")
@@ -161,13 +162,13 @@ def test_the_first_process_decides_where_all_begin(monkeypatch, prepared, tmp_pa
         "torch.distributed.broadcast_object_list", lambda answer, device: answer.__setitem__(slice(3), told)
     )
     told = answers[0]
-    assert train.find_start(run, tmp_path / "run", {}) == (True, None)
+    assert find_start(run, tmp_path / "run", {}) == (True, None)
     told = answers[1]
     with pytest.raises(InputError, match="another run"):
-        train.find_start(run, tmp_path / "run", {})
+        find_start(run, tmp_path / "run", {})
     told = answers[2]
     with pytest.raises(InputError, match="let all processes share the folder"):
-        train.find_start(run, tmp_path / "run", {})
+        find_start(run, tmp_path / "run", {})
 
 
 @pytest.mark.slow
@@ -207,7 +208,7 @@ def test_two_processes_stopped_inside_a_later_epoch_go_on_to_the_same_weights(pr
 
 def test_a_run_of_several_processes_that_is_resumed_inside_an_epoch_draws_that_epoch(prepared, tmp_path):
     flags = training_flags(prepared, tmp_path, max_steps=5, image_size=64)
-    trainer = train.build_trainer(parse_training_run(flags))
+    trainer = build_trainer(parse_training_run(flags))
     sampler = BalancedSampler(np.array([REAL, FAKE] * 12))
     loader = prepare_data_loader(
         DataLoader(range(24), batch_size=4, sampler=sampler), num_processes=2, process_index=1, put_on_device=False

@@ -27,10 +27,12 @@ from dcl_face_forgery.prepared import dataset
 from dcl_face_forgery.prepared.dataset import FEATURES, find_crop, fingerprint, load_prepared, metadata
 from dcl_face_forgery.prepared.names import FAKE, REAL
 from dcl_face_forgery.tests.shared.prepared_data import CROP, SIZE, make_rows, training_flags
+from dcl_face_forgery.tests.shared.training import build_trainer
 from dcl_face_forgery.tests.training.test_distributed import launch
 from dcl_face_forgery.tests.training.test_train import StoppedError, assert_same_run, stop_after
 from dcl_face_forgery.training.arguments import parse_training_run
 from dcl_face_forgery.training.pairs import FaceDataset, PairDataset, collate, keys_of, load_rows
+from dcl_face_forgery.training.run import load_data
 from dcl_face_forgery.training.settings import ViewSettings
 from dcl_face_forgery.training.streaming import BLOCK, CACHED, RowGroup, RowGroupSampler, StreamedRows, stream_prepared
 
@@ -384,7 +386,7 @@ def test_a_data_set_is_streamed_from_the_hub(on_the_hub, sharded):
 def test_of_a_streamed_data_set_of_the_hub_the_validation_split_is_loaded_alone(on_the_hub, sharded, tmp_path):
     on_the_hub["test"] = ["far:///nobody/may/look/at/this.parquet"]
     run = parse_training_run([*training_flags("someone/faces", tmp_path), "--streaming"])
-    train_rows, validation_rows = train.load_data(run)
+    train_rows, validation_rows = load_data(run)
     assert isinstance(train_rows, StreamedRows) and isinstance(validation_rows, Dataset)
     assert len(train_rows) == 48 and len(validation_rows) == 24
     alone = load_prepared("someone/faces", "validation", split_alone=True)
@@ -579,7 +581,7 @@ class _Draws(torch.utils.data.Dataset):
 @pytest.mark.parametrize("accelerator", [{}, {"split_batches": True}, {"dispatch_batches": True}])
 def test_the_sampler_of_a_trainer_knows_how_batches_are_handed_out(sharded, tmp_path, monkeypatch, accelerator):
     flags = training_flags(sharded, tmp_path, per_device_train_batch_size=4, dataloader_num_workers=2)
-    trainer = train.build_trainer(parse_training_run([*flags, "--streaming"]))
+    trainer = build_trainer(parse_training_run([*flags, "--streaming"]))
     for name, value in accelerator.items():
         monkeypatch.setattr(trainer.args.accelerator_config, name, value)
     monkeypatch.setattr(type(trainer.args), "world_size", 2)

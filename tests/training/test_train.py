@@ -24,10 +24,12 @@ from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.evaluation.calibration import fit_calibration
 from dcl_face_forgery.evaluation.scoring.checkpoints import find_checkpoint
 from dcl_face_forgery.evaluation.scoring.predictions import load_checkpoint, predict
-from dcl_face_forgery.evaluation.scoring.sets import load_evaluation_sets
+from dcl_face_forgery.evaluation.validation import validation_metrics
 from dcl_face_forgery.faces_dcl import YUNET_FILE
 from dcl_face_forgery.modeling_dcl import REFERENCE_FILE, DCLForPreTraining, ReferenceNetwork, find_reference
+from dcl_face_forgery.prepared.splits import load_splits
 from dcl_face_forgery.tests.shared.prepared_data import CROP, SHIPPED_CODE, make_rows, training_flags, write_split
+from dcl_face_forgery.tests.shared.training import build_trainer
 from dcl_face_forgery.training.arguments import parse_training_run
 from dcl_face_forgery.training.trainer import DCLTrainer, last_complete_checkpoint
 
@@ -164,7 +166,7 @@ def test_the_evidence_threshold_is_the_best_on_the_validation_split(prepared, tm
     found, chosen = metrics["localisation"], calibration_of(run)["evidence_threshold"]
     assert found["evidence_threshold"] == chosen is not None
     model, processor = load_checkpoint(find_checkpoint(str(run)), torch.device("cpu"))
-    (data,) = load_evaluation_sets([str(prepared)], "validation")
+    (data,) = load_splits([str(prepared)], "validation")
     batches = list(predict(model, processor, data))
     evidence, forged = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("evidence", "forged"))
     best = max(((evidence >= at) & forged).sum() / ((evidence >= at) | forged).sum() for at in evidence)
@@ -187,7 +189,7 @@ def test_a_run_stores_what_it_has_seen_in_the_pass_that_calibrates(prepared, tmp
     found = familiarity_of(tmp_path / "run")
     assert (found["faces"], found["families"]) == (120, 8) and found["distance_threshold"] > 0
     model, processor = load_checkpoint(find_checkpoint(str(tmp_path / "run")), torch.device("cpu"))
-    (rows,) = load_evaluation_sets([str(data)], "validation")
+    (rows,) = load_splits([str(data)], "validation")
     rows.dataset = rows.dataset.select([i for i, method in enumerate(rows.dataset["method"]) if method != "unseen"])
     batches = list(predict(model, processor, rows, reference=ReferenceNetwork(find_reference())))
     sharpness = np.concatenate([batch.sharpness for batch in batches])
@@ -209,7 +211,7 @@ def test_nothing_but_the_end_of_a_run_is_calibrated(finished, prepared, tmp_path
     for folder in finished.glob("checkpoint-*"):
         assert calibration_of(folder) is familiarity_of(folder) is None
     flags = training_flags(prepared, tmp_path / "run", **RUN, model=finished)
-    trainer = train.build_trainer(parse_training_run(flags))
+    trainer = build_trainer(parse_training_run(flags))
     assert trainer.model.config.calibration is trainer.model.config.familiarity is None
     train.main(training_flags(prepared, tmp_path / "none", max_steps=1, image_size=64, calibration="none"))
     assert calibration_of(tmp_path / "none") is familiarity_of(tmp_path / "none") is None
@@ -237,7 +239,7 @@ def test_validation_looks_at_its_own_split_and_at_the_chosen_methods_only(tmp_pa
     shutil.copytree(prepared, data)
     (data / "test.parquet").write_bytes(b"nobody may look at this")
     run = parse_training_run(training_flags(data, tmp_path / "run"))
-    trainer = train.build_trainer(run)
+    trainer = build_trainer(run)
     learned, chosen = trainer.train_dataset.rows, trainer.eval_dataset.rows
     for rows, split in ((learned, "train"), (chosen, "validation")):
         table = pq.read_table(data / f"{split}.parquet").to_pandas()
@@ -402,7 +404,7 @@ def test_a_killed_process_goes_on_to_the_same_weights(prepared, tmp_path):
 
 def test_training_goes_on_from_a_checkpoint(finished, prepared, tmp_path):
     run = parse_training_run(training_flags(prepared, tmp_path / "run", **RUN, model=finished))
-    model = train.build_trainer(run).model
+    model = build_trainer(run).model
     for name, value in load_file(finished / "model.safetensors").items():
         assert torch.equal(model.state_dict()[name], value), name
 
@@ -410,14 +412,14 @@ def test_training_goes_on_from_a_checkpoint(finished, prepared, tmp_path):
 def test_a_checkpoint_to_start_from_keeps_its_settings(finished, prepared, tmp_path):
     run = parse_training_run(training_flags(prepared, tmp_path / "run", model=finished, image_size=96))
     with pytest.raises(InputError, match=r"image_size is 96, and 64 in the checkpoint .*leave image_size out"):
-        train.build_trainer(run)
+        build_trainer(run)
 
 
 def test_a_setting_that_is_the_default_is_no_less_given(finished, prepared, tmp_path):
     flags = ["--dataset", str(prepared), "--output_dir", str(tmp_path / "run"), "--model", str(finished)]
     for flag, named in (("--image_size=299", "image_size is 299"), ("--no_self_pairs", "self_pairs is False")):
         with pytest.raises(InputError, match=named):
-            train.build_trainer(parse_training_run([*flags, flag]))
+            build_trainer(parse_training_run([*flags, flag]))
     run = parse_training_run(flags)
     assert "image_size" not in run.record()  # the checkpoint's own counts
 
@@ -546,14 +548,14 @@ def test_faces_cut_otherwise_for_validation_are_refused(tmp_path):
 def test_mixed_crops_are_accepted_when_asked_for_and_the_usual_one_is_recorded(tmp_path):
     flags = training_flags(a_set(tmp_path, cut_wider), tmp_path / "run")
     run = parse_training_run([*flags, "--allow_mixed_crops"])
-    assert train.build_trainer(run).processing_class.crop == CROP
+    assert build_trainer(run).processing_class.crop == CROP
 
 
 def test_scores_that_are_equal_are_validated(prepared):
     prediction = type("Prediction", (), {})()
     prediction.predictions = np.zeros((4, 2), np.float32)
     prediction.label_ids = np.array([0, 0, 1, 1]), np.array([0, 1, 2, 2])
-    assert train.validation_metrics(prediction)["auc"] == 0.5
+    assert validation_metrics(prediction)["auc"] == 0.5
 
 
 @pytest.mark.slow
@@ -617,7 +619,7 @@ def spacing(prepared, tmp_path, given=(), **settings):
     flags = training_flags(prepared, tmp_path / "run", image_size=64, max_steps=-1, **settings)
     places = [flags.index(f"--{name}") for name in ("eval_strategy", "eval_steps", "save_strategy", "save_steps")]
     flags = [flag for place, flag in enumerate(flags) if place not in {*places, *(place + 1 for place in places)}]
-    args = train.build_trainer(parse_training_run([*flags, *given])).args
+    args = build_trainer(parse_training_run([*flags, *given])).args
     return args.eval_strategy, args.eval_steps, args.save_strategy, args.save_steps
 
 

@@ -29,6 +29,7 @@ from dcl_face_forgery.faces_dcl import YUNET_FILE
 from dcl_face_forgery.modeling_dcl import REFERENCE_FILE
 from dcl_face_forgery.prepared.names import FAKE, REAL
 from dcl_face_forgery.tests.shared.prepared_data import SHIPPED_CODE, training_flags
+from dcl_face_forgery.tests.shared.training import build_trainer
 from dcl_face_forgery.training.arguments import parse_training_run
 from dcl_face_forgery.training.losses import inter_instance_loss, intra_instance_loss, uniformity_loss
 from dcl_face_forgery.training.pairs import BalancedSampler, collate
@@ -45,7 +46,7 @@ def build(prepared, tmp_path):
 
     def build(**settings):
         flags = training_flags(prepared, tmp_path / "out", **{**NEITHER, **settings})
-        return train.build_trainer(parse_training_run(flags))
+        return build_trainer(parse_training_run(flags))
 
     return build
 
@@ -304,7 +305,7 @@ def shared_trainer(prepared, tmp_path_factory):
         key = json.dumps(settings)
         if key not in trainers:
             flags = training_flags(prepared, tmp_path_factory.mktemp("out"), **{**NEITHER, **settings})
-            trainers[key] = train.build_trainer(parse_training_run(flags))
+            trainers[key] = build_trainer(parse_training_run(flags))
             trainers[key].initial = copy.deepcopy(trainers[key].model.state_dict())
         trainers[key].model.load_state_dict(trainers[key].initial)
         return trainers[key]

@@ -1,6 +1,6 @@
 """The metrics of this package as a module of the library `evaluate`.
 
-    metric = evaluate.load("path/to/evaluation/dcl_metrics")
+    metric = evaluate.load("path/to/evaluation/metrics/dcl_metrics")
     metric.compute(predictions=p_fake, references=labels, video_ids=video_ids, source_ids=source_ids)
 
 The path is that of this folder, in a checkout or in the installed package; nothing is downloaded.
@@ -13,7 +13,7 @@ import datasets
 import evaluate
 import pandas as pd
 
-from ..tables import binary_metrics, frame_and_video_metrics
+from dcl_face_forgery.evaluation.metrics.tables import binary_metrics, frame_and_video_metrics
 
 DESCRIPTION = """\
 How well scores tell forged faces from real ones: AUC, EER, average precision, accuracy, balanced accuracy, TPR at low

@@ -21,10 +21,10 @@ from dcl_face_forgery.evaluation.reporting.examples import (
     mean_similarities,
 )
 from dcl_face_forgery.evaluation.scoring.predictions import mask_to_cells, predict
-from dcl_face_forgery.evaluation.scoring.sets import load_evaluation_sets
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForImageClassification, DCLForPreTraining
 from dcl_face_forgery.prepared.dataset import decode_image, decode_mask
+from dcl_face_forgery.prepared.splits import load_splits
 from dcl_face_forgery.tests.shared.prepared_data import make_rows, write_split
 
 
@@ -37,7 +37,7 @@ def data(tmp_path_factory):
         for row in make_rows(range(3), methods=("swap", "warp"))
     ]
     write_split(folder, "test", rows)
-    (data,) = load_evaluation_sets([str(folder)], "test")
+    (data,) = load_splits([str(folder)], "test")
     return data
 
 

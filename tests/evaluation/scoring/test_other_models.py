@@ -32,10 +32,10 @@ from dcl_face_forgery.evaluate_dcl import main
 from dcl_face_forgery.evaluation.scoring.checkpoints import find_checkpoint
 from dcl_face_forgery.evaluation.scoring.other_models import find_classes, load_classifier
 from dcl_face_forgery.evaluation.scoring.predictions import load_checkpoint, predict
-from dcl_face_forgery.evaluation.scoring.sets import load_evaluation_sets
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForPreTraining
 from dcl_face_forgery.prepared.dataset import decode_image
+from dcl_face_forgery.prepared.splits import load_splits
 from dcl_face_forgery.tests.shared.prepared_data import make_rows, write_split
 
 CPU = torch.device("cpu")
@@ -158,7 +158,7 @@ def test_several_models_are_compared_and_perturbed(tmp_path, capsys):
 
 
 def test_workers_and_batches_do_not_change_the_scores(here):
-    (data,) = load_evaluation_sets(["textures"], "test")
+    (data,) = load_splits(["textures"], "test")
     loaded = load_checkpoint(find_checkpoint("resnet"), CPU)
 
     def scores(**options):

@@ -28,10 +28,10 @@ from dcl_face_forgery.evaluation.scoring.predictions import (
     load_checkpoint,
     predict,
 )
-from dcl_face_forgery.evaluation.scoring.sets import load_evaluation_sets
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForPreTraining
 from dcl_face_forgery.prepared.dataset import metadata
+from dcl_face_forgery.prepared.splits import load_splits
 from dcl_face_forgery.tests.shared.prepared_data import CROP, make_rows, write_split
 
 ROWS = 36  # of `textures`, in parts of eight: the last one has four
@@ -41,7 +41,7 @@ LEFT_BY_THE_COMMAND = [*RESULTS, "table.csv", "table.json", "table.md"]
 #: The command with small parts; a "slow" one takes a moment for each batch, so that it can be killed inside.
 COMMAND = """
 import sys, time
-from dcl import evaluate_dcl
+from dcl_face_forgery import evaluate_dcl
 from dcl_face_forgery.evaluation import parts
 parts.ROWS_PER_PART = 8
 pause, *arguments = sys.argv[1:]
@@ -79,7 +79,7 @@ def loaded(here):
 
 @pytest.fixture
 def textures(here):
-    return load_evaluation_sets([str(here / "textures")], "test")[0]
+    return load_splits([str(here / "textures")], "test")[0]
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +202,7 @@ def test_only_folders_of_its_own_making_are_removed(loaded, textures, tmp_path):
 
 
 def test_a_corrupt_row_leaves_the_parts_before_it_to_a_run_that_skips_it(loaded, here, tmp_path, asked):
-    (data,) = load_evaluation_sets([str(here / "broken")], "test")
+    (data,) = load_splits([str(here / "broken")], "test")
     with pytest.raises(InputError, match=r"row 10 \(the first is 0\) of"):
         evaluate(loaded, data, tmp_path)
     asked.rows = 0

@@ -16,7 +16,6 @@ from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.evaluation.results import crop_matches, evaluate_checkpoint
 from dcl_face_forgery.evaluation.scoring.checkpoints import Checkpoint, find_checkpoint
 from dcl_face_forgery.evaluation.scoring.predictions import PREDICTIONS_SCHEMA, load_checkpoint, mask_to_cells, predict
-from dcl_face_forgery.evaluation.scoring.sets import load_evaluation_sets
 from dcl_face_forgery.hub_dcl import MODEL_TYPE
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import (
@@ -27,6 +26,7 @@ from dcl_face_forgery.modeling_dcl import (
     find_reference,
 )
 from dcl_face_forgery.prepared.dataset import FEATURES, CorruptImageError, decode_image, encode_image
+from dcl_face_forgery.prepared.splits import load_splits
 
 CROP = {"kind": "box", "margin": 0.3, "size": 80, "detector": "yunet"}
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def loaded(folder):
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory):
-    (data,) = load_evaluation_sets([str(write_set(tmp_path_factory.mktemp("sets") / "noise", make_rows()))], "test")
+    (data,) = load_splits([str(write_set(tmp_path_factory.mktemp("sets") / "noise", make_rows()))], "test")
     return data
 
 
@@ -181,7 +181,7 @@ def test_pixels_on_a_border_count_by_their_part():
 def test_a_corrupt_image_is_named_by_its_row(loaded, tmp_path):
     rows = make_rows()
     rows[11] = corrupt(rows[11])
-    (data,) = load_evaluation_sets([str(write_set(tmp_path / "noise", rows))], "test")
+    (data,) = load_splits([str(write_set(tmp_path / "noise", rows))], "test")
     with pytest.raises(CorruptImageError, match=r"row 11 \(the first is 0\) of .*noise \(test\)"):
         list(predict(*loaded, data, batch_size=4))
 
@@ -191,7 +191,7 @@ def test_corrupt_rows_are_left_out_on_request(loaded, tmp_path, num_workers):
     rows = make_rows()
     for index in (4, 5, 6, 7, 11):  # 4 to 7 are a whole batch
         rows[index] = corrupt(rows[index])
-    (data,) = load_evaluation_sets([str(write_set(tmp_path / "noise", rows))], "test")
+    (data,) = load_splits([str(write_set(tmp_path / "noise", rows))], "test")
     batches = list(predict(*loaded, data, batch_size=4, num_workers=num_workers, skip_corrupt=True))
     assert [index for batch in batches for index in batch.corrupt] == [4, 5, 6, 7, 11]
     kept = [row["video_id"] for index, row in enumerate(rows) if index not in (4, 5, 6, 7, 11)]
@@ -201,7 +201,7 @@ def test_corrupt_rows_are_left_out_on_request(loaded, tmp_path, num_workers):
 def test_a_corrupt_mask_counts_as_a_corrupt_row(loaded, tmp_path):
     rows = make_rows()
     rows[2] = {**rows[2], "mask": {"bytes": b"no picture", "path": None}}
-    (data,) = load_evaluation_sets([str(write_set(tmp_path / "noise", rows))], "test")
+    (data,) = load_splits([str(write_set(tmp_path / "noise", rows))], "test")
     with pytest.raises(CorruptImageError, match="the mask of row 2"):
         list(predict(*loaded, data))
 
@@ -238,7 +238,7 @@ def test_the_files_say_what_was_run(loaded, noise, tmp_path):
 
 def test_localisation_is_null_without_masks(loaded, tmp_path):
     rows = [row for row in make_rows() if row["method"] != "swap"]
-    (data,) = load_evaluation_sets([str(write_set(tmp_path / "noise", rows))], "test")
+    (data,) = load_splits([str(write_set(tmp_path / "noise", rows))], "test")
     metrics = evaluate(loaded, [data], tmp_path / "out")["noise"]
     assert metrics["localisation"]["auc"] is None
     assert metrics["frame"]["auc"] is not None
@@ -246,7 +246,7 @@ def test_localisation_is_null_without_masks(loaded, tmp_path):
 
 def test_several_sets_share_a_table_and_keep_their_metrics_apart(loaded, noise, tmp_path):
     alone = evaluate(loaded, [noise], tmp_path / "alone")
-    (other,) = load_evaluation_sets([str(write_set(tmp_path / "other", make_rows(seed=1)))], "test")
+    (other,) = load_splits([str(write_set(tmp_path / "other", make_rows(seed=1)))], "test")
     both = evaluate(loaded, [noise, other], tmp_path / "both")
     assert both["noise"] == alone["noise"]
     assert both["other"] != alone["noise"]
@@ -260,7 +260,7 @@ def test_a_run_that_dies_leaves_what_was_there(loaded, noise, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     rows = make_rows()
     rows[-1] = corrupt(rows[-1])
-    (data,) = load_evaluation_sets([str(write_set(tmp_path / "broken", rows))], "test")
+    (data,) = load_splits([str(write_set(tmp_path / "broken", rows))], "test")
     with pytest.raises(InputError):
         evaluate(loaded, [data], tmp_path / "out", batch_size=2)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
@@ -269,7 +269,7 @@ def test_a_run_that_dies_leaves_what_was_there(loaded, noise, tmp_path):
 def test_skipped_rows_are_counted_and_named(loaded, tmp_path):
     rows = make_rows()
     rows[3], rows[8] = corrupt(rows[3]), corrupt(rows[8])
-    (data,) = load_evaluation_sets([str(write_set(tmp_path / "noise", rows))], "test")
+    (data,) = load_splits([str(write_set(tmp_path / "noise", rows))], "test")
     metrics = evaluate(loaded, [data], tmp_path / "out", skip_corrupt=True)
     record = json.loads((tmp_path / "out/run.json").read_text())["datasets"]["noise"]
     assert record["skipped_corrupt"] == {"count": 2, "rows": [3, 8]}
@@ -279,7 +279,7 @@ def test_skipped_rows_are_counted_and_named(loaded, tmp_path):
 
 def test_a_set_without_a_readable_image_is_refused(loaded, tmp_path):
     rows = [corrupt(row) for row in make_rows()]
-    (data,) = load_evaluation_sets([str(write_set(tmp_path / "noise", rows))], "test")
+    (data,) = load_splits([str(write_set(tmp_path / "noise", rows))], "test")
     with pytest.raises(InputError, match="none of the 18 images"):
         evaluate(loaded, [data], tmp_path / "out", skip_corrupt=True)
 
@@ -295,7 +295,7 @@ def test_a_folder_that_cannot_be_written_is_refused(loaded, noise, tmp_path):
 
 def test_another_crop_is_evaluated_with_a_warning_and_a_note(loaded, tmp_path, caplog):
     rows = [{**row, "crop": {**CROP, "kind": "aligned5"}} for row in make_rows()]
-    (data,) = load_evaluation_sets([str(write_set(tmp_path / "noise", rows))], "test")
+    (data,) = load_splits([str(write_set(tmp_path / "noise", rows))], "test")
     evaluate(loaded, [data], tmp_path / "out")
     record = json.loads((tmp_path / "out/run.json").read_text())["datasets"]["noise"]
     assert record["crop_matches"] is False
@@ -308,8 +308,8 @@ def test_mixed_crops_never_match(loaded, tmp_path):
     rows[0] = {**rows[0], "crop": {**CROP, "margin": 0.5}}
     write_set(tmp_path / "noise", rows)
     with pytest.raises(InputError, match="cut in 2 ways"):
-        load_evaluation_sets([str(tmp_path / "noise")], "test")
-    (data,) = load_evaluation_sets([str(tmp_path / "noise")], "test", allow_mixed_crops=True)
+        load_splits([str(tmp_path / "noise")], "test")
+    (data,) = load_splits([str(tmp_path / "noise")], "test", allow_mixed_crops=True)
     evaluate(loaded, [data], tmp_path / "out")
     record = json.loads((tmp_path / "out/run.json").read_text())["datasets"]["noise"]
     assert (record["crop"], record["crop_is_mixed"], record["crop_matches"]) == (CROP, True, False)
@@ -396,7 +396,7 @@ def test_data_sets_are_called_by_name_or_by_the_end_of_their_path(tmp_path):
         write_set(tmp_path / name, make_rows())
 
     def names(*sources, data_root=None):
-        return [data.name for data in load_evaluation_sets(sources, "test", data_root)]
+        return [data.name for data in load_splits(sources, "test", data_root)]
 
     assert names("noise", "other", data_root=tmp_path / "b") == ["noise", "other"]
     assert names(str(tmp_path / "a/noise"), str(tmp_path / "b/other")) == ["noise", "other"]
@@ -410,14 +410,14 @@ def test_rows_without_a_label_are_refused(tmp_path):
     rows[4] = {**rows[4], "label": -1}
     write_set(tmp_path / "noise", rows)
     with pytest.raises(InputError, match=r"1 rows of .*noise \(test\) have no label \(as row 4; the first is 0\)"):
-        load_evaluation_sets([str(tmp_path / "noise")], "test")
+        load_splits([str(tmp_path / "noise")], "test")
 
 
 def test_rows_of_two_compressions_are_not_taken_for_one_video(tmp_path):
     rows = [{**row, "compression": compression} for compression in ("c23", "c40") for row in make_rows()]
     write_set(tmp_path / "noise", rows)
     with pytest.raises(InputError, match=r"18 rows of .*noise \(test\) have the video and frame of another row"):
-        load_evaluation_sets([str(tmp_path / "noise")], "test")
+        load_splits([str(tmp_path / "noise")], "test")
 
 
 def test_rows_without_a_video_are_refused(tmp_path):
@@ -425,4 +425,4 @@ def test_rows_without_a_video_are_refused(tmp_path):
     rows[4] = {**rows[4], "video_id": None}
     write_set(tmp_path / "noise", rows)
     with pytest.raises(InputError, match="the column 'video_id' of the data set"):
-        load_evaluation_sets([str(tmp_path / "noise")], "test")
+        load_splits([str(tmp_path / "noise")], "test")

@@ -1,21 +1,21 @@
-"""Load the data sets that shall be evaluated, and check that they can be."""
+"""Load splits of prepared data sets for evaluation, and check that they can be evaluated."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Value
+import numpy as np
+from datasets import Dataset
 
-from ...errors_dcl import InputError
-from ...prepared.copies import Pictures, refuse_copies
-from ...prepared.dataset import check_labels, find_crop, fingerprint, load_prepared, metadata
-from ...prepared.names import find_folder, split_files
-from ..metrics.tables import check_group_column
+from ..errors_dcl import InputError
+from .copies import Pictures, refuse_copies
+from .dataset import CROP_FIELDS, check_labels, find_crop, fingerprint, load_prepared, metadata
+from .names import find_folder, split_files
 
 
 @dataclass
-class EvaluationSet:
+class PreparedSplit:
     """One split of a prepared data set, under the name that its results get."""
 
     name: str
@@ -34,9 +34,9 @@ class EvaluationSet:
         return f"{self.source} ({self.split})"
 
 
-def load_evaluation_sets(
+def load_splits(
     sources: Sequence[str], split: str, data_root: str | Path | None = None, allow_mixed_crops: bool = False
-) -> list[EvaluationSet]:
+) -> list[PreparedSplit]:
     """Load data sets and check that they can be evaluated.
 
     Each is called by its name under `data_root`, its id on the Hub, or the last part of its path; where two paths end
@@ -76,11 +76,11 @@ def load_evaluation_sets(
                 raise
             crop, crop_is_mixed = find_crop(dataset, where, allow_mixed=True), True
         unique = name if names.count(name) == 1 else source
-        sets.append(EvaluationSet(unique, source, split, dataset, fingerprint(dataset), crop, crop_is_mixed))
+        sets.append(PreparedSplit(unique, source, split, dataset, fingerprint(dataset), crop, crop_is_mixed))
     return sets
 
 
-def refuse_copies_of_training(sets: Sequence[EvaluationSet], data_root: str | Path | None = None) -> None:
+def refuse_copies_of_training(sets: Sequence[PreparedSplit], data_root: str | Path | None = None) -> None:
     """Check that no data set on this machine shares a picture with its own splits for training and validation.
 
     Raises:
@@ -101,24 +101,16 @@ def refuse_copies_of_training(sets: Sequence[EvaluationSet], data_root: str | Pa
                 )
 
 
-def check_groups(sets: Sequence[EvaluationSet], column: str) -> None:
-    """Check that every data set can be divided by a column, before anything is scored; warn of a single group.
-
-    Raises:
-        InputError: if one has no such column, or it is no plain one, or has no value, or more than there can be
-            groups.
-    """
-    for data in sets:
-        features = data.dataset.features
-        plain = [name for name, feature in features.items() if isinstance(feature, Value | ClassLabel)]
-        if column not in plain:
-            raise InputError(
-                f"{data.where} cannot be grouped by {column!r}: pass --group_by with one of {', '.join(plain)}."
-            )
-        values = metadata(data.dataset.select_columns([column])).to_pandas()[column]
-        if isinstance(features[column], ClassLabel):
-            values = values.map(dict(enumerate(features[column].names)))  # a class that is not known is -1
-        check_group_column(values, column, data.where)
+def crop_matches(data: Mapping[str, Any], model: Mapping[str, Any] | None) -> bool | None:
+    """Whether faces were cut as a model learned them; None where the model does not say."""
+    if model is None:
+        return None
+    return all(
+        np.isclose(data[name], model.get(name), atol=1e-5)
+        if name == "margin" and None not in (data[name], model.get(name))
+        else data[name] == model.get(name)
+        for name in CROP_FIELDS
+    )
 
 
 def _short_name(source: str, data_root: str | Path | None) -> str:
@@ -127,4 +119,4 @@ def _short_name(source: str, data_root: str | Path | None) -> str:
     return Path(source).resolve().name if Path(source).is_dir() else source
 
 
-__all__ = ["EvaluationSet", "check_groups", "load_evaluation_sets", "refuse_copies_of_training"]
+__all__ = ["PreparedSplit", "crop_matches", "load_splits", "refuse_copies_of_training"]

@@ -1,0 +1,106 @@
+"""Judge files one by one: progress, lines of JSON, a table, drawings, and the counts at the end."""
+
+import os
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ..decision_dcl import to_json
+from ..media_dcl import say_skipped, skipped_files
+from ..onnx_dcl import GRAPH
+from ..pipeline_dcl import FaceForgeryDetectionPipeline, result_of
+from .results import JsonLines, Table, UnreadableError, counted, draw, record_of, stamp_of
+
+
+def detect(arguments: Namespace, files: list[str], roots: dict[str, Path]) -> Counter[str]:
+    """Judge files, write what was asked for, and count the verdicts, and what could not be read as "error".
+
+    Args:
+        arguments: of `dcl-detect`.
+        files: their paths.
+        roots: the folder to which the drawing of each is relative.
+    """
+    pipe = FaceForgeryDetectionPipeline.from_pretrained(
+        arguments.model,
+        arguments.backend,
+        arguments.device,
+        arguments.graph or GRAPH,
+        num_frames=arguments.num_frames,
+        batch_size=arguments.batch_size,
+        most_pixels=arguments.most_pixels,
+        operating_point=arguments.operating_point,
+        threshold=arguments.threshold,
+        abstain=not arguments.no_abstain,
+        largest_only=arguments.largest_only,
+    )
+
+    lines = None
+    if arguments.json is not None:
+        lines = JsonLines(arguments.json, record_of(pipe, arguments.model, arguments.backend), files)
+    counts = Counter(lines.done.values() if lines is not None else ())
+    left = [name for name in files if lines is None or os.path.abspath(name) not in lines.done]
+    done = len(files) - len(left)
+    if done and not arguments.quiet:
+        drawn = "" if arguments.annotate is None else ", of which no drawing is made now"
+        print(f"{done} of {len(files)} files were judged before{drawn}: {arguments.json}", file=sys.stderr)
+    stamps: dict[str, dict | None] = {}
+
+    def stamped() -> Iterator[str]:
+        for name in left:
+            stamps[name] = stamp_of(name)
+            yield name
+
+    with (
+        lines or nullcontext(),
+        Table(arguments.csv) as table,
+        tqdm(total=len(files), initial=done, unit=" files", disable=arguments.quiet) as progress,
+    ):
+        if lines is not None and arguments.csv is not None:
+            for result in lines.results():
+                table.add(result)
+        for event in pipe.stream(stamped()):
+            if event["event"] == "progress":
+                if event["total"] is not None:
+                    of = f"{_shown(Path(event['name']).name)}: {event['done']} of {event['total']} frames"
+                    progress.set_postfix_str(of, refresh=event["done"] % 10 == 0)
+                continue
+            result = result_of(event)
+            name = result["name"]
+            if arguments.annotate is not None and result["kind"] != "error":
+                target = arguments.annotate / Path(name).relative_to(roots[name])
+                try:
+                    draw(pipe, result, target, arguments.evidence)
+                except UnreadableError as error:  # it was changed or went in between
+                    result = {"kind": "error", "name": name, "sentence": str(error)}
+            plain = to_json(result) | {"file": stamps.pop(name)}
+            table.add(plain)
+            if lines is not None:
+                lines.add(plain)
+            if (lines is None and not arguments.quiet) or result["kind"] == "error":
+                where = sys.stderr if result["kind"] == "error" else sys.stdout
+                sentence = result["sentence"] if name in result["sentence"] else f"{name}: {result['sentence']}"
+                tqdm.write(_shown(sentence), file=where)
+                for note in result.get("notes", ()):
+                    tqdm.write(f"  Note: {_shown(note)}", file=where)
+            counts["error" if result["kind"] == "error" else result["verdict"]] += 1
+            progress.set_postfix_str("", refresh=False)
+            progress.update()
+    if not arguments.quiet:
+        for folder in filter(os.path.isdir, arguments.files):
+            if skipped := say_skipped(skipped_files(folder)):
+                print(f"{_shown(folder)}: {skipped}", file=sys.stderr)
+        print(counted(counts), file=sys.stderr)
+    return counts
+
+
+def _shown(text: str) -> str:
+    """Return a text as a terminal can show it, whatever a file in it is called."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+__all__ = ["detect"]

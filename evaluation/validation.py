@@ -1,0 +1,72 @@
+"""What training needs of the validation split: metrics that choose the checkpoint, calibration and familiarity."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
+
+from ..errors_dcl import InputError
+from ..modeling_dcl import ReferenceNetwork, find_reference
+from ..prepared.dataset import keys_of
+from ..prepared.splits import PreparedSplit
+from .calibration import fit_calibration
+from .familiarity import fit_familiarity
+from .metrics.localisation import CellCounts, best_iou_threshold
+from .metrics.tables import binary_metrics, video_scores
+from .scoring.predictions import predict
+
+
+def validation_metrics(prediction: EvalPrediction) -> dict[str, Any]:
+    """Score the validation split, frame and video level.
+
+    Args:
+        prediction: logits (N, 2), and as label_ids the labels (N,) and the number of each frame's video (N,).
+    """
+    labels, videos = prediction.label_ids
+    logits = np.asarray(prediction.predictions, np.float64)
+    rows = pd.DataFrame({"video_id": videos, "label": labels, "p_fake": 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))})
+    frame = binary_metrics(rows.label.to_numpy(), rows.p_fake.to_numpy(), "frames")
+    if frame["auc"] is None:
+        raise InputError(f"the checkpoint cannot be validated ({frame['reason']}): lower the learning rate.")
+    per_video = video_scores(rows)
+    video = binary_metrics(per_video.label.to_numpy(), per_video.p_fake.to_numpy(), "videos")
+    return {"auc": frame["auc"], "eer": frame["eer"], "accuracy": frame["accuracy"], "video_auc": video["auc"]}
+
+
+def fit_on_validation(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    data: PreparedSplit,
+    batch_size: int,
+    num_workers: int,
+    inconclusive_error_rate: float,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fit calibration, thresholds and limits of familiarity on what a trained model says of the validation split.
+
+    Args:
+        model: on its device.
+        processor: its image processor.
+        data: the validation split.
+        batch_size: images at a time.
+        num_workers: processes that decode and resize.
+        inconclusive_error_rate: see `fit_calibration`.
+
+    Returns:
+        `DCLConfig.calibration` and `DCLConfig.familiarity`.
+    """
+    tables, features, sharpness, cells = [], [], [], CellCounts()
+    reference = ReferenceNetwork(find_reference())
+    for batch in predict(model.eval(), processor, data, batch_size, num_workers, reference=reference):
+        tables.append(batch.rows.to_pandas())
+        features.append(batch.features)
+        sharpness.append(batch.sharpness)
+        cells.add(batch.evidence, batch.forged)
+    predictions, keys = pd.concat(tables, ignore_index=True), keys_of(data.dataset)
+    predictions[["video_id", "source_id"]] = keys[["video_id", "source_id"]]  # apart from namesakes in other sets
+    calibration = fit_calibration(predictions, inconclusive_error_rate)
+    calibration["evidence_threshold"] = best_iou_threshold(cells)
+    return calibration, fit_familiarity(predictions, np.concatenate(features), np.concatenate(sharpness))
+
+
+__all__ = ["fit_on_validation", "validation_metrics"]

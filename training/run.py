@@ -1,0 +1,303 @@
+"""One training run: from settings to the best checkpoint with calibration and card; a killed run resumes."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Collection
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset, concatenate_datasets
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from transformers import EvalPrediction, set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from ..abstention_dcl import describe_abstention
+from ..configuration_dcl import why_refused
+from ..decision_dcl import describe_calibration
+from ..errors_dcl import InputError, reason
+from ..hub_dcl import find_dcl_checkpoint, hub_is_reachable
+from ..image_processing_dcl import DCLImageProcessor
+from ..modeling_dcl import DCLForPreTraining
+from ..prepared.copies import Pictures, refuse_copies
+from ..prepared.dataset import find_crop, fingerprint, keys_of
+from ..prepared.names import FAKE, split_names
+from ..prepared.splits import PreparedSplit
+from .arguments import TrainingRun
+from .backbone import load_backbone_weights
+from .pairs import FaceDataset, PairDataset, load_rows
+from .settings import ModelArguments
+from .streaming import StreamedRows
+from .trainer import DCLTrainer, last_complete_checkpoint
+
+logger = logging.getLogger(__name__)
+
+RECORD, RESULTS = "run_settings.json", "all_results.json"
+
+Metrics = Callable[[EvalPrediction], dict[str, Any]]
+Fit = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
+
+
+def train(run: TrainingRun, compute_metrics: Metrics, fit: Fit) -> None:
+    """Train, and save the best checkpoint with its card into the output folder.
+
+    Args:
+        run: the settings.
+        compute_metrics: as `Trainer` takes it; scores the validation split.
+        fit: of (model, processor, validation data, batch size, workers, inconclusive error rate), returns
+            `DCLConfig.calibration` and `DCLConfig.familiarity`.
+
+    Raises:
+        InputError: if a setting, the data, the checkpoint to start from or the output folder cannot be used.
+    """
+    output_dir = Path(run.training.output_dir)
+    disable_progress_bar()  # of reading and writing weights; training and evaluation keep theirs
+    rows = load_data(run)
+    train_rows, validation_rows = rows
+    learned = train_rows.fingerprint() if isinstance(train_rows, StreamedRows) else fingerprint(train_rows)
+    record = run.record() | {"data": [learned, fingerprint(validation_rows)]}
+    finished, checkpoint = find_start(run, output_dir, record)
+    if finished:
+        print(f"{output_dir} holds this run, finished; pass --overwrite to train again.")
+        return
+    trainer = build_trainer(run, compute_metrics, rows)
+    claim_output_dir(run, output_dir, record)
+    try:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb"):
+            raise
+        raise InputError(
+            f"--report_to wandb cannot be followed ({reason(error)}): run `wandb login`, or set WANDB_MODE=offline."
+        ) from error
+    calibrate_checkpoint(trainer, run, fit)
+    if trainer.is_world_process_zero():
+        print(describe_calibration(trainer.model.config.calibration))
+        print(describe_abstention(trainer.model.config.familiarity))
+    trainer.save_model()
+    trainer.save_state()
+    trainer.create_model_card()
+    trainer.log_metrics("train", result.metrics)
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("all", result.metrics | metrics, combined=False)
+    print(f"The checkpoint is in {output_dir}.")
+
+
+def load_data(run: TrainingRun) -> tuple[Dataset | StreamedRows, Dataset]:
+    """Load the rows to learn from and those that choose the checkpoint."""
+    data = run.data
+    names, chosen = split_names(data.dataset), (data.data_root, data.methods)
+    train_rows = load_rows(names, data.train_split, *chosen, streaming=data.streaming)
+    # Validation sees every row every time, and with the whole set what is streamed would be downloaded.
+    validation_rows = load_rows(names, data.validation_split, *chosen, split_alone=data.streaming)
+    return train_rows, validation_rows
+
+
+def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
+    """Raise an `InputError` if the folder holds a model, or checkpoints of a run with other settings or data."""
+    if not (output_dir / RECORD).exists() and any(output_dir.glob("model*.safetensors")):
+        raise InputError(
+            f"{output_dir} holds a model that no run here wrote: choose another --output_dir, or pass --overwrite."
+        )
+    if not (output_dir / RESULTS).exists() and last_complete_checkpoint(output_dir) is None:
+        return  # a run that saved nothing, stopped by a misspelt setting perhaps, has nothing to be mixed with
+    try:
+        earlier = json.loads((output_dir / RECORD).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{output_dir} holds checkpoints of an unknown run: choose another --output_dir.") from error
+    changed = [key for key in record if key in earlier and earlier[key] != record[key]]
+    if changed:
+        shown = "; ".join(f"{key} was {earlier[key]!r}, is {record[key]!r}" for key in changed[:3])
+        raise InputError(
+            f"{output_dir} holds a run with other settings ({shown}): choose another --output_dir or pass --overwrite."
+        )
+
+
+def find_start(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> tuple[bool, Path | None]:
+    """Decide where the run begins, the same for every process: the first one looks, and tells the others.
+
+    Returns:
+        Whether the folder holds this run, finished; and the checkpoint to go on from, if there is one.
+
+    Raises:
+        InputError: if the folder holds another run, or a process does not find the checkpoint.
+    """
+    answer: list[Any] = [None, False, None]
+    if run.training.process_index == 0:
+        try:
+            if not run.data.overwrite:
+                refuse_other_run(output_dir, record)
+                checkpoint = run.training.resume_from_checkpoint or last_complete_checkpoint(output_dir)
+                answer[1:] = (output_dir / RESULTS).exists(), checkpoint and str(checkpoint)
+        except InputError as error:
+            answer[0] = str(error)
+    if run.training.world_size > 1:
+        dist.broadcast_object_list(answer, device=run.training.device)
+    refusal, finished, checkpoint = answer
+    if refusal is not None:
+        raise InputError(refusal)
+    if checkpoint is not None and not finished:
+        state = Path(checkpoint) / "trainer_state.json"
+        if not state.is_file():
+            raise InputError(
+                f"{checkpoint} is no complete checkpoint to resume from, it has no trainer_state.json here: "
+                "name another, and let all processes share the folder."
+            )
+        done, last = json.loads(state.read_text())["global_step"], run.training.max_steps
+        if run.training.resume_from_checkpoint and 0 < last <= done:
+            raise InputError(
+                f"{checkpoint} was trained for {done} steps, and max_steps is {last}: nothing is left to train; start "
+                "from its weights by --model, or raise max_steps."
+            )
+    return finished, None if checkpoint is None else Path(checkpoint)
+
+
+def claim_output_dir(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> None:
+    """Record the settings of the run in its folder, and remove the run that it overwrites."""
+    with run.training.main_process_first(local=False, desc="output folder"):
+        if run.training.process_index != 0:
+            return
+        if run.data.overwrite:
+            for leftover in (*output_dir.glob("checkpoint-*"), output_dir / RESULTS):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            (output_dir / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True))
+        except OSError as error:
+            raise InputError(
+                f"the output folder {output_dir} cannot be written ({error.strerror}): choose another."
+            ) from error
+
+
+def build_trainer(
+    run: TrainingRun, compute_metrics: Metrics, rows: tuple[Dataset | StreamedRows, Dataset] | None = None
+) -> DCLTrainer:
+    """Build model, processor, data sets and trainer of a run.
+
+    Args:
+        run: its settings.
+        compute_metrics: as `Trainer` takes it; scores the validation split.
+        rows: what `load_data` loaded, if that was done.
+
+    Raises:
+        InputError: if a setting, the data or the checkpoint to start from cannot be used.
+    """
+    data, args = run.data, run.training
+    train_rows, validation_rows = rows or load_data(run)
+    if args.push_to_hub and not hub_is_reachable():
+        raise InputError("push_to_hub was asked for, and the Hub cannot be reached: train without it, and push later.")
+    shared = set(keys_of(train_rows).source_id) & set(keys_of(validation_rows).source_id)
+    if shared:
+        logger.warning(
+            "%d source videos (as %s) are in both %s and %s: the validation scores will be too good to be true.",
+            *(len(shared), min(shared), data.train_split, data.validation_split),
+        )
+    if not data.allow_copies and data.train_split != data.validation_split:
+        refuse_copies(
+            Pictures.of_rows(train_rows, data.train_split),
+            Pictures.of_rows(validation_rows, data.validation_split),
+            "the validation scores would be too high. Remove one of each pair and prepare the data again, or pass "
+            "--allow_copies.",
+        )
+    crops = concatenate_datasets([rows.select_columns(["crop"]) for rows in (train_rows, validation_rows)])
+    crop = find_crop(crops, " and ".join(data.dataset), data.allow_mixed_crops)
+    set_seed(args.seed)
+    model, processor = build_model(run.model, run.given)
+    if processor.crop not in (None, crop):
+        logger.warning("The checkpoint learned faces cut as %s; it goes on with %s.", processor.crop, crop)
+    processor.crop = crop
+    size = model.config.image_size
+    train_set = PairDataset(train_rows, size, run.views, run.augmentation, args.seed, data.skip_corrupt)
+    seen = {str(method) for method in train_set.methods[train_set.labels == FAKE]}
+    model.config.seen_methods = sorted(seen.union(model.config.seen_methods or []))
+    validation_set = FaceDataset(validation_rows, processor, data.skip_corrupt)
+    try:
+        trainer = DCLTrainer(
+            model=model,
+            args=args,
+            train_dataset=train_set,
+            eval_dataset=validation_set,
+            processing_class=processor,
+            compute_metrics=compute_metrics,
+        )
+    except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
+        name = args.hub_model_id or Path(args.output_dir).name
+        raise InputError(
+            f"the repository {name!r} cannot be made on the Hub ({reason(error)}): log in by `hf auth login`, or "
+            "leave push_to_hub out."
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        # What is said of a tracker that is not installed, and of one that is not known.
+        if "requires" not in str(error) and "is not supported, only" not in str(error):
+            raise
+        raise InputError(f"--report_to {' '.join(args.report_to)} cannot be followed: {error}") from error
+    if every := trainer.space_evaluations(run.given):
+        logger.warning(
+            "Evaluating and saving every %d steps, since an epoch is shorter: set eval_strategy to change it.", every
+        )
+    return trainer
+
+
+def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun, fit: Fit) -> None:
+    """Fit calibration and familiarity of the trained model on the validation split, for its configuration.
+
+    The first process scores the split, as an evaluation would, and tells the others. The model is saved before: it
+    must not be lost if that fails.
+
+    Args:
+        trainer: after training.
+        run: its settings.
+        fit: see `train`.
+    """
+    args = trainer.args
+    trainer.save_model(_internal_call=True)
+    if args.calibration == "none":
+        return
+    answer: list[dict[str, Any] | None] = [None, None]
+    if args.process_index == 0:
+        source, split = " and ".join(run.data.dataset), run.data.validation_split
+        rows, processor = trainer.eval_dataset.rows, trainer.processing_class
+        data = PreparedSplit(
+            source, source, split, rows, fingerprint(rows), processor.crop, run.data.allow_mixed_crops
+        )
+        workers, rate = args.dataloader_num_workers, args.inconclusive_error_rate
+        answer[:] = fit(trainer.model, processor, data, args.per_device_eval_batch_size, workers, rate)
+    if args.world_size > 1:  # it may take longer than the training's own group of processes would wait
+        patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        dist.broadcast_object_list(answer, group=patient)
+        dist.destroy_process_group(patient)
+    trainer.model.config.calibration, trainer.model.config.familiarity = answer
+
+
+def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple[DCLForPreTraining, DCLImageProcessor]:
+    """Load the checkpoint a run starts from, or build a new model on pretrained weights, and its processor."""
+    if arguments.model is None:
+        model = DCLForPreTraining(arguments.config())
+        if arguments.backbone_weights != "none":
+            load_backbone_weights(model, arguments.backbone_weights)
+        size = model.config.image_size
+        return model, DCLImageProcessor(size={"height": size, "width": size})
+    folder = find_dcl_checkpoint(arguments.model)
+    try:
+        processor = DCLImageProcessor.from_pretrained(folder)
+        model, loading = DCLForPreTraining.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # of the file formats, or of the configuration
+        raise InputError(
+            f"the checkpoint {arguments.model!r} cannot be loaded ({why_refused(error)}): copy or download it again."
+        ) from error
+    arguments.refuse_conflicts(model.config, given)
+    model.config.calibration = model.config.familiarity = None  # of other weights, soon
+    missing = sorted(name for name in loading["missing_keys"] if name.startswith(("dcl.", "classifier.")))
+    if missing:
+        raise InputError(
+            f"the checkpoint {arguments.model!r} lacks {len(missing)} weights of backbone and classifier "
+            f"(as {missing[0]}): pass one that was saved whole."
+        )
+    return model, processor
+
+
+__all__ = ["RECORD", "RESULTS", "build_trainer", "find_start", "load_data", "train"]
