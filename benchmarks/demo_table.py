@@ -23,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from dcl_face_forgery.evaluation.metrics.tables import binary_metrics
+from dcl_face_forgery.evaluation.metrics.binary import binary_metrics
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForPreTraining
 from dcl_face_forgery.prepared.dataset import decode_image, load_prepared, metadata

@@ -14,9 +14,10 @@ from scipy.stats import binomtest
 
 from ..decision_dcl import OPERATING_POINTS, calibrate
 from ..prepared.names import FAKE, REAL
+from .metrics.binary import binary_metrics
 from .metrics.bootstrap import CONFIDENCE, family_codes
+from .metrics.levels import video_scores
 from .metrics.ranking import Ranking
-from .metrics.tables import binary_metrics, video_scores
 
 #: Operating points by their false positive rate: how many reals there are to one false alarm.
 RATES = {"fpr_0.05": 20, "fpr_0.01": 100}

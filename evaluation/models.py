@@ -15,7 +15,7 @@ from ..errors_dcl import InputError
 from ..prepared.dataset import metadata
 from ..prepared.names import split_names
 from ..prepared.splits import PreparedSplit, load_splits, refuse_copies_of_training
-from .metrics.tables import check_group_column
+from .metrics.groups import check_group_column
 from .reporting.examples import look_at_results
 from .reporting.report import check_report, write_report
 from .reporting.summary import print_result

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from ..errors_dcl import InputError, abridged, reason
 from ..prepared.names import CLASS_NAMES, FAKE, REAL
 from .metrics.bootstrap import DRAWS
-from .metrics.tables import check_group_column, frame_and_video_metrics
+from .metrics.groups import check_group_column
+from .metrics.levels import frame_and_video_metrics
 from .reporting.records import OF_METRICS, count_rows, versions
 from .reporting.result_files import RESULT_FILES, complete_files, remove_what_is_of_another_run
 

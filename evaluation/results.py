@@ -15,7 +15,7 @@ from ..decision_dcl import LEVELS, Rule
 from ..errors_dcl import InputError
 from ..prepared.splits import PreparedSplit, crop_matches
 from .metrics.bootstrap import DRAWS
-from .metrics.tables import frame_and_video_metrics
+from .metrics.levels import frame_and_video_metrics
 from .reporting.names import was_seen
 from .reporting.records import OF_METRICS, OF_MODELS, OF_PICTURES, count_rows, versions
 from .reporting.result_files import RESULT_FILES, complete_files, remove_what_is_of_another_run

@@ -13,7 +13,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..decision_dcl import LEVELS as UNITS
 from ..errors_dcl import InputError
 from ..prepared.splits import PreparedSplit
-from .metrics.tables import frame_and_video_metrics
+from .metrics.levels import frame_and_video_metrics
 from .reporting.figures import draw_robustness
 from .reporting.names import cell
 from .reporting.records import OF_METRICS, OF_MODELS, OF_PICTURES, versions

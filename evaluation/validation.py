@@ -12,8 +12,9 @@ from ..prepared.dataset import keys_of
 from ..prepared.splits import PreparedSplit
 from .calibration import fit_calibration
 from .familiarity import fit_familiarity
+from .metrics.binary import binary_metrics
+from .metrics.levels import video_scores
 from .metrics.localisation import CellCounts, best_iou_threshold
-from .metrics.tables import binary_metrics, video_scores
 from .scoring.predictions import predict
 
 

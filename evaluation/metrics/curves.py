@@ -8,8 +8,8 @@ import pandas as pd
 from ...decision_dcl import LEVELS
 from ...prepared.names import FAKE
 from .bootstrap import DRAWS, family_codes, interval
+from .levels import rank_scores, video_scores
 from .ranking import Ranking
-from .tables import rank_scores, video_scores
 
 #: Where the band is computed: evenly, and evenly by the logarithm for what is read at low rates.
 RATES = np.unique(np.concatenate([np.linspace(0, 1, 101), np.geomspace(1e-4, 1, 81)]))

@@ -17,8 +17,9 @@ from ...prepared.names import FAKE
 from ..calibration import reliability
 from ..metrics.bootstrap import DRAWS
 from ..metrics.curves import roc_curves
+from ..metrics.groups import UNKNOWN
+from ..metrics.levels import video_scores
 from ..metrics.ranking import BINS
-from ..metrics.tables import UNKNOWN, video_scores
 from .examples import PARTS, Looks
 from .figures import (
     ROWS_PER_SHEET,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ...decision_dcl import LEVELS
 from ...errors_dcl import InputError
-from ..metrics.tables import compare_models
+from ..metrics.levels import compare_models
 from ..prediction_files import shared_rows
 from .groups import groups_printed
 from .names import was_seen

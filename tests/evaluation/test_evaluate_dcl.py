@@ -19,7 +19,8 @@ from dcl_face_forgery import evaluate_dcl, hub_dcl
 from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.evaluate_dcl import main, name_folders
-from dcl_face_forgery.evaluation.metrics.tables import binary_metrics, frame_and_video_metrics
+from dcl_face_forgery.evaluation.metrics.binary import binary_metrics
+from dcl_face_forgery.evaluation.metrics.levels import frame_and_video_metrics
 from dcl_face_forgery.evaluation.reporting.summary import summarize
 from dcl_face_forgery.evaluation.scoring.checkpoints import find_checkpoint
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.evaluate_dcl import main
-from dcl_face_forgery.evaluation.metrics.tables import compare_models, frame_and_video_metrics
+from dcl_face_forgery.evaluation.metrics.levels import compare_models, frame_and_video_metrics
 from dcl_face_forgery.evaluation.prediction_files import read_predictions, shared_rows
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForPreTraining

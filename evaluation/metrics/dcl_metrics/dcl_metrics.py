@@ -13,7 +13,8 @@ import datasets
 import evaluate
 import pandas as pd
 
-from dcl_face_forgery.evaluation.metrics.tables import binary_metrics, frame_and_video_metrics
+from dcl_face_forgery.evaluation.metrics.binary import binary_metrics
+from dcl_face_forgery.evaluation.metrics.levels import frame_and_video_metrics
 
 DESCRIPTION = """\
 How well scores tell forged faces from real ones: AUC, EER, average precision, accuracy, balanced accuracy, TPR at low

@@ -14,8 +14,8 @@ from dcl_face_forgery.evaluation.metrics.bootstrap import (
     largest_gap,
     paired_differences,
 )
-from dcl_face_forgery.evaluation.metrics.ranking import CELLS_PER_BLOCK, Ranking, draw_families
-from dcl_face_forgery.evaluation.metrics.tables import METRICS, frame_and_video_metrics
+from dcl_face_forgery.evaluation.metrics.levels import frame_and_video_metrics
+from dcl_face_forgery.evaluation.metrics.ranking import CELLS_PER_BLOCK, METRICS, Ranking, draw_families
 
 
 def simulate(rng, families, auc, fakes=4, shared=0.5):

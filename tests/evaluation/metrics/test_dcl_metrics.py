@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dcl_face_forgery.evaluation.metrics.tables import METRICS, binary_metrics, frame_and_video_metrics
+from dcl_face_forgery.evaluation.metrics.binary import binary_metrics
+from dcl_face_forgery.evaluation.metrics.levels import frame_and_video_metrics
+from dcl_face_forgery.evaluation.metrics.ranking import METRICS
 
 FOLDER = Path(__file__).parents[3] / "evaluation/metrics/dcl_metrics"
 

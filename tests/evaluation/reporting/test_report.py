@@ -20,7 +20,7 @@ from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.decision_dcl import Rule
 from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.evaluate_dcl import main
-from dcl_face_forgery.evaluation.metrics.tables import compare_models, frame_and_video_metrics
+from dcl_face_forgery.evaluation.metrics.levels import compare_models, frame_and_video_metrics
 from dcl_face_forgery.evaluation.reporting import figures, report
 from dcl_face_forgery.evaluation.reporting.examples import Example, Looks
 from dcl_face_forgery.evaluation.reporting.report import write_report

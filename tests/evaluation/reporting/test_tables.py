@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dcl_face_forgery.evaluate_dcl import main
-from dcl_face_forgery.evaluation.metrics.tables import frame_and_video_metrics
+from dcl_face_forgery.evaluation.metrics.levels import frame_and_video_metrics
 from dcl_face_forgery.evaluation.reporting import tables
 from dcl_face_forgery.evaluation.reporting.summary import print_result, summarize
 from dcl_face_forgery.evaluation.reporting.tables import (

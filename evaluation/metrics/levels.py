@@ -4,7 +4,7 @@ A number that the data cannot give is None, and a `"reason"` beside it says why;
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,14 @@ from tqdm.auto import tqdm
 
 from ...decision_dcl import FLAGGED, INCONCLUSIVE, NOT_FLAGGED, Rule
 from ...errors_dcl import InputError
-from ...prepared.names import CLASS_NAMES, FAKE, REAL
-from .bootstrap import DRAWS, WITHOUT_INTERVAL, family_codes, intervals, largest_gap, paired_differences
+from ...prepared.names import FAKE, REAL
+from .binary import binary_metrics, measure, problem, too_few, undefined
+from .bootstrap import DRAWS, family_codes, intervals, paired_differences
+from .groups import MOST_GROUPS, UNKNOWN, compare_groups
 from .localisation import CellCounts, localisation_metrics
-from .ranking import AT_THRESHOLDS, BINS, FALSE_POSITIVE_RATES, METRICS, THRESHOLD, Ranking, equal_error_rate
+from .ranking import Ranking
 
-REALS_PER_RATE = 5  # false alarms that the reals must allow at a false positive rate
-MOST_GROUPS = 100  # whose values are compared; of more methods than that, none has intervals
 DEEPFAKEBENCH = ("video_auc_deepfakebench", "video_eer_deepfakebench")
-UNKNOWN = "unknown"
-#: Of one class these are another thing than of both: the accuracy on fakes alone is their TPR.
-OF_BOTH_CLASSES = ("accuracy", "log_loss", "brier", "ece")
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +101,7 @@ def frame_and_video_metrics(
                 if why := raw.get(f"{key}_reason", raw.get("reason") if raw[key] is None else None):
                     metrics[name]["frame"][f"{key}_raw_reason"] = why
         if group_by is not None:
-            metrics[name]["by_group"] = _by_group(rows, group_by, level, name)
+            metrics[name]["by_group"] = compare_groups(rows, group_by, level, name)
     return metrics
 
 
@@ -136,7 +133,7 @@ class _Levels:
         try:
             videos = video_scores(rows)
         except ValueError as error:
-            levels["video"] = _undefined(rows["video_id"].nunique(), str(error))
+            levels["video"] = undefined(rows["video_id"].nunique(), str(error))
         else:
             levels["video"] = self._level(videos, "video", draws, drawn)
         return {**levels, "video": {**levels["video"], **deepfakebench_metrics(rows)}}
@@ -145,7 +142,7 @@ class _Levels:
         self, rows: pd.DataFrame, level: str, draws: dict[str, dict[str, np.ndarray]] | None, drawn: bool
     ) -> dict[str, Any]:
         labels, p_fake = rows["label"].to_numpy(), rows["p_fake"].to_numpy(float)
-        metrics, ranking = _measure(
+        metrics, ranking = measure(
             labels,
             p_fake,
             f"{level}s",
@@ -190,92 +187,6 @@ def count_verdicts(labels: np.ndarray, p_fake: np.ndarray, rule: Rule) -> dict[s
     return found
 
 
-def group_names(values: pd.Series, column: str, where: str) -> np.ndarray:
-    """Return the groups that the values of a column stand for, as text; "unknown" where there is none.
-
-    Args:
-        values: of each row.
-        column: its name, for the error.
-        where: of what, for the error.
-
-    Raises:
-        InputError: if they are more than 100.
-    """
-    names = values.astype(object).where(values.notna(), UNKNOWN).map(str).to_numpy()
-    count = len(set(names))
-    if count > MOST_GROUPS:
-        raise InputError(
-            f"the column {column!r} of {where} has {count} values: group by one with at most {MOST_GROUPS}."
-        )
-    return names
-
-
-def check_group_column(values: pd.Series, column: str, where: str) -> None:
-    """Check that a column has groups to compare; warn if it has a single one.
-
-    Args:
-        values: of each row.
-        column: its name, for the error.
-        where: of what, for the error.
-
-    Raises:
-        InputError: if no row has a value, or they are more than 100.
-    """
-    if values.isna().all():
-        raise InputError(
-            f"the column {column!r} of {where} is empty, there is no group to compare: group by a column with values, "
-            "or leave --group_by out."
-        )
-    names = set(group_names(values, column, where))
-    if len(names) == 1:
-        logger.warning(
-            "the column %r of %s has the value %r in every row: a gap takes two groups, and there is none.",
-            column,
-            where,
-            *names,
-        )
-
-
-def _by_group(rows: pd.DataFrame, column: str, level: _Levels, where: str) -> dict[str, Any]:
-    values = group_names(rows[column], column, where)
-    groups, draws = {}, {}
-    for group in sorted(set(values)):
-        draws[group] = {}
-        groups[group] = level.metrics(values == group, draws[group])
-    gaps = {}
-    for which in ("frame", "video"):
-        points = [name for name, at in sorted((level.thresholds.get(which) or {}).items()) if at is not None]
-        names = [f"{name}_at_threshold_{point}" for point in points for name in AT_THRESHOLDS]
-        scores = {group: levels[which] for group, levels in groups.items()}
-        drawn = {group: draws[group].get(which, {}) for group in groups}
-        gaps[which] = {metric: _gap(metric, scores, drawn) for metric in (*METRICS, *names)}
-    return {"column": column, "groups": groups, "gap": gaps}
-
-
-def _gap(
-    metric: str, groups: Mapping[str, Mapping[str, Any]], draws: Mapping[str, Mapping[str, np.ndarray]]
-) -> dict[str, Any]:
-    """Compare the groups of one level by one metric."""
-    if len(groups) == 1:
-        return {"value": None, "reason": "there is one group only: a gap takes two"}
-    takes_both = metric.split("_at_threshold_")[0] in OF_BOTH_CLASSES
-    values = {
-        group: scores[metric]
-        for group, scores in groups.items()
-        if scores.get(metric) is not None and not (takes_both and "reason" in scores)
-    }
-    left_out = [group for group in groups if group not in values]
-    if len(values) < 2:
-        first = groups[left_out[0]]
-        why = first.get(f"{metric}_reason") or first.get("reason")
-        reason = f"a gap takes two groups that define it, and {len(values)} of {len(groups)} do"
-        return {"value": None, "reason": f"{reason}; of {left_out[0]}, {why}", "left_out": left_out}
-    drawn = {} if metric in WITHOUT_INTERVAL else {g: draws[g][metric] for g in values if metric in draws[g]}
-    families = min(groups[group].get("families", 0) for group in values)
-    gap = largest_gap(metric, values, drawn if len(drawn) == len(values) else None, families)
-    return gap | ({"left_out": left_out} if left_out else {})
-
-
 def compare_models(
     first: pd.DataFrame, second: pd.DataFrame, bootstrap: int = DRAWS, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
@@ -313,7 +224,7 @@ def compare_models(
                     tables = [video_scores(table) for table in tables]
                 for table in tables:
                     for scores in (table["p_fake"].to_numpy(float), rank_scores(table)):
-                        if reason := _problem(table["label"].to_numpy(), scores, f"{level}s"):
+                        if reason := problem(table["label"].to_numpy(), scores, f"{level}s"):
                             raise ValueError(reason)
             except ValueError as error:
                 differences[name][level] = {"reason": str(error)}
@@ -324,7 +235,7 @@ def compare_models(
                 for table in tables
             ]
             found = paired_differences(*rankings, bootstrap, seed)
-            for metric, reason in _too_few(labels, tables[0]["p_fake"].to_numpy(float), f"{level}s").items():
+            for metric, reason in too_few(labels, tables[0]["p_fake"].to_numpy(float), f"{level}s").items():
                 found[metric] = {"difference": None, "interval": None, "reason": reason}
             differences[name][level] = found
     return differences
@@ -369,7 +280,7 @@ def video_scores(rows: pd.DataFrame) -> pd.DataFrame:
     videos = pd.DataFrame({"label": np.where(fakes > 0, FAKE, REAL)}, index=pd.Index(names, name="video_id"))
     for column in ("p_fake", "p_fake_raw"):
         if column in rows:
-            videos[column] = _sums(codes, rows[column].to_numpy(float)) / frames
+            videos[column] = sums(codes, rows[column].to_numpy(float)) / frames
     if "family" in rows:
         families = np.full(len(names), np.iinfo(np.intp).max)
         np.minimum.at(families, codes, rows["family"].to_numpy())
@@ -377,7 +288,7 @@ def video_scores(rows: pd.DataFrame) -> pd.DataFrame:
     return videos
 
 
-def _sums(codes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def sums(codes: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Sum scores by code, in their order: the same ones in another order give the same sum, to the last bit."""
     order = np.lexsort((scores, codes))
     return np.bincount(codes[order], scores[order])
@@ -405,7 +316,7 @@ def deepfakebench_metrics(rows: pd.DataFrame) -> dict[str, Any]:
     folders, _ = pd.factorize(pd.Series([str(name).replace("\\", "/").rsplit("/", 1)[-1] for name in names]))
     codes = folders[videos]
     frames = np.bincount(codes)
-    scores = _sums(codes, p_fake) / frames
+    scores = sums(codes, p_fake) / frames
     labels = np.bincount(codes, rows["label"].to_numpy() == FAKE) == frames
     if labels.all() or not labels.any():
         return dict.fromkeys(DEEPFAKEBENCH)
@@ -415,125 +326,10 @@ def deepfakebench_metrics(rows: pd.DataFrame) -> dict[str, Any]:
     return dict(zip(DEEPFAKEBENCH, map(float, values), strict=True))
 
 
-def binary_metrics(
-    labels: np.ndarray,
-    p_fake: np.ndarray,
-    units: str = "scores",
-    classes: Sequence[str] = CLASS_NAMES,
-    thresholds: Mapping[str, float | None] | None = None,
-) -> dict[str, Any]:
-    """Compute how well scores tell fake from real.
-
-    Args:
-        labels: integers (n,), 0 real, 1 fake.
-        p_fake: floats (n,), higher is more likely fake.
-        units: what is counted, for the reason.
-        classes: what label 0 and label 1 are called, for the reason.
-        thresholds: names of operating points and where they are, chosen on other data; None where that was not
-            possible.
-
-    Returns:
-        `auc`, area under the ROC curve: the chance that a fake scores above a real, a tie counting one half; `eer`,
-        see `equal_error_rate`; `ap`, average precision with fake as the positive class; `accuracy`, the share of
-        correct answers where .5 and above counts as fake; `balanced_accuracy`, that of reals and that of fakes
-        averaged; `fpr` and `tpr`, the shares of reals and of fakes at .5 and above; `tpr_at_fpr_0.05`,
-        `tpr_at_fpr_0.01` and `tpr_at_fpr_0.001`, the largest share of fakes found at a threshold that calls no more
-        than that share of the reals fake; `log_loss` (natural, probabilities cut at the precision of a double);
-        `brier`, the mean squared error; `ece`, the expected calibration error over 15 bins of equally many scores, a
-        tie going into one bin; all but the log loss in [0, 1]; and the count `n`.
-        For each of `thresholds` also `accuracy_at_threshold_NAME`, and so on with balanced accuracy, FPR and TPR; and
-        `thresholds` as given.
-        With one class only, what compares the two is not defined; without a score, or with one that is not finite,
-        nothing is: then `reason` says why. TPR at an FPR takes 5/FPR reals, the ECE 15 scores, and it, log loss and
-        Brier score take scores in [0, 1]: where that fails, `NAME_reason` says so. What is not defined is None. Of
-        scores that are all the same, `warning` says that they rank nothing.
-    """
-    return _measure(np.asarray(labels), np.asarray(p_fake, float), units, classes, thresholds)[0]
-
-
-def _problem(labels: np.ndarray, p_fake: np.ndarray, units: str, classes: Sequence[str] | None = None) -> str | None:
-    """Say why nothing can be measured; with `classes`, why the two cannot be compared."""
-    n = len(labels)
-    if n == 0:
-        return f"there are no {units}"
-    broken = int(np.sum(~np.isfinite(p_fake)))
-    if broken:
-        return f"{broken} of {n} {units} have a score that is not finite"
-    fakes = int(np.sum(labels == FAKE))
-    if classes is not None and fakes in (0, n):
-        return f"all {n} {units} are {classes[FAKE if fakes else REAL]}: it takes both kinds"
-    return None
-
-
-def _too_few(labels: np.ndarray, p_fake: np.ndarray, units: str) -> dict[str, str]:
-    """Say of which metrics there is too little data, or of another kind, and why."""
-    reals = int(np.sum(labels != FAKE))
-    reasons = {
-        name: f"{reals} real {units} do not tell it: an FPR of {1 / one_in:g} takes {REALS_PER_RATE * one_in}"
-        for name, one_in in FALSE_POSITIVE_RATES.items()
-        if reals < REALS_PER_RATE * one_in
-    }
-    if p_fake.min() < 0 or p_fake.max() > 1:
-        reasons |= dict.fromkeys(("log_loss", "brier", "ece"), "scores outside of [0, 1] are no probabilities")
-    elif len(labels) < BINS:
-        reasons["ece"] = f"{len(labels)} {units} do not fill {BINS} bins"
-    return reasons
-
-
-def _measure(
-    labels: np.ndarray,
-    p_fake: np.ndarray,
-    units: str,
-    classes: Sequence[str] = CLASS_NAMES,
-    thresholds: Mapping[str, float | None] | None = None,
-    families: np.ndarray | None = None,
-    family_count: int = 1,
-    ranks: np.ndarray | None = None,
-) -> tuple[dict[str, Any], Ranking | None]:
-    """Compute `binary_metrics`, and return with them the ranking that they came from, if there is one."""
-    n = len(labels)
-    for scores in (p_fake,) if ranks is None else (p_fake, ranks):
-        if reason := _problem(labels, scores, units):
-            return _undefined(n, reason), None
-    thresholds = dict(sorted((thresholds or {}).items()))
-    known = {name: at for name, at in thresholds.items() if at is not None}
-    ranking = Ranking(labels, p_fake, families, family_count, known, ranks)
-    values = {name: float(value[0]) for name, value in ranking.metrics().items()}
-    reasons = _too_few(labels, p_fake, units)
-    reason = _problem(labels, p_fake, units, classes)
-    if reason:  # of the single metrics, this is why
-        reasons = {name: why for name, why in reasons.items() if name not in FALSE_POSITIVE_RATES}
-    metrics: dict[str, Any] = {
-        name: value if np.isfinite(value) and name not in reasons else None for name, value in values.items()
-    }
-    for name in [name for name in thresholds if name not in known]:
-        for key in AT_THRESHOLDS:
-            metrics[f"{key}_at_threshold_{name}"] = None
-            reasons[f"{key}_at_threshold_{name}"] = "the threshold is not known"
-    metrics["n"] = n
-    if thresholds:
-        metrics["thresholds"] = thresholds
-    if reason:
-        metrics["reason"] = reason
-    metrics |= {f"{name}_reason": why for name, why in reasons.items()}
-    if n > 1 and p_fake.min() == p_fake.max():
-        metrics["warning"] = f"all {n} {units} have the score {p_fake[0]:g}: they rank nothing."
-    return metrics, ranking
-
-
-def _undefined(n: int, reason: str) -> dict[str, Any]:
-    return {**dict.fromkeys(METRICS), "n": n, "reason": reason}
-
-
 __all__ = [
-    "METRICS",
-    "THRESHOLD",
-    "binary_metrics",
-    "check_group_column",
     "compare_models",
     "count_verdicts",
     "deepfakebench_metrics",
-    "equal_error_rate",
     "frame_and_video_metrics",
     "rank_scores",
     "video_scores",

@@ -22,16 +22,15 @@ from sklearn.metrics import (
 
 from dcl_face_forgery.decision_dcl import Rule
 from dcl_face_forgery.errors_dcl import InputError
-from dcl_face_forgery.evaluation.metrics.localisation import CellCounts
-from dcl_face_forgery.evaluation.metrics.ranking import RANKED, Ranking
-from dcl_face_forgery.evaluation.metrics.tables import (
-    METRICS,
-    binary_metrics,
+from dcl_face_forgery.evaluation.metrics.binary import binary_metrics
+from dcl_face_forgery.evaluation.metrics.levels import (
     compare_models,
     deepfakebench_metrics,
     frame_and_video_metrics,
     video_scores,
 )
+from dcl_face_forgery.evaluation.metrics.localisation import CellCounts
+from dcl_face_forgery.evaluation.metrics.ranking import METRICS, RANKED, Ranking
 
 law = settings(max_examples=30, derandomize=True, deadline=None)
 # Multiples of 1/16: 1 - p is exact, and a few levels make ties common.
