@@ -1,17 +1,15 @@
 """The model card of a checkpoint: what it is, how it was trained, what it scored, and where it must not be trusted."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import Trainer
 
 from ..abstention_dcl import describe_abstention
 from ..decision_dcl import describe_calibration
 from ..faces_dcl import why_not_cut
 from ..prepared.dataset import metadata
-
-if TYPE_CHECKING:
-    from .trainer import DCLTrainer
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
@@ -48,13 +46,14 @@ ARCHITECTURE = (
 VALIDATION_METRICS = {"auc": "Frame AUC", "eer": "Frame EER", "video_auc": "Video AUC", "accuracy": "Frame accuracy"}
 
 
-def write_model_card(trainer: "DCLTrainer", name: str, source: str) -> Path:
+def write_model_card(trainer: Trainer, name: str, source: str, contrastive: bool) -> Path:
     """Write README.md into the trainer's output folder, from what the trainer knows now.
 
     Args:
         trainer: a trainer, before, in or after training.
         name: the title of the card.
         source: what its example loads: the id of the repository, or the folder.
+        contrastive: whether the contrastive losses had a weight.
 
     Returns:
         The path of the card.
@@ -93,7 +92,7 @@ def write_model_card(trainer: "DCLTrainer", name: str, source: str) -> Path:
         config=config,
         crop=processor.crop,
         finds_faces=why_not_cut(processor.crop) is None,
-        contrastive=_was_contrastive(trainer),
+        contrastive=contrastive,
         datasets=datasets,
         scores={VALIDATION_METRICS[key]: f"{value:.4f}" for key, value in scores.items()},
         calibration=describe_calibration(config.calibration),
@@ -107,24 +106,19 @@ def write_model_card(trainer: "DCLTrainer", name: str, source: str) -> Path:
     return path
 
 
-def _was_contrastive(trainer: "DCLTrainer") -> bool:
-    """Whether the contrastive losses have a weight, now or, before the end of the warm-up, later on."""
-    return trainer.args.contrastive_weight > 0 and (trainer.is_in_train or trainer.contrastive_weight() > 0)
-
-
 def _names_of(dataset: Any) -> list[str]:
     rows = getattr(dataset, "rows", None)
     return sorted(set(metadata(rows.select_columns(["dataset"]))["dataset"].to_pylist())) if rows is not None else []
 
 
-def _step_of_weights(trainer: "DCLTrainer") -> int:
+def _step_of_weights(trainer: Trainer) -> int:
     """Return the step of the weights that the model has now: after the training, those of its best checkpoint."""
     state = trainer.state
     chosen = trainer.args.load_best_model_at_end and not trainer.is_in_train and state.best_model_checkpoint
     return state.best_global_step if chosen else state.global_step
 
 
-def _scores_at(trainer: "DCLTrainer", step: int) -> dict[str, float]:
+def _scores_at(trainer: Trainer, step: int) -> dict[str, float]:
     """Return the validation metrics of a step; none where it was not validated."""
     found = [entry for entry in trainer.state.log_history if entry["step"] == step and "eval_auc" in entry]
     entry = found[-1] if found else {}

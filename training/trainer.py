@@ -170,6 +170,10 @@ class DCLTrainer(Trainer):
             warm = (self.state.epoch or 0.0) >= self.args.contrastive_warmup_epochs
         return self.args.contrastive_weight if warm else 0.0
 
+    def was_contrastive(self) -> bool:
+        """Whether the contrastive losses have a weight, now or, before the end of the warm-up, later on."""
+        return self.args.contrastive_weight > 0 and (self.is_in_train or self.contrastive_weight() > 0)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -307,7 +311,7 @@ class DCLTrainer(Trainer):
         if self.is_world_process_zero():
             repository = model_name or self.hub_model_id or self.args.hub_model_id
             folder = self.args.output_dir
-            write_model_card(self, repository or Path(folder).name, repository or folder)
+            write_model_card(self, repository or Path(folder).name, repository or folder, self.was_contrastive())
 
     def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
         """Publish the model, its code, its processor and its card.

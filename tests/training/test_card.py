@@ -109,7 +109,7 @@ def test_where_faces_can_be_found_for_it_the_card_shows_the_pipeline_and_it_runs
     folder = tmp_path / "model"
     trained.model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    card = write_model_card(trained, "a", str(folder)).read_text()
+    card = write_model_card(trained, "a", str(folder), trained.was_contrastive()).read_text()
     code = re.search(r"```python\n(.*?)```", card, flags=re.S).group(1)
     Image.open(fetch("astronaut")).convert("RGB").save(tmp_path / "photograph.jpg")
     monkeypatch.chdir(tmp_path)
@@ -122,7 +122,7 @@ def test_where_faces_can_be_found_for_it_the_card_shows_the_pipeline_and_it_runs
 
 def test_a_card_before_any_validation_says_that_nothing_was_measured(prepared, tmp_path):
     trainer = build_trainer(parse_training_run(training_flags(prepared, tmp_path, image_size=64)))
-    card = ModelCard.load(write_model_card(trainer, "early", "someone/early"))
+    card = ModelCard.load(write_model_card(trainer, "early", "someone/early", trainer.was_contrastive()))
     assert "Not measured." in card.text and "Optimizer steps: 0." in card.text
     assert card.data.eval_results is None
 
@@ -140,10 +140,10 @@ def test_the_last_weights_get_the_scores_of_the_last_weights(prepared, tmp_path)
 def test_a_crop_of_which_little_is_known_is_described_without_gaps(prepared, tmp_path):
     trainer = build_trainer(parse_training_run(training_flags(prepared, tmp_path, image_size=64)))
     trainer.processing_class.crop = {"kind": "given", "margin": None, "size": 256, "detector": None}
-    text = " ".join(write_model_card(trainer, "a", "a").read_text().split())
+    text = " ".join(write_model_card(trainer, "a", "a", trainer.was_contrastive()).read_text().split())
     assert "cut as the training data was: given, 256 px. A picture" in text
     trainer.processing_class.crop = None
-    text = " ".join(write_model_card(trainer, "a", "a").read_text().split())
+    text = " ".join(write_model_card(trainer, "a", "a", trainer.was_contrastive()).read_text().split())
     assert "cut as the training data was. A picture" in text
 
 

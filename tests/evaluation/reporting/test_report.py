@@ -255,6 +255,22 @@ def test_a_model_that_gives_no_map_lacks_those_pictures(tmp_path, looks):
     assert "p_fake 0.500" in " ".join(attributes["alt"] for attributes in page.images())
 
 
+def test_the_page_opens_with_the_main_numbers_and_folds_the_rest(tmp_path):
+    metrics = write_results(tmp_path, make_table(), thresholds={"frame": THRESHOLDS})
+    write_report(tmp_path, bootstrap=0)
+    page = read(tmp_path)
+    (headline,) = (n for n, (_, attributes) in enumerate(page.tags) if attributes.get("class") == "headline")
+    (first_fold, *_) = (n for n, (tag, _) in enumerate(page.tags) if tag == "details")
+    assert headline < first_fold
+    before = page.shown.partition("All metrics")[0]
+    low, high = metrics["noise"]["frame"]["intervals"]["auc"]
+    assert f"Frame AUC {metrics['noise']['frame']['auc']:.3f} 95 % interval {low:.3f} to {high:.3f}" in before
+    rate = metrics["noise"]["frame"]["fpr_at_threshold_eer"]
+    assert f"False alarms at the equal-error threshold, frames {rate:.3f}" in before
+    assert f"False alarms at 0.5, videos {metrics['noise']['video']['fpr']:.3f}" in before
+    assert "By method" in before and not any("open" in attributes for tag, attributes in page.tags if tag == "details")
+
+
 def test_calibration_thresholds_and_groups_are_shown(tmp_path):
     table = make_table(families=30)
     table["p_fake_raw"] = table["p_fake"] ** 2
