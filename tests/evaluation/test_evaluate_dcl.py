@@ -29,7 +29,7 @@ from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForPreTraining
 from dcl_face_forgery.prepared.dataset import FEATURES, encode_image
 from dcl_face_forgery.prepared.splits import load_splits
-from dcl_face_forgery.train import build_model
+from dcl_face_forgery.training.run import build_model
 from dcl_face_forgery.training.arguments import ModelArguments
 
 CROP = {"kind": "given", "margin": None, "size": 64, "detector": None}
