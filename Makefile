@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.dcl-installed
 TORCH := torch==2.14.1 torchvision==0.29.1
+OLDEST := .venv-oldest/bin
 
 # On a CPU, threads that wait must not spin for long, and malloc must keep the large blocks it has instead of returning
 # them to the system at every step.
@@ -13,7 +14,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export MALLOC_TOP_PAD_ ?= 536870912
 
-.PHONY: help demo app demo-table test test-slow lint figures clean
+.PHONY: help demo app demo-table test test-slow test-oldest lint figures clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,8 +29,9 @@ endif
 
 $(STAMP): pyproject.toml requirements.txt | $(BIN)/python
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade 'pip>=25.1'
 	$(BIN)/python -c 'import torch, torchvision' 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install --editable '.[train,trackers,cluster,lmdb,metrics,onnx,report,app,dev]'
+	$(BIN)/python -m pip install --editable '.[train,trackers,cluster,lmdb,metrics,onnx,report,app]' --group dev
 	@echo '$(CURDIR)' > $@
 
 demo: $(STAMP)  ## Prepare the demo data, train, evaluate on unseen people, and print the table.
@@ -53,9 +55,19 @@ test: $(STAMP)  ## Run the tests that a change must pass.
 test-slow: $(STAMP)  ## Run the tests that take longer.
 	$(BIN)/python -m pytest -n 2 -m slow
 
-lint: $(STAMP)  ## Check style and formatting.
+# uv installs the lowest versions that pyproject.toml and requirements.txt allow, and the newest of what those need;
+# UV_TORCH_BACKEND=cpu takes PyTorch's smaller wheels for the CPU.
+test-oldest:  ## Run the tests of model, training, evaluation and detection with the oldest dependencies that are allowed.
+	test -x $(OLDEST)/uv || { $(PYTHON) -m venv .venv-oldest && $(OLDEST)/python -m pip install 'uv>=0.9,<1'; }
+	$(OLDEST)/uv pip install --python $(OLDEST)/python --resolution lowest-direct \
+		--editable '.[train,metrics,onnx,report]' --group test
+	$(OLDEST)/python -m pytest -n 2 -m "not slow" tests/test_modeling.py tests/test_memory.py tests/test_auto_classes.py \
+		tests/test_pipeline_dcl.py tests/test_video_dcl.py tests/training tests/evaluation tests/detection
+
+lint: $(STAMP)  ## Check style, formatting and spelling.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/typos
 
 figures: $(STAMP)  ## Draw the figures of the README.
 	$(BIN)/python docs/method_figure.py

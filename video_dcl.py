@@ -12,6 +12,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,8 @@ except ImportError:
     av = None
 
 _ERRORS = (OSError, ValueError, *([] if av is None else [av.FFmpegError]))  # PyAV's own are of several kinds
+# From 19 on, PyAV itself tolerates titles and comments that are not UTF-8.
+_TOLERANT = {"metadata_errors": "ignore"} if av is not None and int(av.__version__.split(".")[0]) < 19 else {}
 
 #: Suffixes of what is taken for a video: those of `_CONTAINERS`, without what mostly holds sound.
 VIDEO_SUFFIXES = {
@@ -390,7 +393,7 @@ class Video:
 
     def _open(self) -> "av.container.InputContainer":
         try:
-            return av.open(self._address, metadata_errors="ignore", options=_OPTIONS)
+            return av.open(self._address, options=_OPTIONS, **_TOLERANT)
         except _ERRORS as error:
             raise InputError(
                 f"the video {self.path} cannot be opened ({_why(error)}): copy or download it again."
@@ -525,7 +528,8 @@ class Video:
         elif in_order and None not in decoded and len(set(decoded)) == len(decoded):
             self._times = sorted(decoded)
         else:
-            rate = self._stream.average_rate or self._stream.guessed_rate or 25
+            # An unknown rate is None, or 0/1 from PyAV 19 on, whose own products are rounded.
+            rate = Fraction(self._stream.average_rate or self._stream.guessed_rate or 25)
             self._times = [number / (rate * self._stream.time_base) for number in range(len(shown))]
         self._skipped = 0
         if shown:

@@ -385,11 +385,12 @@ def write_frames(path, images, codec="libx264", pix_fmt="yuv444p", options=None,
         stream = container.add_stream(codec, rate=25, options=options)
         for image in images:
             frame = image if isinstance(image, av.VideoFrame) else av.VideoFrame.from_ndarray(image, format="rgb24")
-            stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pix_fmt
-            for name, value in tags.items():
-                setattr(stream.codec_context, name, value)
-            if shape:
-                stream.codec_context.sample_aspect_ratio = shape
+            if not stream.codec_context.is_open:  # by the first frame
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pix_fmt
+                for name, value in tags.items():
+                    setattr(stream.codec_context, name, value)
+                if shape:
+                    stream.codec_context.sample_aspect_ratio = shape
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
