@@ -342,26 +342,3 @@ def describe_abstention(familiarity: Mapping[str, Any] | None) -> str:
     of = [f"{familiarity[name]} {name}" for name in ("faces", "families") if familiarity.get(name) is not None]
     data = f"the validation data{' (' + ' of '.join(of) + ')' if of else ''}"
     return f"{fixed}; or if it is more blurred than {100 * (1 - REFUSED):g} % of {data}, or unlike them."
-
-
-__all__ = [
-    "LARGEST_ROLL",
-    "LARGEST_YAW",
-    "MOST_ENLARGED",
-    "NOT_FINITE",
-    "REFERENCE",
-    "REFUSED",
-    "SMALLEST_FACE",
-    "Abstention",
-    "FaceQuality",
-    "by_embedding",
-    "check_dimension",
-    "check_familiarity",
-    "describe_abstention",
-    "distances",
-    "measure_face",
-    "measure_sharpness",
-    "pack",
-    "reason_to_abstain",
-    "unpack",
-]

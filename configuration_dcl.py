@@ -169,5 +169,3 @@ def why_refused(error: Exception) -> str:
 
 
 DCLConfig.register_for_auto_class()
-
-__all__ = ["CUSTOM_PIPELINES", "DCLConfig", "why_refused"]

@@ -578,28 +578,3 @@ def to_json(result: dict[str, Any], evidence: bool = False) -> dict[str, Any]:
         return value.tolist() if isinstance(value, np.ndarray) else value
 
     return plain(result)
-
-
-__all__ = [
-    "ABSTAINED",
-    "FLAGGED",
-    "INCONCLUSIVE",
-    "LEVELS",
-    "METHODS",
-    "NOT_FLAGGED",
-    "OPERATING_POINTS",
-    "UNITS",
-    "VERDICTS",
-    "Rule",
-    "abstain",
-    "calibrate",
-    "check_calibration",
-    "describe_calibration",
-    "expected_fpr",
-    "missing_calibration",
-    "picture_result",
-    "slope_and_offset",
-    "to_json",
-    "verdict_lines",
-    "video_result",
-]

@@ -453,6 +453,3 @@ def _blend_evidence(picture: np.ndarray, evidence: np.ndarray, corners: list[lis
         strength = np.abs(np.tanh(spread[rows] / 2)) * opacity * inside[rows]  # |2 p - 1| of the logistic function
         colour = np.where(spread[rows, :, None] > 0, forged, real)
         region[rows] = np.round(region[rows] + (colour - region[rows]) * strength[..., None])
-
-
-__all__ = ["annotate_frames", "annotate_picture", "annotate_video", "telling_frames"]

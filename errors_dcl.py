@@ -147,16 +147,3 @@ def abridged(value: Any) -> str:
     """Return a value as an error shows it: of a long one the beginning."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-__all__ = [
-    "InputError",
-    "PictureError",
-    "abridged",
-    "at_least",
-    "disk_trouble",
-    "is_count",
-    "is_number",
-    "reason",
-    "report_input_errors",
-]

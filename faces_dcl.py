@@ -488,26 +488,3 @@ def go_on(boxes: Sequence[np.ndarray], last: Sequence[np.ndarray]) -> list[int |
 def _require_opencv() -> None:
     if cv2 is None:
         raise InputError("finding and cutting faces needs OpenCV: pip install opencv-python-headless.")
-
-
-__all__ = [
-    "CROP_KINDS",
-    "SAME_FACE",
-    "YUNETS",
-    "Face",
-    "FaceDetector",
-    "SingleScaleYuNet",
-    "YuNet",
-    "cache_folder",
-    "copy_yunet",
-    "crop_box",
-    "crop_transform",
-    "cut",
-    "find_yunet",
-    "fit_similarity",
-    "go_on",
-    "largest_first",
-    "map_points",
-    "overlap",
-    "why_not_cut",
-]

@@ -229,19 +229,3 @@ def _go_offline() -> None:
     constants.HF_HUB_OFFLINE = True
     if "datasets.config" in sys.modules:
         sys.modules["datasets.config"].HF_HUB_OFFLINE = True
-
-
-__all__ = [
-    "DEFAULT_MODEL",
-    "FILES",
-    "MODEL_TYPE",
-    "REFERENCE_FILE",
-    "check_dataset",
-    "file_of_checkpoint",
-    "find_dcl_checkpoint",
-    "find_model",
-    "hub_is_reachable",
-    "may_be_repository",
-    "no_weights",
-    "read_settings",
-]

@@ -643,19 +643,3 @@ def find_reference(name: str = "", revision: str | None = None, ask_hub: bool = 
     """
     own = Path(__file__).with_name(REFERENCE_FILE)  # not there where the code came with a checkpoint
     return file_of_checkpoint(REFERENCE_FILE, name, revision, ask_hub) or (own if own.is_file() else None)
-
-
-__all__ = [
-    "REFERENCE_FEATURES",
-    "REFERENCE_FILE",
-    "DCLForImageClassification",
-    "DCLForPreTraining",
-    "DCLForPreTrainingOutput",
-    "DCLImageClassifierOutput",
-    "DCLMemory",
-    "DCLModel",
-    "DCLPreTrainedModel",
-    "ReferenceNetwork",
-    "copy_reference",
-    "find_reference",
-]

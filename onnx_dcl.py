@@ -159,6 +159,3 @@ class OnnxClassifier:
 def _shown(nodes: dict[str, tuple[str, list[Any]]]) -> str:
     text = ", ".join(f"{name} {tuple(shape)} of {type_}" for name, (type_, shape) in nodes.items())
     return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-__all__ = ["GRAPH", "INPUT", "OUTPUTS", "OnnxClassifier"]

@@ -791,12 +791,3 @@ def result_of(event: dict[str, Any]) -> dict[str, Any] | None:
     if event["event"] == "error":
         return {"kind": "error", "name": event["name"], "sentence": event["sentence"]}
     return event.get("result")
-
-
-__all__ = [
-    "BACKENDS",
-    "TASK",
-    "DetectionOptions",
-    "FaceForgeryDetectionPipeline",
-    "result_of",
-]

@@ -833,13 +833,3 @@ def evenly_spaced(length: int, number: int) -> list[int]:
         number: frames wanted, at least 1.
     """
     return sorted(set(np.linspace(0, length - 1, min(number, length), dtype=int).tolist()))
-
-
-__all__ = [
-    "VIDEO_SUFFIXES",
-    "PacketReader",
-    "Video",
-    "evenly_spaced",
-    "side_data",
-    "to_rgb",
-]

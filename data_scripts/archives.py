@@ -297,6 +297,3 @@ class _MemberReader:
         except InputError as error:  # it has gone since it was listed
             found = dict.fromkeys(members, error)
         return found
-
-
-__all__ = ["LARGEST_MEMBER", "Archive", "ArchivedFrames", "Member"]

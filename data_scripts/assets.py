@@ -256,6 +256,3 @@ def _digest(asset: Asset, path: Path) -> str | None:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
     except OSError:  # a file is missing
         return None
-
-
-__all__ = ["ASSETS", "DETECTORS", "Asset", "copy_to", "fetch", "fetch_detector"]

@@ -135,6 +135,3 @@ def group_families(clips: Sequence[Clip]) -> list[Family]:
     return [
         ClipFamily(tuple(sorted(family, key=lambda clip: clip.name != clip.source))) for family in families.values()
     ]
-
-
-__all__ = ["Clip", "ClipFamily", "Family", "Part", "RawDataSet", "check_shares", "group_families"]

@@ -70,6 +70,3 @@ def _cut_by_person(size: int, encoding: str, failures: Failures) -> dict[str, li
     for row in real_rows(tqdm(photographs, "faces", unit="photo"), fetch_detector(), crop, "orl", failures, encoding):
         people.setdefault(row["source_id"], []).append(row)
     return people
-
-
-__all__ = ["SPLITS", "prepare_demo"]

@@ -60,6 +60,3 @@ class DSFD:
         """
         found = np.asarray(self._detector.detect(image), np.float32).reshape(-1, 5)
         return largest_first([Face(row[:4], float(row[4]), None) for row in found])
-
-
-__all__ = ["DSFD"]

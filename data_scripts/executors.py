@@ -151,6 +151,3 @@ def _run_on_ray(task: Task[Result]) -> tuple[int, Result]:
 
     result = task.run(step)
     return parts, result
-
-
-__all__ = ["Task", "run_here", "run_in_processes", "run_on_ray"]

@@ -288,6 +288,3 @@ def choose_face(faces: Sequence[Face], mask: np.ndarray | None = None, last: Fac
 def _mask_inside(face: Face, mask: np.ndarray) -> int:
     left, top, right, bottom = np.maximum(np.round(face.box), 0).astype(int)
     return int(mask[top:bottom, left:right].sum(dtype=np.int64))
-
-
-__all__ = ["Extraction", "choose_face", "family_rows"]

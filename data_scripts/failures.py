@@ -76,6 +76,3 @@ class Failures:
     def to_json(self) -> list[dict[str, Any]]:
         """Return them as plain values."""
         return [asdict(failure) for failure in self]
-
-
-__all__ = ["Failure", "Failures"]

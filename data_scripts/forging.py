@@ -320,6 +320,3 @@ def _stored(rows: Iterable[dict[str, Any]], path: Path) -> Dataset | None:
     return (
         Dataset.from_file(str(path)).cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))
     )
-
-
-__all__ = ["forge_families", "prepare_forgeries"]

@@ -237,17 +237,3 @@ class _DifferenceReader:
 def size_of(image: np.ndarray) -> str:
     """Return width and height of an image or a mask, as reports say them."""
     return f"{image.shape[1]}x{image.shape[0]}"
-
-
-__all__ = [
-    "DifferenceMask",
-    "Frame",
-    "FrameReader",
-    "Frames",
-    "ImageFrames",
-    "SingleReader",
-    "VideoFrames",
-    "decode_crop",
-    "read_exact",
-    "size_of",
-]

@@ -205,20 +205,3 @@ def face_row(
         "compression": None,
         **columns,
     }
-
-
-__all__ = [
-    "CORRUPT",
-    "MARGIN",
-    "NOT_LISTED",
-    "NO_FACE",
-    "NO_FILE",
-    "SIZE",
-    "Photograph",
-    "face_row",
-    "find_photographs",
-    "list_files",
-    "list_photographs",
-    "read_photograph",
-    "real_rows",
-]

@@ -136,6 +136,3 @@ def _nulls(path: Path, column: str) -> int:
     groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
     chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
     return sum(chunk.statistics.null_count for chunk in chunks if chunk.path_in_schema == column)
-
-
-__all__ = ["check_hub", "push_prepared", "write_dataset_card"]

@@ -392,6 +392,3 @@ def _write_summary(preparation: Preparation) -> None:
         json.dump(preparation.to_json(), partial, indent=1)
     os.chmod(partial.name, 0o644)  # as other files here; that of a temporary file is its owner's alone
     os.replace(partial.name, preparation.summary)
-
-
-__all__ = ["SUMMARY", "Execution", "Preparation", "Shard", "prepare_raw", "prepare_shares"]

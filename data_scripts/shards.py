@@ -335,16 +335,3 @@ def _refuse(
 
 def _without(settings: dict[str, Any], ignored: set[str]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in ignored}
-
-
-__all__ = [
-    "FORMAT",
-    "STATE",
-    "PreparedFolder",
-    "Report",
-    "bytes_of",
-    "read_record",
-    "shard_name",
-    "state_of",
-    "write_shard",
-]

@@ -193,13 +193,3 @@ def describe_shared_pictures(splits: Sequence[Pictures]) -> list[str]:
         for one, other in combinations(splits, 2)
         for row, match in find_copies(one, other)
     ]
-
-
-__all__ = [
-    "KEPT_APART",
-    "Families",
-    "count_faces",
-    "describe_shared_pictures",
-    "pictures_of_splits",
-    "refuse_shared_pictures",
-]

@@ -597,23 +597,3 @@ def write_code(folder: Path) -> None:
     pipeline = CODE / "pipeline_dcl.py"
     for source in (pipeline, *map(Path, get_relative_import_files(pipeline))):
         shutil.copyfile(source, folder / source.name)
-
-
-__all__ = [
-    "CHANGES",
-    "INT8_MODEL",
-    "LIMITS",
-    "RECORD",
-    "TOLERANCE",
-    "ClassifierOutputs",
-    "Export",
-    "check_limits",
-    "check_output",
-    "check_packages",
-    "compare_margins",
-    "export",
-    "head_nodes",
-    "measure_parity",
-    "write_graph",
-    "write_int8",
-]

@@ -82,6 +82,3 @@ def _check_outputs(arguments: Namespace, roots: dict[str, Path]) -> None:
                 raise InputError(
                     f"the drawings of {other} and {name} would have one name: give one --annotate folder to each."
                 )
-
-
-__all__ = ["check_files"]

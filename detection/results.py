@@ -359,17 +359,3 @@ def _save(image: Image.Image, path: Path) -> None:
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
-
-
-__all__ = [
-    "JsonLines",
-    "Table",
-    "UnreadableError",
-    "counted",
-    "draw",
-    "drawing_of",
-    "fingerprint",
-    "record_of",
-    "rows_of",
-    "stamp_of",
-]

@@ -101,6 +101,3 @@ def detect(arguments: Namespace, files: list[str], roots: dict[str, Path]) -> Co
 def _shown(text: str) -> str:
     """Return a text as a terminal can show it, whatever a file in it is called."""
     return text if text.isprintable() else ascii(text)[1:-1]
-
-
-__all__ = ["detect"]

@@ -349,17 +349,3 @@ def random_generator(seed: int, *key: str | int) -> np.random.Generator:
     """Return the generator that belongs to a seed and a key, whatever was drawn before and in which order."""
     digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
-
-
-__all__ = [
-    "METHODS",
-    "Forgery",
-    "Method",
-    "Portrait",
-    "identity_swap",
-    "local_warp",
-    "lowres_swap",
-    "mouth_swap",
-    "random_generator",
-    "self_blend",
-]

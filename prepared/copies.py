@@ -270,16 +270,3 @@ def refuse_copies(one: Pictures, other: Pictures, remedy: str, most: int | None 
     if pairs:
         more = f" ({len(pairs) - 1} more pairs)" if len(pairs) > 2 else " (1 more pair)" if len(pairs) == 2 else ""
         raise InputError(f"{describe_copy(one, pairs[0][0], other, pairs[0][1])}, or nearly{more}: {remedy}")
-
-
-__all__ = [
-    "HASHED_ON_THE_FLY",
-    "NEAR",
-    "SAME",
-    "Pictures",
-    "describe_copy",
-    "find_copies",
-    "picture_hash",
-    "refuse_copies",
-    "same_picture",
-]

@@ -117,6 +117,3 @@ def _short_name(source: str, data_root: str | Path | None) -> str:
     if data_root is not None and (Path(data_root) / source).is_dir():
         return source
     return Path(source).resolve().name if Path(source).is_dir() else source
-
-
-__all__ = ["PreparedSplit", "crop_matches", "load_splits", "refuse_copies_of_training"]

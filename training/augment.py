@@ -214,6 +214,3 @@ def _through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     # OpenCV's codec takes blue first; in the wrong order red would lose its detail instead of blue.
     encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-
-
-__all__ = ["Augmentation", "AugmentationSettings", "corresponding_mix", "warp"]

@@ -233,19 +233,3 @@ def _overlaps(size: int, cells: int, device: torch.device) -> torch.Tensor:
 
 def _to_unit_range(values: torch.Tensor) -> torch.Tensor:
     return values.float() / 255.0 if values.dtype == torch.uint8 else values.float()
-
-
-__all__ = [
-    "PairPlan",
-    "ViewSettings",
-    "apply_device_views",
-    "cell_masks",
-    "draw_device_views",
-    "draw_pair_plan",
-    "draw_patch_order",
-    "draw_view",
-    "normalize",
-    "shuffle_patches",
-    "srm_enhance",
-    "view_augmentation",
-]

@@ -106,6 +106,3 @@ def _clip(name: str, frames: Frames) -> Clip:
     if label == FAKE and len(parts) == 3:
         source = f"Celeb-real/{parts[0]}_{parts[2]}"
     return Clip(name, source, method, label, frames)
-
-
-__all__ = ["HELP", "LIST", "OPTIONS", "add_arguments", "find"]

@@ -157,6 +157,3 @@ def _targets(root: Path, compression: str, forged: dict[str, list[Clip]], found:
             else:
                 found.failures.add(folder / "videos" / f"{clip}.mp4", MISSING, "a forgery was made from it")
     return clips
-
-
-__all__ = ["DEFAULT_VARIANT", "HELP", "OPTIONS", "SPLITS", "add_arguments", "find"]

@@ -562,6 +562,3 @@ def _transaction(folder: Path) -> Iterator[Any]:
             _open[folder] = environment, users
         else:
             environment.close()
-
-
-__all__ = ["HELP", "METHODS", "OPTIONS", "SPLITS", "LmdbFrames", "PointFiles", "add_arguments", "find"]

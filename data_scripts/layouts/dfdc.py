@@ -168,6 +168,3 @@ def _label(entry: object) -> int | None:
         return None
     said = str(entry.get("is_fake", entry.get("label"))).strip().lower()
     return {"0": REAL, "real": REAL, "1": FAKE, "fake": FAKE}.get(said)
-
-
-__all__ = ["FAKES", "HELP", "OPTIONS", "PROTOCOLS", "REALS", "add_arguments", "find"]

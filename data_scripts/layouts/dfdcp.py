@@ -98,6 +98,3 @@ def _clip(name: str, frames: Frames, entry: Mapping[str, Any], known: Mapping[st
         named = f"original_videos/{clip.partition('_')[2]}"  # without the person whose face was put in
         source = said or (named if named in known else name)
     return Clip(name, source, method, _LABELS[method], frames)
-
-
-__all__ = ["HELP", "LIST", "OPTIONS", "add_arguments", "find"]

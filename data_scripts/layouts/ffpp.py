@@ -310,6 +310,3 @@ def _report_rest(
         for name, frames in clips.items():
             if name not in listed:
                 failures.add(frames.where, NOT_LISTED)
-
-
-__all__ = ["COMPRESSIONS", "DFD", "HELP", "MASKS", "METHODS", "OPTIONS", "SPLITS", "add_arguments", "find"]

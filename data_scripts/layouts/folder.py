@@ -139,6 +139,3 @@ def _single_images(media: dict[str, Frames], reals: _Names) -> dict[str, Frames]
         else:
             single[key] = frames
     return single
-
-
-__all__ = ["HELP", "OPTIONS", "SPLITS", "add_arguments", "find"]

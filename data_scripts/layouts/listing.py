@@ -222,24 +222,3 @@ def read_json(path: Path, kind: type) -> Any:
     if not isinstance(value, kind):
         raise InputError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}: copy or download it again.")
     return value
-
-
-__all__ = [
-    "CONTRADICTED",
-    "MISSING",
-    "NOT_LISTED",
-    "NO_LABEL",
-    "NO_NAME",
-    "Shelf",
-    "child",
-    "descend",
-    "folded",
-    "list_clips",
-    "list_media",
-    "names_in",
-    "plain_name",
-    "read_json",
-    "read_lines",
-    "root_folder",
-    "shorten",
-]

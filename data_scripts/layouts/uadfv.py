@@ -48,6 +48,3 @@ def find(root: str | Path) -> RawDataSet:
             clips.append(Clip(f"{side}/{clip}", f"real/{clip.removesuffix(_SUFFIX)}", side, label, frames))
     found.splits["test"] = group_families(clips)
     return found
-
-
-__all__ = ["HELP", "OPTIONS", "add_arguments", "find"]

@@ -259,6 +259,3 @@ def _strings(pickled: bytes) -> Iterator[str]:
             yield argument
         elif operation.name not in _HARMLESS:
             raise ValueError(f"it holds more than strings, by the operation {operation.name}")
-
-
-__all__ = ["HELP", "OPTIONS", "VIDEOS", "ArchiveFamily", "add_arguments", "find", "read_list"]
