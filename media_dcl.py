@@ -22,7 +22,6 @@ import threading
 import urllib.parse
 import urllib.request
 import warnings
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -88,21 +87,6 @@ _VIDEOS = (
 )
 _MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|!doctype|!--|[a-z])", re.IGNORECASE)
 
-# Which pictures are refused because they are something else as well:
-# - An archive, which programs open from its end; a PHP script, which runs wherever it stands; a PDF, whose header
-#   readers look for. No place in a picture excuses these.
-# - A web page or an SVG. Browsers go by the first bytes, which are those of a picture, so it runs only where somebody
-#   serves the file as a page. In a comment or behind the picture it has no other purpose. In the text of a PNG and in
-#   Content Credentials it has one, and is let be: image generators store prompts there, and signers their icons.
-# At least five bytes of each pattern are fixed: four stand by chance in one photograph of some thousands.
-_RUNS_ANYWHERE = re.compile(rb"<\?php\s|%pdf-[12]\.", re.IGNORECASE)
-_PAGE = re.compile(
-    rb"<script[\s/>]|<svg([\s/][^<>\x00\x80-\xff]{0,400})?[=>]|<html[\s/>]|<!doctype|<iframe[\s/>]|javascript:",
-    re.IGNORECASE,
-)
-#: What all of that begins with: looked for first, since it takes a hundredth of the time.
-_FOREIGN_STARTS = (b"<script", b"<svg", b"<html", b"<!doctype", b"<?php", b"<iframe", b"%pdf-", b"javascript:")
-_ENDS = 65536  # bytes at either end of a file in which they are looked for
 #: Text of a PNG that is kept: it may say how the picture is turned.
 _ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type ")
 _MOST_UNPACKED = 1 << 20  # bytes in one chunk of a PNG: Pillow refuses more
@@ -179,37 +163,7 @@ def is_text(head: bytes) -> bool:
     return bool(text) and all(each.isprintable() or each.isspace() for each in text.removeprefix("\ufeff"))
 
 
-def is_something_else(data: bytes) -> bool:
-    """Whether another program would find an archive, a document or a script in a picture."""
-    ends = _ends(data)
-    lower = ends.lower()
-    if any(start in lower for start in _FOREIGN_STARTS) and (
-        _RUNS_ANYWHERE.search(ends) or (_PAGE.search(ends) and _PAGE.search(_ends(_without_notes(data))))
-    ):
-        return True
-    # By itself, `is_zipfile` looks for four bytes, which stand in photographs by chance, too.
-    return b"PK\x01\x02" in data and zipfile.is_zipfile(BytesIO(data))
-
-
-def _ends(data: bytes) -> bytes:
-    return data[:_ENDS] + b"\n" + data[-_ENDS:]
-
-
-def _without_notes(data: bytes) -> bytes:
-    """Return a picture without the text of a PNG and without Content Credentials, which are boxes of JUMBF."""
-    if content_kind(data[:512]) == "PNG":
-        data = without_text(data)
-    kept, at = [], 0
-    for box in re.finditer(rb"jumb....jumd", data, re.DOTALL):
-        start = box.start() - 4
-        end = start + int.from_bytes(data[start : start + 4])
-        if at <= start and end <= len(data):  # else it lies in another one, or is none
-            kept.append(data[at:start])
-            at = end
-    return b"".join((*kept, data[at:]))
-
-
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield the names of the chunks of a PNG, where each begins, and where it ends."""
     start, name = 8, b""
     while start + 8 <= len(data) and name != b"IEND":
@@ -218,40 +172,24 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         start = end
 
 
-def _without_chunks(data: bytes, is_dropped: Callable[[bytes, int, int], bool]) -> bytes:
-    """Return a PNG without some chunks, given a function of what `png_chunks` yields."""
+def _without_burdens(data: bytes) -> tuple[bytes, set[bytes]]:
+    """Return a PNG without what Pillow refuses, and the names of the oversized chunks among it.
+
+    Text goes, unless it may say how the picture is turned. Oversized are profiles and such text that unpack to more
+    than 1 MiB.
+    """
+    oversized, packed = set(), 0
     kept, at = [], 0
-    for name, start, end in png_chunks(data):
-        if is_dropped(name, start, end):
+    for name, start, end in _png_chunks(data):
+        drop = name in (b"tEXt", b"zTXt", b"iTXt") and not data.startswith(_ORIENTATION, start + 8)
+        if not drop and name in (b"iCCP", b"zTXt", b"iTXt"):
+            packed += 1
+            drop = packed > _MOST_PACKED_CHUNKS or _is_oversized(name, data[start + 8 : end - 4])
+            oversized |= {name} if drop else set()
+        if drop:
             kept.append(data[at:start])
             at = end
-    return b"".join((*kept, data[at:])) if kept else data
-
-
-def without_text(data: bytes) -> bytes:
-    """Return a PNG without text, but what may say how the picture is turned."""
-
-    def is_dropped(name: bytes, start: int, end: int) -> bool:
-        return name in (b"tEXt", b"zTXt", b"iTXt") and not data.startswith(_ORIENTATION, start + 8)
-
-    return _without_chunks(data, is_dropped)
-
-
-def without_oversized(data: bytes) -> tuple[bytes, set[bytes]]:
-    """Return a PNG without the profiles and text that unpack to more than 1 MiB, and the names of their chunks."""
-    names, packed = set(), 0
-
-    def is_dropped(name: bytes, start: int, end: int) -> bool:
-        nonlocal packed
-        if name not in (b"iCCP", b"zTXt", b"iTXt"):
-            return False
-        packed += 1
-        if packed <= _MOST_PACKED_CHUNKS and not _is_oversized(name, data[start + 8 : end - 4]):
-            return False
-        names.add(name)
-        return True
-
-    return _without_chunks(data, is_dropped), names
+    return (b"".join((*kept, data[at:])) if kept else data), oversized
 
 
 def _is_oversized(name: bytes, chunk: bytes) -> bool:
@@ -267,11 +205,6 @@ def _is_oversized(name: bytes, chunk: bytes) -> bool:
     except zlib.error:  # damaged, which Pillow passes over
         return False
     return bool(unpacker.unconsumed_tail)
-
-
-def with_end(kind: str, data: bytes) -> bytes:
-    """Return a picture of a kind with its end marker, if it is a JPEG that lacks it, as those of some cameras do."""
-    return data + _JPEG_END if kind == "JPEG" and not _has_jpeg_end(data) else data
 
 
 def breaks_off(kind: str, data: bytes, decode: Callable[[bytes], bytes]) -> bool:
@@ -523,7 +456,7 @@ def named_space(data: bytes, image: Image.Image) -> tuple[int, int] | None:
         The numbers, by ITU-T H.273; None where there are none, or a profile says more.
     """
     if image.format == "PNG":
-        for name, start, end in png_chunks(data):
+        for name, start, end in _png_chunks(data):
             if name == b"cICP" and end - start == 16:
                 return data[start + 8], data[start + 9]
     elif image.format in ("AVIF", "HEIF") and "icc_profile" not in image.info:
@@ -764,15 +697,7 @@ def open_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> Picture:
             f"an object of the type {type(picture).__name__} is no picture: give a path, a PIL image, or an RGB array "
             "(height, width, 3)."
         )
-    path = Path(picture)
-    data = _read(path)
-    _check_kind(data, path)
-    if is_something_else(data):
-        raise PictureError(
-            f"{path} is a picture and a script or an archive at once: save the picture anew.",
-            "it is a script or an archive as well",
-        )
-    return decode_picture(data, path, most_pixels)
+    return decode_picture(_read(Path(picture)), picture, most_pixels)
 
 
 def decode_picture(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) -> Picture:
@@ -918,10 +843,11 @@ def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Imag
     remedy = "convert it to JPEG if it is a RAW photo, else save it anew" if kind == "TIFF" else "save it anew"
     with _explained(f"the picture {name} cannot be opened", remedy):
         if kind == "PNG":
-            data, oversized = without_oversized(without_text(data))  # which Pillow refuses
+            data, oversized = _without_burdens(data)
             notes += [OVERSIZED] if b"iCCP" in oversized else []
             notes += [_OVERSIZED_TEXT] if oversized - {b"iCCP"} else []
-        source = BoundedReader(data) if kind == "TIFF" else BytesIO(with_end(kind, data))
+        end = _JPEG_END if kind == "JPEG" and not _has_jpeg_end(data) else b""  # some cameras leave it out
+        source = BoundedReader(data) if kind == "TIFF" else BytesIO(data + end)
         try:
             image = Image.open(source, formats=[kind])  # other formats start programs
         except Image.DecompressionBombError as error:
