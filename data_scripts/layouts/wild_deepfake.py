@@ -184,8 +184,7 @@ class ArchiveFamily:
         last = max((members[frame].offset, name, frame) for name, members in sequences.items() for frame in members)
         _, name, frame = last
         try:
-            with archive.open() as content:
-                content.member(sequences[name][frame])
+            archive.open().member(sequences[name][frame])
         except InputError:
             del sequences[name][frame]
             if not sequences[name]:
