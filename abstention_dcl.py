@@ -69,15 +69,9 @@ NOT_FINITE = Abstention("not_finite", "The model gave no finite number for it: i
 
 
 def measure_face(crop: np.ndarray, face: Any, crop_transform: np.ndarray) -> FaceQuality:
-    """Measure a face that was found in a picture and cut out.
+    """Measure a `faces_dcl.Face` that was found in a picture and cut out, for `reason_to_abstain`.
 
-    Args:
-        crop: uint8 RGB (S, S, 3).
-        face: its `faces_dcl.Face`, in coordinates of the picture.
-        crop_transform: from the picture into the crop, (2, 3), see `faces_dcl.crop_transform`.
-
-    Returns:
-        What `reason_to_abstain` judges by.
+    It takes the crop, uint8 RGB (S, S, 3), and the transform from the picture into it, (2, 3).
     """
     left, top, right, bottom = (float(edge) for edge in face.box)
     linear = np.asarray(crop_transform, np.float64)[:, :2]
@@ -107,17 +101,12 @@ def _pose(landmarks: np.ndarray) -> tuple[float, float]:
 
 
 def measure_sharpness(crop: np.ndarray) -> float:
-    """Measure how fine the detail of a face is, whatever its contrast and brightness.
+    """Measure how fine the detail of a face, uint8 RGB (S, S, 3), is, whatever its contrast and brightness.
 
     It is the energy of the Laplacian over that of the gradient, of the grey inner face: the mean square of spatial
     frequency, weighted by what there is of the gradient. What rounding to 8 bits adds to either is taken off: else the
-    steps of a smooth surface would be the finest detail.
-
-    Args:
-        crop: uint8 RGB (S, S, 3).
-
-    Returns:
-        From 0, for a surface without detail, to about 8, for a chequerboard; 5 for white noise.
+    steps of a smooth surface would be the finest detail. From 0, for a surface without detail, to about 8, for a
+    chequerboard; 5 for white noise.
     """
     height, width = crop.shape[:2]
     top, left = round(height * (1 - _INNER) / 2), round(width * (1 - _INNER) / 2)
@@ -174,14 +163,9 @@ def by_embedding(familiarity: Mapping[str, Any] | None) -> bool:
 
 
 def check_dimension(familiarity: Mapping[str, Any] | None, channels: int) -> None:
-    """Check that the statistics of a configuration are about as many features as there will be.
+    """Check that the statistics of a configuration are about as many features of a face as there will be.
 
-    Args:
-        familiarity: `DCLConfig.familiarity`.
-        channels: features of a face.
-
-    Raises:
-        ValueError: if they are about another number.
+    Raises `ValueError` if they are about another number.
     """
     dimension = ((familiarity or {}).get("statistics") or {}).get("dimension", channels)
     if dimension != channels:
@@ -191,15 +175,9 @@ def check_dimension(familiarity: Mapping[str, Any] | None, channels: int) -> Non
 def reason_to_abstain(
     quality: FaceQuality, distance: float | None, familiarity: Mapping[str, Any] | None
 ) -> Abstention | None:
-    """Return why a face should not be judged; None if it can be.
+    """Return the first reason, of size, pose, blur and distance, why a face should not be judged; None if it can be.
 
-    Args:
-        quality: what `measure_face` found.
-        distance: see `distances`; None while no network has seen the face.
-        familiarity: `DCLConfig.familiarity`; without it, only size and pose are looked at.
-
-    Returns:
-        The first reason, of size, pose, blur and distance.
+    The distance is None while no network has seen the face. Without `familiarity`, only size and pose are looked at.
     """
     if quality.size_px < SMALLEST_FACE:
         return Abstention(
@@ -247,11 +225,7 @@ def pack(rows: np.ndarray) -> str:
 
 
 def unpack(text: str, dimension: int) -> np.ndarray:
-    """Return what `pack` made of rows of that length, float64 (n, dimension).
-
-    Raises:
-        ValueError: if it is not such text.
-    """
+    """Return what `pack` made of such rows, float64 (n, dimension); raises `ValueError` if it is something else."""
     try:
         data = base64.b64decode(text, validate=True)
     except binascii.Error as error:
@@ -262,13 +236,9 @@ def unpack(text: str, dimension: int) -> np.ndarray:
 
 
 def check_familiarity(familiarity: Mapping[str, Any] | None) -> None:
-    """Check what a configuration says that its checkpoint has seen: it may have been edited, or come from a stranger.
+    """Check `DCLConfig.familiarity`, which may have been edited, or come from a stranger.
 
-    Args:
-        familiarity: `DCLConfig.familiarity`.
-
-    Raises:
-        ValueError: if it is none that `distances` and `reason_to_abstain` can follow.
+    Raises `ValueError` if `distances` and `reason_to_abstain` cannot follow it.
     """
     if familiarity is None:
         return
@@ -326,11 +296,7 @@ def _check_statistics(statistics: Any) -> None:
 
 
 def describe_abstention(familiarity: Mapping[str, Any] | None) -> str:
-    """Return in words when a checkpoint gives a face no score.
-
-    Args:
-        familiarity: its `DCLConfig.familiarity`.
-    """
+    """Return in words when a checkpoint of that `DCLConfig.familiarity` gives a face no score."""
     fixed = (
         f"A face gets no score if it is smaller than {SMALLEST_FACE} pixels, enlarged more than {MOST_ENLARGED:g} "
         f"times, turned by more than about {LARGEST_YAW:.0f} degrees, or tilted by more than {LARGEST_ROLL:.0f}"

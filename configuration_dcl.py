@@ -159,11 +159,7 @@ class DCLConfig(PreTrainedConfig):
 
 
 def why_refused(error: Exception) -> str:
-    """Return in one line why a configuration cannot be made: of a field that is of none of its types, of one of them.
-
-    Args:
-        error: what making or loading it raised.
-    """
+    """Return in one line why a configuration cannot be made, given what making or loading it raised."""
     line = reason(error)
     return line.rpartition("Errors: ")[2].split(";")[0] if "doesn't match any type in" in line else line
 

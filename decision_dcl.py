@@ -38,14 +38,7 @@ UNITS = {"frame": "faces", "video": "videos"}  # what sentences call them
 
 
 def slope_and_offset(calibration: Mapping[str, Any] | None) -> tuple[float, float]:
-    """Return the line that turns a margin into the logit of `p_fake`.
-
-    Args:
-        calibration: `DCLConfig.calibration`.
-
-    Returns:
-        Slope, above 0, and offset; 1 and 0 where nothing was fitted.
-    """
+    """Return slope, above 0, and offset of the line from margin to logit of `p_fake`; 1 and 0 if not fitted."""
     method = "none" if calibration is None else calibration["method"]
     if method == "platt":
         return calibration["slope"], calibration["offset"]
@@ -53,15 +46,10 @@ def slope_and_offset(calibration: Mapping[str, Any] | None) -> tuple[float, floa
 
 
 def calibrate(margins: Any, calibration: Mapping[str, Any] | None) -> np.ndarray:
-    """Turn margins into calibrated probabilities.
+    """Turn margins z_fake - z_real, floats of any shape, into calibrated probabilities.
 
-    Args:
-        margins: floats of any shape, z_fake - z_real.
-        calibration: `DCLConfig.calibration`; `None` gives the logistic function of the margin.
-
-    Returns:
-        `p_fake`, the logistic function of slope * margin + offset, float64 in [0, 1], of the same shape; NaN where the
-        margin is.
+    Returns `p_fake`, the logistic function of slope * margin + offset (1 and 0 without a calibration), float64 in [0,
+    1], of the same shape; NaN where the margin is.
     """
     slope, offset = slope_and_offset(calibration)
     logits = slope * np.asarray(margins, np.float64) + offset
@@ -70,12 +58,7 @@ def calibrate(margins: Any, calibration: Mapping[str, Any] | None) -> np.ndarray
 
 
 def expected_fpr(calibration: Mapping[str, Any] | None, level: str, threshold: float) -> dict[str, Any]:
-    """Look up how many real faces or videos of the validation split score at or above a threshold.
-
-    Args:
-        calibration: `DCLConfig.calibration`.
-        level: "frame" or "video".
-        threshold: in [0, 1].
+    """Look up how many real faces or videos ("frame", "video") of the validation split score at or above a threshold.
 
     Returns:
         `value`, the share in [0, 1], between two stored thresholds that of the lower one, so never too low; `low` and
@@ -89,15 +72,12 @@ def expected_fpr(calibration: Mapping[str, Any] | None, level: str, threshold: f
 
 
 def verdict_lines(points: Mapping[str, Any], operating_point: str | None = None) -> tuple[float, float] | None:
-    """Return below which `p_fake` something is not flagged, and from which on it is.
+    """Return below which `p_fake` something is not flagged, and from which on it is; None if there is no such range.
 
     Args:
         points: of `DCLConfig.calibration`, its "frame" or "video".
         operating_point: a threshold that is there, which decides alone from where on something is flagged; None: the
             end of the inconclusive range does, or the threshold "eer" where that is higher.
-
-    Returns:
-        The ends of the inconclusive range; None where there is no such range.
     """
     at, band = points["thresholds"][operating_point or "eer"], points.get("band") or {}
     if band.get("low") is None:
@@ -106,13 +86,9 @@ def verdict_lines(points: Mapping[str, Any], operating_point: str | None = None)
 
 
 def check_calibration(calibration: Mapping[str, Any] | None) -> None:
-    """Check what a configuration says of its calibration: it may have been edited, or come from a stranger.
+    """Check `DCLConfig.calibration`, which may have been edited, or come from a stranger.
 
-    Args:
-        calibration: `DCLConfig.calibration`.
-
-    Raises:
-        ValueError: if `calibrate` cannot follow it, or a threshold is not a probability.
+    Raises `ValueError` if `calibrate` cannot follow it, or a threshold is not a probability.
     """
     if calibration is None:
         return
@@ -209,11 +185,7 @@ def _is_probability(value: Any) -> bool:
 
 
 def describe_calibration(calibration: Mapping[str, Any] | None) -> str:
-    """Return in one paragraph how a checkpoint is calibrated, where its verdicts change, and what is missing.
-
-    Args:
-        calibration: `DCLConfig.calibration`.
-    """
+    """Return in one paragraph how a checkpoint is calibrated, where its verdicts change, and what is missing."""
     if calibration is None:
         return (
             "Not calibrated: p_fake is the logistic function of the margin. It need not be near a probability, and "
@@ -272,11 +244,7 @@ def _verdicts(calibration: Mapping[str, Any], level: str) -> list[str]:
 
 
 def missing_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
-    """Return what the calibration of a checkpoint lacks, a clause each, for whoever reads its scores.
-
-    Args:
-        calibration: `DCLConfig.calibration`.
-    """
+    """Return what the calibration of a checkpoint lacks, a clause each, for whoever reads its scores."""
     if calibration is None:
         return [
             "the checkpoint is not calibrated: p_fake is the logistic function of the margin, and the only "
@@ -476,16 +444,7 @@ def _together(members: list[dict[str, Any]], one: str, several: str) -> tuple[st
 
 
 def video_result(result: dict[str, Any], people: Sequence[list[dict[str, Any]]], rule: Rule) -> dict[str, Any]:
-    """Complete the result of a video.
-
-    Args:
-        result: `kind`, `name`, sizes, how many frames were wanted and read, and notes.
-        people: of each person the records of the frames with it.
-        rule: for videos.
-
-    Returns:
-        The result with the verdict, and `people`.
-    """
+    """Complete the result of a video by verdicts and by `people`, given the records of each one's frames."""
     # Who is seen longest comes first, then whose face is largest.
     ordered = sorted(people, key=lambda frames: (-len(frames), -_area(frames[0]["box"])))
     found = [
@@ -563,12 +522,7 @@ def _moments(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def to_json(result: dict[str, Any], evidence: bool = False) -> dict[str, Any]:
-    """Return a result as plain JSON values.
-
-    Args:
-        result: of a picture, a video, or an error.
-        evidence: whether the maps of evidence are put in, as nested lists; else they are left out.
-    """
+    """Return a result as plain JSON values, with the maps of evidence as nested lists, or without them."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

@@ -64,15 +64,9 @@ class _Mark:
 
 
 def annotate_picture(picture: np.ndarray, result: dict[str, Any], evidence: float) -> Image.Image:
-    """Draw a result into a copy of its picture.
+    """Draw a result into a copy of its picture, RGB, uint8 (height, width, 3), the maps with an opacity in [0, 1].
 
-    Args:
-        picture: RGB, uint8 (height, width, 3).
-        result: of the picture.
-        evidence: opacity of the maps in [0, 1].
-
-    Raises:
-        InputError: if the picture is of another size than the result's.
+    Raises `InputError` if the picture is of another size than the result's.
     """
     _check_size(picture, result, "picture")
     faces = result["faces"]
@@ -96,19 +90,10 @@ def annotate_picture(picture: np.ndarray, result: dict[str, Any], evidence: floa
 def annotate_frames(
     video: Video, result: dict[str, Any], frames: Collection[int] | None, evidence: float
 ) -> list[Image.Image]:
-    """Draw a result into frames of its video.
+    """Draw a result into frames of its video; those of `telling_frames` of each person if `frames` is None.
 
-    Args:
-        video: where the frames are.
-        result: of the video.
-        frames: their numbers; None: those of `telling_frames` of each person.
-        evidence: opacity of the maps in [0, 1].
-
-    Returns:
-        One drawing for each frame, in the order of the numbers, each number once.
-
-    Raises:
-        InputError: if a frame is not there or cannot be read, or the video is another one than the result's.
+    Returns one drawing for each frame, in the order of the numbers, each number once. Raises `InputError` if a frame
+    is not there or cannot be read, or the video is another one than the result's.
     """
     if frames is None:
         frames = [number for person in result["people"] for number in telling_frames(person)]
@@ -131,19 +116,8 @@ def annotate_video(video: Video, result: dict[str, Any], output: str | Path, evi
     """Draw a result into all frames of its video, and write them as an MP4 without sound: H.264, yuv420p.
 
     Each frame is shown when it was. One that cannot be decoded is left out, and the one before it is shown longer.
-
-    Args:
-        video: where the frames are.
-        result: of the video.
-        output: the path of the MP4; what is there is replaced once all is written.
-        evidence: opacity of the maps in [0, 1].
-
-    Returns:
-        The path.
-
-    Raises:
-        InputError: if nothing can be written there, no frame can be read, or the video is another one than the
-            result's.
+    What is at the path is replaced once all is written. Raises `InputError` if nothing can be written there, no frame
+    can be read, or the video is another one than the result's.
     """
     output = Path(output)
     if output.suffix.lower() != ".mp4":

@@ -28,12 +28,7 @@ class InputError(ValueError):
 
 
 class PictureError(InputError):
-    """A picture cannot be read.
-
-    Args:
-        sentence: names it, what is wrong with it, and what to do.
-        why: what is wrong with it, for a report that names it already.
-    """
+    """A picture cannot be read; `why` says what is wrong, for a report that names the picture already."""
 
     def __init__(self, sentence: str, why: str = ""):
         super().__init__(sentence)
@@ -99,10 +94,9 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a command so that an `InputError` ends it with one sentence on standard error and exit status 1.
+    """Wrap a command so that an `InputError`, or the error of a full disk, ends it with a sentence and exit status 1.
 
-    So does the error of a disk that is full or cannot be written. Every other exception keeps its traceback: it is a
-    defect of the program, not of the input.
+    Every other exception keeps its traceback: it is a defect of the program, not of the input.
     """
 
     @functools.wraps(main)

@@ -101,14 +101,7 @@ _MOST_MARKERS = 10_000  # of 64 KB each, before and between the scans
 
 
 def content_kind(head: bytes) -> str:
-    """Return what a file is by its first bytes.
-
-    Args:
-        head: the first 512 bytes of it, or all, if it has fewer.
-
-    Returns:
-        One of `PICTURE_KINDS`, "video", or in words what else it is, such as "a PDF".
-    """
+    """Return what a file is by its first 512 bytes: one of `PICTURE_KINDS`, "video", or in words, as "a PDF"."""
     for pattern, name in _UNREAD_PICTURES:
         if re.match(pattern, head, re.DOTALL):
             return name
@@ -211,12 +204,8 @@ def breaks_off(kind: str, data: bytes, decode: Callable[[bytes], bytes]) -> bool
     """Whether a part of a picture is missing at its end, which decoders would fill with grey.
 
     Where the end is not there, or zeros are in its place, other bytes are put there: if nothing is missing, they
-    change no pixel. In a WebP and where pixels are not compressed, zeros may be right, and are let be.
-
-    Args:
-        kind: of the picture, see `content_kind`.
-        data: what is in its file.
-        decode: returns the pixels of another version of it.
+    change no pixel. `decode` returns the pixels of such a version. In a WebP and where pixels are not compressed,
+    zeros may be right, and are let be.
     """
     if kind not in ("AVIF", "GIF", "HEIF", "JPEG", "PNG") or (kind == "JPEG" and _has_jpeg_end(data)):
         return False
@@ -306,15 +295,8 @@ class BoundedReader(BytesIO):
 def choose_page(image: Image.Image, name: str | Path) -> tuple[int, list[str]]:
     """Find the first page of a TIFF that is no preview or mask of another.
 
-    Args:
-        image: opened and not yet loaded; where it has several pages, it cannot be used afterwards.
-        name: of the picture, for errors.
-
-    Returns:
-        The number of the page, from 0, and a note if there are more of them, or they cannot be read.
-
-    Raises:
-        PictureError: if the picture itself is in no page, as that of a RAW photo.
+    Returns its number, from 0, and a note if there are more pages, or they cannot be read; raises `PictureError` if
+    the picture itself is in no page, as that of a RAW photo. An image of several pages cannot be used afterwards.
     """
     pages: list[tuple[int, tuple[int, int], str]] = []
     has_parts = is_damaged = False
@@ -422,16 +404,10 @@ class _Conversion(NamedTuple):
 
 
 def srgb_pixels(image: Image.Image, cicp: tuple[int, int] | None = None) -> tuple[np.ndarray, list[str]]:
-    """Return the pixels of a picture as sRGB, and notes on its colours.
+    """Return the pixels of a loaded picture as sRGB, uint8 (height, width, 3), perhaps read-only, and notes on them.
 
-    16 bits per channel are scaled to 8, and what is transparent is laid on white.
-
-    Args:
-        image: loaded; it stays as it is.
-        cicp: the numbers of the primaries and transfer function that its file names, which come before a profile.
-
-    Returns:
-        uint8 (height, width, 3), perhaps read-only, and short sentences.
+    16 bits per channel are scaled to 8, and what is transparent is laid on white. `cicp` are the numbers of primaries
+    and transfer function that its file names, which come before a profile.
     """
     conversion, notes = _find_conversion(image, cicp)
     width, height = image.size
@@ -446,14 +422,9 @@ def srgb_pixels(image: Image.Image, cicp: tuple[int, int] | None = None) -> tupl
 
 
 def named_space(data: bytes, image: Image.Image) -> tuple[int, int] | None:
-    """Return what a PNG, AVIF or HEIC names its colour space by: the numbers of its primaries and transfer function.
+    """Return the numbers (ITU-T H.273) by which a PNG, AVIF or HEIC names its primaries and transfer function.
 
-    Args:
-        data: what is in the file.
-        image: opened from it.
-
-    Returns:
-        The numbers, by ITU-T H.273; None where there are none, or a profile says more.
+    None where there are none, or a profile says more.
     """
     if image.format == "PNG":
         for name, start, end in _png_chunks(data):
@@ -518,11 +489,7 @@ def _modes_of_profiles(mode: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _conversion(profile: bytes, name: str | None = None) -> _Conversion | None:
-    """Return the conversion from an ICC profile to sRGB, None if it is of no pixels.
-
-    Raises:
-        Exception: of some kind, if the profile is damaged.
-    """
+    """Return the conversion from an ICC profile to sRGB, None if it is of no pixels; raises if it is damaged."""
     opened = ImageCms.ImageCmsProfile(BytesIO(profile))
     mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(opened.profile.xcolor_space.strip())
     if mode is None:  # such as a list of named colours
@@ -564,9 +531,8 @@ def _sample(mode: str) -> Image.Image:
 def _profile_of(chromaticity: Sequence[float], exponent: float | None) -> bytes:
     """Return an ICC profile of a matrix and a curve.
 
-    Args:
-        chromaticity: x and y of white, red, green and blue.
-        exponent: of the curve from stored values to light; None for that of sRGB.
+    It takes x and y of white, red, green and blue, and the exponent of the curve from stored values to light; None for
+    that of sRGB.
     """
     with np.errstate(all="raise"):
         x, y = np.array(chromaticity, float).reshape(4, 2).T
@@ -655,11 +621,7 @@ class Picture:
 
 
 def file_kind(path: str | Path) -> str:
-    """Return what a file is by its content, see `content_kind`.
-
-    Raises:
-        InputError: if it cannot be read.
-    """
+    """Return what a file is by its content, see `content_kind`; raises `InputError` if it cannot be read."""
     try:
         with Path(path).open("rb") as file:
             return content_kind(file.read(512))
@@ -701,16 +663,7 @@ def open_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> Picture:
 
 
 def decode_picture(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) -> Picture:
-    """Read a picture as `open_picture` does out of what is in its file, which is not searched for other things.
-
-    Args:
-        data: all bytes of it.
-        name: of the picture, for errors.
-        most_pixels: a larger picture is refused before it is decoded.
-
-    Raises:
-        PictureError: as of `open_picture`.
-    """
+    """Read a picture as `open_picture` does, out of all bytes of its file; `name` is for errors."""
     image, notes = _opened(data, name, most_pixels)
     with image, _explained(f"the picture {name} cannot be decoded", _AGAIN):
         decoded = _decoded(name, image, named_space(data, image), owned=True)
@@ -723,11 +676,8 @@ def read_values(source: bytes | str | Path, name: str | Path, mode: str, most_pi
     Args:
         source: its path, or all bytes of its file.
         name: of the picture, for errors.
-        mode: "L" or "RGB".
+        mode: "L" or "RGB": the result is uint8 (height, width) or (height, width, 3), writable.
         most_pixels: a larger picture is refused before it is decoded.
-
-    Returns:
-        uint8 (height, width) or (height, width, 3), writable.
 
     Raises:
         PictureError: as of `open_picture`, or if it has more than 8 bits a channel.
@@ -913,11 +863,9 @@ _PATIENCE, _LONGEST_DOWNLOAD = 30.0, 600.0  # seconds without a byte of a downlo
 def find_files(folder: str | Path) -> list[Path]:
     """Return the pictures and videos of a folder and its sub-folders by their suffixes, in the order of their paths.
 
-    What is hidden or the system's own is left out, and links to folders are not followed. Pictures of kinds that are
-    not read are among them, and a folder that cannot be listed stands for what is in it: what is not judged is named.
-
-    Raises:
-        InputError: if there are none.
+    What is hidden or the system's own is left out, and links to folders are not followed. Unreadable kinds of pictures
+    and folders that cannot be listed are among them, so that the results name them. Raises `InputError` if there are
+    none.
     """
     found: list[Path] = []
 
@@ -937,12 +885,9 @@ def find_files(folder: str | Path) -> list[Path]:
 
 
 def skipped_files(folder: str | Path) -> Counter[str]:
-    """Count by their suffixes the files of a folder and its sub-folders that `find_files` passes over.
+    """Count by suffix, in lower case, the files of a folder that `find_files` passes over; "" is no usual suffix.
 
     What is hidden or the system's own is not counted.
-
-    Returns:
-        How many there are of each suffix in lower case, such as ".txt", and of "" without a usual one.
     """
     skipped: Counter[str] = Counter()
     for place, folders, names in os.walk(folder):
@@ -980,12 +925,7 @@ def _is_code(path: Path) -> bool:
 
 
 def say_skipped(skipped: Counter[str], videos: bool = True) -> str:
-    """Return a sentence or two on the files that were passed over, an empty text if there were none.
-
-    Args:
-        skipped: as `skipped_files` counts them.
-        videos: whether videos are looked at.
-    """
+    """Return a sentence or two on the files that `skipped_files` counted, an empty text if there were none."""
     unread = Counter({suffix: skipped[suffix] for suffix in UNREAD_PICTURE_SUFFIXES & skipped.keys()})
     others = skipped - unread
     sentences = []
@@ -1138,8 +1078,7 @@ def is_video(item: Any) -> bool:
 def downloaded(address: str) -> Iterator[Path]:
     """Fetch an address into a file that is there inside of the `with`, where errors name the address instead.
 
-    Raises:
-        InputError: if it cannot be fetched, is too large, or takes too long.
+    Raises `InputError` if it cannot be fetched, is too large, or takes too long.
     """
     with _temporary_file(address, address.split("?")[0].split("#")[0]) as path:
         with path.open("wb") as file:

@@ -118,16 +118,10 @@ class OnnxClassifier:
             )
 
     def __call__(self, pixel_values: torch.Tensor | np.ndarray) -> DCLImageClassifierOutput:
-        """Tell real faces from forged ones.
+        """Tell real faces from forged ones, (N, 3, H, W), as the image processor gives them.
 
-        Args:
-            pixel_values: (N, 3, H, W), as the image processor gives it.
-
-        Returns:
-            `logits` (N, 2), `evidence` (N, h, w) and `embedding` (N, C), float32 tensors on the CPU.
-
-        Raises:
-            InputError: if the images have another shape, or the graph fails on them.
+        Returns `logits` (N, 2), `evidence` (N, h, w) and `embedding` (N, C), float32 tensors on the CPU. Raises
+        `InputError` if the images have another shape, or the graph fails on them.
         """
         pixel_values = torch.as_tensor(pixel_values).detach().to("cpu", torch.float32).contiguous()
         size = self.config.image_size

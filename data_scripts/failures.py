@@ -36,8 +36,7 @@ class Failure:
 class Failures:
     """Failures in the order in which they came, those of the frames of one file and reason in one.
 
-    Args:
-        strict: raise an `InputError` at the first one.
+    If it is strict, the first one is raised as an `InputError`.
     """
 
     def __init__(self, strict: bool = False):

@@ -38,7 +38,7 @@ def forge_families(
     missing: Counter[str],
     encoding: str = DEFAULT_ENCODING,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield each family of a split: its real rows, then the forgeries made from them.
+    """Yield each family of a split, a list of rows: its real rows, then the forgeries made from them.
 
     A forgery has its real's frame number, crop and landmarks, and the video name `<method>/<clip>`, with `-v2`, `-v3`
     and so on for further variants. It depends on the seed, method, video, frame, variant, and the split's other reals.
@@ -50,9 +50,6 @@ def forge_families(
         seed: chooses among the forgeries that could be made.
         missing: counts those that need a partner where there is none, or that change nothing: they are left out.
         encoding: of the forgeries, a key of `prepared.names.ENCODINGS`.
-
-    Returns:
-        Lists of rows.
     """
     reals = _Reals(rows)
     for indices in reals.families.values():
@@ -145,7 +142,7 @@ def prepare_forgeries(
     encoding: str = DEFAULT_ENCODING,
     shares: Sequence[float] | None = None,
 ) -> dict[str, Report]:
-    """Prepare a data set of the reals of a source and of forgeries made from them.
+    """Prepare a data set of the reals of a source and of forgeries made from them; returns what was done by split.
 
     Args:
         source: a folder of photographs (`photographs.find_photographs`), or a prepared data set, of which the real
@@ -162,13 +159,9 @@ def prepare_forgeries(
         encoding: of the crops and forgeries, a key of `prepared.names.ENCODINGS`.
         shares: percentages of train, validation and test, as of `clips.check_shares`: divide the people.
 
-    Returns:
-        What was done for each split.
-
     Raises:
-        InputError: if a method is unknown, the split's name cannot be one, the source holds no usable real, a size or
-            margin is given for faces that are cut already, `output` holds another data set, or another split holds a
-            source video or picture, too, or there are too few families for `shares`.
+        InputError: if an argument cannot be used, the source holds no usable real, `output` holds another data set,
+            another split holds a source video or picture, too, or there are too few families for `shares`.
     """
     methods = list(dict.fromkeys(methods))
     for method in methods:

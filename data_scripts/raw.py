@@ -46,9 +46,7 @@ class Execution:
     Attributes:
         processes: on this machine.
         job: this job of `jobs`, counted from 0; it makes every `jobs`-th shard.
-        jobs: that share the work, each started by itself.
-        ray: whether Ray does the work.
-        ray_address: of its cluster; None for a local one.
+        ray_address: of the cluster, where `ray` does the work; None for a local one.
         strict: stop at the first thing that cannot be prepared.
         retry_failed: make those shards again in which something was left out.
         overwrite: replace a data set that was prepared otherwise.
@@ -103,8 +101,7 @@ class Preparation:
 
     Attributes:
         reports: of each split.
-        shards: how many of them there are.
-        waiting: how many of these are left to other jobs.
+        waiting: how many of the `shards` are left to other jobs.
         total: all reports, and what the layout found wrong, in one.
         summary: the file that says it as JSON.
     """
@@ -135,19 +132,10 @@ def prepare_raw(
     families_per_shard: int = FAMILIES_PER_SHARD,
     say: Callable[[str], None] = print,
 ) -> Preparation:
-    """Prepare what a layout found; shards that are there with the same settings are kept.
+    """Prepare what a layout found below a root; shards that are there with the same settings are kept.
 
-    The families of a split are dealt to its shards in an order that is random, and always the same, so that every
-    shard is like the whole.
-
-    Args:
-        found: the raw data set.
-        root: the folder in which its files lie.
-        output: folder of the prepared data set; gets a summary beside the shards.
-        how: what is taken of each clip.
-        execution: where the work is done.
-        families_per_shard: at most.
-        say: gets the bytes that the output will need, before the work begins.
+    The families of a split are dealt to its shards, so many at most, in an order that is random, and always the same,
+    so that every shard is like the whole. `say` gets the bytes that the output will need, before the work begins.
 
     Raises:
         InputError: if there is nothing to prepare, `output` cannot be written or holds another data set, no face was
@@ -218,17 +206,8 @@ def prepare_shares(
     """Prepare what a layout found as one split, and divide it by family into train, validation and test.
 
     All families are prepared first, in a hidden folder of the output: only then is it known how many faces each has,
-    and which of them share a picture. While the splits are written, the faces take their space twice.
-
-    Args:
-        found: the raw data set, of one split.
-        root: as of `prepare_raw`.
-        output: as of `prepare_raw`.
-        how: as of `prepare_raw`.
-        shares: percentages of train, validation and test, as of `clips.check_shares`.
-        execution: as of `prepare_raw`.
-        families_per_shard: as of `prepare_raw`.
-        say: gets the bytes that are needed, and which families were joined.
+    and which of them share a picture. While the splits are written, the faces take their space twice. `shares` are
+    percentages, as of `clips.check_shares`; all else is as of `prepare_raw`.
 
     Raises:
         InputError: as of `prepare_raw`; if there are too few families, or several splits.

@@ -40,15 +40,7 @@ _PATIENCE = 10.0  # seconds that a process which is dying has to let go of its s
 
 @dataclass
 class Report:
-    """What a preparation did, of a shard or of all.
-
-    Attributes:
-        clips: that were opened.
-        frames: that were read.
-        faces: rows that were written.
-        failures: what was left out.
-        missing: the forgeries that were not made, counted by method and reason.
-    """
+    """What a preparation opened, read, wrote as rows, left out, and (`missing`) could not forge."""
 
     clips: int = 0
     frames: int = 0
@@ -104,18 +96,15 @@ def write_shard(
     report: Report,
     before_rename: Callable[[], None] | None = None,
 ) -> Report:
-    """Write a shard, unless another process did so in the meantime.
+    """Write a shard, unless another process did so in the meantime; returns the report of the one that is there now.
 
     Args:
         path: where to.
-        families: lists of rows with all columns of `prepared.dataset.FEATURES`, images encoded; a family stays in
-            one row group, unless it is too large for one: then the rows of each frame do.
+        families: lists of rows with all columns of `prepared.dataset.FEATURES`, images encoded; a family stays in one
+            row group, unless it is too large for one: then the rows of each frame do.
         settings: what the content depends on; JSON values.
         report: filled while `families` is consumed; its number of faces is set here.
         before_rename: called when the shard is whole, and not at its place yet.
-
-    Returns:
-        The report of the shard that is there now.
 
     Raises:
         InputError: if another process is writing it.

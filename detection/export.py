@@ -79,11 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Return what an export's record says, in a few lines and, for int8, a table.
-
-    Args:
-        record: the content of `export.json`.
-    """
+    """Return what an `export.json` says, in a few lines and, for int8, a table."""
     parity = record["parity"]
     differences = ", ".join(f"{name} {value:.1e}" for name, value in parity["largest_difference"].items())
     lines = [

@@ -95,14 +95,9 @@ def check_packages() -> None:
 
 
 def write_graph(model: DCLForImageClassification, path: Path) -> None:
-    """Write the graph of a model, for batches of any size.
+    """Write the graph of a model, in float32 and on the CPU, for batches of any size.
 
-    Args:
-        model: in float32, on the CPU.
-        path: where it goes.
-
-    Raises:
-        InputError: if the backbone cannot be exported, or the graph has more bytes than one file can hold.
+    Raises `InputError` if the backbone cannot be exported, or the graph has more bytes than one file can hold.
     """
     size = model.config.image_size
     model_bytes = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
@@ -149,18 +144,10 @@ def remove_traces(model: "onnx.ModelProto") -> None:
 def measure_parity(
     model: DCLForImageClassification, graph: OnnxClassifier, pixel_values: torch.Tensor
 ) -> dict[str, float]:
-    """Compare a graph with its model, in batches of 1, 2 and 7 images.
+    """Compare a graph with its model, in batches of 1, 2 and 7 of some images, float32 (N, 3, H, W), N at least 1.
 
-    Args:
-        model: in evaluation mode.
-        graph: what was exported of it.
-        pixel_values: float32 (N, 3, H, W), N at least 1; repeated where they are fewer than 7.
-
-    Returns:
-        Of each output, the largest difference; where the model's values exceed 1, as a part of the largest of them.
-
-    Raises:
-        InputError: if a difference is above `TOLERANCE`, or the model gives what is not finite.
+    Returns of each output the largest difference; where the model's values exceed 1, as a part of the largest of them.
+    Raises `InputError` if one is above `TOLERANCE`, or the model gives what is not finite.
     """
     largest = dict.fromkeys(OUTPUTS, 0.0)
     for count in PARITY_BATCHES:
@@ -188,15 +175,9 @@ def measure_parity(
 def split_rows(data: PreparedSplit) -> tuple[list[int], list[int], list[int]]:
     """Split the rows of a data set for int8; families are not divided between calibration and measurement.
 
-    Args:
-        data: the validation split.
-
-    Returns:
-        Rows that set the ranges of activations and rows that choose the method, both from every second family, at
-        most `CALIBRATION_IMAGES` of each class in all; and all rows of the other families, which measure the result.
-
-    Raises:
-        InputError: if there are too few families for both classes to be in every part.
+    Returns rows that set the ranges of activations and rows that choose the method, both from every second family, at
+    most `CALIBRATION_IMAGES` of each class in all; and all rows of the other families, which measure the result.
+    Raises `InputError` if there are too few families for both classes to be in every part.
     """
     rows = data.dataset.select_columns(["label", "video_id", "source_id"]).to_pandas()
     families, labels = rows["source_id"].fillna(rows["video_id"]).to_numpy(), rows["label"].to_numpy()
@@ -265,15 +246,8 @@ def write_int8(source: Path, path: Path, pixel_values: torch.Tensor, method: str
     x86 CPUs without VNNI add pairs of uint8 x int8 products in 16 bits. Weights in [-64, 64] cannot overflow them (2 x
     255 x 64 = 32,640), those in [-127, 127] can. The graph therefore gives the same answers on every CPU.
 
-    Args:
-        source: the graph in floats.
-        path: where the graph in int8 goes.
-        pixel_values: float32 (N, 3, H, W), whose activations set the ranges.
-        method: how; of `METHODS`: the least and largest values, the middle 99.98 % of them, or the range that loses
-            the least information.
-
-    Raises:
-        InputError: if ONNX Runtime cannot quantize the graph.
+    Images, float32 (N, 3, H, W), set the ranges of activations by one of `METHODS`: the least and largest values, the
+    middle 99.98 % of them, or the range that loses the least information. Raises `InputError` if this fails.
     """
     extra: dict[str, Any] = {"CalibStridedMinMax": 1}  # one image at a time, whatever the method
     if method == "percentile":
@@ -332,14 +306,7 @@ def quantize(
     """Write the int8 graph whose margins follow those of the float32 graph best, and measure what it changes.
 
     Quantization moves all margins by much the same amount, which is subtracted in the head. Methods are compared by
-    what is left.
-
-    Args:
-        graph: in float32.
-        path: where the int8 graph goes.
-        processor: of the checkpoint.
-        data: its validation split.
-        force: accept a graph that changes more than `LIMITS` allow, with a warning.
+    what is left. With `force`, a graph that changes more than `LIMITS` allow is accepted, with a warning.
 
     Returns:
         `method`; `calibration_images` and `choosing_images`; the `margin_errors` of each method, standard deviations
@@ -401,13 +368,9 @@ def quantize(
 def compare_margins(
     labels: np.ndarray, before: np.ndarray, after: np.ndarray, calibration: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Measure how far the scores of the same frames differ between two graphs.
+    """Measure how far the scores of the same frames differ between two graphs, given labels and margins (n,).
 
-    Args:
-        labels: integers (n,), 0 real, 1 fake.
-        before: floats (n,), margins of the float32 graph.
-        after: floats (n,), margins of the int8 graph.
-        calibration: `DCLConfig.calibration`, whose default rule for frames gives the verdicts.
+    The default rule for frames of the calibration gives the verdicts.
 
     Returns:
         `frames`, `reals` and `fakes`, how many were measured; `auc_float32`, `auc_int8` and `auc_loss`, the
@@ -436,11 +399,9 @@ def compare_margins(
 
 
 def check_limits(changes: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """Check what `compare_margins` returned against `LIMITS`.
+    """Check what `compare_margins` returned: return those of `LIMITS` that could be checked, and the exceeded ones.
 
-    Returns:
-        The limits that could be checked, without those of AUC and flips where a class has fewer than `LEAST_FRAMES`
-        frames; and the names of those that are exceeded.
+    Those of AUC and flips cannot where a class has fewer than `LEAST_FRAMES` frames.
     """
     enough = min(changes["reals"], changes["fakes"]) >= LEAST_FRAMES
     limits = {name: limit for name, limit in LIMITS.items() if enough or name not in ("auc_loss", "flips")}
@@ -512,10 +473,6 @@ def export(
         data: the validation split, on whose rows graph and model are compared; without it, on random images.
         int8: also write an int8 graph; takes `data`.
         force: write it even if it exceeds `LIMITS`.
-
-    Returns:
-        The folder and its record. In it are `model.onnx` (and `model_int8.onnx`), `config.json`,
-        `preprocessor_config.json`, the code that runs them, and `export.json`.
 
     Raises:
         InputError: if the checkpoint cannot be exported, a graph differs too much from it, or nothing can be written.

@@ -30,13 +30,7 @@ _COLUMNS = (
 
 
 def record_of(pipe: FaceForgeryDetectionPipeline, model: str, backend: str) -> dict[str, Any]:
-    """Return what the results depend on, beside the files: the first line of a file of results.
-
-    Args:
-        pipe: gives them.
-        model: the name by which the checkpoint was asked for.
-        backend: what runs it.
-    """
+    """Return what the results depend on, beside the files: the first line of a file of results."""
     options = asdict(pipe.options)
     del options["batch_size"]  # changes the last digits only
     return {
@@ -90,18 +84,11 @@ def _writing(name: object) -> Iterator[None]:
 
 
 class JsonLines:
-    """A file of results that grows by whole lines, or standard output.
+    """A file of results that grows by whole lines, or standard output ("-").
 
     What a killed run left is kept: a last line without an end is dropped, the others are not done again, unless their
-    file is one of those to judge, and has changed or could not be read.
-
-    Args:
-        name: of the file; "-" is standard output.
-        record: what the results depend on.
-        files: to judge.
-
-    Attributes:
-        done: the absolute paths of those of the files that have a line, each with its verdict.
+    file is one of those to judge, and has changed or could not be read. `done` has the absolute paths of the files to
+    judge that have a line, each with its verdict.
 
     Raises:
         InputError: if the file holds something else, or results that were made with something else, or another run
@@ -216,13 +203,9 @@ def _decisive(record: dict[str, Any]) -> dict[str, Any]:
 
 
 class Table:
-    """A CSV file of results, a row a face or person, or one for a file without any.
+    """A CSV file of results, a row a face or person, or one for a file without any; without a path, there is none.
 
-    Args:
-        path: of the file, written anew; None: nothing is written.
-
-    Raises:
-        InputError: if the file cannot be written, or is something else than such a table.
+    Raises `InputError` if the file cannot be written, or is something else than such a table.
     """
 
     def __init__(self, path: Path | None):
@@ -255,11 +238,7 @@ class Table:
 
 
 def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a table that say what a result says.
-
-    Args:
-        result: as `verdicts_dcl.to_json` gives it.
-    """
+    """Return the rows of a table that say what a result, as `to_json` gives it, says."""
     whole = {key: result.get(key) for key in ("name", "kind", "verdict", "sentence", "threshold", "operating_point")}
     for key, found, name in (
         *(("band", f"band_{end}", end) for end in ("low", "high")),
@@ -282,17 +261,9 @@ def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw(pipe: FaceForgeryDetectionPipeline, result: dict[str, Any], target: Path, evidence: float) -> None:
-    """Write the annotated picture, or of a video the most telling frame of each person.
+    """Write the annotated picture, or of a video the most telling frame of each person, to a path and an ending.
 
-    Args:
-        pipe: reads the file again.
-        result: of a file.
-        target: the path of the drawing, to which an ending is added.
-        evidence: opacity of the evidence.
-
-    Raises:
-        UnreadableError: if the file cannot be read again.
-        InputError: if nothing can be written there.
+    Raises `UnreadableError` if the file cannot be read again, and `InputError` if nothing can be written there.
     """
     if result["kind"] == "image":
         with _reading():
@@ -309,11 +280,7 @@ def draw(pipe: FaceForgeryDetectionPipeline, result: dict[str, Any], target: Pat
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """Return in one line how many files there are, and of which verdicts.
-
-    Args:
-        counts: how many files have each verdict, and how many the kind "error".
-    """
+    """Return in one line how many files there are, and of which verdicts, or of the kind "error"."""
     number = sum(counts.values())
     words = {verdict: verdict.replace("_", " ") for verdict in VERDICTS}
     words |= {ABSTAINED: VERDICTS[ABSTAINED].lower(), "error": "unreadable"}
@@ -330,12 +297,7 @@ def _reading() -> Iterator[None]:
 
 
 def drawing_of(target: Path, ending: str) -> Path:
-    """Return the path of a drawing: the target's with an ending, cut where file systems would refuse so long a name.
-
-    Args:
-        target: the path to which the ending is added.
-        ending: of ASCII characters.
-    """
+    """Return the path with an ending of a drawing, cut where file systems would refuse so long a name."""
     name = os.fsencode(target.name)
     if len(name) + len(ending) <= _LONGEST_NAME:
         return target.with_name(target.name + ending)

@@ -74,11 +74,7 @@ class ModelArguments:
     mask_threshold: float = field(default=0.01, metadata={"help": "Forged share above which a cell is forged."})
 
     def config(self) -> "DCLConfig":
-        """Build the configuration of a new model.
-
-        Raises:
-            InputError: if a setting is of the wrong type or out of its range.
-        """
+        """Build the configuration of a new model; raises `InputError` if a setting cannot be used."""
         from huggingface_hub.errors import StrictDataclassError
 
         from ..configuration_dcl import DCLConfig, why_refused
@@ -95,14 +91,9 @@ class ModelArguments:
             raise InputError(f"{why_refused(error)}.") from error
 
     def refuse_conflicts(self, config: "DCLConfig", given: Collection[str]) -> None:
-        """Check the settings against the configuration of the checkpoint to start from, which is what counts.
+        """Raise an `InputError` if a setting that was given is not that of the checkpoint to start from, which counts.
 
-        Args:
-            config: that of the checkpoint.
-            given: the settings that the command line or the configuration file names.
-
-        Raises:
-            InputError: if one of them is not the checkpoint's own.
+        `given` are the settings that the command line or the configuration file names.
         """
         wanted = self.config()
         for item in fields(self):
@@ -143,11 +134,7 @@ class DataArguments:
 
 @dataclass
 class ViewSettings:
-    """How often each view of DCL is taken; the defaults are the released ones where the released code has the view.
-
-    Raises:
-        InputError: if a value is out of its range.
-    """
+    """How often each view of DCL is taken; the defaults are the released ones where the released code has the view."""
 
     augment: bool = field(
         default=True, metadata={"help": "Apply the common augmentation; without it images are only resized."}
@@ -189,11 +176,7 @@ class ViewSettings:
 
 @dataclass
 class AugmentationSettings:
-    """How often and how strongly images are augmented; the defaults are those of the original DCL training.
-
-    Raises:
-        InputError: if a value is out of its range.
-    """
+    """How often and how strongly images are augmented; the defaults are those of the original DCL training."""
 
     rotate_probability: float = field(
         default=0.5, metadata={"help": "Share of the views that are rotated about their centre."}

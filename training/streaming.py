@@ -53,11 +53,7 @@ class RowGroup:
     index: int
 
     def read(self) -> pa.Table:
-        """Read the images and the masks.
-
-        Raises:
-            InputError: if they cannot be read.
-        """
+        """Read the images and the masks; raises `InputError` if they cannot be read."""
         try:
             # Opened anew each time: a handle does not survive the fork of a data loader's worker.
             with _opened(self.shard.url, self.shard.footer) as file:
@@ -85,15 +81,9 @@ class RowGroup:
 class StreamedRows:
     """The rows of a prepared data set, as a `datasets.Dataset` gives them, with images that are read when asked for.
 
-    The other columns are held in memory. Of the images, each process that takes rows holds the last `CACHED` row
-    groups that it took some from, encoded: with 256 lossless crops of 380 px in a row group, up to 0.6 GB.
-
-    Args:
-        cells: every column but the images.
-        groups: the row groups, in order.
-        group: which of them each row is in, integers (rows,).
-        offset: where in it, integers (rows,).
-        images: which columns of images there are.
+    The other columns (`cells`) are held in memory. Of the images, each process that takes rows holds the last `CACHED`
+    row groups that it took some from, encoded: with 256 lossless crops of 380 px in a row group, up to 0.6 GB.
+    Integers (rows,) say in which group each row is, and where in it.
     """
 
     def __init__(
@@ -169,18 +159,9 @@ def concatenate_rows(parts: Sequence[StreamedRows]) -> StreamedRows:
 
 
 def stream_prepared(name: str, split: str, data_root: str | Path | None = None) -> StreamedRows:
-    """Open one split of a prepared data set, its columns checked; no image is read.
+    """Open one split of a prepared data set as `load_prepared` does, its columns checked; no image is read.
 
-    Args:
-        name: a folder under `data_root`, else a path, else the id of a data set on the Hub.
-        split: as of `load_prepared`.
-        data_root: where names are looked up first.
-
-    Returns:
-        The rows, without landmarks, the other columns of the types of `FEATURES`.
-
-    Raises:
-        InputError: as of `load_prepared`.
+    Returns the rows, without landmarks, the other columns of the types of `FEATURES`.
     """
     where = f"{name} ({split})"
     with explained_failure(name, split, data_root), ThreadPoolExecutor(_READERS) as pool:
@@ -355,12 +336,7 @@ class RowGroupSampler(Sampler):
 
 
 def _deal_out(counts: np.ndarray, lanes: int) -> list[np.ndarray]:
-    """Cut the row groups into runs with much the same number of rows of the smaller class; some are empty if need be.
-
-    Args:
-        counts: rows of each class in each row group, integers (groups, 2).
-        lanes: the number of runs.
-    """
+    """Cut row groups, by counts (groups, 2), into runs with much the same number of rows of the smaller class."""
     weight = counts[:, counts.sum(0).argmin()]
     middle = np.cumsum(weight) - weight / 2
     numbers = np.arange(lanes)

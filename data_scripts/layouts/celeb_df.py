@@ -44,15 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find(root: str | Path, version: int = 2) -> RawDataSet:
-    """Find the clips of the list, and all others.
-
-    Args:
-        root: the folder that holds `Celeb-real`, `YouTube-real`, `Celeb-synthesis` and the list.
-        version: 1 or 2.
-
-    Raises:
-        InputError: if the list is missing or names no video, or reals or fakes are missing.
-    """
+    """Find the clips of the list, and all others; raises `InputError` if the list, reals or fakes are missing."""
     root = root_folder(root, f"{', '.join(_LABELS)} and {LIST}")
     found = RawDataSet(f"celeb_df_v{version}", {})
     media = {name: list_clips(child(root, name), found.failures) for name in _LABELS}

@@ -52,16 +52,10 @@ def find(
     reals: str | Path | None = None,
     compression: str = "c23",
 ) -> RawDataSet:
-    """Find the clips of each split.
+    """Find the clips of each split: of some variants, folders of `manipulated_videos`.
 
-    Args:
-        root: the folder that holds `manipulated_videos` and `lists`.
-        variants: folders of `manipulated_videos`.
-        reals: root of FaceForensics++; None takes the actors.
-        compression: of the videos of FaceForensics++.
-
-    Raises:
-        InputError: if a list, a variant, or all reals are missing.
+    The reals are those of FaceForensics++, if its root is given, in a compression, else the actors. Raises
+    `InputError` if a list, a variant, or all reals are missing.
     """
     root = root_folder(root, "manipulated_videos/ and lists/")
     found = RawDataSet("deeperforensics", {})

@@ -132,8 +132,8 @@ def find(
         split: the only one wanted, or None.
 
     Raises:
-        InputError: if there is no JSON, or more than one; if it is none of DeepfakeBench, or lacks the compression; if
-            nothing that it names is there; or if an environment cannot be opened.
+        InputError: if there is no JSON or more than one, it is none of DeepfakeBench or lacks the compression, nothing
+            that it names is there, or an environment cannot be opened.
     """
     root = root_folder(root, "the data sets that the JSON names")
     path = _choose_json(root, json)
@@ -345,12 +345,7 @@ def _replace_folder(path: PurePosixPath, kind: str) -> PurePosixPath | None:
 
 
 class _Store(Protocol):
-    """Where the files lie: `look_up` returns those that are there, for `images`, `masks` and `points` to read.
-
-    Attributes:
-        where: how reports call it.
-        remedy: what to do when nothing is there.
-    """
+    """Where the files lie, and what to do when nothing is there; `look_up` returns those that are."""
 
     where: str
     remedy: str
@@ -488,13 +483,7 @@ def _keys(path: PurePosixPath) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class LmdbFrames:
-    """Values of an LMDB environment, by frame number.
-
-    Attributes:
-        environment: its folder.
-        keys: of the values.
-        decode: makes an image, or points, of a value.
-    """
+    """Values of an LMDB environment, by frame number, and what makes an image, or points, of a value."""
 
     environment: Path
     keys: Mapping[int, str]

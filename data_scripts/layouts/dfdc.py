@@ -47,14 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find(root: str | Path, protocol: str = "official") -> RawDataSet:
-    """Find the clips of each split.
+    """Find the clips of each split, by a protocol of `PROTOCOLS`.
 
-    Args:
-        root: the folder that holds the parts, `validation` and `test`, or Kaggle's sample, or one part.
-        protocol: one of `PROTOCOLS`.
-
-    Raises:
-        InputError: if there are no folders with a list that can be read.
+    The root holds the parts, `validation` and `test`, or Kaggle's sample, or is one part. Raises `InputError` if there
+    are no folders with a list that can be read.
     """
     root = root_folder(root, "dfdc_train_part_0/ and so on, train_sample_videos/, validation/ or test/")
     found = RawDataSet("dfdc", {})

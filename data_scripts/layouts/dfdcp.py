@@ -33,14 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find(root: str | Path) -> RawDataSet:
-    """Find the clips of each split.
-
-    Args:
-        root: the folder that holds `dataset.json`, or the one above it.
-
-    Raises:
-        InputError: if the list is missing, cannot be read, or names nothing that is there.
-    """
+    """Find the clips of each split; raises `InputError` if the list cannot be read, or names nothing that is there."""
     root = root_folder(root, f"{LIST}, original_videos/, method_A/ and method_B/")
     path = child(root, LIST) or descend(root, "dfdc_preview_set", LIST)
     if path is None:

@@ -148,13 +148,7 @@ def _find_dfd(root: Path, compression: str, methods: Sequence[str], masks: str, 
 
 
 class _Tree:
-    """The folders of one compression.
-
-    Args:
-        root: of the data set.
-        compression: one of `COMPRESSIONS`.
-        found: gets parts and failures.
-    """
+    """The folders of one compression; parts and failures are added to what was found."""
 
     def __init__(self, root: Path, compression: str, found: RawDataSet):
         self._root, self._compression, self._found = root, compression, found
@@ -181,11 +175,7 @@ class _Tree:
         return self._media[name, compression]
 
     def read(self, name: str, required: bool) -> dict[str, Frames]:
-        """Return the clips of an origin or method by name.
-
-        Raises:
-            InputError: if there are none, and some are required.
-        """
+        """Return the clips of an origin or method; raises `InputError` if there are none, and some are required."""
         media = self._clips(name, self._compression)
         self._found.parts.append(Part(name, len(media), _PUBLISHED[name]))
         if media:
@@ -238,12 +228,9 @@ class _Tree:
 
 @dataclass(frozen=True)
 class _Masks:
-    """The masks of a method.
+    """The masks of a method: `videos` by the names of clips, and whether each clip should have one.
 
-    Attributes:
-        videos: by the names of clips.
-        compared: fakes and reals whose difference is a mask where there is no video, the best compression first.
-        expected: whether each clip should have one.
+    `compared` are fakes and reals whose difference is a mask where there is no video, the best compression first.
     """
 
     videos: Mapping[str, Frames]

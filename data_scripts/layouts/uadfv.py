@@ -28,14 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find(root: str | Path) -> RawDataSet:
-    """Find the clips.
-
-    Args:
-        root: the folder that holds `real` and `fake`.
-
-    Raises:
-        InputError: if one of them is missing or holds no video.
-    """
+    """Find the clips; raises `InputError` if `real` or `fake` is missing or holds no video."""
     root = root_folder(root, "real/ and fake/")
     found = RawDataSet("uadfv", {})
     clips: list[Clip] = []

@@ -57,14 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find(root: str | Path) -> RawDataSet:
-    """Find the archives of each split, or the sequences that the lists name.
-
-    Args:
-        root: the folder.
-
-    Raises:
-        InputError: if it holds neither archives nor lists, or a list cannot be read.
-    """
+    """Find the archives of each split, or the sequences that lists name; raises `InputError` if there are none."""
     root = root_folder(root, f"{_FOLDER}/ or the lists train/real.pickle, ...")
     found = RawDataSet("WildDeepfake", {}, cropped=True)
     folders = _folders(root)
@@ -116,11 +109,7 @@ def _find_archives(folders: dict[tuple[str, str], Path], found: RawDataSet) -> N
 class ArchiveFamily:
     """The sequences of one archive, which is read only when they are wanted.
 
-    Attributes:
-        path: the archive.
-        split: its split, which is part of the names: archives are counted from 1 in each folder.
-        label: "real" or "fake".
-        name: of the archive.
+    The split is part of their names: archives are counted from 1 in each folder. The label is "real" or "fake".
     """
 
     path: Path
@@ -230,8 +219,7 @@ def _listed_clips(folder: Path, path: Path, label: str, split: str, failures: Fa
 def read_list(path: Path) -> list[str]:
     """Read a list of strings that `torch.save` or `pickle.dump` wrote, each once, without running the pickle.
 
-    Raises:
-        InputError: if it is something else, or too large.
+    Raises `InputError` if it is something else, or too large.
     """
     try:
         if zipfile.is_zipfile(path):  # by torch.save
