@@ -125,10 +125,7 @@ class DCLConfig(PreTrainedConfig):
             "AutoModelForPreTraining": "modeling_dcl.DCLForPreTraining",
             **(getattr(self, "auto_map", None) or {}),
         }
-        self.custom_pipelines = {
-            **(getattr(self, "custom_pipelines", None) or {}),
-            **copy.deepcopy(CUSTOM_PIPELINES),
-        }
+        self.custom_pipelines = {**(getattr(self, "custom_pipelines", None) or {}), **copy.deepcopy(CUSTOM_PIPELINES)}
 
     def validate_architecture(self) -> None:
         """Check that every number is in its range and that the two classes are real and fake."""

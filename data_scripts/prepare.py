@@ -159,11 +159,7 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--shard_index", type=int, default=0, help="which job this is, from 0, of --num_shards")
     work.add_argument("--num_shards", type=int, default=1, help="jobs, each started by itself, that share the work")
     work.add_argument(
-        "--ray",
-        nargs="?",
-        const="",
-        metavar="ADDRESS",
-        help="let a Ray cluster do it, or without address a local one",
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="let a Ray cluster do it, or without address a local one"
     )
     work.add_argument("--families_per_shard", type=int, default=FAMILIES_PER_SHARD, help="families of clips in a file")
     work.add_argument("--retry_failed", action="store_true", help="make shards again in which something was left out")

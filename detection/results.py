@@ -33,13 +33,7 @@ def record_of(pipe: FaceForgeryDetectionPipeline, model: str, backend: str) -> d
     """Return what the results depend on, beside the files: the first line of a file of results."""
     options = asdict(pipe.options)
     del options["batch_size"]  # changes the last digits only
-    return {
-        "kind": "run",
-        "model": model,
-        "fingerprint": fingerprint(pipe),
-        "backend": backend,
-        "options": options,
-    }
+    return {"kind": "run", "model": model, "fingerprint": fingerprint(pipe), "backend": backend, "options": options}
 
 
 def fingerprint(pipe: FaceForgeryDetectionPipeline) -> str:

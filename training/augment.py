@@ -115,11 +115,7 @@ def warp(values: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     # BORDER_REFLECT mirrors about the image's edge, hence repeats the last pixel within its half width as a resize
     # does; BORDER_REFLECT_101 mirrors about the last pixel's centre, which shows along the rim of an enlarged image.
     return cv2.warpAffine(
-        values,
-        matrix[:2],
-        (size, size),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REFLECT,
+        values, matrix[:2], (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
     )
 
 

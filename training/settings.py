@@ -59,8 +59,7 @@ class ModelArguments:
     image_size: int = field(default=299, metadata={"help": "Side of the input in pixels."})
     dropout: float = field(default=0.2, metadata={"help": "Dropout before the classifier."})
     embedding: Literal["map", "pooled"] = field(
-        default="map",
-        metadata={"help": "What Inter-ICL compares: the squeezed map, or pooled features."},
+        default="map", metadata={"help": "What Inter-ICL compares: the squeezed map, or pooled features."}
     )
     embedding_dim: int = field(default=128, metadata={"help": "Length of the pooled embedding."})
     queue_size: int = field(default=32768, metadata={"help": "Rows of each queue of hard keys."})

@@ -36,11 +36,7 @@ _SHARES = {"train": 7, "validation": 1, "test": 2}  # of ten actors
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this layout."""
     parser.add_argument(
-        "--variants",
-        nargs="+",
-        default=[DEFAULT_VARIANT],
-        metavar="VARIANT",
-        help="folders of manipulated_videos/",
+        "--variants", nargs="+", default=[DEFAULT_VARIANT], metavar="VARIANT", help="folders of manipulated_videos/"
     )
     parser.add_argument("--reals", help="root of FaceForensics++, whose videos are the reals (else the actors)")
     parser.add_argument("--compression", choices=COMPRESSIONS, default="c23", help="of the videos of --reals")

@@ -83,7 +83,7 @@ _SOURCES = {
 _CELEB_REAL = r"id\d+_\d+"  # the other reals of Celeb-DF are of its folder YouTube-real
 #: Below R, each data set lies in a folder of one of these names, or of the name its JSON gives it.
 _DATA_SETS = {
-    *("FaceForensics++", "Celeb-DF-v1", "Celeb-DF-v2", "DFDCP", "DFDC", "DeeperForensics-1.0", "UADFV", "DF40"),
+    *("FaceForensics++", "Celeb-DF-v1", "Celeb-DF-v2", "DFDCP", "DFDC", "DeeperForensics-1.0", "UADFV", "DF40")
 }
 _RGB = ("datasets", "rgb")
 #: Clips of a label and split, as the authors of the data sets count them.
