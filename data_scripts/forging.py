@@ -140,7 +140,7 @@ def prepare_forgeries(
     name: str | None = None,
     overwrite: bool = False,
     encoding: str = DEFAULT_ENCODING,
-    shares: Sequence[float] | None = None,
+    split_shares: Sequence[float] | None = None,
 ) -> dict[str, Report]:
     """Prepare a data set of the reals of a source and of forgeries made from them; returns what was done by split.
 
@@ -153,21 +153,17 @@ def prepare_forgeries(
         seed: chooses among the forgeries that could be made.
         size: side of the crops that are cut out of photographs, in pixels; 380 if not given.
         margin: of these crops, as in `faces_dcl.crop_box`; 1.3 if not given.
-        split: which split photographs become, if they are not divided by `shares`.
+        split: which split photographs become, if they are not divided by `split_shares`.
         name: of the data set that photographs become; the folder's name if not given.
         overwrite: replace a data set that was prepared otherwise.
         encoding: of the crops and forgeries, a key of `prepared.names.ENCODINGS`.
-        shares: percentages of train, validation and test, as of `clips.check_shares`: divide the people.
+        split_shares: percentages of train, validation and test, as of `clips.check_shares`: divide the people.
 
     Raises:
         InputError: if an argument cannot be used, the source holds no usable real, `output` holds another data set,
-            another split holds a source video or picture, too, or there are too few families for `shares`.
+            another split holds a source video or picture, too, or there are too few families.
     """
-    methods = list(dict.fromkeys(methods))
-    for method in methods:
-        if method not in METHODS:
-            raise InputError(f"there is no forgery method {method!r}: choose from {', '.join(METHODS)}.")
-    source, reports = Path(source), {}
+    methods, source, reports = list(dict.fromkeys(methods)), Path(source), {}
     if source.resolve() == Path(output).resolve():
         raise InputError(f"{output} is both source and output: choose another --output.")
     files = sorted(source.glob("*.parquet"))
@@ -177,7 +173,7 @@ def prepare_forgeries(
             f"the data set cannot be called {name!r}, as one of the forgery methods is: give it a --name."
         )
     splits = split_files(source) or [split]
-    fractions = {} if shares is None else check_shares(shares)
+    fractions = {} if split_shares is None else check_shares(split_shares)
     if fractions and len(splits) > 1:
         raise InputError(f"{source} is split already, into {', '.join(splits)}: leave --split_shares out.")
     origin, splits = next(iter(splits)), fractions or splits
@@ -197,7 +193,7 @@ def prepare_forgeries(
     # A folder can be filled from several sources, split by split.
     own = ("source", "methods", "variants", "seed", "name")
     if fractions:
-        settings["split_shares"] = [*shares]
+        settings["split_shares"] = [*split_shares]
     else:
         own = (*own, "split_shares")
     folder = PreparedFolder(output, dict.fromkeys(splits, settings), overwrite=overwrite, own=own)

@@ -16,14 +16,13 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...errors_dcl import InputError
+from ...errors_dcl import InputError, abridged
 from ...prepared.names import CLASS_NAMES, FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..frames import Frames
-from .listing import CONTRADICTED, NO_LABEL, Shelf, child, list_clips, read_lines, root_folder, shorten
+from .listing import CONTRADICTED, NO_LABEL, Shelf, child, list_clips, read_lines, root_folder
 
 HELP = "Celeb-DF, version 1 or 2"
-OPTIONS = ("version",)
 
 LIST = "List_of_testing_videos.txt"
 _LABELS = {"Celeb-real": REAL, "YouTube-real": REAL, "Celeb-synthesis": FAKE}
@@ -83,7 +82,7 @@ def _read_list(root: Path, clips: Mapping[str, Frames], found: RawDataSet) -> tu
         if said == label:
             tested.append(taken[0])
         elif said is None:
-            found.failures.add(taken[1].where, NO_LABEL, f"{LIST} has {shorten(line)}")
+            found.failures.add(taken[1].where, NO_LABEL, f"{LIST} has {abridged(line)}")
         else:
             found.failures.add(taken[1].where, CONTRADICTED, f"{LIST} has {digit}, which means {CLASS_NAMES[said]}")
     if not listed:

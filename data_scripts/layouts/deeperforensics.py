@@ -25,7 +25,6 @@ from .ffpp import COMPRESSIONS
 from .listing import MISSING, Shelf, child, descend, list_clips, list_media, read_lines, root_folder
 
 HELP = "DeeperForensics-1.0"
-OPTIONS = ("variants", "reals", "compression")
 
 DEFAULT_VARIANT = "end_to_end"
 #: The splits, the names of their lists, and how many forgeries of a variant each has.

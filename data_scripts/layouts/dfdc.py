@@ -27,7 +27,6 @@ from ..clips import Clip, Part, RawDataSet, group_families
 from .listing import NO_LABEL, Shelf, child, list_clips, plain_name, read_json, read_lines, root_folder
 
 HELP = "DFDC, the whole Deepfake Detection Challenge"
-OPTIONS = ("protocol",)
 
 PROTOCOLS = ("official", "parts")
 REALS, FAKES = "original", "DFDC"  # the set does not tell its methods apart

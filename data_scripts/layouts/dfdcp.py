@@ -9,7 +9,6 @@ R/method_A/1003254/1003254_A/1255229_1003254_A_001.mp4             fake: <swappe
 `R` may be the folder above, which holds `dfdc_preview_set`. There is no validation split.
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,15 +20,10 @@ from ..frames import Frames
 from .listing import CONTRADICTED, NO_LABEL, Shelf, child, descend, list_clips, plain_name, read_json, root_folder
 
 HELP = "DFDCP, the preview of the Deepfake Detection Challenge"
-OPTIONS = ()
 
 LIST = "dataset.json"
 _LABELS = {"original_videos": REAL, "method_A": FAKE, "method_B": FAKE}
 _SPLITS = ("train", "test")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this layout: there are none."""
 
 
 def find(root: str | Path) -> RawDataSet:

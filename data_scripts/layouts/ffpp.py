@@ -22,15 +22,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors_dcl import InputError
+from ...errors_dcl import InputError, abridged
 from ...prepared.names import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
 from ..frames import DifferenceMask, Frames
-from .listing import MISSING, NOT_LISTED, child, descend, list_media, read_json, root_folder, shorten
+from .listing import MISSING, NOT_LISTED, child, descend, list_media, read_json, root_folder
 
 HELP = "FaceForensics++, or DeepFakeDetection, which lies in it"
-OPTIONS = ("compression", "methods", "masks", "split", "splits")
 
 COMPRESSIONS = ("raw", "c23", "c40")
 METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter")
@@ -269,7 +268,7 @@ def _pairs(folder: Path, name: str, failures: Failures) -> list[tuple[str, str]]
         ):
             pairs.append((entry[0], entry[1]))
         else:
-            failures.add(f"{path}, entry {index}", "it is no pair of names of videos", shorten(entry))
+            failures.add(f"{path}, entry {index}", "it is no pair of names of videos", abridged(entry))
     if not pairs:
         raise InputError(f"{path} holds no pair of names of videos: download it again.")
     return pairs

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...errors_dcl import InputError, reason
+from ...errors_dcl import InputError, abridged, reason
 from ...media_dcl import PICTURE_SUFFIXES, count_skipped, is_looked_at
 from ...video_dcl import VIDEO_SUFFIXES
 from ..failures import Failures
@@ -143,7 +143,7 @@ class Shelf:
         """Return the clip that a list names, with its name as it is on disk, or add a failure."""
         name = plain_name(value)
         if name is None:
-            self._failures.add(f"{source}, {shorten(value)}", NO_NAME)
+            self._failures.add(f"{source}, {abridged(value)}", NO_NAME)
             return None
         self._taken.add(folded(name))
         found = self._clips.get(folded(name))
@@ -156,12 +156,6 @@ class Shelf:
         for key, (_, frames) in self._clips.items():
             if key not in self._taken:
                 self._failures.add(frames.where, NOT_LISTED, detail)
-
-
-def shorten(value: object) -> str:
-    """Return a value out of a list as a report shows it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def read_lines(path: Path) -> list[str]:

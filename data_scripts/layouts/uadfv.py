@@ -8,7 +8,6 @@ R/fake/0000_fake.mp4    fake
 There is no split: all of it is the test split.
 """
 
-import argparse
 from pathlib import Path
 
 from ...errors_dcl import InputError
@@ -17,14 +16,9 @@ from ..clips import Clip, Part, RawDataSet, group_families
 from .listing import child, list_clips, root_folder
 
 HELP = "UADFV"
-OPTIONS = ()
 
 _PUBLISHED = 49
 _SUFFIX = "_fake"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this layout: there are none."""
 
 
 def find(root: str | Path) -> RawDataSet:

@@ -15,7 +15,6 @@ archive come from one video, so they are one family. Frames are crops already. N
 run: members are read into memory, and of a pickle nothing but strings. There are no masks.
 """
 
-import argparse
 import pickletools
 import re
 import zipfile
@@ -23,17 +22,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ...errors_dcl import InputError, reason
+from ...errors_dcl import InputError, abridged, reason
 from ...prepared.names import FAKE, REAL
 from ..archives import Archive, ArchivedFrames, Member
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
 from ..frames import ImageFrames
 from ..photographs import list_files
-from .listing import MISSING, child, names_in, plain_name, root_folder, shorten
+from .listing import MISSING, child, names_in, plain_name, root_folder
 
 HELP = "WildDeepfake: archives of face crops, or lists of them"
-OPTIONS = ()
 VIDEOS = 707  # as published
 
 _FOLDER = "deepfake_in_the_wild"
@@ -50,10 +48,6 @@ _HARMLESS = {
     *("GET", "BINGET", "LONG_BINGET"),  # a string once more
 }
 _STRINGS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this layout: it has none."""
 
 
 def find(root: str | Path) -> RawDataSet:
@@ -200,7 +194,7 @@ def _listed_clips(folder: Path, path: Path, label: str, split: str, failures: Fa
         name = plain_name(listed)
         number = re.search(r"\d{1,9}$", PurePosixPath(name).stem) if name else None
         if number is None:
-            failures.add(f"{path}, {shorten(listed)}", "it is no numbered image below the folder of the list")
+            failures.add(f"{path}, {abridged(listed)}", "it is no numbered image below the folder of the list")
         else:
             sequences.setdefault(PurePosixPath(name).parent, {})[int(number[0])] = PurePosixPath(name).name
     for sequence, images in sequences.items():
