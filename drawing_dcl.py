@@ -3,7 +3,6 @@
 import bisect
 import functools
 import math
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .decision_dcl import ABSTAINED, FLAGGED, INCONCLUSIVE, NOT_FLAGGED, VERDICTS
-from .errors_dcl import InputError, reason
+from .errors_dcl import InputError, reason, whole_file
 from .video_dcl import Video, evenly_spaced
 
 try:  # only who draws evidence or videos needs it
@@ -121,20 +120,13 @@ def annotate_video(video: Video, result: dict[str, Any], output: str | Path, evi
         raise InputError(f"there is no folder {output.parent} for {output.name}: create it.")
     if output.exists() and output.samefile(video.path):
         raise InputError(f"{output} is the video itself: choose another file for the annotated one.")
-    partial = None
     try:
-        with tempfile.NamedTemporaryFile(dir=output.parent, prefix=".", suffix=".partial", delete=False) as file:
-            partial = Path(file.name)
-        _encode(video, result, partial, evidence)
-        partial.chmod(0o644)
-        partial.replace(output)
+        with whole_file(output) as partial:
+            _encode(video, result, partial, evidence)
     except InputError:
         raise
     except (OSError, ValueError, av.FFmpegError) as error:  # PyAV's own are of several kinds
         raise InputError(f"{output} cannot be written ({reason(error)}): choose another file.") from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
     return output
 
 

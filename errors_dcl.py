@@ -1,4 +1,4 @@
-"""Errors that name the thing, its value and the remedy; and checks of values that anyone may have edited."""
+"""Errors that name the thing, its value and the remedy; checks of values that anyone may have edited; whole files."""
 
 import argparse
 import errno
@@ -10,6 +10,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 #: Errors of a disk on which nothing more can be written, and what is wrong with it.
@@ -78,6 +80,19 @@ def _full_disk(arguments: Sequence[str]) -> str | None:
         if os.path.exists(there) and shutil.disk_usage(there).free < _FULL:
             return path
     return None
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a hidden file beside a path, which takes its place at the end of the `with`, unless that raises."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
+        partial = Path(file.name)
+    try:
+        yield partial
+        partial.chmod(0o644)  # that of a temporary file is its owner's alone
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def at_least(least: int) -> Callable[[str], int]:

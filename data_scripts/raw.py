@@ -6,9 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..errors_dcl import InputError
+from ..errors_dcl import InputError, whole_file
 from ..faces_dcl import FaceDetector
 from ..prepared.copies import Pictures
 from ..prepared.names import split_files
@@ -367,7 +365,5 @@ def _gigabytes(number: float) -> str:
 
 
 def _write_summary(preparation: Preparation) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=preparation.summary.parent, prefix=SUMMARY, delete=False) as partial:
-        json.dump(preparation.to_json(), partial, indent=1)
-    os.chmod(partial.name, 0o644)  # as other files here; that of a temporary file is its owner's alone
-    os.replace(partial.name, preparation.summary)
+    with whole_file(preparation.summary) as partial:
+        partial.write_text(json.dumps(preparation.to_json(), indent=1))

@@ -71,11 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, processor = load_checkpoint(checkpoint, torch.device("cpu"))
     local = checkpoint.folder == Path(checkpoint.name)
     name = checkpoint.folder.name if local else checkpoint.name  # no path of this machine goes along
-    exported = export(
-        name, model, processor, arguments.output, checkpoint.revision, data, arguments.int8, arguments.force
-    )
-    print(describe(exported.record))
-    print(f"the export is in {exported.folder}")
+    where = arguments.output, checkpoint.revision
+    print(describe(export(name, model, processor, *where, data, arguments.int8, arguments.force)))
+    print(f"the export is in {arguments.output}")
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -424,15 +423,6 @@ def _quiet() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------- the folder
 
 
-@dataclass
-class Export:
-    """What was exported."""
-
-    folder: Path
-    record: dict[str, Any]
-    """The content of `export.json`."""
-
-
 def check_output(folder: Path) -> None:
     """Raise an `InputError` if a folder holds anything that an export does not write, which would be lost."""
     if not folder.exists() and not folder.is_symlink():
@@ -461,8 +451,8 @@ def export(
     data: PreparedSplit | None = None,
     int8: bool = False,
     force: bool = False,
-) -> Export:
-    """Export a checkpoint, whole or not at all.
+) -> dict[str, Any]:
+    """Export a checkpoint, whole or not at all; returns the content of `export.json`.
 
     Args:
         name: of the checkpoint, for the record.
@@ -477,8 +467,6 @@ def export(
     Raises:
         InputError: if the checkpoint cannot be exported, a graph differs too much from it, or nothing can be written.
     """
-    check_packages()
-    check_output(folder)
     if data is not None and crop_matches(data.crop, processor.crop) is False:
         logger.warning(
             "the faces of %s were cut otherwise than %s learned them: what is measured on them holds of such faces.",
@@ -497,7 +485,7 @@ def export(
         raise InputError(f"nothing can be written to {str(folder)!r} ({error}): choose another --output.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Export(folder, record)
+    return record
 
 
 def _replace(folder: Path, complete: Path) -> None:

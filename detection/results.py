@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from PIL import Image
 
 from ..decision_dcl import ABSTAINED, VERDICTS
 from ..drawing_dcl import telling_frames
-from ..errors_dcl import InputError, reason
+from ..errors_dcl import InputError, reason, whole_file
 from ..pipeline_dcl import FaceForgeryDetectionPipeline
 
 _LONGEST_NAME = 255  # bytes that file systems allow
@@ -117,17 +116,12 @@ class JsonLines:
 
     def _take_up(self, record: dict[str, Any]) -> None:
         """Keep the lines that still hold, in a new file that takes the place of the old one."""
-        new = self._path.with_name(f".{self._path.name}.partial")
-        try:
-            with self._path.open("rb") as file, new.open("wb") as kept:
-                for number, line in enumerate(file):
-                    if not line.endswith(b"\n") and (number or json.dumps(record).encode().startswith(line)):
-                        break
-                    if self._holds(line, number, record):
-                        kept.write(line)
-            new.replace(self._path)
-        finally:
-            new.unlink(missing_ok=True)
+        with whole_file(self._path) as new, self._path.open("rb") as file, new.open("wb") as kept:
+            for number, line in enumerate(file):
+                if not line.endswith(b"\n") and (number or json.dumps(record).encode().startswith(line)):
+                    break
+                if self._holds(line, number, record):
+                    kept.write(line)
 
     def _holds(self, line: bytes, number: int, record: dict[str, Any]) -> bool:
         """Whether a line is kept, which is not for a file to judge that has changed, or could not be read."""
@@ -302,16 +296,9 @@ def drawing_of(target: Path, ending: str) -> Path:
 
 def _save(image: Image.Image, path: Path) -> None:
     """Write pixels and nothing else, whole or not at all."""
-    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
-            partial = Path(file.name)
-            image.save(file, "PNG")
-        partial.chmod(0o644)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            image.save(partial, "PNG")
     except OSError as error:
         raise InputError(f"{path} cannot be written ({reason(error)}): choose another --annotate folder.") from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)

@@ -28,8 +28,6 @@ class Augmentation:
     """Turns a face crop and its mask into a view of `image_size` pixels, by draws of a given random generator."""
 
     def __init__(self, settings: AugmentationSettings, image_size: int):
-        if not isinstance(image_size, int) or image_size < 1:
-            raise InputError(f"the image size is {image_size!r}: set it to a number of pixels, 1 or more.")
         self.settings = settings
         self.image_size = image_size
 
@@ -47,9 +45,7 @@ class Augmentation:
         Raises:
             InputError: if the mask has not the height and width of the image.
         """
-        _check_alike("image", image, (*image.shape[:2], 3))
-        if mask is not None:
-            _check_alike("mask", mask, image.shape[:2])
+        _check_size("mask", mask, image)
         height, width = image.shape[:2]
         matrix = self._draw_geometry(width, height, rng)
         image = warp(image, matrix, self.image_size)
@@ -128,19 +124,18 @@ def corresponding_mix(
     (height, width, 3), cut at the same place; the mask (height, width) is scaled by the ratio, rounded up: what was
     marked as forged stays marked. Raises `InputError` if the sizes differ.
     """
-    _check_alike("source frame", source, fake.shape)
+    _check_size("source frame", source, fake)
+    _check_size("mask", mask, fake)
     image = cv2.addWeighted(fake, ratio, source, 1.0 - ratio, 0.0)
-    if mask is None:
-        return image, None
-    _check_alike("mask", mask, fake.shape[:2])
-    return image, np.ceil(mask * ratio).astype(np.uint8)
+    return image, None if mask is None else np.ceil(mask * ratio).astype(np.uint8)
 
 
-def _check_alike(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
-    if values.dtype != np.uint8 or values.shape != shape:
+def _check_size(name: str, values: np.ndarray | None, image: np.ndarray) -> None:
+    if values is not None and values.shape[:2] != image.shape[:2]:
+        (height, width), (wanted_height, wanted_width) = values.shape[:2], image.shape[:2]
         raise InputError(
-            f"the {name} is a {values.dtype} array of shape {values.shape}, not uint8 of shape {shape}: "
-            "give images as RGB, and cut image, mask and source frame in one size."
+            f"the {name} has {width}x{height} pixels, and its image {wanted_width}x{wanted_height}: cut image, mask "
+            "and source frame in one size."
         )
 
 

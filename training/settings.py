@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 VALIDATION_METRICS = {"auc": True, "eer": False, "accuracy": True, "video_auc": True, "loss": False}
 
 
-def check_number(name: str, value: Any, low: float, high: float) -> None:
-    """Raise `InputError` unless the setting `name` is a number from `low` to `high`."""
-    if not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InputError(f"{name} is {value!r}: set it to a number from {low:g} to {high:g}.")
+def check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """Raise `InputError` unless the setting `name` is a finite number from `low` to `high`."""
+    if not isinstance(value, (int, float)) or not (low <= value <= high and value < math.inf):
+        span = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:.10g}"
+        raise InputError(f"{name} is {value!r}: choose a number, {span}.")
 
 
 def check_interval(name: str, value: Any, low: float, high: float) -> None:
     """Raise `InputError` unless the setting `name` is two numbers from `low` to `high`, the smaller first."""
     numbers = isinstance(value, (list, tuple)) and all(isinstance(end, (int, float)) for end in value)
     if not (numbers and len(value) == 2 and low <= value[0] <= value[1] <= high):
-        raise InputError(f"{name} is {value!r}: set it to two numbers from {low:g} to {high:g}, the smaller first.")
+        raise InputError(f"{name} is {value!r}: choose two numbers from {low:g} to {high:g}, the smaller first.")
 
 
 def check_probabilities(settings: Any) -> None:
@@ -170,7 +171,7 @@ class ViewSettings:
         check_probabilities(self)
         check_interval("mix_ratio", self.mix_ratio, 0.01, 1)
         if not isinstance(self.random_patch_grid, int) or self.random_patch_grid < 1:
-            raise InputError(f"random_patch_grid is {self.random_patch_grid!r}: set it to a whole number, 1 or more.")
+            raise InputError(f"random_patch_grid is {self.random_patch_grid!r}: choose a whole number, 1 or more.")
 
 
 @dataclass
@@ -299,22 +300,17 @@ class TrainingSettings:
     )
 
     def __post_init__(self):
-        if not 0 <= self.contrastive_weight <= 1:
-            raise InputError(f"contrastive_weight is {self.contrastive_weight}: choose it in [0, 1].")
-        for name in ("intra_weight", "intra_real_weight", "contrastive_warmup_epochs", "lr_step_epochs"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}: choose 0 or more.")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: choose 1 or more.")
+        for name, *span in (
+            ("contrastive_weight", 0, 1),
+            *((name, 0) for name in ("intra_weight", "intra_real_weight", "contrastive_warmup_epochs")),
+            *(("lr_step_epochs", 0), ("learning_rate", 0), ("seed", 0, 2**32 - 1), ("gradient_accumulation_steps", 1)),
+            *(("per_device_train_batch_size", 1), ("per_device_eval_batch_size", 1)),
+        ):
+            check_number(name, getattr(self, name), *span)
         if self.calibration not in ("platt", "none"):
             raise InputError(f"calibration is {self.calibration!r}: choose from platt, none.")
         if not 0 < self.inconclusive_error_rate < 0.5:
             raise InputError(f"inconclusive_error_rate is {self.inconclusive_error_rate}: choose it in (0, .5).")
-        if not 0 <= self.learning_rate < math.inf:
-            raise InputError(f"learning_rate is {self.learning_rate}: choose a number of 0 or more.")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}: choose a whole number from 0 to {2**32 - 1}.")
         metric = (self.metric_for_best_model or "auc").removeprefix("eval_")
         if metric not in VALIDATION_METRICS:
             raise InputError(f"metric_for_best_model is {metric!r}: choose from {', '.join(VALIDATION_METRICS)}.")
