@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors_dcl import abridged, is_count, is_number
+from .errors_dcl import abridged, check_value, is_count, is_number
 
 #: Long side of the smallest face that is judged, in pixels of the picture.
 SMALLEST_FACE = 32
@@ -243,16 +243,14 @@ def check_familiarity(familiarity: Mapping[str, Any] | None) -> None:
     if familiarity is None:
         return
     for name in ("faces", "families"):
-        count = familiarity.get(name)
-        if count is not None and not is_count(count):
-            raise ValueError(f"the number of {name} of `familiarity` must be 0 or more, got {abridged(count)}.")
+        count = familiarity.get(name, 0)
+        check_value(count is None or is_count(count), f"the number of {name} of `familiarity`", "be 0 or more", count)
     for name in ("sharpness_threshold", "distance_threshold"):
-        at = familiarity.get(name)
-        if at is not None and not (is_number(at) and at >= 0):
-            raise ValueError(f"the {name} of `familiarity` must be a finite number from 0 on, got {abridged(at)}.")
+        at = familiarity.get(name, 0)
+        fits = at is None or (is_number(at) and at >= 0)
+        check_value(fits, f"the {name} of `familiarity`", "be a finite number from 0 on", at)
     why = familiarity.get("reason")
-    if why is not None and not isinstance(why, str):
-        raise ValueError(f"the reason of `familiarity` must be a text, got {abridged(why)}.")
+    check_value(why is None or isinstance(why, str), "the reason of `familiarity`", "be a text", why)
     statistics = familiarity.get("statistics")
     if statistics is not None:
         _check_statistics(statistics)
@@ -261,19 +259,17 @@ def check_familiarity(familiarity: Mapping[str, Any] | None) -> None:
 
 
 def _check_statistics(statistics: Any) -> None:
-    if not isinstance(statistics, Mapping):
-        raise ValueError(f"the statistics of `familiarity` must be a mapping, got {abridged(statistics)}.")
-    features = statistics.get("features")
+    check_value(isinstance(statistics, Mapping), "the statistics of `familiarity`", "be a mapping", statistics)
+    features, dimension = statistics.get("features"), statistics.get("dimension")
     if features not in (None, REFERENCE):
         raise ValueError(f"`familiarity` is about features that are not known here, {abridged(features)}.")
-    dimension = statistics.get("dimension")
-    if not is_count(dimension, least=1):
-        raise ValueError(f"the dimension of `familiarity` must be a whole number above 0, got {abridged(dimension)}.")
+    fits = is_count(dimension, least=1)
+    check_value(fits, "the dimension of `familiarity`", "be a whole number above 0", dimension)
     rows = {}
     for name in ("centres", "directions"):
         text = statistics.get(name)
-        if not isinstance(text, str) or len(text) > _LARGEST_STATISTICS:
-            raise ValueError(f"the {name} of `familiarity` must be a text of base64, got {abridged(text)}.")
+        fits = isinstance(text, str) and len(text) <= _LARGEST_STATISTICS
+        check_value(fits, f"the {name} of `familiarity`", "be a text of base64", text)
         try:
             rows[name] = unpack(text, dimension)
         except ValueError as error:
@@ -282,17 +278,12 @@ def _check_statistics(statistics: Any) -> None:
             raise ValueError(f"the {name} of `familiarity` must be finite numbers.")
     if not len(rows["centres"]):
         raise ValueError("`familiarity` has no centres: it takes one at least.")
-    variances = statistics.get("variances")
-    if not isinstance(variances, list) or not all(is_number(value) and value > 0 for value in variances):
-        raise ValueError(f"the variances of `familiarity` must be numbers above 0, got {abridged(variances)}.")
-    if len(variances) != len(rows["directions"]):
-        raise ValueError(
-            f"directions and variances of `familiarity` must be equally many, got {len(rows['directions'])} and "
-            f"{len(variances)}."
-        )
-    rest = statistics.get("rest")
-    if not (is_number(rest) and rest > 0):
-        raise ValueError(f"the rest of `familiarity` must be a finite number above 0, got {abridged(rest)}.")
+    variances, rest = statistics.get("variances"), statistics.get("rest")
+    fits = isinstance(variances, list) and all(is_number(value) and value > 0 for value in variances)
+    check_value(fits, "the variances of `familiarity`", "be numbers above 0", variances)
+    numbers = len(rows["directions"]), len(variances)
+    check_value(len({*numbers}) == 1, "directions and variances of `familiarity`", "be equally many", numbers)
+    check_value(is_number(rest) and rest > 0, "the rest of `familiarity`", "be a finite number above 0", rest)
 
 
 def describe_abstention(familiarity: Mapping[str, Any] | None) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors_dcl import abridged, is_count, is_number
+from .errors_dcl import check_value, is_count, is_number
 
 if TYPE_CHECKING:
     from .abstention_dcl import Abstention
@@ -98,86 +98,61 @@ def check_calibration(calibration: Mapping[str, Any] | None) -> None:
             "`calibration` has the method 'isotonic', which is no longer supported: fit it again by "
             "`dcl_face_forgery.evaluation.calibration.fit_calibration`, or train again."
         )
-    if method not in METHODS:
-        raise ValueError(f"`calibration` has the method {abridged(method)}: it must be one of {', '.join(METHODS)}.")
+    check_value(method in METHODS, "the method of `calibration`", f"be one of {', '.join(METHODS)}", method)
     for name in {"platt": ("slope", "offset"), "temperature": ("temperature",), "none": ()}[method]:
-        value = calibration.get(name)
-        if not is_number(value) or (name != "offset" and value <= 0):
-            above = "" if name == "offset" else " above 0"
-            raise ValueError(f"the {name} of `calibration` must be a finite number{above}, got {abridged(value)}.")
+        value, wanted = calibration.get(name), "a finite number" if name == "offset" else "a finite number above 0"
+        check_value(
+            is_number(value) and (name == "offset" or value > 0), f"the {name} of `calibration`", f"be {wanted}", value
+        )
     for level in LEVELS:
         _check_level(level, calibration.get(level, {}))
-    evidence = calibration.get("evidence_threshold")
-    if evidence is not None and not is_number(evidence):
-        raise ValueError(f"the evidence_threshold of `calibration` must be a finite number, got {abridged(evidence)}.")
+    evidence = calibration.get("evidence_threshold", 0)
+    fits = evidence is None or is_number(evidence)
+    check_value(fits, "the evidence_threshold of `calibration`", "be a finite number", evidence)
 
 
 def _check_level(level: str, points: Any) -> None:
-    _check_mapping(f"the {level}", points)
+    of = f"of `calibration` ({level})"
+    check_value(isinstance(points, Mapping), f"the {level} of `calibration`", "be a mapping", points)
     for name in ("reals", "fakes", "families"):
-        count = points.get(name)
-        if count is not None and not is_count(count):
-            raise ValueError(
-                f"the number of {name} of `calibration` ({level}) must be 0 or more, got {abridged(count)}."
-            )
+        count = points.get(name, 0)
+        check_value(count is None or is_count(count), f"the number of {name} {of}", "be 0 or more", count)
     thresholds, reasons = points.get("thresholds", {}), points.get("reasons", {})
-    for name, values in (("thresholds", thresholds), ("reasons", reasons)):
-        _check_mapping(f"the {name} ({level})", values)
+    band, curve = points.get("band"), points.get("fpr")
+    for name, value in {"thresholds": thresholds, "reasons": reasons, "band": band, "fpr": curve}.items():
+        fits = isinstance(value, Mapping) or (value is None and name in ("band", "fpr"))
+        check_value(fits, f"the {name} {of}", "be a mapping", value)
     for name in (*thresholds, *reasons):
-        if name not in OPERATING_POINTS:
-            raise ValueError(
-                f"`calibration` ({level}) has the operating point {abridged(name)}: it can have "
-                f"{', '.join(OPERATING_POINTS)}."
-            )
+        known = ", ".join(OPERATING_POINTS)
+        check_value(name in OPERATING_POINTS, f"the operating points {of}", f"be among {known}", name)
     for name, at in thresholds.items():
-        if at is not None and not _is_probability(at):
-            raise ValueError(f"the threshold {name} of `calibration` ({level}) must be in [0, 1], got {abridged(at)}.")
+        check_value(at is None or _is_probability(at), f"the threshold {name} {of}", "be in [0, 1]", at)
     for name, why in reasons.items():
-        if not isinstance(why, str):
-            raise ValueError(f"the reason for {name} of `calibration` ({level}) must be a text, got {abridged(why)}.")
-    if points.get("band") is not None:
-        _check_band(level, points["band"])
-    if points.get("fpr") is not None:
-        _check_curve(level, points["fpr"])
+        check_value(isinstance(why, str), f"the reason for {name} {of}", "be a text", why)
+    if band is not None and not (band.get("low") is band.get("high") is None and isinstance(band.get("reason"), str)):
+        for name in ("error_rate", "low", "high"):
+            at = band.get(name)
+            check_value(_is_probability(at), f"the {name} of the band {of}", "be in [0, 1]", at)
+    if curve is not None and "thresholds" in curve:
+        _check_curve(f"the fpr {of}", [curve.get(name) for name in _CURVE])
+    elif curve is not None:
+        fits = isinstance(curve.get("reason"), str)
+        check_value(fits, f"the fpr {of}", "have thresholds, or a text as reason", dict(curve))
 
 
-def _check_mapping(what: str, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{what} of `calibration` must be a mapping, got {abridged(value)}.")
-
-
-def _check_band(level: str, band: Any) -> None:
-    _check_mapping(f"the band ({level})", band)
-    ends = [band.get(name) for name in ("low", "high")]
-    if ends == [None, None] and isinstance(band.get("reason"), str):
-        return
-    for name in ("error_rate", "low", "high"):
-        if not _is_probability(band.get(name)):
-            raise ValueError(
-                f"the {name} of the band of `calibration` ({level}) must be in [0, 1], got {abridged(band.get(name))}."
-            )
-
-
-def _check_curve(level: str, curve: Any) -> None:
-    where = f"the fpr of `calibration` ({level})"
-    _check_mapping(f"the fpr ({level})", curve)
-    if "thresholds" not in curve:
-        if not isinstance(curve.get("reason"), str):
-            raise ValueError(f"{where} must have thresholds, or a text as reason, got {abridged(dict(curve))}.")
-        return
-    columns = [curve.get(name) for name in _CURVE]
+def _check_curve(where: str, columns: list[Any]) -> None:
     for name, values in zip(_CURVE, columns, strict=True):
-        if not isinstance(values, list) or not values or not all(map(_is_probability, values)):
-            raise ValueError(f"the {name} of {where} must be a list of numbers in [0, 1], got {abridged(values)}.")
-    if len({len(values) for values in columns}) > 1:
-        raise ValueError(f"the lists of {where} must have one length, got {', '.join(map(str, map(len, columns)))}.")
+        fits = isinstance(values, list) and values and all(map(_is_probability, values))
+        check_value(fits, f"the {name} of {where}", "be a list of numbers in [0, 1]", values)
+    lengths = [len(values) for values in columns]
+    check_value(len(set(lengths)) == 1, f"the lists of {where}", "have one length", lengths)
     thresholds, values, low, high = columns
-    if thresholds[0] != 0 or any(before >= after for before, after in itertools.pairwise(thresholds)):
-        raise ValueError(f"the thresholds of {where} must rise from 0, got {abridged(thresholds)}.")
-    if any(before < after for before, after in itertools.pairwise(values)):
-        raise ValueError(f"the value of {where} must not rise, got {abridged(values)}.")
-    if not all(a <= b <= c for a, b, c in zip(low, values, high, strict=True)):
-        raise ValueError(f"the value of {where} must lie between low and high, got {abridged(values)}.")
+    rising = thresholds[0] == 0 and all(before < after for before, after in itertools.pairwise(thresholds))
+    check_value(rising, f"the thresholds of {where}", "rise from 0", thresholds)
+    falling = all(before >= after for before, after in itertools.pairwise(values))
+    check_value(falling, f"the value of {where}", "not rise", values)
+    between = all(a <= b <= c for a, b, c in zip(low, values, high, strict=True))
+    check_value(between, f"the value of {where}", "lie between low and high", values)
 
 
 def _is_probability(value: Any) -> bool:

@@ -152,6 +152,12 @@ def is_count(value: Any, least: int = 0) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def check_value(fits: bool, what: str, wanted: str, value: Any) -> None:
+    """Raise a `ValueError` unless a value of a configuration fits: `what` must be `wanted`, got the value."""
+    if not fits:
+        raise ValueError(f"{what} must {wanted}, got {abridged(value)}.")
+
+
 def abridged(value: Any) -> str:
     """Return a value as an error shows it: of a long one the beginning."""
     text = repr(value)
