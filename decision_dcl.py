@@ -74,10 +74,8 @@ def expected_fpr(calibration: Mapping[str, Any] | None, level: str, threshold: f
 def verdict_lines(points: Mapping[str, Any], operating_point: str | None = None) -> tuple[float, float] | None:
     """Return below which `p_fake` something is not flagged, and from which on it is; None if there is no such range.
 
-    Args:
-        points: of `DCLConfig.calibration`, its "frame" or "video".
-        operating_point: a threshold that is there, which decides alone from where on something is flagged; None: the
-            end of the inconclusive range does, or the threshold "eer" where that is higher.
+    It takes the "frame" or "video" of a calibration. An operating point decides alone from where on something is
+    flagged; else the end of the inconclusive range does, or the threshold "eer" where that is higher.
     """
     at, band = points["thresholds"][operating_point or "eer"], points.get("band") or {}
     if band.get("low") is None:
@@ -268,8 +266,8 @@ class Rule:
         band: `low` and `high`, from where on `p_fake` is inconclusive and from where on it is flagged; None for both,
             with a `reason`, where the threshold alone decides.
         expected_fpr: see the function `expected_fpr`, at the threshold from which on it is flagged.
-        units: what sentences call the real ones of the validation split.
-        note: what they say of a threshold that is the checkpoint's no more than the user's.
+        units: what sentences call the real ones of the validation split, and `note` what they say of a default
+            threshold.
     """
 
     threshold: float

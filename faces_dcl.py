@@ -107,15 +107,12 @@ class YuNet:
     all candidates instead of the one with the highest score. The same photograph then gives the same boxes, whatever
     size it is stored in.
 
-    YuNet also finds faces that lie on their side or upside down, and names their landmarks as if they were upright.
-    A face whose score is low enough for that is looked at closely, in up to four orientations: box and landmarks come
+    YuNet also finds faces that lie on their side or upside down, and names their landmarks as if they were upright. A
+    face whose score is low enough for that is looked at closely, in up to four orientations: box and landmarks come
     from the one with the highest score, and a doubtful face that is not found again is dropped.
 
-    Args:
-        model_file: the ONNX file; looked for by `find_yunet` when not given.
-
-    Raises:
-        InputError: if OpenCV or the file is missing, or the file is not the released one.
+    Raises `InputError` if OpenCV or the ONNX file (else that of `find_yunet`) is missing, or it is not the released
+    one.
     """
 
     name = "yunet_2023mar_multiscale"
@@ -314,13 +311,9 @@ def crop_box(box: np.ndarray, margin: float) -> np.ndarray:
 def crop_transform(face: Face, crop: dict[str, Any]) -> np.ndarray:
     """Return the affine transform, float64 (2, 3), that leads from a photograph into the crop of one of its faces.
 
-    Args:
-        face: box and landmarks in the photograph.
-        crop: `kind` ("box": the square of `crop_box`; "aligned5": the similarity that takes the five landmarks nearest
-            to their template), `margin`, and `size`, the side of the crop in pixels.
-
-    Raises:
-        InputError: if the kind of crop is unknown, or needs landmarks that the detector does not give.
+    The crop has `kind` ("box": the square of `crop_box`; "aligned5": the similarity that takes the five landmarks
+    nearest to their template), `margin`, and `size`, its side in pixels. Raises `InputError` if landmarks are needed
+    and not given.
     """
     size, margin = crop["size"], crop["margin"]
     if crop["kind"] == "box":

@@ -54,13 +54,8 @@ def may_be_repository(name: str) -> bool:
 def find_model(name: str, allow_patterns: Sequence[str], revision: str | None = None) -> Path:
     """Return the folder of a model: the one of that name, or that of the local cache with its files from the Hub.
 
-    Args:
-        name: a folder, or a model id on the Hub.
-        allow_patterns: of the files to fetch from the Hub, none of them in a folder.
-        revision: the branch, tag or commit on the Hub.
-
-    Raises:
-        InputError: if there is no such model, or it cannot be fetched.
+    The patterns are of the files to fetch from the Hub, none of them in a folder; the revision is a branch, tag or
+    commit. Raises `InputError` if there is no such model, or it cannot be fetched.
     """
     if name and Path(name).is_dir():
         return Path(name)

@@ -673,14 +673,8 @@ def decode_picture(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS
 def read_values(source: bytes | str | Path, name: str | Path, mode: str, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """Return the values that a picture holds, upright, whatever colours they are meant to show: those of a mask.
 
-    Args:
-        source: its path, or all bytes of its file.
-        name: of the picture, for errors.
-        mode: "L" or "RGB": the result is uint8 (height, width) or (height, width, 3), writable.
-        most_pixels: a larger picture is refused before it is decoded.
-
-    Raises:
-        PictureError: as of `open_picture`, or if it has more than 8 bits a channel.
+    The source is its path, or all bytes of its file; in mode "L" or "RGB" they are uint8 (height, width) or (height,
+    width, 3), writable. Raises `PictureError` as `open_picture` does, or if it has more than 8 bits a channel.
     """
     image, _ = _opened(source if isinstance(source, bytes) else _read(Path(source)), name, most_pixels)
     with image, _explained(f"the picture {name} cannot be decoded", _AGAIN):
@@ -1006,15 +1000,10 @@ def name_of(item: Any) -> str | None:
 def opened(item: Any, most_pixels: int, allow_urls: bool = False) -> Iterator[Path | Picture]:
     """Open one input: a video as the path of its file, which is there inside the `with`; all else as a picture.
 
-    Args:
-        item: the path of a picture or video, its address, its encoded bytes, or a binary file object, which is read
-            from its beginning; a `PIL.Image`; an array (height, width, 3) or a tensor (3, height, width), RGB, uint8
-            or floats in [0, 1].
-        most_pixels: a larger picture is refused before it is decoded.
-        allow_urls: whether addresses are fetched.
-
-    Raises:
-        InputError: if it cannot be read, or is neither a picture nor a video.
+    The item is the path of a picture or video, its address, where `allow_urls`, its encoded bytes, or a binary file
+    object, which is read from its beginning; a `PIL.Image`; an array (height, width, 3) or a tensor (3, height,
+    width), RGB, uint8 or floats in [0, 1]. Raises `InputError` if it cannot be read, or is neither a picture nor a
+    video.
     """
     with ExitStack() as stack:
         if is_address(item):

@@ -215,13 +215,8 @@ class DCLMemory(nn.Module):
     """What the inter-instance loss remembers: two queues of hard keys and two class prototypes.
 
     All state is in persistent buffers, so a resumed run goes on with it. The first index is the class, real (0) or
-    fake (1). A row is a negative only once it was written.
-
-    Args:
-        queue_size: rows of each queue, K.
-        dim: length of a key, D.
-        hard_samples: keys of each class that enter its queue at a step.
-        prototype_momentum: share of itself that a prototype keeps at a step.
+    fake (1). A row is a negative only once it was written. The settings are those of `DCLConfig`; D is the length of a
+    key.
 
     Buffers:
         queue: float (2, K, D), unit keys.
@@ -245,12 +240,11 @@ class DCLMemory(nn.Module):
 
         Prototype of a class: P <- a P + (1 - a) mean of its keys. Hard keys of a class: the `hard_samples` closest in
         cosine to the other class's prototype, hardest first (Eq. 6 with a count in place of its threshold). A class
-        that is not in the batch changes nothing, and neither does a key that is not finite. Nothing here waits for
-        the device.
+        that is not in the batch changes nothing, and neither does a key that is not finite. Nothing here waits for the
+        device.
 
-        Args:
-            keys: (N, D) unit keys of the whole batch: over processes, gathered, so that all of them stay equal.
-            labels: int64 (N,), 0 real, 1 fake.
+        Keys are unit (N, D), of the whole batch: over processes, gathered, so that all of them stay equal; labels are
+        int64 (N,).
         """
         with torch.autocast(keys.device.type, enabled=False):
             keys = keys.float()

@@ -325,14 +325,9 @@ class Video:
     players show them: upright, with square pixels, in SDR colours.
 
     Opening it reads the packets once, without decoding: they say how many frames there really are, whatever the header
-    claims, and which of them a decoder can start from. Use it as a context manager.
-
-    Args:
-        path: the file.
-        threads: of the decoder; 0 lets it choose.
-        most_pixels: frames with more are refused, by the header if it says so, else before they are decoded or handed
-            on; None: none are.
-        most_frames: a video with more is refused; None: none is.
+    claims, and which of them a decoder can start from. Use it as a context manager. The decoder chooses the number of
+    its threads if that is 0. Frames of more than `most_pixels` are refused, by the header if it says so, else before
+    they are decoded or handed on, and videos of more than `most_frames`.
 
     Raises:
         InputError: if PyAV is missing, or the file cannot be read or holds no video, or is too large.

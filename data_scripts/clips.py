@@ -18,12 +18,9 @@ SPLITS = ("train", "validation", "test")  # that shares are of, in this order
 class Clip:
     """A video of a data set, or the images of one.
 
-    Attributes:
-        name: unique in the data set, `<method>/<clip>`: the `video_id` of its rows.
-        source: the name of the real clip it was made from; its own for a real, and where that is not known.
-        mask: of what was forged, by the same frame numbers; None where it is not known.
-        landmarks: of crops: five points (5, 2) in pixels by the same frame numbers; None where they are not known.
-        compression: as the data set calls it; None where it has but one.
+    `name`, `<method>/<clip>`, is unique: the `video_id` of its rows; `source` that of the real clip it was made from,
+    its own for a real, and where that is not known. Mask and landmarks, five points (5, 2) in pixels of crops, have
+    the same frame numbers; None where they are not known, or, of the compression, where there is but one.
     """
 
     name: str
@@ -81,12 +78,9 @@ class Part:
 class RawDataSet:
     """A raw data set, as a layout finds it on disk.
 
-    Attributes:
-        name: what its rows have as `dataset`, unless told otherwise.
-        failures: what its lists name and is not there, or contradicts them.
-        skipped: how many files were passed over of each suffix, where every image and video of a folder is taken.
-        cropped: whether its frames are crops of faces already, in which no face is looked for.
-        groups: of families by the name of their source, the person or folder that several of them are of.
+    `failures` are what its lists name and is not there, or contradicts them; `skipped`, where every image and video of
+    a folder is taken, counts the other files by suffix. If it is `cropped`, no face is looked for in its frames.
+    `groups` name the person or folder that several families, by the name of their source, are of.
     """
 
     name: str

@@ -11,13 +11,9 @@ _FRAMES_SHOWN = 8
 
 @dataclass
 class Failure:
-    """Something that was left out.
+    """Something that was left out: a file, or of it the frames of some numbers.
 
-    Attributes:
-        path: the file, or what is missing of it.
-        reason: why, in words that are the same for all of a kind, so that they can be counted.
-        detail: what differs from case to case.
-        frames: the numbers of the frames concerned; none where it is the whole file.
+    Reasons are the same for all of a kind, so that they can be counted; details differ from case to case.
     """
 
     path: str

@@ -41,15 +41,9 @@ def forge_families(
     """Yield each family of a split, a list of rows: its real rows, then the forgeries made from them.
 
     A forgery has its real's frame number, crop and landmarks, and the video name `<method>/<clip>`, with `-v2`, `-v3`
-    and so on for further variants. It depends on the seed, method, video, frame, variant, and the split's other reals.
-
-    Args:
-        rows: the real rows of one split (`prepared.dataset.FEATURES`), with landmarks; partners come from among them.
-        methods: keys of `blending.METHODS`.
-        variants: forgeries of each method per real.
-        seed: chooses among the forgeries that could be made.
-        missing: counts those that need a partner where there is none, or that change nothing: they are left out.
-        encoding: of the forgeries, a key of `prepared.names.ENCODINGS`.
+    and so on for further variants. It depends on the seed, method, video, frame, variant, and the split's other reals,
+    among which partners are chosen: rows must have landmarks. Forgeries that need a partner where there is none, or
+    that change nothing, are left out and counted in `missing`.
     """
     reals = _Reals(rows)
     for indices in reals.families.values():
@@ -144,20 +138,11 @@ def prepare_forgeries(
 ) -> dict[str, Report]:
     """Prepare a data set of the reals of a source and of forgeries made from them; returns what was done by split.
 
-    Args:
-        source: a folder of photographs (`photographs.find_photographs`), or a prepared data set, of which the real
-            rows of every split are taken as they were cut.
-        output: folder of the new data set; splits that are there with the same settings are kept.
-        methods: keys of `blending.METHODS`.
-        variants: forgeries of each method per real.
-        seed: chooses among the forgeries that could be made.
-        size: side of the crops that are cut out of photographs, in pixels; 380 if not given.
-        margin: of these crops, as in `faces_dcl.crop_box`; 1.3 if not given.
-        split: which split photographs become, if they are not divided by `split_shares`.
-        name: of the data set that photographs become; the folder's name if not given.
-        overwrite: replace a data set that was prepared otherwise.
-        encoding: of the crops and forgeries, a key of `prepared.names.ENCODINGS`.
-        split_shares: percentages of train, validation and test, as of `clips.check_shares`: divide the people.
+    The source is a folder of photographs (`photographs.find_photographs`), or a prepared data set, of which the real
+    rows of every split are taken as they were cut. Splits that are there with the same settings are kept. Size,
+    margin, split and name are for photographs: side of the crops in pixels (else 380), margin as of
+    `faces_dcl.crop_box` (else 1.3), the split that they become if `split_shares` do not divide their people, and the
+    name of the data set (else the folder's).
 
     Raises:
         InputError: if an argument cannot be used, the source holds no usable real, `output` holds another data set,

@@ -160,14 +160,9 @@ def face_row(
 ) -> dict[str, Any]:
     """Cut a face out of a photograph, RGB, uint8 (height, width, 3), and make it a row of a prepared data set.
 
-    Args:
-        image: the photograph.
-        face: the face in it.
-        transform: from the photograph to the crop, (2, 3).
-        size: side of the crop in pixels.
-        encoding: of the crop, a key of `prepared.names.ENCODINGS`.
-        file: the name of the photograph; None for a frame of a video.
-        **columns: the row's other columns (`prepared.dataset.FEATURES`); the compression is not known unless given.
+    The transform (2, 3) leads from the photograph to the crop, `size` pixels wide; `file` is its name, None for a
+    frame of a video. Other columns (`prepared.dataset.FEATURES`) are given by name; the compression is not known
+    unless given.
     """
     # They import `datasets` and pandas, which listing files does without.
     from ..prepared.copies import picture_hash

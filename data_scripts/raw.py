@@ -41,13 +41,9 @@ logger = logging.getLogger(__name__)
 class Execution:
     """Where and how the work is done; the rows do not depend on it.
 
-    Attributes:
-        processes: on this machine.
-        job: this job of `jobs`, counted from 0; it makes every `jobs`-th shard.
-        ray_address: of the cluster, where `ray` does the work; None for a local one.
-        strict: stop at the first thing that cannot be prepared.
-        retry_failed: make those shards again in which something was left out.
-        overwrite: replace a data set that was prepared otherwise.
+    Of `jobs`, each started by itself, this one, counted from 0, makes every `jobs`-th shard. Without an address, Ray
+    is a local cluster. `strict` stops at the first thing that cannot be prepared, `retry_failed` makes those shards
+    again in which something was left out, and `overwrite` replaces a data set that was prepared otherwise.
     """
 
     processes: int = 1
@@ -134,10 +130,8 @@ def prepare_raw(
 
     The families of a split are dealt to its shards, so many at most, in an order that is random, and always the same,
     so that every shard is like the whole. `say` gets the bytes that the output will need, before the work begins.
-
-    Raises:
-        InputError: if there is nothing to prepare, `output` cannot be written or holds another data set, no face was
-            found in a whole split, or at the first failure where `execution` is strict.
+    Raises `InputError` if there is nothing to prepare, `output` cannot be written or holds another data set, no face
+    was found in a whole split, or at the first failure where `execution` is strict.
     """
     execution = execution or Execution()
     Failures(execution.strict).extend(found.failures)
@@ -205,10 +199,8 @@ def prepare_shares(
 
     All families are prepared first, in a hidden folder of the output: only then is it known how many faces each has,
     and which of them share a picture. While the splits are written, the faces take their space twice. `shares` are
-    percentages, as of `clips.check_shares`; all else is as of `prepare_raw`.
-
-    Raises:
-        InputError: as of `prepare_raw`; if there are too few families, or several splits.
+    percentages, as of `clips.check_shares`; all else is as of `prepare_raw`. Raises `InputError` also if there are too
+    few families, or several splits.
     """
     execution, fractions = execution or Execution(), check_shares(shares)
     splits = _families_of(found, root)

@@ -305,12 +305,12 @@ def quantize(
     """Write the int8 graph whose margins follow those of the float32 graph best, and measure what it changes.
 
     Quantization moves all margins by much the same amount, which is subtracted in the head. Methods are compared by
-    what is left. With `force`, a graph that changes more than `LIMITS` allow is accepted, with a warning.
+    what is left.
 
     Returns:
         `method`; `calibration_images` and `choosing_images`; the `margin_errors` of each method, standard deviations
         over the images that choose; what `compare_margins` returns; `limits`, those that could be checked; and
-        `exceeded`, the names of those that were.
+        `exceeded`.
 
     Raises:
         InputError: if a limit is exceeded and `force` is not set, or the graph cannot be quantized.
@@ -454,18 +454,10 @@ def export(
 ) -> dict[str, Any]:
     """Export a checkpoint, whole or not at all; returns the content of `export.json`.
 
-    Args:
-        name: of the checkpoint, for the record.
-        model: loaded from it, in float32, on the CPU, in evaluation mode.
-        processor: loaded from it.
-        folder: what `check_output` lets pass; an export that is there is replaced.
-        revision: of the checkpoint, for the record: its commit, or a hash.
-        data: the validation split, on whose rows graph and model are compared; without it, on random images.
-        int8: also write an int8 graph; takes `data`.
-        force: write it even if it exceeds `LIMITS`.
-
-    Raises:
-        InputError: if the checkpoint cannot be exported, a graph differs too much from it, or nothing can be written.
+    The model is in float32, on the CPU, in evaluation mode; name and revision are for the record. An export that is in
+    the folder, see `check_output`, is replaced. Graph and model are compared on rows of the validation split, or
+    without `data` on random images; `int8` takes `data`, and `force` accepts what exceeds `LIMITS`. Raises
+    `InputError` if the checkpoint cannot be exported, a graph differs too much from it, or nothing can be written.
     """
     if data is not None and crop_matches(data.crop, processor.crop) is False:
         logger.warning(

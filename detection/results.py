@@ -81,11 +81,8 @@ class JsonLines:
 
     What a killed run left is kept: a last line without an end is dropped, the others are not done again, unless their
     file is one of those to judge, and has changed or could not be read. `done` has the absolute paths of the files to
-    judge that have a line, each with its verdict.
-
-    Raises:
-        InputError: if the file holds something else, or results that were made with something else, or another run
-            writes to it.
+    judge that have a line, each with its verdict. Raises `InputError` if the file holds something else, or results
+    that were made with something else, or another run writes to it.
     """
 
     def __init__(self, name: str, record: dict[str, Any], files: Iterable[str]):

@@ -76,8 +76,7 @@ def load_prepared(name: str, split: str, data_root: str | Path | None = None, sp
             finds the copy of an earlier time under the name of the whole set only.
 
     Returns:
-        A data set with the columns of `FEATURES`, in which `image` and `mask` are `{"bytes", "path"}` cells: decode
-        them with `decode_image` and `decode_mask`.
+        The columns of `FEATURES`; `image` and `mask` are cells, see `decode_image` and `decode_mask`.
 
     Raises:
         InputError: if the set or the split is missing, empty or unreadable, or a column is missing or of another type.

@@ -232,16 +232,12 @@ class AugmentationSettings:
 class TrainingSettings:
     """What DCL adds to the `TrainingArguments` of transformers, and what it sets otherwise; as in the paper's code.
 
-    It is mixed into their class, or into their fields alone, which it checks, too.
+    It is mixed into their class, or into their fields alone, which it checks, too: `InputError` if one is out of its
+    range, or does not go with DCL.
 
     The loss is `a * ce + (1 - a) * (inter + intra_weight * (intra_fake + intra_real_weight * intra_real))` with `a` 1
-    during the warm-up and `1 - contrastive_weight` after it (Eq. 10).
-
-    With gradient accumulation, the memory moves at every micro-batch and the momentum encoder at every optimizer step:
-    this is not the same as one large batch.
-
-    Raises:
-        InputError: if a setting is out of its range, or does not go with DCL.
+    during the warm-up and `1 - contrastive_weight` after it (Eq. 10). With gradient accumulation, the memory moves at
+    every micro-batch and the momentum encoder at every optimizer step: this is not the same as one large batch.
     """
 
     contrastive_weight: float = field(

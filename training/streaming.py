@@ -240,17 +240,10 @@ class RowGroupSampler(Sampler):
 
     The row groups are dealt out in lanes of neighbours, one to each worker of each process, as `accelerate` and the
     data loader deal out batches: batch b goes to process b % processes, there to worker (b // processes) % workers.
-    For an epoch, a lane shuffles its row groups, takes `BLOCK` of them at a time (more while a class is missing), and
-    draws from these as many rows of each class. All lanes give as many batches; an epoch is as long, up to half a
-    batch a lane, as that of `BalancedSampler`: a lane that has drawn from all its row groups begins again.
-
-    Args:
-        labels: the class of each row.
-        groups: the row group of each row.
-        batch_size: rows that a process takes at a time.
-        processes: how many take turns.
-        workers: how many workers of a process take turns; with too few row groups, several share a lane.
-        seed: with the epoch and the number of lanes, all that the order depends on.
+    With too few row groups, several workers share a lane. For an epoch, a lane shuffles its row groups, takes `BLOCK`
+    of them at a time (more while a class is missing), and draws from these as many rows of each class. All lanes give
+    as many batches; an epoch is as long, up to half a batch a lane, as that of `BalancedSampler`: a lane that has
+    drawn from all its row groups begins again. The order depends on the seed, the epoch and the number of lanes.
 
     Raises:
         InputError: if there are not enough row groups that each process gets both classes.

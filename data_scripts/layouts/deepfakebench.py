@@ -121,18 +121,10 @@ def find(
     lmdb: str | Path | None = None,
     split: str | None = None,
 ) -> RawDataSet:
-    """Find the clips that a JSON names.
+    """Find the clips that a JSON names; the arguments are the options of this layout.
 
-    Args:
-        root: the folder in which the data sets lie, DeepfakeBench's `datasets/rgb`, or the folder of this one.
-        json: the file, its name, or a folder that holds one; looked for where it is not given.
-        compression: the level that is taken, of data sets that have several.
-        lmdb: the folder of environments, in place of the files in `root`.
-        split: the only one wanted, or None.
-
-    Raises:
-        InputError: if there is no JSON or more than one, it is none of DeepfakeBench or lacks the compression, nothing
-            that it names is there, or an environment cannot be opened.
+    Raises `InputError` if there is no JSON or more than one, it is none of DeepfakeBench or lacks the compression,
+    nothing that it names is there, or an environment cannot be opened.
     """
     root = root_folder(root, "the data sets that the JSON names")
     path = _choose_json(root, json)

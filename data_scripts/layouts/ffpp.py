@@ -75,19 +75,10 @@ def find(
     split: Sequence[str] = tuple(SPLITS),
     splits: str | Path | None = None,
 ) -> RawDataSet:
-    """Find the clips of each split.
+    """Find the clips of each split; the arguments are the options of this layout.
 
-    Args:
-        root: the folder that holds `original_sequences` and `manipulated_sequences`.
-        compression: one of `COMPRESSIONS`.
-        methods: of `METHODS`, else all that are there; or `DFD` alone.
-        masks: one of `MASKS`.
-        split: the wanted ones, of `SPLITS`.
-        splits: folder of the lists, if they are not where they are looked for.
-
-    Raises:
-        InputError: if folders or lists are missing without which there is nothing to prepare, or a list cannot be
-            used.
+    Raises `InputError` if folders or lists are missing without which there is nothing to prepare, or a list cannot be
+    used.
     """
     root = root_folder(root, "original_sequences/ and manipulated_sequences/")
     if methods is not None and DFD in methods:
