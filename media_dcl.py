@@ -140,11 +140,6 @@ def _kind_by_brand(head: bytes) -> str | None:
     return "HEIF" if brand in _HEIF_BRANDS else None
 
 
-def is_unread_picture(kind: str) -> bool:
-    """Whether a kind that `content_kind` returned is of a picture that cannot be read."""
-    return any(kind == name for _, name in _UNREAD_PICTURES)
-
-
 def is_text(head: bytes) -> bool:
     """Whether a file whose first bytes these are holds text: UTF-8, and no control characters but white space."""
     try:
@@ -333,13 +328,6 @@ def choose_page(image: Image.Image, name: str | Path) -> tuple[int, list[str]]:
     return whole[0], notes
 
 
-def turn_to_page(image: Image.Image, number: int) -> None:
-    """Turn a TIFF that was just opened to a page."""
-    image.seek(number)
-    if _ICC not in image.tag_v2:
-        image.info.pop("icc_profile", None)  # of the first page
-
-
 def _role(image: Image.Image) -> str:
     """Return what a TIFF says of its page: "mask" or "preview" of another, "page" of a document, or nothing."""
     new, old = (image.tag_v2.get(tag) or 0 for tag in (_NEW_SUBFILE, _OLD_SUBFILE))
@@ -496,7 +484,7 @@ def _conversion(profile: bytes, name: str | None = None) -> _Conversion | None:
         return None
     transform = ImageCms.buildTransform(
         opened,
-        _srgb_profile(),
+        ImageCms.createProfile("sRGB"),
         mode,
         "RGB",
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
@@ -511,11 +499,6 @@ def _conversion(profile: bytes, name: str | None = None) -> _Conversion | None:
         difference = np.asarray(transform.apply(sample)).astype(int) - np.asarray(sample.convert("RGB"))
         is_srgb = bool(np.abs(difference).max() <= _SAME)
     return _Conversion(mode, transform, name, is_srgb)
-
-
-@functools.cache
-def _srgb_profile() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 @functools.cache
@@ -747,7 +730,7 @@ def _check_kind(data: bytes, name: str | Path) -> str:
         what, remedy = "an AVIF picture", "run `pip install --upgrade pillow`, or convert it to JPEG"
     elif kind in PICTURE_KINDS:
         return kind
-    elif is_unread_picture(kind):
+    elif any(kind == name for _, name in _UNREAD_PICTURES):
         what, remedy = kind, "convert it to JPEG"
     else:
         what = "a video" if kind == "video" else kind
@@ -803,7 +786,9 @@ def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Imag
             source.lift()
             if image.is_animated:  # a damaged page that was looked at may have left traces
                 image = Image.open(BytesIO(data), formats=[kind])
-                turn_to_page(image, number)
+                image.seek(number)
+                if _ICC not in image.tag_v2:
+                    image.info.pop("icc_profile", None)  # of the first page
         _check_size(name, image.size, most_pixels)
     with _explained(f"the picture {name} cannot be decoded", _AGAIN):
         if breaks_off(kind, data, lambda version: Image.open(BytesIO(version), formats=[kind]).tobytes()):

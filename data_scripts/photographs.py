@@ -48,8 +48,13 @@ def find_photographs(folder: str | Path, failures: Failures | None = None) -> li
 
 def list_photographs(root: Path, files: Iterable[Path]) -> list[Photograph]:
     """Return the photographs among the files of a folder as `find_photographs` does; there may be none."""
+
+    def natural(path: Path) -> list[Any]:
+        parts = re.split(r"(\d+)", path.relative_to(root).as_posix())
+        return [int(part) if part.isdecimal() else part for part in parts]
+
     videos: dict[str, list[Path]] = {}
-    for path in sorted(files, key=lambda path: _natural(path.relative_to(root).as_posix())):
+    for path in sorted(files, key=natural):
         if path.suffix.lower() in PICTURE_SUFFIXES:
             relative = path.relative_to(root)
             video = relative.as_posix() if path.parent == root else relative.parent.as_posix()
@@ -95,10 +100,6 @@ def _files_below(folder: Path, failures: Failures, above: tuple[Path, ...]) -> I
             yield path
         elif is_looked_at(path, PICTURE_SUFFIXES | UNREAD_PICTURE_SUFFIXES | VIDEO_SUFFIXES):
             failures.add(path, NO_FILE)
-
-
-def _natural(name: str) -> list[Any]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _frames(paths: list[Path]) -> list[int]:

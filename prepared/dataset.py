@@ -202,17 +202,17 @@ def _same_kind(actual: Any, expected: Any) -> bool:
         return getattr(actual, "feature", None) is not None
     if not isinstance(actual, Value):
         return False
-    kinds = (pa.types.is_integer, pa.types.is_floating, lambda type_: pa.types.is_string(type_) or _is_large(type_))
+    kinds = (
+        pa.types.is_integer,
+        pa.types.is_floating,
+        lambda type_: pa.types.is_string(type_) or pa.types.is_large_string(type_),
+    )
     return any(kind(actual.pa_type) and kind(expected.pa_type) for kind in kinds)
 
 
 def _is_null(feature: Any) -> bool:
     """Whether a column holds nothing but nulls, as a writer without a schema leaves it."""
     return isinstance(feature, Value) and feature.dtype == "null"
-
-
-def _is_large(type_: pa.DataType) -> bool:
-    return pa.types.is_large_string(type_)
 
 
 def metadata(dataset: Dataset) -> pa.Table:

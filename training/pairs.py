@@ -179,7 +179,14 @@ class FaceDataset(TorchDataset):
 
     def __init__(self, rows: Dataset, processor: Any, skip_corrupt: bool = False):
         if skip_corrupt:
-            rows = rows.select([row for row in range(len(rows)) if _is_readable(rows, row)])
+            readable = []
+            for row in range(len(rows)):
+                try:
+                    decode_row(rows[row], row)
+                    readable.append(row)
+                except CorruptImageError as error:
+                    logger.warning("Skipped: %s.", error.cause)
+            rows = rows.select(readable)
         self.rows = rows
         self.processor = processor
         table = keys_of(rows)
@@ -263,15 +270,6 @@ def _with_common_types(rows: Dataset) -> Dataset:
             column = rows.data.column(name).combine_chunks().cast(FEATURES.arrow_schema.field(name).type)
             rows = rows.remove_columns(name).add_column(name, column, feature=FEATURES[name])
     return rows
-
-
-def _is_readable(rows: Dataset, row: int) -> bool:
-    try:
-        decode_row(rows[row], row)
-    except CorruptImageError as error:
-        logger.warning("Skipped: %s.", error.cause)
-        return False
-    return True
 
 
 def _choose(rows: np.ndarray, fallback: int, rng: np.random.Generator) -> int:
