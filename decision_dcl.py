@@ -34,6 +34,13 @@ LEVELS = ("frame", "video")
 #: Where the error rates are equal, and at false positive rates of 5 and of 1 %.
 OPERATING_POINTS = ("eer", "fpr_0.05", "fpr_0.01")
 _CURVE = ("thresholds", "value", "low", "high")
+#: Reasons to give no score whose code alone is no plain English.
+_REASONS = {
+    "extreme_pose": "turned too far",
+    "too_brief": "seen too briefly",
+    "unfamiliar": "unlike the training data",
+    "not_finite": "the model gave no finite number",
+}
 UNITS = {"frame": "faces", "video": "videos"}  # what sentences call them
 
 
@@ -392,13 +399,18 @@ def picture_result(result: dict[str, Any], rule: Rule) -> dict[str, Any]:
     return {**result, "verdict": verdict, "sentence": sentence, **rule.record(), "faces": faces}
 
 
+def reason_in_words(code: str) -> str:
+    """Return why a face has no score, by the code of the reason, in two or three words."""
+    return _REASONS.get(code, code.replace("_", " "))
+
+
 def _together(members: list[dict[str, Any]], one: str, several: str) -> tuple[str, str]:
     """Return the verdict on a picture or video with these faces or people, and a sentence."""
     if len(members) == 1:
         return members[0]["verdict"], members[0]["sentence"]
     scored = [member for member in members if member["verdict"] != ABSTAINED]
     if not scored:
-        reasons = ", ".join(sorted({str(member["reason"]) for member in members}))
+        reasons = ", ".join(sorted({reason_in_words(member["reason"]) for member in members}))
         return ABSTAINED, f"None of {len(members)} {several} has a score ({reasons})."
     left = len(members) - len(scored)
     rest = f" {left} of {len(members)} {several} {'has' if left == 1 else 'have'} no score." if left else ""

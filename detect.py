@@ -112,11 +112,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.threshold is not None and not 0 < arguments.threshold < 1:
         parser.error(f"argument --threshold: must be between 0 and 1, got {arguments.threshold:g}")
     # Imported step by step: --help and wrong names need no torch.
-    from dcl_face_forgery.detection.inputs import check_files
+    from dcl_face_forgery.detection.inputs import check_files, check_operating_point
     from dcl_face_forgery.hub_dcl import find_dcl_checkpoint
 
     files, roots = check_files(arguments)
-    find_dcl_checkpoint(arguments.model, arguments.backend)
+    folder = find_dcl_checkpoint(arguments.model, arguments.backend)
+    if arguments.operating_point is not None:
+        check_operating_point(folder, arguments.operating_point, files)
     try:
         from dcl_face_forgery.detection.run import detect
 

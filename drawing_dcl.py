@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .decision_dcl import ABSTAINED, FLAGGED, INCONCLUSIVE, NOT_FLAGGED, VERDICTS
+from .decision_dcl import ABSTAINED, FLAGGED, INCONCLUSIVE, NOT_FLAGGED, VERDICTS, reason_in_words
 from .errors_dcl import InputError, reason, whole_file
 from .video_dcl import Video, evenly_spaced
 
@@ -31,13 +31,6 @@ _COLOURS = {FLAGGED: (201, 42, 42), INCONCLUSIVE: (196, 127, 0), NOT_FLAGGED: (2
 _WHITE, _INK = (255, 255, 255), (17, 17, 17)
 _FORGED, _REAL = (123, 50, 148), (0, 133, 116)  # what evidence speaks for: other colours than those of verdicts
 _ROWS = 256  # blended at a time: as floats, a large picture would take gigabytes
-#: Reasons to give no score whose code alone is no plain English.
-_REASONS = {
-    "extreme_pose": "turned too far",
-    "too_brief": "seen too briefly",
-    "unfamiliar": "unlike the training data",
-    "not_finite": "the model gave no finite number",
-}
 _FONT_SIZE, _SMALLEST_FONT, _PADDING = 13, 9, 2  # pixels of a picture of up to 640
 _TICKS = 10_000  # a second, at least: the clock of the videos that are written
 _USUAL_RATE = 25  # where a video tells none, as one of a single frame
@@ -147,7 +140,7 @@ def _words(judged: dict[str, Any]) -> str:
 
 
 def _why(judged: dict[str, Any]) -> str:
-    return _REASONS.get(judged["reason"], str(judged["reason"]).replace("_", " "))
+    return reason_in_words(judged["reason"])
 
 
 # ------------------------------------------------------------------------------------------------------------- videos

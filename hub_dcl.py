@@ -99,8 +99,18 @@ def file_of_checkpoint(file: str, name: str, revision: str | None = None, ask_hu
 
 
 def check_dataset(name: str) -> None:
-    """Raise an `InputError` if the Hub answers, and has no data set of that id that this user may read."""
-    if hub_is_reachable():
+    """Raise an `InputError` if neither the Hub nor, where it cannot be reached, the local cache has a data set."""
+    if not hub_is_reachable():
+        caches = (
+            Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME, "datasets")), name.replace("/", "___")),
+            Path(constants.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}"),
+        )
+        if not any(cache.exists() for cache in caches):
+            raise InputError(
+                f"Data set {name!r} not found: there is no such folder, it is not in the local cache, and the Hub "
+                "cannot be reached. Check the name."
+            )
+    else:
         try:
             HfApi().dataset_info(name)
         except Exception as error:  # of the Hub, or the network

@@ -1,12 +1,15 @@
-"""What a detection run reads and writes, checked before torch is imported."""
+"""What a detection run is given, checked before torch is imported."""
 
 import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..decision_dcl import Rule, check_calibration
 from ..errors_dcl import InputError, reason
+from ..hub_dcl import read_settings
 from ..media_dcl import find_files
+from ..video_dcl import VIDEO_SUFFIXES
 
 
 def check_files(arguments: Namespace) -> tuple[list[str], dict[str, Path]]:
@@ -76,3 +79,14 @@ def _check_outputs(arguments: Namespace, roots: dict[str, Path]) -> None:
                 raise InputError(
                     f"the drawings of {other} and {name} would have one name: give one --annotate folder to each."
                 )
+
+
+def check_operating_point(folder: Path, operating_point: str, files: Sequence[str]) -> None:
+    """Raise `InputError` if a checkpoint has no threshold for an operating point and the kind of some files."""
+    calibration = read_settings(folder, "config.json", str(folder)).get("calibration")
+    try:
+        check_calibration(calibration)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return  # reported when the checkpoint is loaded
+    for level in {"video" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "frame" for name in files}:
+        Rule.of(calibration, level, operating_point, None)

@@ -147,7 +147,7 @@ class JsonLines:
             return f"{self._name} is there and holds no results of this command: choose another file."
         then, now = _decisive(before), _decisive(record)
         names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-        what = ", ".join(f"{name} {then.get(name)!r} and not {now.get(name)!r}" for name in names)
+        what = ", ".join(f"{name} {then.get(name, 'unset')} and not {now.get(name, 'unset')}" for name in names)
         return f"the results in {self._name} were made with {what}: choose another file."
 
     def results(self) -> Iterator[dict[str, Any]]:

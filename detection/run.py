@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm.auto import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from ..decision_dcl import to_json
 from ..media_dcl import say_skipped, skipped_files
@@ -22,6 +23,7 @@ def detect(arguments: Namespace, files: list[str], roots: dict[str, Path]) -> Co
 
     `roots` has the folder to which the drawing of each file is relative.
     """
+    disable_progress_bar()  # of reading weights
     pipe = FaceForgeryDetectionPipeline.from_pretrained(
         arguments.model,
         arguments.backend,

@@ -118,9 +118,10 @@ class Pictures:
         file = self.cell(row)["path"]
         if not file:
             return f"{video}, frame {frame}"
-        path = PurePosixPath(video)
-        own = path.name in (PurePosixPath(file).name, PurePosixPath(file).stem)
-        return str(path.parent if own else path) + f"/{PurePosixPath(file).name}"
+        path, name = PurePosixPath(video), PurePosixPath(file).name
+        if path.name == PurePosixPath(file).stem:  # a file of that name, or one in a folder of that name
+            return f"{video} ({name})"
+        return str(path if path.name == name else path / name)
 
     def grey(self, row: int) -> np.ndarray:
         """Return a crop as it is compared: grey, float32 (64, 64)."""

@@ -86,6 +86,12 @@ def files_of_split(splits: dict[str, list[Any]], split: str, where: str | Path) 
     for path in splits[split]:
         if match := re.search(r"-(\d+)-of-(\d+)\.parquet$", str(path)):
             shards.setdefault(int(match[2]), set()).add(int(match[1]))
+    if len(shards) + any(not re.search(r"-\d+-of-\d+\.parquet$", str(path)) for path in splits[split]) > 1:
+        names = ", ".join(sorted(str(path).rpartition("/")[2] for path in splits[split])[:3])
+        raise InputError(
+            f"Data set {where}: the split {split!r} has files of several preparations (such as {names}). Keep "
+            "those of one, and remove the others."
+        )
     for total, there in shards.items():
         if len(there) < total:
             raise InputError(

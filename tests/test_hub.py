@@ -234,12 +234,16 @@ def test_a_revision_that_a_model_does_not_have_is_named(serve, monkeypatch):
         find_model("nobody/nothing", ["config.json"], "v9")
 
 
-def test_without_network_a_model_is_looked_for_in_the_cache(monkeypatch):
+def test_without_network_models_and_data_sets_are_looked_for_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free_port()}")
     start = time.perf_counter()
     with pytest.raises(InputError, match=r"^Model 'nobody/nothing' not found: .*the Hub cannot be reached\. Check"):
         find_model("nobody/nothing", ["config.json"])
-    check_dataset("nobody/nothing")  # `datasets` has a cache of its own
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=r"^Data set 'nobody/nothing' not found: .*the Hub cannot be reached\. Check"):
+        check_dataset("nobody/nothing")
+    (tmp_path / "nobody___nothing").mkdir()
+    check_dataset("nobody/nothing")
     assert time.perf_counter() - start < 5
 
 

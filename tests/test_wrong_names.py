@@ -46,6 +46,10 @@ def place(prepared, tmp_path):
     (tmp_path / "photo.jpg").touch()
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit/config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "dcl").mkdir()
+    (tmp_path / "dcl/config.json").write_text('{"model_type": "dcl"}')
+    (tmp_path / "dcl/preprocessor_config.json").write_text("{}")
+    (tmp_path / "dcl/model.safetensors").touch()
     (tmp_path / "typo.yaml").write_text("temprature: 0.1")
     return tmp_path
 
@@ -75,6 +79,11 @@ def test_help_needs_no_torch(tmp_path, command):
         ("evaluate_dcl.py --output_dir out --model vit --dataset textures", "has no split 'test'"),
         ("evaluate_dcl.py --output_dir out --model none --dataset textures --split train", "Model 'none' not found"),
         ("evaluate_dcl.py --output_dir out --predictions none.csv", "Table of predictions 'none.csv' not found."),
+        ("detect.py photo.jpg --model dcl --operating_point eer", "the checkpoint has no threshold eer for a frame"),
+        (
+            "evaluate_dcl.py --output_dir out --model vit --dataset some/none",
+            "Data set 'some/none' not found: there is",
+        ),
         ("detect.py photo.jpg --operating_point fpr", "invalid choice: 'fpr'"),
         ("detect.py photo.jpeg", "File or folder photo.jpeg not found."),
         ("detect.py photo.jpg", "Model 'runs/demo' not found. Create it with `make demo`, or name another one"),

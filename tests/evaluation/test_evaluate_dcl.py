@@ -29,8 +29,8 @@ from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForPreTraining
 from dcl_face_forgery.prepared.dataset import FEATURES, encode_image
 from dcl_face_forgery.prepared.splits import load_splits
-from dcl_face_forgery.training.run import build_model
 from dcl_face_forgery.training.arguments import ModelArguments
+from dcl_face_forgery.training.run import build_model
 
 CROP = {"kind": "given", "margin": None, "size": 64, "detector": None}
 METHODS = ("youtube", "swap", "warp")

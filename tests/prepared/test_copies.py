@@ -211,3 +211,16 @@ def test_new_shards_beside_old_ones_have_their_columns(tmp_path):
     write_split(tmp_path, "train-00000-of-00002", old)
     write_shard(tmp_path / "train-00001-of-00002.parquet", [make_rows(range(2, 4))], {}, Report())
     assert len(load_prepared(str(tmp_path), "train")) == len(old) * 2
+
+
+@pytest.mark.parametrize(
+    ("video", "file", "name"),
+    [
+        ("people/s1", "1.png", "people/s1/1.png"),
+        ("people/1.png", "1.png", "people/1.png"),
+        ("s1/1", "1.png", "s1/1 (1.png)"),
+    ],
+)
+def test_a_row_is_named_by_a_file_that_exists(video, file, name):
+    table = pd.DataFrame({"video_id": [video], "frame": [0], "source_id": [video], "label": [0]})
+    assert Pictures("train", table, lambda row: {"path": file}).name(0) == name

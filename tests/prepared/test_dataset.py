@@ -279,6 +279,16 @@ def test_a_damaged_file_is_named(rows, write, tmp_path, damage):
     refused(folder, r"train-00001-of-00002\.parquet is no whole Parquet file .*: prepare or download")
 
 
+def test_files_of_two_preparations_of_a_split_are_refused(rows, write, tmp_path):
+    folder = write(rows[:8], "train-00000-of-00001.parquet")
+    write(rows[8:], "train.parquet")
+    refused(folder, "the split 'train' has files of several preparations")
+    (tmp_path / "train.parquet").unlink()
+    for number in range(2):
+        write(rows[8:], f"train-0000{number}-of-00002.parquet")
+    refused(folder, "the split 'train' has files of several preparations")
+
+
 def test_shards_that_do_not_fit_together_are_refused(rows, write, tmp_path):
     folder = write(rows, "train-00000-of-00002.parquet")
     pq.write_table(pa.table({"frame": ["third"]}), tmp_path / "train-00001-of-00002.parquet")
