@@ -13,7 +13,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export MALLOC_TOP_PAD_ ?= 536870912
 
-.PHONY: help demo app demo-table test test-slow lint figures clean
+.PHONY: help demo app demo-table test test-slow lint docs figures clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,7 +57,12 @@ lint: $(STAMP)  ## Check style and formatting.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-figures: $(STAMP)  ## Draw the figures of the README.
+docs: $(STAMP)  ## Build the documentation as a website in build/docs; a warning is an error.
+	$(BIN)/python -c 'import furo, myst_parser, sphinx_copybutton' 2>/dev/null || $(BIN)/python -m pip install --editable '.[docs]'
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
+	@echo 'The documentation is in build/docs/index.html.'
+
+figures: $(STAMP)  ## Draw the figure of the method.
 	$(BIN)/python docs/method_figure.py
 
 clean:  ## Remove what was built; data, runs and the environment stay.
