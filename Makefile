@@ -42,7 +42,7 @@ demo: $(STAMP)  ## Prepare the demo data, train, evaluate on unseen people, and 
 app: $(STAMP)  ## Start the app on this machine, with the demo's checkpoint or that of DCL_MODEL.
 	env -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TRIM_THRESHOLD_ -u MALLOC_TOP_PAD_ $(BIN)/python app.py
 
-demo-table: $(STAMP)  ## Make the README's table: linear probe, cross-entropy alone, DCL, on the same data and budget.
+demo-table: $(STAMP)  ## Compare a linear probe, cross-entropy alone and DCL on the same data and budget.
 	$(BIN)/dcl-prepare demo --output data/demo
 	$(BIN)/dcl-prepare assets efficientnet_lite0 --output data/assets
 	$(BIN)/python benchmarks/demo_table.py
