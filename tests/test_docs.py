@@ -24,7 +24,8 @@ from dcl_face_forgery.tests.shared.prepared_data import write_prepared
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("[es]*/README.md"))]
+    for folder, pattern in ((".", "*.md"), ("docs", "**/*.md"), ("examples", "*.md"), ("space", "*.md"))
+    for path in sorted((ROOT / folder).glob(pattern))
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: By the script of each command, the module that parses its command line.
