@@ -14,7 +14,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export MALLOC_TOP_PAD_ ?= 536870912
 
-.PHONY: help demo app demo-table test test-slow test-oldest lint figures clean
+.PHONY: help demo app demo-table test test-slow test-oldest lint docs figures clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,7 +44,7 @@ demo: $(STAMP)  ## Prepare the demo data, train, evaluate on unseen people, and 
 app: $(STAMP)  ## Start the app on this machine, with the demo's checkpoint or that of DCL_MODEL.
 	env -u MALLOC_MMAP_THRESHOLD_ -u MALLOC_TRIM_THRESHOLD_ -u MALLOC_TOP_PAD_ $(BIN)/python app.py
 
-demo-table: $(STAMP)  ## Make the README's table: linear probe, cross-entropy alone, DCL, on the same data and budget.
+demo-table: $(STAMP)  ## Compare a linear probe, cross-entropy alone and DCL on the same data and budget.
 	$(BIN)/dcl-prepare demo --output data/demo
 	$(BIN)/dcl-prepare assets efficientnet_lite0 --output data/assets
 	$(BIN)/python benchmarks/demo_table.py
@@ -69,7 +69,12 @@ lint: $(STAMP)  ## Check style, formatting and spelling.
 	$(BIN)/ruff format --check .
 	$(BIN)/typos
 
-figures: $(STAMP)  ## Draw the figures of the README.
+docs: $(STAMP)  ## Build the documentation as a website in build/docs; a warning is an error.
+	$(BIN)/python -c 'import furo, myst_parser, sphinx_copybutton' 2>/dev/null || $(BIN)/python -m pip install --group docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
+	@echo 'The documentation is in build/docs/index.html.'
+
+figures: $(STAMP)  ## Draw the figure of the method.
 	$(BIN)/python docs/method_figure.py
 
 clean:  ## Remove what was built; data, runs and the environment stay.

@@ -1,4 +1,4 @@
-"""Draw results into pictures, frames and videos: boxes, labels, and evidence where a face was judged."""
+"""Draw results into pictures, frames and videos: boxes, labels, and the evidence of faces with a score."""
 
 import bisect
 import functools

@@ -1,7 +1,7 @@
-"""Find faces and cut them out: one way, for preparing training data and for detection.
+"""Find faces and cut them out, in the same way for training data and for detection.
 
-Geometry is kept as one affine matrix from the photograph to the crop, so that images, masks and landmarks of a face
-go through the same transform. Coordinates are continuous: pixel (0, 0) covers the square from (0, 0) to (1, 1).
+One affine matrix maps the photograph to the crop, so that images, masks and landmarks of a face go through the same
+transform. Coordinates are continuous: pixel (0, 0) covers the square from (0, 0) to (1, 1).
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""Find checkpoints in folders and on the Hub, and never wait long for a Hub that cannot be reached.
+"""Find checkpoints in folders and on the Hub, without waiting long for a Hub that cannot be reached.
 
-It imports no torch: a wrong name is reported before anything slow is loaded.
+This module does not import torch, so that a wrong name is reported before anything slow is loaded.
 """
 
 import functools

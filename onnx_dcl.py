@@ -1,4 +1,4 @@
-"""A checkpoint as an ONNX graph: the classifier of DCL run by ONNX Runtime, called as the model itself."""
+"""The classifier of a checkpoint as an ONNX graph in ONNX Runtime, with the interface of the model."""
 
 from pathlib import Path
 from typing import Any

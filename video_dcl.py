@@ -1,7 +1,7 @@
-"""Read the wanted frames of a video by their number: in one pass, one frame in memory at a time, as 8-bit SDR RGB.
+"""Read the wanted frames of a video by number: in one pass, one frame in memory at a time, as 8-bit SDR RGB.
 
 Remote code of a checkpoint must be flat files beside the model, so all of this is one long file. Its parts: what
-packets hold, told without decoding; colours of decoded frames; reading.
+packets contain, without decoding them; colours of decoded frames; reading.
 """
 
 import bisect

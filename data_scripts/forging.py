@@ -1,4 +1,4 @@
-"""Make a prepared data set of real faces and their forgeries, out of photographs or of another prepared data set."""
+"""Make a prepared data set of real faces and their forgeries from photographs or from another prepared data set."""
 
 import tempfile
 from collections import Counter

@@ -1,7 +1,7 @@
-"""Where the frames of a clip lie, and how they are read: one way for videos, images, and masks computed from both.
+"""Where the frames of a clip are and how to read them: videos, images, and masks computed from two videos.
 
-A `Frames` says where; it is small and goes to other processes. Opened, it is a `FrameReader`, which gives each wanted
-frame or the reason why it cannot be had, so that one bad frame costs only itself.
+A `Frames` is a small description that can be sent to other processes. Opened, it becomes a `FrameReader`, which
+returns each wanted frame, or the reason why that frame cannot be read, so that one bad frame does not cost the others.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Put a prepared data set on the Hub, with a card that says what is in it."""
+"""Push a prepared data set to the Hub, with a card that describes it."""
 
 from collections.abc import Mapping
 from pathlib import Path

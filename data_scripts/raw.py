@@ -1,4 +1,4 @@
-"""Prepare a raw data set: its families are dealt into shards, which are made here, in several processes or on Ray."""
+"""Prepare a raw data set: assign its families to shards, and make these here, in several processes, or on Ray."""
 
 import copy
 import functools

@@ -1,8 +1,8 @@
-"""Write a prepared data set: Parquet shards of whole families, each done once and never half.
+"""Write a prepared data set: Parquet shards of whole families, each written once and completely or not at all.
 
-A shard is the unit of work. It is written under a hidden name and renamed when it is whole; inside it lies the record
-of how it was made and what was left out. So a killed run goes on where it was, on one machine or on many, and nothing
-beside the shards has to be kept in step with them.
+A shard is the unit of work. It is written under a hidden name and renamed when it is complete, and it contains the
+record of how it was made and what was left out. A killed run can therefore continue, on one machine or on many, and
+there is no other state that must be kept in step with the shards.
 """
 
 import hashlib

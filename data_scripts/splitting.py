@@ -1,4 +1,4 @@
-"""Split one source into train, validation and test: by family, copies of a picture kept together."""
+"""Split a source into train, validation and test by family; families that share a picture stay together."""
 
 import hashlib
 from collections import Counter

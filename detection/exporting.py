@@ -1,6 +1,6 @@
 """Export a checkpoint to ONNX: a float32 graph that matches the model and, on request, an int8 graph.
 
-Half of the families of the validation split calibrate int8; the other half measures how far it moves the scores.
+Half of the families of the validation split calibrate int8; the other half measures how much it changes the scores.
 """
 
 import contextlib

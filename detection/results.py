@@ -1,4 +1,4 @@
-"""What a detection run leaves: lines of JSON that a killed run goes on from, a table, and drawings."""
+"""The output of a detection run: lines of JSON from which a killed run continues, a table, and drawings."""
 
 import csv
 import hashlib

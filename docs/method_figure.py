@@ -1,4 +1,4 @@
-"""Draw the figure of the method in README.md: `python docs/method_figure.py` writes docs/method.png."""
+"""Draw the figure of the method: `python docs/method_figure.py` writes docs/method.png."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Calibration and operating points of a checkpoint, found on predictions for a split that it was not trained on.
+"""Fit the calibration and the operating points of a checkpoint on predictions for its validation split.
 
-Everything here is chosen on the validation split and carried by the checkpoint; a test set only ever sees it applied.
+Everything here is chosen on the validation split and stored in the checkpoint. Test sets only see it applied.
 """
 
 from collections.abc import Mapping

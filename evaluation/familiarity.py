@@ -1,4 +1,4 @@
-"""Which faces are like those that a checkpoint was validated on: how sharp, and how far in reference features."""
+"""Fit the limits of which faces get a score: how blurred, and how far from the validation faces, they may be."""
 
 from typing import Any
 

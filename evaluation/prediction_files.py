@@ -1,4 +1,4 @@
-"""Tables of predictions that were made elsewhere: read with every check, and evaluated like those made here."""
+"""Read and check tables of predictions that were made elsewhere, and evaluate them like our own."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""Evaluate checkpoints: predictions of data sets, their metrics, and a record of what was run."""
+"""Evaluate checkpoints: predictions of data sets, their metrics, and a record of the run."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""How well a checkpoint holds when pictures are perturbed: AUC by type and level, beside that of clean pictures."""
+"""Robustness of a checkpoint to perturbed pictures: AUC by type and level, beside that of clean pictures."""
 
 import json
 import logging

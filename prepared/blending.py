@@ -1,13 +1,13 @@
-"""Make forgeries from real faces, each with the exact mask of what was changed.
+"""Make forgeries from real faces, each with the exact mask of the changed region.
 
-A method gets a portrait (a face crop with its five landmarks) and, if it needs one, a partner: another photograph of
-the same person or of another. It returns the forged image and the mask: the weight with which the forgery replaced
-each pixel, times 255; where pixels were moved instead, how far, relative to the farthest. Where the mask is 0 the
+A method takes a portrait (a face crop with its five landmarks) and, if needed, a partner: another photograph of the
+same person or of somebody else. It returns the forged image and the mask: the weight with which the forgery replaced
+each pixel, times 255; or, if pixels were moved, how far, relative to the largest distance. Where the mask is 0, the
 image is the original, byte for byte.
 
-All lengths are in units of the face (the distance between the eyes, or the canonical face below), so that a method
-does the same to a crop of 100 pixels and to one of 1000; only the finest detail, and what self-blending takes of it,
-is that of single pixels.
+All lengths are in units of the face (the distance between the eyes, or the canonical face below), so that a method has
+the same effect on crops of 100 and of 1000 pixels. Only the finest details, and their changes by self-blending, are on
+the scale of single pixels.
 """
 
 import hashlib

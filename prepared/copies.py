@@ -1,8 +1,8 @@
-"""Find copies of a picture in two places: byte for byte, recompressed, resized, or slightly cropped.
+"""Find copies of a picture in two splits: identical, recompressed, resized, or slightly cropped.
 
-A perceptual hash of every face crop finds candidates: the signs of its lowest 16 x 16 DCT frequencies, 256 bits. Each
-candidate is then checked on the pixels: the two crops are aligned and correlated, which tells a copy from another
-person in the same pose. The figures behind `NEAR` and `SAME` are in docs/preparing.md.
+A perceptual hash of every face crop (256 bits: the signs of its lowest 16 x 16 DCT frequencies) finds candidates. The
+two crops of a candidate are then aligned and correlated, which distinguishes a copy from another person in the same
+pose. The figures behind `NEAR` and `SAME` are in docs/preparing.md.
 """
 
 import functools

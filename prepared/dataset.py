@@ -1,7 +1,7 @@
-"""A prepared data set: its columns, how it is found and loaded, and what is checked before anything rests on it.
+"""Prepared data sets: their columns, how they are found and loaded, and checks of their content.
 
 Prepared sets are Parquet files named after their split (`train.parquet`, `test-00000-of-00004.parquet`), in a folder
-or in a data set repository of the Hub. One row is one face crop. Training and evaluation both read them through here.
+or in a data set repository on the Hub. One row is one face crop. Training and evaluation read them with this module.
 """
 
 import contextlib

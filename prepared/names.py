@@ -1,6 +1,6 @@
-"""What a prepared data set is called and where it lies, as far as it is known without opening it.
+"""Names and places of prepared data sets, as far as they are known without opening them.
 
-Neither torch nor `datasets` is imported here: a wrong name is reported at once. `dataset.py` reads the rows.
+Neither torch nor `datasets` is imported here, so that a wrong name is reported at once. `dataset.py` reads the rows.
 """
 
 import re

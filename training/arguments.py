@@ -1,4 +1,4 @@
-"""What a training run is told: by a YAML file, by flags over it, and what a finished or killed run was told before."""
+"""The arguments of a training run: a YAML file, flags over it, and the record of an earlier run to resume."""
 
 import argparse
 import ast

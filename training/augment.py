@@ -1,7 +1,7 @@
 """Common augmentation of a face crop and its forgery mask: uint8 arrays, in the workers of the data loader.
 
-Rotation, crop, resize and flip are composed into one affine map, so that every pixel is interpolated once and the mask
-follows the image by the very same matrix. What changes pixels but moves nothing comes after it, on the small image.
+Rotation, crop, resize and flip are composed into one affine map, so that every pixel is interpolated once, and image
+and mask are warped by the same matrix. Changes of pixel values come after it, on the smaller image.
 """
 
 import math

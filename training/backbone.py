@@ -1,4 +1,4 @@
-"""Pretrained weights for the backbone: from timm, or from a file in one of the names such files are found under."""
+"""Load pretrained weights into the backbone: from timm, or from a file with one of several naming schemes."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: what it is, how it was trained, what it scored, and where it must not be trusted."""
+"""The model card of a checkpoint: what it is, how it was trained, its scores, and its limitations."""
 
 from pathlib import Path
 from typing import Any

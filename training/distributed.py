@@ -1,4 +1,4 @@
-"""Sums, means and gathers over processes; with one process, over that one."""
+"""Sums, means and gathers over all processes, or over the only one."""
 
 import torch
 import torch.distributed as dist

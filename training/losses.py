@@ -1,8 +1,8 @@
-"""The equations of DCL, per image, in float32 whatever the precision around them.
+"""The losses of DCL, per image, in float32 whatever the precision around them.
 
-Numbers refer to Sun et al., "Dual Contrastive Learning for General Face Forgery Detection", AAAI 2022,
-arXiv 2112.13522. Every function returns one value for each image and, where an image may have none, which of them are
-valid: how to average over images and processes is not decided here (`training.distributed`).
+Numbers refer to Sun et al., "Dual Contrastive Learning for General Face Forgery Detection", AAAI 2022, arXiv
+2112.13522. Every function returns one value for each image and, if some images may have none, which of them are valid.
+`training.distributed` averages over images and processes.
 """
 
 import torch

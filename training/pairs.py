@@ -1,7 +1,7 @@
-"""From a prepared data set to batches: which frames meet in a sample, and which samples in a batch.
+"""From a prepared data set to batches: which frames form a sample, and which samples form a batch.
 
-A sample is a query view and a key view of one face, made of the row it is drawn for and of that row's partners:
-another frame of its clip, the source frame of a forgery, the same clip forged by another method.
+A sample is a query view and a key view of one face, made from its row and the partners of that row: another frame of
+the same clip, the source frame of a forgery, or the same clip forged by another method.
 """
 
 import logging

@@ -1,6 +1,6 @@
-"""What a training run can be told, group by group: names, types, defaults and ranges.
+"""The settings of a training run, group by group: names, types, defaults and ranges.
 
-No torch is imported here: a wrong name or value is reported at once.
+This module does not import torch, so that a wrong name or value is reported at once.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Training rows whose images stay where they lie: in Parquet files of a folder or of the Hub, read as they are drawn.
+"""Training rows whose images are read while they are drawn, from Parquet files in a folder or on the Hub.
 
-All that tells rows apart is read at the start, so balance, partners and lengths are those of loaded rows. The images
-are read a row group at a time; the sampler draws from a few row groups at once, and gives each process, and each
-worker of its data loader, row groups of its own.
+All columns but the images are read at the start, so class balance, partners and lengths are those of loaded rows.
+Images are read one row group at a time. The sampler draws from a few row groups at once, and assigns row groups to
+processes and to the workers of their data loaders.
 """
 
 import contextlib

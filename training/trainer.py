@@ -1,4 +1,4 @@
-"""The `Trainer` of DCL: where the two views of a batch become losses, and where the memory and the momentum move."""
+"""The `Trainer` of DCL: computes the losses of two views, and updates the memory and the momentum encoder."""
 
 import json
 import logging

@@ -1,9 +1,9 @@
-"""The data views of DCL: what query and key are made of, drawn per sample, and what is done to a batch on the device.
+"""The data views of DCL: which frames make query and key, and what happens to a batch on the device.
 
-Every random number is drawn in the worker from the generator of one sample and travels with it, so that a sample looks
-the same whatever the batch, the worker or the process it comes in; the device draws nothing. Frame shift and
-corresponding mix choose and blend frames and are done in the worker, then the common augmentation; the frequency view
-(SRM), the patch shuffle and the normalisation are done on the whole batch by `apply_device_views`.
+Workers draw all random numbers, from the generator of one sample, and send them along, so that a sample is the same
+whatever the batch, the worker or the process. Workers also choose and blend frames (frame shift, corresponding mix)
+and apply the common augmentation. `apply_device_views` adds the frequency view (SRM), shuffles patches and normalises
+the whole batch on the device.
 """
 
 import math

@@ -1,11 +1,11 @@
-"""How sure a metric is: 95 % intervals by drawing whole families, a real with all its fakes, again and again.
+"""95 % intervals of metrics by a bootstrap over families: a real video with all its fakes.
 
-Frames of one video, and a real and the fakes made from it, are no independent observations: to draw rows would give
-intervals that are far too narrow.
+Frames of one video, and a real video and the fakes made from it, are not independent observations. Drawing rows would
+give intervals that are far too narrow.
 
-An interval is symmetric on the logit scale (that of the logarithm, for the log loss): the standard deviation of the
-draws there, times the quantile of Student's t for the number of families. It stays in the range of the metric, and
-covers better than the percentiles of the draws, above all where families are few or the metric is near its end.
+An interval is symmetric on the logit scale (on the logarithmic scale for the log loss): the standard deviation of the
+draws there, times the quantile of Student's t for the number of families. It stays in the range of the metric, and its
+coverage is better than that of percentiles of the draws, above all with few families or near the end of the range.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""ROC curves of frames and videos, with bands that tell how sure they are."""
+"""ROC curves of frames and videos, with confidence bands."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
-"""Where a forgery was seen, by counts: how many forged and untouched cells have how much evidence.
+"""How well the evidence finds the forged region, from counts of forged and untouched cells by their evidence.
 
-Cells are never held one by one: their counts take the same memory whatever the number of images, and those of parts of
-a data set add up to those of the whole.
+Single cells are never kept: the counts take the same memory whatever the number of images, and the counts of the parts
+of a data set add up to those of the whole.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""Metrics of scores that are sorted once and then weighted many times, as a bootstrap does."""
+"""Metrics of scores that are sorted once and then weighted many times, as in a bootstrap."""
 
 from collections.abc import Iterator, Mapping
 

@@ -1,4 +1,4 @@
-"""How the values of a column, such as groups of people, compare: the rows of the tables, and what is printed."""
+"""Compare the values of a column, such as groups of people: rows of the tables, and what is printed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

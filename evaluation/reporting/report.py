@@ -1,4 +1,4 @@
-"""A report of an evaluation: one HTML file that holds its pictures and needs nothing else, not even a network."""
+"""The report of an evaluation: one HTML file with all its pictures, which needs no other file and no network."""
 
 import json
 import re

@@ -1,10 +1,9 @@
-"""Tables over data sets, methods and models, as papers print them, with published numbers beside them if wished.
+"""Tables over data sets, methods and models, as papers print them, with published numbers on request.
 
-`table.json` and `table.csv` have one row for every model, data set, method and level. `table.md` shows them as three
-kinds of table: models by data sets, models by the methods of a data set, and models on a method that they were not
-trained on while they were on others of its data set. Groups that were asked for, and the gaps between them, have lists
-of their own in `table.json` and sections in `table.md`; `table.csv` is without them, since they are other parts of the
-same rows.
+`table.json` and `table.csv` have one row for every model, data set, method and level. `table.md` has three kinds of
+tables: models by data sets, models by the methods of a data set, and models on methods that they were not trained on
+while they were trained on others of the same data set. Groups and their gaps have lists of their own in `table.json`
+and sections in `table.md`. `table.csv` does not have them, because they divide the same rows in another way.
 """
 
 import json

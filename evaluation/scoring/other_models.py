@@ -1,4 +1,4 @@
-"""Other people's image classifiers, brought into the form of DCL's: two logits, and an image processor for arrays."""
+"""Adapt image classifiers of other authors: two logits, and an image processor that takes arrays."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace

@@ -1,12 +1,12 @@
-"""What happens to pictures on their way through the world: blur, noise, recompression, each at five levels.
+"""Perturbations of pictures, such as blur, noise and recompression, each at five levels.
 
-The first seven types are the distortions of DeeperForensics-1.0 (Jiang et al., CVPR 2020) with the levels that were
-published with it (github.com/EndlessSora/DeeperForensics-1.0, `perturbation/`), `jpeg` and `resize` are ours. All work
-on the face crop, before the image processor; the originals were applied to whole frames before faces were cut out, so
-that numbers of the two are near but not the same. Sizes in pixels, as of the blur, are pixels of the crop.
+The first seven types are the distortions of DeeperForensics-1.0 (Jiang et al., CVPR 2020) with their published levels
+(github.com/EndlessSora/DeeperForensics-1.0, `perturbation/`); `jpeg` and `resize` are ours. All are applied to the
+face crop, before the image processor. The originals were applied to whole frames before faces were cut out, so the
+numbers of the two are close but not the same. Sizes in pixels, such as that of the blur, are pixels of the crop.
 
-Where the original is odd, each type says what was kept and what was changed. Throughout, the original cuts off the
-fraction of a pixel value and mostly does not clip; here values are rounded and clipped.
+Each type documents where the original is odd, and what we kept and changed. In general, the original truncates
+fractions of pixel values and mostly does not clip; here values are rounded and clipped.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Run a checkpoint over the rows of a prepared data set: what it says of each, and where it saw a forgery."""
+"""Run a checkpoint over the rows of a prepared data set: scores, and the evidence for them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
