@@ -2,8 +2,6 @@
 
 import ast
 import asyncio
-import base64
-import importlib.util
 import io
 import json
 import os
@@ -62,11 +60,14 @@ def listener():
 
 
 @pytest.fixture(scope="module")
-def app_module():
-    specification = importlib.util.spec_from_file_location("app_under_test", ROOT / "app.py")
-    module = sys.modules["app_under_test"] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def web():
+    """The modules of `web/`, found as by `python app.py`."""
+    sys.path.append(str(ROOT))
+    try:
+        from web import analysis, answers, gate
+    finally:
+        sys.path.remove(str(ROOT))
+    return SimpleNamespace(analysis=analysis, answers=answers, gate=gate)
 
 
 def refusal(client, path, api_name, *options):
@@ -78,29 +79,60 @@ def refusal(client, path, api_name, *options):
 # ------------------------------------------------------------------------------------------------------------- answers
 
 
-def test_a_picture_is_answered_with_boxes_evidence_and_numbers(client):
-    page, numbers = client.predict(handle_file(EXAMPLES / "portrait.jpg"), api_name="/detect_image")
+def test_a_picture_is_answered_with_boxes_evidence_and_numbers(client, web):
+    annotated, numbers = client.predict(handle_file(EXAMPLES / "portrait.jpg"), api_name="/detect_image")
     (face,) = numbers["faces"]
     assert numbers["name"] == "portrait.jpg" and face["verdict"] in ("flagged", "inconclusive", "not_flagged")
     assert 0 <= face["p_fake"] <= 1 and np.shape(face["evidence"]) == (3, 3)
-    assert page.count('class="dcl-box') == 1 and page.count('class="dcl-evidence"') == 1
     assert numbers["band"] == {"low": 0.3, "high": 0.6, "reason": None} and numbers["expected_fpr"]["value"] == 0.075
-    assert "towards real" in page and "towards forged" in page
-    assert "data-evidence" in page and "What this means" in page and "What it does not mean" in page
-    assert numbers["sentence"] in page.replace("&#x27;", "'")
+    drawn, picture = (
+        np.asarray(Image.open(each).convert("RGB"), int) for each in (annotated, EXAMPLES / "portrait.jpg")
+    )
+    left, top, right, bottom = (round(edge) for edge in face["box"])
+    changed = np.abs(drawn - picture).mean(-1) > 40
+    assert drawn.shape == picture.shape
+    assert changed[top : top + 2, left + 5 : right - 5].mean() > 0.5 and changed[bottom + 60 :].mean() < 0.01
+    page = web.answers.show_verdict(numbers)
+    assert numbers["sentence"] in page.replace("&#x27;", "'") and 'class="dcl-bar"' in page
+    assert "What this means" in page and "What it does not mean" in page
 
 
-def test_a_video_is_answered_with_people_a_timeline_and_frames_to_jump_to(client, tmp_path):
+def test_a_video_is_answered_with_people_a_plot_and_frames(client, web, tmp_path):
     video = write_video(tmp_path / "clip.mp4", frames=16)
-    page, numbers = client.predict(handle_file(video), 8, api_name="/detect_video")
+    frame, numbers = client.predict(handle_file(video), 8, api_name="/detect_video")
     assert numbers["frames_read"] == 8 and len(numbers["people"]) == 1
+    assert Image.open(frame).size == (256, 256)
     person = numbers["people"][0]
     assert len(person["frames"]) == 8 and "evidence" not in person["frames"][0]
-    figures = re.findall(r'data-frame="(\d+)"', page)
-    assert figures == [str(place) for place in range(8)]
-    assert set(re.findall(r'data-jump="(\d+)"', page)) == set(figures)
-    assert page.count(" hidden>") == 7 and "data-scrub" in page and page.count("dcl-threshold") == 2
     assert {frame["verdict"] for frame in person["frames"]} == {person["verdict"]} == {numbers["verdict"]}
+    points = web.answers.plot_points(numbers)
+    times = [frame["time"] for frame in person["frames"]]
+    assert points[points.series == "Person 1"].time.tolist() == times
+    assert f'data-times="{times}"' in web.answers.show_verdict(numbers)
+    assert set(points.series) == {"Person 1", "Flagged from", "Not flagged below"}
+
+
+def test_each_frame_is_drawn_with_the_verdict_on_the_person_and_told_its_own_score(web):
+    drawn = []
+
+    def annotate(picture, result, evidence):
+        drawn.append(result)
+        return Image.fromarray(picture)
+
+    face = {"box": [10, 10, 50, 50], "evidence_box": [[0, 0], [60, 0], [60, 60], [0, 60]], "verdict": "not_flagged"}
+    faces = [
+        {**face, "frame": 0, "time": 0.0, "p_fake": 0.7, "reason": None},
+        {**face, "frame": 5, "time": 1.25, "p_fake": None, "verdict": "abstained", "reason": "too_blurred"},
+    ]
+    people = [{"person": 1, "p_fake": 0.4, "verdict": "not_flagged", "frames": faces}]
+    frames = {number: Image.new("RGB", (32, 32)) for number in (0, 5)}
+    shown = web.answers.draw_frames(annotate, frames, {"width": 64, "height": 64, "people": people})
+    assert [(time, caption) for time, _, caption in shown] == [
+        (0.0, "0.00 s, person 1: 0.700"),
+        (1.25, "1.25 s, person 1: too blurred"),
+    ]
+    assert [result["faces"][0]["p_fake"] for result in drawn] == [0.4, None]
+    assert drawn[0]["faces"][0]["box"] == [5, 5, 25, 25] and drawn[0]["width"] == 32
 
 
 def test_a_threshold_of_ones_own_takes_the_place_of_the_checkpoints(client):
@@ -111,18 +143,20 @@ def test_a_threshold_of_ones_own_takes_the_place_of_the_checkpoints(client):
     assert "threshold is 1.5: choose a number between 0 and 1" in said
 
 
-def test_a_picture_without_a_face_is_not_judged(client, tmp_path):
+def test_a_picture_without_a_face_is_not_judged(client, web, tmp_path):
     Image.new("RGB", (200, 100), "green").save(tmp_path / "lawn.png")
-    page, numbers = client.predict(handle_file(tmp_path / "lawn.png"), api_name="/detect_image")
-    assert numbers["verdict"] == "abstained" and numbers["faces"] == [] and "No score" in page
+    _, numbers = client.predict(handle_file(tmp_path / "lawn.png"), api_name="/detect_image")
+    assert numbers["verdict"] == "abstained" and numbers["faces"] == []
+    page = web.answers.show_verdict(numbers)
+    assert "No score" in page and "shows a face from the front" in page
 
 
-def test_notes_on_what_was_left_out_are_shown(client, tmp_path):
+def test_notes_on_what_was_left_out_are_shown(client, web, tmp_path):
     pages = [Image.new("RGB", (200, 100), colour) for colour in ("green", "blue")]
     pages[0].save(tmp_path / "scan.tif", save_all=True, append_images=pages[1:])
-    page, numbers = client.predict(handle_file(tmp_path / "scan.tif"), api_name="/detect_image")
+    _, numbers = client.predict(handle_file(tmp_path / "scan.tif"), api_name="/detect_image")
     (note,) = numbers["notes"]
-    assert "2 pages" in note and note in page
+    assert "2 pages" in note and note in web.answers.show_verdict(numbers)
 
 
 def test_two_endpoints_are_documented(server):
@@ -132,16 +166,19 @@ def test_two_endpoints_are_documented(server):
     assert endpoints["/detect_video"]["description"].startswith("Score each person")
 
 
-def test_nothing_of_a_pictures_metadata_is_returned_and_names_are_escaped(client, tmp_path):
+def test_nothing_of_a_pictures_metadata_is_returned_and_names_are_escaped(client, web, tmp_path):
     exif = Image.Exif()
     exif[0x010E] = "SECRET PLACE"
     path = tmp_path / "<img src=x onerror=alert(1)>&{{value}}${1}.jpg"
     Image.open(EXAMPLES / "portrait.jpg").save(path, exif=exif, comment=b"SECRET PLACE")
-    page, numbers = client.predict(handle_file(path), api_name="/detect_image")
-    assert "<img src=x" not in page and "onerror" not in page
-    shown = base64.b64decode(re.search(r'src="data:image/webp;base64,([^"]+)"', page)[1])
-    assert b"SECRET" not in shown and not Image.open(io.BytesIO(shown)).getexif()
+    annotated, numbers = client.predict(handle_file(path), api_name="/detect_image")
+    assert b"SECRET" not in Path(annotated).read_bytes() and not Image.open(annotated).getexif()
     assert "SECRET" not in json.dumps(numbers)
+    for page in (
+        web.answers.show_refusal(f"{path.name} cannot be decoded."),
+        web.answers.show_verdict({**numbers, "sentence": path.name, "notes": [path.name]}),
+    ):
+        assert "<img src=x" not in page and "&lt;img src=x onerror" in page
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -164,7 +201,7 @@ PICTURES = {
     "cannot be decoded": ("half.jpg", lambda: (EXAMPLES / "portrait.jpg").read_bytes()[:20_000]),
     "pixels": ("bomb.png", bomb),
     "is empty": ("nothing.png", lambda: b"\0"),
-    "use the tab Video": ("clip.jpg", lambda: (EXAMPLES / "portrait_forged_from_2_s.mp4").read_bytes()),
+    "open it in the Video tab": ("clip.jpg", lambda: (EXAMPLES / "portrait_forged_from_2_s.mp4").read_bytes()),
     "its name is that of a video": ("portrait.mp4", lambda: (EXAMPLES / "portrait.jpg").read_bytes()),
     "more than 20 MB": ("large.bmp", lambda: (EXAMPLES / "portrait.jpg").read_bytes() + bytes(21 << 20)),
 }
@@ -320,7 +357,7 @@ def test_what_is_not_to_be_chosen_is_refused_in_words(client):
 
 def test_an_answer_that_nobody_asked_for_is_none_in_words_and_in_the_log(server):
     answer = httpx.get(f"{server.url}{API}/call/detect_image/{'0' * 32}", timeout=30)
-    assert "event: error" in answer.text and "This has no answer" in answer.text
+    assert "event: error" in answer.text and "There is no such answer" in answer.text
     assert "Traceback" not in server.output.read_text()
 
 
@@ -429,63 +466,85 @@ def test_uploads_are_gone_within_a_minute(server, tmp_path):
 # --------------------------------------------------------------------------------------------------- parts of the app
 
 
-def test_an_upload_stays_while_it_is_used_and_no_longer(app_module, tmp_path):
-    uploads = app_module.Uploads(tmp_path, grace=30)
+def test_an_upload_stays_while_it_is_used_and_no_longer(web, tmp_path):
+    uploads = web.gate.Uploads(tmp_path, grace=30)
     paths = []
-    for name in ("old", "running", "held", "fresh"):
+    for name in ("example", "old", "running", "held", "answer", "fresh"):
         (tmp_path / name).mkdir()
         paths.append(tmp_path / name / "picture.jpg")
         paths[-1].write_bytes(b"x")
-        os.utime(paths[-1], (time.time() - 100 * (name != "fresh"),) * 2)
-    old, running, held, fresh = paths
+        if name == "example":
+            uploads.keep()
+    example, old, running, held, answer, fresh = paths
 
-    def sweep():
-        if held.exists():
-            os.utime(held, (time.time() - 100,) * 2)
-        uploads.sweep({running})
+    def sweep(*recent):
+        for path in paths:
+            if path.exists() and path not in recent:
+                os.utime(path, (time.time() - 100,) * 2)
+        uploads.sweep()
         return [path for path in paths if path.exists()]
 
+    uploads.use(str(running), None)  # by a program without a page
     with uploads.page("session"):
         uploads.use(str(held), "session")
-        assert sweep() == [running, held, fresh] and not old.parent.exists()
+        uploads.done(held, "session", "image", answer.parent)
+        assert sweep(fresh) == [example, running, held, answer, fresh] and not old.parent.exists()
         uploads.use(str(fresh), "session")  # the next upload
-        assert sweep() == [running, fresh]
-    os.utime(fresh, (time.time() - 100,) * 2)
-    assert sweep() == [running]
+        assert sweep() == [example, running, held, answer, fresh]
+        uploads.done(fresh, "session", "image", tmp_path / "next")
+        assert sweep() == [example, running, fresh]
+        uploads.use(str(fresh), "session")
+    assert sweep() == [example, running]  # the page is closed
+    uploads.done(running, None, "image", tmp_path / "none")
+    assert sweep() == [example]
 
 
-def test_a_page_holds_an_upload_for_ten_minutes_at_most(app_module, tmp_path):
-    uploads = app_module.Uploads(tmp_path, grace=30, longest=0)
-    (tmp_path / "picture.jpg").write_bytes(b"x")
+def test_a_cancelled_request_holds_no_upload(web, tmp_path):
+    uploads = web.gate.Uploads(tmp_path, grace=30)
+    (path := tmp_path / "picture.jpg").write_bytes(b"x")
+    uploads.use(str(path), "session")
+    uploads.leave("another")
+    os.utime(path, (time.time() - 100,) * 2)
+    uploads.sweep()
+    assert path.exists()
+    uploads.leave("session")
+    uploads.sweep()
+    assert not path.exists()
+
+
+def test_a_page_holds_an_upload_for_ten_minutes_at_most(web, tmp_path):
+    uploads = web.gate.Uploads(tmp_path, grace=30, longest=0)
+    (path := tmp_path / "picture.jpg").write_bytes(b"x")
     with uploads.page("session"):
-        uploads.use(str(tmp_path / "picture.jpg"), "session")
-        os.utime(tmp_path / "picture.jpg", (time.time() - 100,) * 2)
-        uploads.sweep(set())
-        assert not (tmp_path / "picture.jpg").exists()
+        uploads.use(str(path), "session")
+        uploads.done(path, "session", "image", tmp_path / "answer")
+        os.utime(path, (time.time() - 100,) * 2)
+        uploads.sweep()
+        assert not path.exists()
 
 
-def test_a_length_beside_which_chunks_would_count_is_refused(app_module):
+def test_a_length_beside_which_chunks_would_count_is_refused(web):
     headers = {b"content-length": b"3", b"transfer-encoding": b"chunked"}
-    with pytest.raises(app_module._RefusalError, match="Content-Length"):
-        asyncio.run(app_module.Gate._checked_post(f"/{API}/queue/join", headers, None))
+    with pytest.raises(web.gate._RefusalError, match="Content-Length"):
+        asyncio.run(web.gate.Gate._checked_post(f"/{API}/queue/join", headers, None))
 
 
-def test_uploads_that_go_while_they_are_counted_take_no_room(app_module, tmp_path, monkeypatch):
-    uploads = app_module.Uploads(tmp_path)
+def test_uploads_that_go_while_they_are_counted_take_no_room(web, tmp_path, monkeypatch):
+    uploads = web.gate.Uploads(tmp_path)
     monkeypatch.setattr(uploads, "_files", lambda: [tmp_path / "gone"])
     assert uploads.room(1)
 
 
-def test_uploads_on_their_way_take_room(app_module, tmp_path, monkeypatch):
-    monkeypatch.setattr(app_module, "MOST_FOLDER_BYTES", 10)
-    uploads = app_module.Uploads(tmp_path)
+def test_uploads_on_their_way_take_room(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(web.gate, "MOST_FOLDER_BYTES", 10)
+    uploads = web.gate.Uploads(tmp_path)
     with uploads.coming(6):
         assert uploads.room(4) and not uploads.room(5)
     assert uploads.room(10)
 
 
-def test_a_request_that_takes_too_long_ends_between_the_frames_that_are_wanted(app_module, monkeypatch):
-    monkeypatch.setattr(app_module, "MOST_REQUEST_SECONDS", 0.05)
+def test_a_request_that_takes_too_long_ends_between_the_frames_that_are_wanted(web, monkeypatch):
+    monkeypatch.setattr(web.gate, "MOST_REQUEST_SECONDS", 0.05)
     left = []
 
     def stream(*_, **__):
@@ -496,67 +555,133 @@ def test_a_request_that_takes_too_long_ends_between_the_frames_that_are_wanted(a
         finally:
             left.append(True)
 
-    detector = app_module.Detector.__new__(app_module.Detector)
+    detector = web.analysis.Detector.__new__(web.analysis.Detector)
     detector.pipe, detector.InputError, detector._one = SimpleNamespace(stream=stream), ValueError, threading.Lock()
     with pytest.raises(ValueError, match=r"took longer than 0\.05 s"):
         list(detector.events("long.mp4"))
     assert left and not detector._one.locked()
 
 
-def test_an_answer_that_is_there_is_given_however_long_it_took(app_module, monkeypatch):
-    monkeypatch.setattr(app_module, "MOST_REQUEST_SECONDS", 0.0)
+def test_an_answer_that_is_there_is_given_however_long_it_took(web, monkeypatch):
+    monkeypatch.setattr(web.gate, "MOST_REQUEST_SECONDS", 0.0)
     event = {"event": "result", "result": {}}
-    detector = app_module.Detector.__new__(app_module.Detector)
+    detector = web.analysis.Detector.__new__(web.analysis.Detector)
     detector.pipe = SimpleNamespace(stream=lambda *_, **__: (event for _ in range(1)))
     detector.InputError, detector._one = ValueError, threading.Lock()
     assert list(detector.events("short.mp4")) == [event]
 
 
-def test_frames_without_a_score_stand_below_the_axis_of_the_timeline(app_module):
+def test_frames_without_a_score_stand_below_the_axis_of_the_plot(web):
     faces = [
         {"frame": 0, "time": 0.0, "p_fake": 0.0, "verdict": "inconclusive"},
         {"frame": 4, "time": 1.0, "p_fake": None, "verdict": "abstained"},
         {"frame": 8, "time": 2.0, "p_fake": 1.0, "verdict": "inconclusive"},
+        {"frame": 9, "time": 2.5, "p_fake": 0.5, "verdict": "inconclusive"},
     ]
     band = {"low": 0.25, "high": 0.75, "reason": None}
-    result = {"duration": 2.0, "threshold": 0.5, "band": band, "people": [{"person": 1, "frames": faces}]}
-    chart = app_module._timeline(result, {0: 0, 4: 1, 8: 2})
-    lowest, unscored, highest = (float(y) for y in re.findall(r'<circle [^>]*cy="([\d.]+)"', chart))
-    axis = float(re.search(r"V(\d+)H", chart)[1])
-    assert highest < lowest == axis < unscored - 5
-    assert f'points="12.0,{lowest},588.0,{highest}"'.replace(",588", " 588") in chart
-    lines = [float(y) for y in re.findall(r'dcl-threshold" [^>]*y1="([\d.]+)"', chart)]
-    assert lines == pytest.approx([lowest - at * (lowest - highest) for at in (0.25, 0.75)], abs=0.1)
-    assert "Dashed: 0.25 and 0.75, where the verdict" in chart
-    alone = result | {"threshold": 0.5, "band": {"low": None, "high": None, "reason": "few"}}
-    assert app_module._timeline(alone, {0: 0, 4: 1, 8: 2}).count("dcl-threshold") == 1
+    result = {"duration": 3.0, "threshold": 0.5, "band": band, "people": [{"person": 1, "frames": faces}]}
+    points = web.answers.plot_points(result)
+    person = points[points.series == "Person 1"]
+    alone = person[person.time.between(-0.1, 0.1)]  # drawn as a short line, or it could not be seen
+    assert alone.p_fake.dropna().tolist() == [0.0, 0.0] and alone.time.mean() == pytest.approx(0, abs=0.02)
+    assert person[person.time == 1.0].p_fake.isna().all()  # a gap
+    assert person[person.time >= 2].p_fake.tolist() == [1.0, 0.5]
+    marks = points[points.series == "No score"].dropna()
+    assert (marks.p_fake < -0.05).all() and marks.time.mean() == pytest.approx(1)
+    for name, at in (("Not flagged below", 0.25), ("Flagged from", 0.75)):
+        line = points[points.series == name]
+        assert line.time.tolist() == [0, 3] and line.p_fake.tolist() == [at, at]
+    alone = web.answers.plot_points(result | {"band": {"low": None, "high": None, "reason": "few"}})
+    assert alone[alone.series == "Threshold"].p_fake.tolist() == [0.5, 0.5]
+    assert set(points.series) | {"Threshold"} <= set(web.answers.COLOURS)
 
 
 @pytest.mark.parametrize("verdict", ["flagged", "inconclusive", "not_flagged", "abstained"])
-def test_every_verdict_has_its_words_and_its_colour(app_module, verdict):
+def test_every_verdict_has_its_words_and_its_colour(web, verdict):
     rate = {"value": 0.075, "low": 0.01, "high": 0.2, "reason": None}
-    assert app_module.WORDS == VERDICTS
-    page = app_module._page({"verdict": verdict, "sentence": "So.", "expected_fpr": rate}, "", evidence=False)
-    assert f"<h2>{app_module.WORDS[verdict]}</h2>" in page and app_module.DOES_NOT_MEAN[verdict] in page
+    assert web.answers.WORDS == VERDICTS
+    page = web.answers.show_verdict(
+        {"kind": "image", "verdict": verdict, "sentence": "So.", "expected_fpr": rate, "faces": []}
+    )
+    assert f"<h2>{web.answers.WORDS[verdict]}</h2>" in page and web.answers.DOES_NOT_MEAN[verdict] in page
     assert ("7.5 % of the real ones score this high. For new people, 1.0 to 20.0 %" in page) == (verdict == "flagged")
-    assert f".dcl .{verdict} {{ --verdict:" in app_module.CSS
+    assert f".dcl .{verdict} {{ --verdict:" in (ROOT / "web" / "app.css").read_text()
 
 
-def test_links_out_of_the_folder_are_no_uploads(app_module, tmp_path):
-    uploads = app_module.Uploads(tmp_path)
+def test_every_reason_to_give_no_score_says_what_to_do_next(web):
+    codes = {"no_face"}
+    for name in ("abstention_dcl.py", "decision_dcl.py"):
+        for node in ast.walk(ast.parse((ROOT / name).read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Abstention":
+                codes.add(node.args[0].value)
+            if isinstance(node, ast.Dict):
+                pairs = zip(node.keys, node.values, strict=True)
+                codes |= {
+                    value.value
+                    for key, value in pairs
+                    if getattr(key, "value", "") == "reason" and " " not in (getattr(value, "value", None) or " ")
+                }
+    assert len(codes) >= 7 and codes <= set(web.answers.REASONS)
+
+
+def faces_of(*faces):
+    return [
+        {"face": number, "verdict": verdict, "p_fake": p_fake, "reason": reason}
+        for number, (verdict, p_fake, reason) in enumerate(faces, start=1)
+    ]
+
+
+def test_faces_alike_share_a_sentence(web):
+    flagged, small = ("flagged", 0.7, None), ("abstained", None, "too_small")
+    assert web.answers.group(faces_of(small, flagged, ("flagged", 0.9, None), small, small), "face") == [
+        "Faces 1, 4 and 5: no score, too small.",
+        "Faces 2 and 3: flagged as forged, p_fake 0.700 to 0.900.",
+    ]
+    assert web.answers.group([{**faces_of(flagged)[0], "person": 1}], "person") == [
+        "Person 1: flagged as forged, p_fake 0.700."
+    ]
+
+
+def test_the_bar_shows_the_score_against_the_threshold(web):
+    bar = web.answers._bar(0.62, {"band": {"low": 0.3, "high": 0.6}, "threshold": 0.6})
+    assert "left:30.00%;right:40.00%" in bar and "width:62.00%" in bar
+    assert 'aria-label="Score 0.620 on a scale from 0 to 1; flagged from 0.600, not flagged below 0.300."' in bar
+    assert "threshold 0.500" in web.answers._bar(0.62, {"band": {"low": None, "high": None}, "threshold": 0.5})
+
+
+def test_the_page_says_what_its_checkpoint_can_judge(web):
+    def said(methods):
+        return web.answers.introduce(SimpleNamespace(seen_methods=methods), {"size": 380, "margin": 1.3})
+
+    assert "forgeries by Deepfakes and FaceSwap. It judges faces of at least 73 pixels" in said(
+        ["Deepfakes", "FaceSwap"]
+    )
+    assert "demonstration" in said(["self_blend", "lowres_swap"]) and "demonstration" not in said(["Deepfakes"])
+    assert "does not name" in said(None)
+
+
+@pytest.mark.parametrize("span", [None, [], "x", {}, [None], [1, "y"], 3, [float("nan")]])
+def test_the_frame_nearest_to_whatever_a_client_selects_is_found(web, span):
+    assert web.answers.nearest([0.0, 1.0, 2.0], [0.9, 1.3]) == 1
+    assert web.answers.nearest([0.0, 1.0, 2.0], span) == 0 == web.answers.nearest([], [1.0])
+
+
+def test_links_out_of_the_folder_are_no_uploads(web, tmp_path):
+    uploads = web.gate.Uploads(tmp_path)
     (tmp_path / "link").symlink_to("/etc/passwd")
     assert not uploads.owns(tmp_path / "link") and not uploads.owns(tmp_path) and not uploads.owns(None)
 
 
-def test_the_app_imports_nothing_of_the_repository():
+@pytest.mark.parametrize("name", ["app.py", "web/gate.py", "web/analysis.py", "web/answers.py"])
+def test_the_app_imports_nothing_of_the_package(name):
     imported = set()
-    for node in ast.walk(ast.parse((ROOT / "app.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / name).read_text())):
         if isinstance(node, ast.Import):
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level
             imported.add(node.module.partition(".")[0])
-    allowed = {"gradio", "torch", "transformers", "numpy", "PIL", "huggingface_hub", "starlette"}
+    allowed = {"web", "gradio", "torch", "transformers", "numpy", "pandas", "PIL", "huggingface_hub", "starlette"}
     assert imported - set(sys.stdlib_module_names) <= allowed
 
 
