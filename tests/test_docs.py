@@ -109,7 +109,7 @@ def test_the_reference_names_modules_that_exist(page):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])  # which names files that went
 def test_files_of_the_repository_that_are_named_exist(page):
     for span in spans(page):
         words = [span] if " " not in span else span.split() if is_ours(span.split()) else []
@@ -122,7 +122,7 @@ def check_path(page: str, word: str) -> None:
     plain = re.fullmatch(r"[\w./-]+", word)
     if plain and "/" in word and word.split("/")[0] in FOLDERS - {"build"}:
         assert (ROOT / word).exists(), f"{page} names {word}"
-    elif plain and word.endswith("_dcl.py"):
+    elif plain and word.endswith("_dcl.py") and word != "_dcl.py":
         assert (ROOT / word).is_file(), f"{page} names {word}"
 
 
@@ -232,7 +232,7 @@ def test_flags_in_the_text_exist(page):
             check_command(page, words)
         elif is_ours(words):
             check_flags(script_of(words)[0], words)
-        elif re.match(r"--[a-z]", span):
+        elif re.match(r"--[a-z]", span) and words[0] != "--group":  # of pip
             if everywhere is None:
                 scripts = [*COMMANDS, *(str(path.relative_to(ROOT)) for path in ROOT.glob("benchmarks/*.py"))]
                 everywhere = set().union(*map(flags_of, scripts))
@@ -287,7 +287,10 @@ def test_python_blocks_compile_and_import_what_exists(page):
         for node in ast.walk(ast.parse(block.text)):
             if isinstance(node, ast.Constant) and str(node.value).startswith("examples/"):
                 check_path(page, node.value)
-            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names = []
+            if isinstance(node, ast.ImportFrom):  # relative: of a new layout
+                where = "dcl_face_forgery.data_scripts.layouts"
+                names = [importlib.util.resolve_name("." * node.level + (node.module or ""), where)]
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
             for name in names:
                 if importlib.util.find_spec(name.partition(".")[0]) is None:
