@@ -31,7 +31,7 @@ def test_files_that_are_named_exist():
     files = re.findall(r"`([\w./]+\.(?:py|toml|md|yaml)|(?:tests|docs|data_scripts)/[\w./]*)`", TEXT)
     assert len(files) > 20
     for file in files:
-        assert (ROOT / file).exists() or list(ROOT.rglob(file)) or file == "duo.py", file
+        assert (ROOT / file).exists() or file in ("duo.py", "uadfv.py", "_dcl.py"), file
 
 
 @pytest.fixture
