@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors_dcl import abridged, is_count, is_number
+from .errors_dcl import abridged, check_value, is_count, is_number
 
 #: Long side of the smallest face that is judged, in pixels of the picture.
 SMALLEST_FACE = 32
@@ -69,15 +69,9 @@ NOT_FINITE = Abstention("not_finite", "The model gave no finite number for it: i
 
 
 def measure_face(crop: np.ndarray, face: Any, crop_transform: np.ndarray) -> FaceQuality:
-    """Measure a face that was found in a picture and cut out.
+    """Measure a `faces_dcl.Face` that was found in a picture and cut out, for `reason_to_abstain`.
 
-    Args:
-        crop: uint8 RGB (S, S, 3).
-        face: its `faces_dcl.Face`, in coordinates of the picture.
-        crop_transform: from the picture into the crop, (2, 3), see `faces_dcl.crop_transform`.
-
-    Returns:
-        What `reason_to_abstain` judges by.
+    It takes the crop, uint8 RGB (S, S, 3), and the transform from the picture into it, (2, 3).
     """
     left, top, right, bottom = (float(edge) for edge in face.box)
     linear = np.asarray(crop_transform, np.float64)[:, :2]
@@ -107,17 +101,12 @@ def _pose(landmarks: np.ndarray) -> tuple[float, float]:
 
 
 def measure_sharpness(crop: np.ndarray) -> float:
-    """Measure how fine the detail of a face is, whatever its contrast and brightness.
+    """Measure how fine the detail of a face, uint8 RGB (S, S, 3), is, whatever its contrast and brightness.
 
     It is the energy of the Laplacian over that of the gradient, of the grey inner face: the mean square of spatial
     frequency, weighted by what there is of the gradient. What rounding to 8 bits adds to either is taken off: else the
-    steps of a smooth surface would be the finest detail.
-
-    Args:
-        crop: uint8 RGB (S, S, 3).
-
-    Returns:
-        From 0, for a surface without detail, to about 8, for a chequerboard; 5 for white noise.
+    steps of a smooth surface would be the finest detail. From 0, for a surface without detail, to about 8, for a
+    chequerboard; 5 for white noise.
     """
     height, width = crop.shape[:2]
     top, left = round(height * (1 - _INNER) / 2), round(width * (1 - _INNER) / 2)
@@ -174,14 +163,9 @@ def by_embedding(familiarity: Mapping[str, Any] | None) -> bool:
 
 
 def check_dimension(familiarity: Mapping[str, Any] | None, channels: int) -> None:
-    """Check that the statistics of a configuration are about as many features as there will be.
+    """Check that the statistics of a configuration are about as many features of a face as there will be.
 
-    Args:
-        familiarity: `DCLConfig.familiarity`.
-        channels: features of a face.
-
-    Raises:
-        ValueError: if they are about another number.
+    Raises `ValueError` if they are about another number.
     """
     dimension = ((familiarity or {}).get("statistics") or {}).get("dimension", channels)
     if dimension != channels:
@@ -191,15 +175,9 @@ def check_dimension(familiarity: Mapping[str, Any] | None, channels: int) -> Non
 def reason_to_abstain(
     quality: FaceQuality, distance: float | None, familiarity: Mapping[str, Any] | None
 ) -> Abstention | None:
-    """Return why a face should not be judged; None if it can be.
+    """Return the first reason, of size, pose, blur and distance, why a face should not be judged; None if it can be.
 
-    Args:
-        quality: what `measure_face` found.
-        distance: see `distances`; None while no network has seen the face.
-        familiarity: `DCLConfig.familiarity`; without it, only size and pose are looked at.
-
-    Returns:
-        The first reason, of size, pose, blur and distance.
+    The distance is None while no network has seen the face. Without `familiarity`, only size and pose are looked at.
     """
     if quality.size_px < SMALLEST_FACE:
         return Abstention(
@@ -247,11 +225,7 @@ def pack(rows: np.ndarray) -> str:
 
 
 def unpack(text: str, dimension: int) -> np.ndarray:
-    """Return what `pack` made of rows of that length, float64 (n, dimension).
-
-    Raises:
-        ValueError: if it is not such text.
-    """
+    """Return what `pack` made of such rows, float64 (n, dimension); raises `ValueError` if it is something else."""
     try:
         data = base64.b64decode(text, validate=True)
     except binascii.Error as error:
@@ -262,27 +236,21 @@ def unpack(text: str, dimension: int) -> np.ndarray:
 
 
 def check_familiarity(familiarity: Mapping[str, Any] | None) -> None:
-    """Check what a configuration says that its checkpoint has seen: it may have been edited, or come from a stranger.
+    """Check `DCLConfig.familiarity`, which may have been edited, or come from a stranger.
 
-    Args:
-        familiarity: `DCLConfig.familiarity`.
-
-    Raises:
-        ValueError: if it is none that `distances` and `reason_to_abstain` can follow.
+    Raises `ValueError` if `distances` and `reason_to_abstain` cannot follow it.
     """
     if familiarity is None:
         return
     for name in ("faces", "families"):
-        count = familiarity.get(name)
-        if count is not None and not is_count(count):
-            raise ValueError(f"the number of {name} of `familiarity` must be 0 or more, got {abridged(count)}.")
+        count = familiarity.get(name, 0)
+        check_value(count is None or is_count(count), f"the number of {name} of `familiarity`", "be 0 or more", count)
     for name in ("sharpness_threshold", "distance_threshold"):
-        at = familiarity.get(name)
-        if at is not None and not (is_number(at) and at >= 0):
-            raise ValueError(f"the {name} of `familiarity` must be a finite number from 0 on, got {abridged(at)}.")
+        at = familiarity.get(name, 0)
+        fits = at is None or (is_number(at) and at >= 0)
+        check_value(fits, f"the {name} of `familiarity`", "be a finite number from 0 on", at)
     why = familiarity.get("reason")
-    if why is not None and not isinstance(why, str):
-        raise ValueError(f"the reason of `familiarity` must be a text, got {abridged(why)}.")
+    check_value(why is None or isinstance(why, str), "the reason of `familiarity`", "be a text", why)
     statistics = familiarity.get("statistics")
     if statistics is not None:
         _check_statistics(statistics)
@@ -291,19 +259,17 @@ def check_familiarity(familiarity: Mapping[str, Any] | None) -> None:
 
 
 def _check_statistics(statistics: Any) -> None:
-    if not isinstance(statistics, Mapping):
-        raise ValueError(f"the statistics of `familiarity` must be a mapping, got {abridged(statistics)}.")
-    features = statistics.get("features")
+    check_value(isinstance(statistics, Mapping), "the statistics of `familiarity`", "be a mapping", statistics)
+    features, dimension = statistics.get("features"), statistics.get("dimension")
     if features not in (None, REFERENCE):
         raise ValueError(f"`familiarity` is about features that are not known here, {abridged(features)}.")
-    dimension = statistics.get("dimension")
-    if not is_count(dimension, least=1):
-        raise ValueError(f"the dimension of `familiarity` must be a whole number above 0, got {abridged(dimension)}.")
+    fits = is_count(dimension, least=1)
+    check_value(fits, "the dimension of `familiarity`", "be a whole number above 0", dimension)
     rows = {}
     for name in ("centres", "directions"):
         text = statistics.get(name)
-        if not isinstance(text, str) or len(text) > _LARGEST_STATISTICS:
-            raise ValueError(f"the {name} of `familiarity` must be a text of base64, got {abridged(text)}.")
+        fits = isinstance(text, str) and len(text) <= _LARGEST_STATISTICS
+        check_value(fits, f"the {name} of `familiarity`", "be a text of base64", text)
         try:
             rows[name] = unpack(text, dimension)
         except ValueError as error:
@@ -312,25 +278,16 @@ def _check_statistics(statistics: Any) -> None:
             raise ValueError(f"the {name} of `familiarity` must be finite numbers.")
     if not len(rows["centres"]):
         raise ValueError("`familiarity` has no centres: it takes one at least.")
-    variances = statistics.get("variances")
-    if not isinstance(variances, list) or not all(is_number(value) and value > 0 for value in variances):
-        raise ValueError(f"the variances of `familiarity` must be numbers above 0, got {abridged(variances)}.")
-    if len(variances) != len(rows["directions"]):
-        raise ValueError(
-            f"directions and variances of `familiarity` must be equally many, got {len(rows['directions'])} and "
-            f"{len(variances)}."
-        )
-    rest = statistics.get("rest")
-    if not (is_number(rest) and rest > 0):
-        raise ValueError(f"the rest of `familiarity` must be a finite number above 0, got {abridged(rest)}.")
+    variances, rest = statistics.get("variances"), statistics.get("rest")
+    fits = isinstance(variances, list) and all(is_number(value) and value > 0 for value in variances)
+    check_value(fits, "the variances of `familiarity`", "be numbers above 0", variances)
+    numbers = len(rows["directions"]), len(variances)
+    check_value(len({*numbers}) == 1, "directions and variances of `familiarity`", "be equally many", numbers)
+    check_value(is_number(rest) and rest > 0, "the rest of `familiarity`", "be a finite number above 0", rest)
 
 
 def describe_abstention(familiarity: Mapping[str, Any] | None) -> str:
-    """Return in words when a checkpoint gives a face no score.
-
-    Args:
-        familiarity: its `DCLConfig.familiarity`.
-    """
+    """Return in words when a checkpoint of that `DCLConfig.familiarity` gives a face no score."""
     fixed = (
         f"A face gets no score if it is smaller than {SMALLEST_FACE} pixels, enlarged more than {MOST_ENLARGED:g} "
         f"times, turned by more than about {LARGEST_YAW:.0f} degrees, or tilted by more than {LARGEST_ROLL:.0f}"
@@ -342,26 +299,3 @@ def describe_abstention(familiarity: Mapping[str, Any] | None) -> str:
     of = [f"{familiarity[name]} {name}" for name in ("faces", "families") if familiarity.get(name) is not None]
     data = f"the validation data{' (' + ' of '.join(of) + ')' if of else ''}"
     return f"{fixed}; or if it is more blurred than {100 * (1 - REFUSED):g} % of {data}, or unlike them."
-
-
-__all__ = [
-    "LARGEST_ROLL",
-    "LARGEST_YAW",
-    "MOST_ENLARGED",
-    "NOT_FINITE",
-    "REFERENCE",
-    "REFUSED",
-    "SMALLEST_FACE",
-    "Abstention",
-    "FaceQuality",
-    "by_embedding",
-    "check_dimension",
-    "check_familiarity",
-    "describe_abstention",
-    "distances",
-    "measure_face",
-    "measure_sharpness",
-    "pack",
-    "reason_to_abstain",
-    "unpack",
-]

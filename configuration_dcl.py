@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+import sys
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -10,7 +11,7 @@ from transformers import PreTrainedConfig
 
 from .abstention_dcl import check_familiarity
 from .decision_dcl import check_calibration
-from .errors_dcl import reason
+from .errors_dcl import check_value, reason
 
 #: Arguments of `timm.create_model` by which it reads files or downloads them.
 _LOADS = re.compile("pretrained.*|checkpoint_path|cache_dir|model_name")
@@ -125,25 +126,21 @@ class DCLConfig(PreTrainedConfig):
             "AutoModelForPreTraining": "modeling_dcl.DCLForPreTraining",
             **(getattr(self, "auto_map", None) or {}),
         }
-        self.custom_pipelines = {
-            **(getattr(self, "custom_pipelines", None) or {}),
-            **copy.deepcopy(CUSTOM_PIPELINES),
-        }
+        self.custom_pipelines = {**(getattr(self, "custom_pipelines", None) or {}), **copy.deepcopy(CUSTOM_PIPELINES)}
 
     def validate_architecture(self) -> None:
         """Check that every number is in its range and that the two classes are real and fake."""
         super().validate_architecture()
-        for name in ("image_size", "embedding_dim", "queue_size", "hard_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("momentum", "prototype_momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
-        for name in ("dropout", "mask_threshold"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"`temperature` must be above 0 and finite, got {self.temperature}.")
+        ranges = {
+            **dict.fromkeys(
+                ("image_size", "embedding_dim", "queue_size", "hard_samples"), (1, math.inf, "at least 1")
+            ),
+            **dict.fromkeys(("momentum", "prototype_momentum"), (0, 1, "in [0, 1]")),
+            **dict.fromkeys(("dropout", "mask_threshold"), (0, math.nextafter(1, 0), "in [0, 1)")),
+            "temperature": (math.nextafter(0, 1), sys.float_info.max, "above 0 and finite"),
+        }
+        for name, (low, high, wanted) in ranges.items():
+            check_value(low <= getattr(self, name) <= high, f"`{name}`", f"be {wanted}", getattr(self, name))
         if self.hard_samples > self.queue_size:
             raise ValueError(
                 f"`queue_size` ({self.queue_size}) must hold the hard keys of one batch "
@@ -159,15 +156,9 @@ class DCLConfig(PreTrainedConfig):
 
 
 def why_refused(error: Exception) -> str:
-    """Return in one line why a configuration cannot be made: of a field that is of none of its types, of one of them.
-
-    Args:
-        error: what making or loading it raised.
-    """
+    """Return in one line why a configuration cannot be made, given what making or loading it raised."""
     line = reason(error)
     return line.rpartition("Errors: ")[2].split(";")[0] if "doesn't match any type in" in line else line
 
 
 DCLConfig.register_for_auto_class()
-
-__all__ = ["CUSTOM_PIPELINES", "DCLConfig", "why_refused"]

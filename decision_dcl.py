@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors_dcl import abridged, is_count, is_number
+from .errors_dcl import check_value, is_count, is_number
 
 if TYPE_CHECKING:
     from .abstention_dcl import Abstention
@@ -38,14 +38,7 @@ UNITS = {"frame": "faces", "video": "videos"}  # what sentences call them
 
 
 def slope_and_offset(calibration: Mapping[str, Any] | None) -> tuple[float, float]:
-    """Return the line that turns a margin into the logit of `p_fake`.
-
-    Args:
-        calibration: `DCLConfig.calibration`.
-
-    Returns:
-        Slope, above 0, and offset; 1 and 0 where nothing was fitted.
-    """
+    """Return slope, above 0, and offset of the line from margin to logit of `p_fake`; 1 and 0 if not fitted."""
     method = "none" if calibration is None else calibration["method"]
     if method == "platt":
         return calibration["slope"], calibration["offset"]
@@ -53,15 +46,10 @@ def slope_and_offset(calibration: Mapping[str, Any] | None) -> tuple[float, floa
 
 
 def calibrate(margins: Any, calibration: Mapping[str, Any] | None) -> np.ndarray:
-    """Turn margins into calibrated probabilities.
+    """Turn margins z_fake - z_real, floats of any shape, into calibrated probabilities.
 
-    Args:
-        margins: floats of any shape, z_fake - z_real.
-        calibration: `DCLConfig.calibration`; `None` gives the logistic function of the margin.
-
-    Returns:
-        `p_fake`, the logistic function of slope * margin + offset, float64 in [0, 1], of the same shape; NaN where the
-        margin is.
+    Returns `p_fake`, the logistic function of slope * margin + offset (1 and 0 without a calibration), float64 in [0,
+    1], of the same shape; NaN where the margin is.
     """
     slope, offset = slope_and_offset(calibration)
     logits = slope * np.asarray(margins, np.float64) + offset
@@ -70,12 +58,7 @@ def calibrate(margins: Any, calibration: Mapping[str, Any] | None) -> np.ndarray
 
 
 def expected_fpr(calibration: Mapping[str, Any] | None, level: str, threshold: float) -> dict[str, Any]:
-    """Look up how many real faces or videos of the validation split score at or above a threshold.
-
-    Args:
-        calibration: `DCLConfig.calibration`.
-        level: "frame" or "video".
-        threshold: in [0, 1].
+    """Look up how many real faces or videos ("frame", "video") of the validation split score at or above a threshold.
 
     Returns:
         `value`, the share in [0, 1], between two stored thresholds that of the lower one, so never too low; `low` and
@@ -89,15 +72,10 @@ def expected_fpr(calibration: Mapping[str, Any] | None, level: str, threshold: f
 
 
 def verdict_lines(points: Mapping[str, Any], operating_point: str | None = None) -> tuple[float, float] | None:
-    """Return below which `p_fake` something is not flagged, and from which on it is.
+    """Return below which `p_fake` something is not flagged, and from which on it is; None if there is no such range.
 
-    Args:
-        points: of `DCLConfig.calibration`, its "frame" or "video".
-        operating_point: a threshold that is there, which decides alone from where on something is flagged; None: the
-            end of the inconclusive range does, or the threshold "eer" where that is higher.
-
-    Returns:
-        The ends of the inconclusive range; None where there is no such range.
+    It takes the "frame" or "video" of a calibration. An operating point decides alone from where on something is
+    flagged; else the end of the inconclusive range does, or the threshold "eer" where that is higher.
     """
     at, band = points["thresholds"][operating_point or "eer"], points.get("band") or {}
     if band.get("low") is None:
@@ -106,13 +84,9 @@ def verdict_lines(points: Mapping[str, Any], operating_point: str | None = None)
 
 
 def check_calibration(calibration: Mapping[str, Any] | None) -> None:
-    """Check what a configuration says of its calibration: it may have been edited, or come from a stranger.
+    """Check `DCLConfig.calibration`, which may have been edited, or come from a stranger.
 
-    Args:
-        calibration: `DCLConfig.calibration`.
-
-    Raises:
-        ValueError: if `calibrate` cannot follow it, or a threshold is not a probability.
+    Raises `ValueError` if `calibrate` cannot follow it, or a threshold is not a probability.
     """
     if calibration is None:
         return
@@ -122,86 +96,61 @@ def check_calibration(calibration: Mapping[str, Any] | None) -> None:
             "`calibration` has the method 'isotonic', which is no longer supported: fit it again by "
             "`dcl_face_forgery.evaluation.calibration.fit_calibration`, or train again."
         )
-    if method not in METHODS:
-        raise ValueError(f"`calibration` has the method {abridged(method)}: it must be one of {', '.join(METHODS)}.")
+    check_value(method in METHODS, "the method of `calibration`", f"be one of {', '.join(METHODS)}", method)
     for name in {"platt": ("slope", "offset"), "temperature": ("temperature",), "none": ()}[method]:
-        value = calibration.get(name)
-        if not is_number(value) or (name != "offset" and value <= 0):
-            above = "" if name == "offset" else " above 0"
-            raise ValueError(f"the {name} of `calibration` must be a finite number{above}, got {abridged(value)}.")
+        value, wanted = calibration.get(name), "a finite number" if name == "offset" else "a finite number above 0"
+        check_value(
+            is_number(value) and (name == "offset" or value > 0), f"the {name} of `calibration`", f"be {wanted}", value
+        )
     for level in LEVELS:
         _check_level(level, calibration.get(level, {}))
-    evidence = calibration.get("evidence_threshold")
-    if evidence is not None and not is_number(evidence):
-        raise ValueError(f"the evidence_threshold of `calibration` must be a finite number, got {abridged(evidence)}.")
+    evidence = calibration.get("evidence_threshold", 0)
+    fits = evidence is None or is_number(evidence)
+    check_value(fits, "the evidence_threshold of `calibration`", "be a finite number", evidence)
 
 
 def _check_level(level: str, points: Any) -> None:
-    _check_mapping(f"the {level}", points)
+    of = f"of `calibration` ({level})"
+    check_value(isinstance(points, Mapping), f"the {level} of `calibration`", "be a mapping", points)
     for name in ("reals", "fakes", "families"):
-        count = points.get(name)
-        if count is not None and not is_count(count):
-            raise ValueError(
-                f"the number of {name} of `calibration` ({level}) must be 0 or more, got {abridged(count)}."
-            )
+        count = points.get(name, 0)
+        check_value(count is None or is_count(count), f"the number of {name} {of}", "be 0 or more", count)
     thresholds, reasons = points.get("thresholds", {}), points.get("reasons", {})
-    for name, values in (("thresholds", thresholds), ("reasons", reasons)):
-        _check_mapping(f"the {name} ({level})", values)
+    band, curve = points.get("band"), points.get("fpr")
+    for name, value in {"thresholds": thresholds, "reasons": reasons, "band": band, "fpr": curve}.items():
+        fits = isinstance(value, Mapping) or (value is None and name in ("band", "fpr"))
+        check_value(fits, f"the {name} {of}", "be a mapping", value)
     for name in (*thresholds, *reasons):
-        if name not in OPERATING_POINTS:
-            raise ValueError(
-                f"`calibration` ({level}) has the operating point {abridged(name)}: it can have "
-                f"{', '.join(OPERATING_POINTS)}."
-            )
+        known = ", ".join(OPERATING_POINTS)
+        check_value(name in OPERATING_POINTS, f"the operating points {of}", f"be among {known}", name)
     for name, at in thresholds.items():
-        if at is not None and not _is_probability(at):
-            raise ValueError(f"the threshold {name} of `calibration` ({level}) must be in [0, 1], got {abridged(at)}.")
+        check_value(at is None or _is_probability(at), f"the threshold {name} {of}", "be in [0, 1]", at)
     for name, why in reasons.items():
-        if not isinstance(why, str):
-            raise ValueError(f"the reason for {name} of `calibration` ({level}) must be a text, got {abridged(why)}.")
-    if points.get("band") is not None:
-        _check_band(level, points["band"])
-    if points.get("fpr") is not None:
-        _check_curve(level, points["fpr"])
+        check_value(isinstance(why, str), f"the reason for {name} {of}", "be a text", why)
+    if band is not None and not (band.get("low") is band.get("high") is None and isinstance(band.get("reason"), str)):
+        for name in ("error_rate", "low", "high"):
+            at = band.get(name)
+            check_value(_is_probability(at), f"the {name} of the band {of}", "be in [0, 1]", at)
+    if curve is not None and "thresholds" in curve:
+        _check_curve(f"the fpr {of}", [curve.get(name) for name in _CURVE])
+    elif curve is not None:
+        fits = isinstance(curve.get("reason"), str)
+        check_value(fits, f"the fpr {of}", "have thresholds, or a text as reason", dict(curve))
 
 
-def _check_mapping(what: str, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{what} of `calibration` must be a mapping, got {abridged(value)}.")
-
-
-def _check_band(level: str, band: Any) -> None:
-    _check_mapping(f"the band ({level})", band)
-    ends = [band.get(name) for name in ("low", "high")]
-    if ends == [None, None] and isinstance(band.get("reason"), str):
-        return
-    for name in ("error_rate", "low", "high"):
-        if not _is_probability(band.get(name)):
-            raise ValueError(
-                f"the {name} of the band of `calibration` ({level}) must be in [0, 1], got {abridged(band.get(name))}."
-            )
-
-
-def _check_curve(level: str, curve: Any) -> None:
-    where = f"the fpr of `calibration` ({level})"
-    _check_mapping(f"the fpr ({level})", curve)
-    if "thresholds" not in curve:
-        if not isinstance(curve.get("reason"), str):
-            raise ValueError(f"{where} must have thresholds, or a text as reason, got {abridged(dict(curve))}.")
-        return
-    columns = [curve.get(name) for name in _CURVE]
+def _check_curve(where: str, columns: list[Any]) -> None:
     for name, values in zip(_CURVE, columns, strict=True):
-        if not isinstance(values, list) or not values or not all(map(_is_probability, values)):
-            raise ValueError(f"the {name} of {where} must be a list of numbers in [0, 1], got {abridged(values)}.")
-    if len({len(values) for values in columns}) > 1:
-        raise ValueError(f"the lists of {where} must have one length, got {', '.join(map(str, map(len, columns)))}.")
+        fits = isinstance(values, list) and values and all(map(_is_probability, values))
+        check_value(fits, f"the {name} of {where}", "be a list of numbers in [0, 1]", values)
+    lengths = [len(values) for values in columns]
+    check_value(len(set(lengths)) == 1, f"the lists of {where}", "have one length", lengths)
     thresholds, values, low, high = columns
-    if thresholds[0] != 0 or any(before >= after for before, after in itertools.pairwise(thresholds)):
-        raise ValueError(f"the thresholds of {where} must rise from 0, got {abridged(thresholds)}.")
-    if any(before < after for before, after in itertools.pairwise(values)):
-        raise ValueError(f"the value of {where} must not rise, got {abridged(values)}.")
-    if not all(a <= b <= c for a, b, c in zip(low, values, high, strict=True)):
-        raise ValueError(f"the value of {where} must lie between low and high, got {abridged(values)}.")
+    rising = thresholds[0] == 0 and all(before < after for before, after in itertools.pairwise(thresholds))
+    check_value(rising, f"the thresholds of {where}", "rise from 0", thresholds)
+    falling = all(before >= after for before, after in itertools.pairwise(values))
+    check_value(falling, f"the value of {where}", "not rise", values)
+    between = all(a <= b <= c for a, b, c in zip(low, values, high, strict=True))
+    check_value(between, f"the value of {where}", "lie between low and high", values)
 
 
 def _is_probability(value: Any) -> bool:
@@ -209,11 +158,7 @@ def _is_probability(value: Any) -> bool:
 
 
 def describe_calibration(calibration: Mapping[str, Any] | None) -> str:
-    """Return in one paragraph how a checkpoint is calibrated, where its verdicts change, and what is missing.
-
-    Args:
-        calibration: `DCLConfig.calibration`.
-    """
+    """Return in one paragraph how a checkpoint is calibrated, where its verdicts change, and what is missing."""
     if calibration is None:
         return (
             "Not calibrated: p_fake is the logistic function of the margin. It need not be near a probability, and "
@@ -272,11 +217,7 @@ def _verdicts(calibration: Mapping[str, Any], level: str) -> list[str]:
 
 
 def missing_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
-    """Return what the calibration of a checkpoint lacks, a clause each, for whoever reads its scores.
-
-    Args:
-        calibration: `DCLConfig.calibration`.
-    """
+    """Return what the calibration of a checkpoint lacks, a clause each, for whoever reads its scores."""
     if calibration is None:
         return [
             "the checkpoint is not calibrated: p_fake is the logistic function of the margin, and the only "
@@ -325,8 +266,8 @@ class Rule:
         band: `low` and `high`, from where on `p_fake` is inconclusive and from where on it is flagged; None for both,
             with a `reason`, where the threshold alone decides.
         expected_fpr: see the function `expected_fpr`, at the threshold from which on it is flagged.
-        units: what sentences call the real ones of the validation split.
-        note: what they say of a threshold that is the checkpoint's no more than the user's.
+        units: what sentences call the real ones of the validation split, and `note` what they say of a default
+            threshold.
     """
 
     threshold: float
@@ -476,16 +417,7 @@ def _together(members: list[dict[str, Any]], one: str, several: str) -> tuple[st
 
 
 def video_result(result: dict[str, Any], people: Sequence[list[dict[str, Any]]], rule: Rule) -> dict[str, Any]:
-    """Complete the result of a video.
-
-    Args:
-        result: `kind`, `name`, sizes, how many frames were wanted and read, and notes.
-        people: of each person the records of the frames with it.
-        rule: for videos.
-
-    Returns:
-        The result with the verdict, and `people`.
-    """
+    """Complete the result of a video by verdicts and by `people`, given the records of each one's frames."""
     # Who is seen longest comes first, then whose face is largest.
     ordered = sorted(people, key=lambda frames: (-len(frames), -_area(frames[0]["box"])))
     found = [
@@ -539,10 +471,7 @@ def _person_result(number: int, frames: list[dict[str, Any]], frames_read: int, 
             line = f"the threshold of {rule.flagged_from:.3f}"
             sentence += f" {alone} of {_frames(len(scored))} {score} at or above {line} on {own}."
         for frame in scored:
-            frame |= {
-                "verdict": verdict,
-                "sentence": f"p_fake is {frame['p_fake']:.3f} at {frame['time']:.2f} s.",
-            }
+            frame |= {"verdict": verdict, "sentence": f"p_fake is {frame['p_fake']:.3f} at {frame['time']:.2f} s."}
         person |= {"p_fake": p_fake, "verdict": verdict, "sentence": sentence}
     return {**person, **counts, "moments": _moments(scored) if scored else [], "frames": frames}
 
@@ -563,12 +492,7 @@ def _moments(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def to_json(result: dict[str, Any], evidence: bool = False) -> dict[str, Any]:
-    """Return a result as plain JSON values.
-
-    Args:
-        result: of a picture, a video, or an error.
-        evidence: whether the maps of evidence are put in, as nested lists; else they are left out.
-    """
+    """Return a result as plain JSON values, with the maps of evidence as nested lists, or without them."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -578,28 +502,3 @@ def to_json(result: dict[str, Any], evidence: bool = False) -> dict[str, Any]:
         return value.tolist() if isinstance(value, np.ndarray) else value
 
     return plain(result)
-
-
-__all__ = [
-    "ABSTAINED",
-    "FLAGGED",
-    "INCONCLUSIVE",
-    "LEVELS",
-    "METHODS",
-    "NOT_FLAGGED",
-    "OPERATING_POINTS",
-    "UNITS",
-    "VERDICTS",
-    "Rule",
-    "abstain",
-    "calibrate",
-    "check_calibration",
-    "describe_calibration",
-    "expected_fpr",
-    "missing_calibration",
-    "picture_result",
-    "slope_and_offset",
-    "to_json",
-    "verdict_lines",
-    "video_result",
-]

@@ -81,9 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=at_least(1), help="faces at a time (default: 16, on a CPU 4)")
     parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="what runs the checkpoint")
     parser.add_argument(
-        "--graph",
-        metavar="NAME",
-        help="what --backend onnx runs, such as model_int8.onnx (default: model.onnx)",
+        "--graph", metavar="NAME", help="what --backend onnx runs, such as model_int8.onnx (default: model.onnx)"
     )
     parser.add_argument("--device", help="such as cpu, cuda:1 or mps (default: the fastest there is)")
     parser.add_argument(

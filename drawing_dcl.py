@@ -3,7 +3,6 @@
 import bisect
 import functools
 import math
-import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .decision_dcl import ABSTAINED, FLAGGED, INCONCLUSIVE, NOT_FLAGGED, VERDICTS
-from .errors_dcl import InputError, reason
+from .errors_dcl import InputError, reason, whole_file
 from .video_dcl import Video, evenly_spaced
 
 try:  # only who draws evidence or videos needs it
@@ -28,12 +27,7 @@ try:
 except ImportError:
     av = None
 
-_COLOURS = {
-    FLAGGED: (201, 42, 42),
-    INCONCLUSIVE: (196, 127, 0),
-    NOT_FLAGGED: (24, 100, 171),
-    ABSTAINED: (92, 99, 106),
-}
+_COLOURS = {FLAGGED: (201, 42, 42), INCONCLUSIVE: (196, 127, 0), NOT_FLAGGED: (24, 100, 171), ABSTAINED: (92, 99, 106)}
 _WHITE, _INK = (255, 255, 255), (17, 17, 17)
 _FORGED, _REAL = (123, 50, 148), (0, 133, 116)  # what evidence speaks for: other colours than those of verdicts
 _ROWS = 256  # blended at a time: as floats, a large picture would take gigabytes
@@ -64,15 +58,9 @@ class _Mark:
 
 
 def annotate_picture(picture: np.ndarray, result: dict[str, Any], evidence: float) -> Image.Image:
-    """Draw a result into a copy of its picture.
+    """Draw a result into a copy of its picture, RGB, uint8 (height, width, 3), the maps with an opacity in [0, 1].
 
-    Args:
-        picture: RGB, uint8 (height, width, 3).
-        result: of the picture.
-        evidence: opacity of the maps in [0, 1].
-
-    Raises:
-        InputError: if the picture is of another size than the result's.
+    Raises `InputError` if the picture is of another size than the result's.
     """
     _check_size(picture, result, "picture")
     faces = result["faces"]
@@ -96,19 +84,10 @@ def annotate_picture(picture: np.ndarray, result: dict[str, Any], evidence: floa
 def annotate_frames(
     video: Video, result: dict[str, Any], frames: Collection[int] | None, evidence: float
 ) -> list[Image.Image]:
-    """Draw a result into frames of its video.
+    """Draw a result into frames of its video; those of `telling_frames` of each person if `frames` is None.
 
-    Args:
-        video: where the frames are.
-        result: of the video.
-        frames: their numbers; None: those of `telling_frames` of each person.
-        evidence: opacity of the maps in [0, 1].
-
-    Returns:
-        One drawing for each frame, in the order of the numbers, each number once.
-
-    Raises:
-        InputError: if a frame is not there or cannot be read, or the video is another one than the result's.
+    Returns one drawing for each frame, in the order of the numbers, each number once. Raises `InputError` if a frame
+    is not there or cannot be read, or the video is another one than the result's.
     """
     if frames is None:
         frames = [number for person in result["people"] for number in telling_frames(person)]
@@ -131,19 +110,8 @@ def annotate_video(video: Video, result: dict[str, Any], output: str | Path, evi
     """Draw a result into all frames of its video, and write them as an MP4 without sound: H.264, yuv420p.
 
     Each frame is shown when it was. One that cannot be decoded is left out, and the one before it is shown longer.
-
-    Args:
-        video: where the frames are.
-        result: of the video.
-        output: the path of the MP4; what is there is replaced once all is written.
-        evidence: opacity of the maps in [0, 1].
-
-    Returns:
-        The path.
-
-    Raises:
-        InputError: if nothing can be written there, no frame can be read, or the video is another one than the
-            result's.
+    What is at the path is replaced once all is written. Raises `InputError` if nothing can be written there, no frame
+    can be read, or the video is another one than the result's.
     """
     output = Path(output)
     if output.suffix.lower() != ".mp4":
@@ -152,20 +120,13 @@ def annotate_video(video: Video, result: dict[str, Any], output: str | Path, evi
         raise InputError(f"there is no folder {output.parent} for {output.name}: create it.")
     if output.exists() and output.samefile(video.path):
         raise InputError(f"{output} is the video itself: choose another file for the annotated one.")
-    partial = None
     try:
-        with tempfile.NamedTemporaryFile(dir=output.parent, prefix=".", suffix=".partial", delete=False) as file:
-            partial = Path(file.name)
-        _encode(video, result, partial, evidence)
-        partial.chmod(0o644)
-        partial.replace(output)
+        with whole_file(output) as partial:
+            _encode(video, result, partial, evidence)
     except InputError:
         raise
     except (OSError, ValueError, av.FFmpegError) as error:  # PyAV's own are of several kinds
         raise InputError(f"{output} cannot be written ({reason(error)}): choose another file.") from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
     return output
 
 
@@ -436,8 +397,7 @@ def _blend_evidence(picture: np.ndarray, evidence: np.ndarray, corners: list[lis
     rows, columns = evidence.shape
     # From the cells to the region; OpenCV counts from the centre of the first one.
     matrix = cv2.getAffineTransform(
-        np.array([[0, 0], [columns, 0], [0, rows]], np.float32),
-        (points[[0, 1, 3]] - (left, top)).astype(np.float32),
+        np.array([[0, 0], [columns, 0], [0, rows]], np.float32), (points[[0, 1, 3]] - (left, top)).astype(np.float32)
     )
     matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
     size = (int(right - left), int(bottom - top))
@@ -453,6 +413,3 @@ def _blend_evidence(picture: np.ndarray, evidence: np.ndarray, corners: list[lis
         strength = np.abs(np.tanh(spread[rows] / 2)) * opacity * inside[rows]  # |2 p - 1| of the logistic function
         colour = np.where(spread[rows, :, None] > 0, forged, real)
         region[rows] = np.round(region[rows] + (colour - region[rows]) * strength[..., None])
-
-
-__all__ = ["annotate_frames", "annotate_picture", "annotate_video", "telling_frames"]

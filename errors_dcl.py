@@ -1,4 +1,4 @@
-"""Errors that name the thing, its value and the remedy; and checks of values that anyone may have edited."""
+"""Errors that name the thing, its value and the remedy; checks of values that anyone may have edited; whole files."""
 
 import argparse
 import errno
@@ -10,6 +10,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 #: Errors of a disk on which nothing more can be written, and what is wrong with it.
@@ -28,12 +30,7 @@ class InputError(ValueError):
 
 
 class PictureError(InputError):
-    """A picture cannot be read.
-
-    Args:
-        sentence: names it, what is wrong with it, and what to do.
-        why: what is wrong with it, for a report that names it already.
-    """
+    """A picture cannot be read; `why` says what is wrong, for a report that names the picture already."""
 
     def __init__(self, sentence: str, why: str = ""):
         super().__init__(sentence)
@@ -85,6 +82,19 @@ def _full_disk(arguments: Sequence[str]) -> str | None:
     return None
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a hidden file beside a path, which takes its place at the end of the `with`, unless that raises."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
+        partial = Path(file.name)
+    try:
+        yield partial
+        partial.chmod(0o644)  # that of a temporary file is its owner's alone
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """Return a type of `argparse`: whole numbers from `least` on; others end a command with exit status 2."""
 
@@ -99,10 +109,9 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a command so that an `InputError` ends it with one sentence on standard error and exit status 1.
+    """Wrap a command so that an `InputError`, or the error of a full disk, ends it with a sentence and exit status 1.
 
-    So does the error of a disk that is full or cannot be written. Every other exception keeps its traceback: it is a
-    defect of the program, not of the input.
+    Every other exception keeps its traceback: it is a defect of the program, not of the input.
     """
 
     @functools.wraps(main)
@@ -143,20 +152,13 @@ def is_count(value: Any, least: int = 0) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def check_value(fits: bool, what: str, wanted: str, value: Any) -> None:
+    """Raise a `ValueError` unless a value of a configuration fits: `what` must be `wanted`, got the value."""
+    if not fits:
+        raise ValueError(f"{what} must {wanted}, got {abridged(value)}.")
+
+
 def abridged(value: Any) -> str:
     """Return a value as an error shows it: of a long one the beginning."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-__all__ = [
-    "InputError",
-    "PictureError",
-    "abridged",
-    "at_least",
-    "disk_trouble",
-    "is_count",
-    "is_number",
-    "reason",
-    "report_input_errors",
-]

@@ -83,11 +83,7 @@ def cache_folder() -> Path:
 
 
 def find_yunet(ask_hub: bool = True) -> Path | None:
-    """Return the YuNet model file: `DCL_YUNET` if set, else from the Hub, else from the cache folder, or None.
-
-    Args:
-        ask_hub: whether it may be downloaded; else only what was downloaded before is looked through.
-    """
+    """Return the YuNet model file: `DCL_YUNET` if set, else from the Hub or its cache, else from ours, or None."""
     if given := os.environ.get("DCL_YUNET"):
         return Path(given)
     try:
@@ -111,15 +107,12 @@ class YuNet:
     all candidates instead of the one with the highest score. The same photograph then gives the same boxes, whatever
     size it is stored in.
 
-    YuNet also finds faces that lie on their side or upside down, and names their landmarks as if they were upright.
-    A face whose score is low enough for that is looked at closely, in up to four orientations: box and landmarks come
+    YuNet also finds faces that lie on their side or upside down, and names their landmarks as if they were upright. A
+    face whose score is low enough for that is looked at closely, in up to four orientations: box and landmarks come
     from the one with the highest score, and a doubtful face that is not found again is dropped.
 
-    Args:
-        model_file: the ONNX file; looked for by `find_yunet` when not given.
-
-    Raises:
-        InputError: if OpenCV or the file is missing, or the file is not the released one.
+    Raises `InputError` if OpenCV or the ONNX file (else that of `find_yunet`) is missing, or it is not the released
+    one.
     """
 
     name = "yunet_2023mar_multiscale"
@@ -157,15 +150,10 @@ class YuNet:
         log.setLogLevel(level)
 
     def detect(self, image: np.ndarray, small_faces: bool = True) -> list[Face]:
-        """Find the faces of a photograph.
+        """Find the faces of a photograph, RGB, uint8 (height, width, 3), the one with the largest box first.
 
-        Args:
-            image: RGB, uint8 (height, width, 3).
-            small_faces: whether a photograph over 1024 px is also scaled to 2048 px, where faces are found that fill
-                less than 3 % of its long side. This takes four times as long; frames of videos do without it.
-
-        Returns:
-            The faces, the one with the largest box first.
+        With `small_faces`, one over 1024 px is also scaled to 2048 px, where faces are found that fill less than 3 %
+        of its long side. This takes four times as long; frames of videos do without it.
         """
         views = {side: _view(image, side) for side in self._sides(image, small_faces)}
         found = {side: self._find(*view) for side, view in views.items()}
@@ -190,14 +178,9 @@ class YuNet:
         return sides
 
     def _find(self, image: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-        """Run the network.
+        """Run the network on RGB, uint8 (height, width, 3); `ratio` are pixels (x, y) of the photograph for one of it.
 
-        Args:
-            image: RGB, uint8 (height, width, 3).
-            ratio: pixels (x, y) of the photograph for one of the image.
-
-        Returns:
-            float32 (candidates, 15): left, top, right, bottom and five landmarks in the photograph, and the score.
+        Returns float32 (candidates, 15): left, top, right, bottom and five landmarks in the photograph, and the score.
         """
         self._network.setInputSize(image.shape[1::-1])
         found = self._network.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
@@ -209,15 +192,7 @@ class YuNet:
         return found
 
     def _chosen(self, found: dict[int, np.ndarray], long_side: int) -> list[np.ndarray]:
-        """Make one face of all candidates for it.
-
-        Args:
-            found: by the side to which the photograph was scaled, what `_find` returned.
-            long_side: of the photograph, in pixels.
-
-        Returns:
-            Of each face a row as `_find` returns them.
-        """
+        """Make one face, a row of `_find`, of all candidates for it, by the side to which the image was scaled."""
         sides = np.repeat(list(found), [len(rows) for rows in found.values()])
         rows = np.concatenate(list(found.values()))
         shares = (rows[:, 2:4] - rows[:, :2]).max(1) / long_side
@@ -244,15 +219,9 @@ class YuNet:
         return faces
 
     def _upright(self, face: np.ndarray, image: np.ndarray, ratio: np.ndarray) -> np.ndarray | None:
-        """Return a face as it is found with its head upright, mapped back to where it is.
+        """Return a face, a row of `_find`, as it is found with its head upright, mapped back to where it is.
 
-        Args:
-            face: a row as `_find` returns them.
-            image: the scaled photograph.
-            ratio: pixels (x, y) of the photograph for one of the image.
-
-        Returns:
-            Such a row; None if a doubtful face is not found again when it is looked at closely.
+        None if a doubtful face is not found again when it is looked at closely. The image is the scaled photograph.
         """
         if face[14] >= _SURELY_UPRIGHT:
             return face
@@ -332,12 +301,7 @@ def largest_first(faces: list[Face]) -> list[Face]:
 def crop_box(box: np.ndarray, margin: float) -> np.ndarray:
     """Return the square around a face box: the same centre, `margin` times its longer side.
 
-    Args:
-        box: left, top, right, bottom.
-        margin: enlargement, 1 = none.
-
-    Returns:
-        left, top, right, bottom, float64 array (4,); it may reach past the image.
+    Both are left, top, right, bottom; the square, float64 (4,), may reach past the image.
     """
     box = np.asarray(box, np.float64)
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max() * margin / 2
@@ -345,18 +309,11 @@ def crop_box(box: np.ndarray, margin: float) -> np.ndarray:
 
 
 def crop_transform(face: Face, crop: dict[str, Any]) -> np.ndarray:
-    """Return the affine transform that leads from a photograph into the crop of one of its faces.
+    """Return the affine transform, float64 (2, 3), that leads from a photograph into the crop of one of its faces.
 
-    Args:
-        face: box and landmarks in the photograph.
-        crop: `kind` ("box": the square of `crop_box`; "aligned5": the similarity that takes the five landmarks nearest
-            to their template), `margin`, and `size`, the side of the crop in pixels.
-
-    Returns:
-        float64 array (2, 3).
-
-    Raises:
-        InputError: if the kind of crop is unknown, or needs landmarks that the detector does not give.
+    The crop has `kind` ("box": the square of `crop_box`; "aligned5": the similarity that takes the five landmarks
+    nearest to their template), `margin`, and `size`, its side in pixels. Raises `InputError` if landmarks are needed
+    and not given.
     """
     size, margin = crop["size"], crop["margin"]
     if crop["kind"] == "box":
@@ -371,14 +328,9 @@ def crop_transform(face: Face, crop: dict[str, Any]) -> np.ndarray:
 
 
 def fit_similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return the rotation, scale and shift (no reflection) that takes points nearest to targets in least squares.
+    """Return the rotation, scale and shift (no reflection), float64 (2, 3), that takes points nearest to targets.
 
-    Args:
-        points: at least two different ones, (n, 2).
-        targets: where they should go, (n, 2).
-
-    Returns:
-        float64 array (2, 3).
+    In least squares; both are (n, 2), and at least two points differ.
     """
     # In complex numbers: target = a * point + b.
     source, target = (np.asarray(array, np.float64) @ np.array([1, 1j]) for array in (points, targets))
@@ -389,19 +341,11 @@ def fit_similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def cut(image: np.ndarray, transform: np.ndarray, size: int) -> np.ndarray:
-    """Cut a square crop out of an image or a mask.
+    """Cut a square crop, `size` pixels wide, out of an image, uint8 (height, width, 3), or a mask (height, width).
 
     Where the crop is smaller than what it shows, pixels are averaged by area; where it is larger, images are enlarged
-    by cubic and masks by linear interpolation. Past its edge an image goes on as its outermost pixels, and so does
-    its mask.
-
-    Args:
-        image: uint8, RGB (height, width, 3) or a mask (height, width).
-        transform: from the image to the crop, (2, 3).
-        size: side of the crop in pixels.
-
-    Returns:
-        uint8 array (size, size, 3) or (size, size).
+    by cubic and masks by linear interpolation. Past its edge an image goes on as its outermost pixels, and so does its
+    mask. The transform, (2, 3), leads from the image to the crop.
     """
     _require_opencv()
     shrink = 1 / np.sqrt(abs(np.linalg.det(transform[:, :2])))
@@ -421,13 +365,7 @@ def map_points(points: np.ndarray, transform: np.ndarray) -> np.ndarray:
 
 
 def copy_yunet(name: str, revision: str | None, folder: str | Path) -> None:
-    """Copy the YuNet model file to a checkpoint that is saved, if it is the released one and on this machine.
-
-    Args:
-        name: folder or id of the checkpoint that it may have come with, see `hub_dcl.file_of_checkpoint`.
-        revision: the commit on the Hub.
-        folder: where the checkpoint is saved.
-    """
+    """Copy the YuNet model file to a checkpoint that is saved, if it is the released one and on this machine."""
     target = Path(folder, YUNET_FILE)
     if target.exists():
         return
@@ -439,11 +377,7 @@ def copy_yunet(name: str, revision: str | None, folder: str | Path) -> None:
 
 
 def why_not_cut(crop: dict[str, Any] | None) -> str | None:
-    """Return why the faces of pictures cannot be cut as a checkpoint learned them; None if they can.
-
-    Args:
-        crop: of its image processor.
-    """
+    """Return why faces cannot be cut by the `crop` of a checkpoint's image processor; None if they can."""
     if not crop or not isinstance(crop, Mapping) or crop.get("kind") == "given":
         return "it does not say how its faces were cut out of pictures"
     if crop.get("kind") not in CROP_KINDS:
@@ -467,15 +401,10 @@ def overlap(box: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def go_on(boxes: Sequence[np.ndarray], last: Sequence[np.ndarray]) -> list[int | None]:
-    """Link the faces of a frame to those seen last: those that overlap most first, each at most once.
+    """Link the boxes (4,) of a frame's faces to those seen last: those that overlap most first, each at most once.
 
-    Args:
-        boxes: of the faces of a frame, (4,) each.
-        last: the boxes where faces were seen last.
-
-    Returns:
-        For each of `boxes` the place in `last` of the one that it goes on from, None if it overlaps none of those left
-        by more than `SAME_FACE`.
+    Returns for each the place in `last` of the one that it goes on from, None if it overlaps none of those left by
+    more than `SAME_FACE`.
     """
     pairs = [(overlap(box, other), i, j) for i, box in enumerate(boxes) for j, other in enumerate(last)]
     found: list[int | None] = [None] * len(boxes)
@@ -488,26 +417,3 @@ def go_on(boxes: Sequence[np.ndarray], last: Sequence[np.ndarray]) -> list[int |
 def _require_opencv() -> None:
     if cv2 is None:
         raise InputError("finding and cutting faces needs OpenCV: pip install opencv-python-headless.")
-
-
-__all__ = [
-    "CROP_KINDS",
-    "SAME_FACE",
-    "YUNETS",
-    "Face",
-    "FaceDetector",
-    "SingleScaleYuNet",
-    "YuNet",
-    "cache_folder",
-    "copy_yunet",
-    "crop_box",
-    "crop_transform",
-    "cut",
-    "find_yunet",
-    "fit_similarity",
-    "go_on",
-    "largest_first",
-    "map_points",
-    "overlap",
-    "why_not_cut",
-]

@@ -29,17 +29,10 @@ FILES = {"torch": ("*.json", "*.safetensors", "*.py"), "onnx": ("*.json",)}
 
 @functools.cache
 def hub_is_reachable(timeout: float = 5.0) -> bool:
-    """Whether the Hub answers; where it does not, this process works from the local cache from now on.
+    """Whether the Hub answers within so many seconds; where it does not, this process works offline from now on.
 
-    The Hub's clients retry for minutes when the network swallows packets, so this asks once, with a bound: if nothing
-    is answered within `timeout` seconds, `HF_HUB_OFFLINE` is set for huggingface_hub, transformers and datasets, which
-    then fall back to their caches and fail at once where those hold nothing.
-
-    Args:
-        timeout: seconds to wait for an answer, all in all.
-
-    Returns:
-        False when offline mode was asked for, or had to be entered.
+    The Hub's clients retry for minutes when the network swallows packets, so this asks once, with a bound, and then
+    sets `HF_HUB_OFFLINE` for huggingface_hub, transformers and datasets, which fall back to their caches.
     """
     if constants.HF_HUB_OFFLINE:
         return False
@@ -61,13 +54,8 @@ def may_be_repository(name: str) -> bool:
 def find_model(name: str, allow_patterns: Sequence[str], revision: str | None = None) -> Path:
     """Return the folder of a model: the one of that name, or that of the local cache with its files from the Hub.
 
-    Args:
-        name: a folder, or a model id on the Hub.
-        allow_patterns: of the files to fetch from the Hub, none of them in a folder.
-        revision: the branch, tag or commit on the Hub.
-
-    Raises:
-        InputError: if there is no such model, or it cannot be fetched.
+    The patterns are of the files to fetch from the Hub, none of them in a folder; the revision is a branch, tag or
+    commit. Raises `InputError` if there is no such model, or it cannot be fetched.
     """
     if name and Path(name).is_dir():
         return Path(name)
@@ -95,13 +83,9 @@ def find_model(name: str, allow_patterns: Sequence[str], revision: str | None = 
 
 
 def file_of_checkpoint(file: str, name: str, revision: str | None = None, ask_hub: bool = True) -> Path | None:
-    """Return a file that came with a checkpoint, None if none did.
+    """Return a file that came with a checkpoint, given by its `name_or_path` and commit; None if none did.
 
-    Args:
-        file: its name.
-        name: the checkpoint's folder or its id on the Hub, as `PreTrainedModel.name_or_path` says it; may be empty.
-        revision: the commit on the Hub.
-        ask_hub: whether it may be downloaded; else only what was downloaded before is looked through.
+    Without `ask_hub`, only what was downloaded before is looked through.
     """
     if not name or Path(name).is_dir():
         path = Path(name, file)
@@ -147,14 +131,9 @@ def _not_fetched(what: str, path: str, revision: str | None, error: BaseExceptio
 
 
 def find_dcl_checkpoint(name: str, backend: str = "torch") -> Path:
-    """Return the folder of a checkpoint of DCL, see `find_model`; its files are there and of DCL, nothing is loaded.
+    """Return the folder of a checkpoint of DCL, see `find_model`; nothing is loaded. The backend is a key of `FILES`.
 
-    Args:
-        name: a folder, or a model id on the Hub.
-        backend: what runs it, a key of `FILES`: "torch" needs weights.
-
-    Raises:
-        InputError: if there is no such model, it is of another kind, or a file is missing or unreadable.
+    Raises `InputError` if there is no such model, it is of another kind, or a file is missing or unreadable.
     """
     folder = find_model(name, FILES[backend])
     model_type = read_settings(folder, "config.json", name).get("model_type")
@@ -170,15 +149,9 @@ def find_dcl_checkpoint(name: str, backend: str = "torch") -> Path:
 
 
 def read_settings(folder: Path, file: str, name: str) -> dict[str, Any]:
-    """Return what a JSON file of a checkpoint says.
+    """Return what a JSON file of a checkpoint says; `name` is what the user calls the checkpoint.
 
-    Args:
-        folder: of the checkpoint.
-        file: such as `config.json`.
-        name: what the user calls the checkpoint.
-
-    Raises:
-        InputError: if there is no such file, or it is no JSON object.
+    Raises `InputError` if there is no such file, or it is no JSON object.
     """
     try:
         content = json.loads((folder / file).read_text(encoding="utf-8"))
@@ -229,19 +202,3 @@ def _go_offline() -> None:
     constants.HF_HUB_OFFLINE = True
     if "datasets.config" in sys.modules:
         sys.modules["datasets.config"].HF_HUB_OFFLINE = True
-
-
-__all__ = [
-    "DEFAULT_MODEL",
-    "FILES",
-    "MODEL_TYPE",
-    "REFERENCE_FILE",
-    "check_dataset",
-    "file_of_checkpoint",
-    "find_dcl_checkpoint",
-    "find_model",
-    "hub_is_reachable",
-    "may_be_repository",
-    "no_weights",
-    "read_settings",
-]

@@ -86,5 +86,3 @@ class DCLImageProcessor(TorchvisionBackend):
 
 
 DCLImageProcessor.register_for_auto_class("AutoImageProcessor")
-
-__all__ = ["MAX_BILINEAR_SHRINK", "DCLImageProcessor"]

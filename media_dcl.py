@@ -22,7 +22,6 @@ import threading
 import urllib.parse
 import urllib.request
 import warnings
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -88,21 +87,6 @@ _VIDEOS = (
 )
 _MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|!doctype|!--|[a-z])", re.IGNORECASE)
 
-# Which pictures are refused because they are something else as well:
-# - An archive, which programs open from its end; a PHP script, which runs wherever it stands; a PDF, whose header
-#   readers look for. No place in a picture excuses these.
-# - A web page or an SVG. Browsers go by the first bytes, which are those of a picture, so it runs only where somebody
-#   serves the file as a page. In a comment or behind the picture it has no other purpose. In the text of a PNG and in
-#   Content Credentials it has one, and is let be: image generators store prompts there, and signers their icons.
-# At least five bytes of each pattern are fixed: four stand by chance in one photograph of some thousands.
-_RUNS_ANYWHERE = re.compile(rb"<\?php\s|%pdf-[12]\.", re.IGNORECASE)
-_PAGE = re.compile(
-    rb"<script[\s/>]|<svg([\s/][^<>\x00\x80-\xff]{0,400})?[=>]|<html[\s/>]|<!doctype|<iframe[\s/>]|javascript:",
-    re.IGNORECASE,
-)
-#: What all of that begins with: looked for first, since it takes a hundredth of the time.
-_FOREIGN_STARTS = (b"<script", b"<svg", b"<html", b"<!doctype", b"<?php", b"<iframe", b"%pdf-", b"javascript:")
-_ENDS = 65536  # bytes at either end of a file in which they are looked for
 #: Text of a PNG that is kept: it may say how the picture is turned.
 _ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type ")
 _MOST_UNPACKED = 1 << 20  # bytes in one chunk of a PNG: Pillow refuses more
@@ -117,14 +101,7 @@ _MOST_MARKERS = 10_000  # of 64 KB each, before and between the scans
 
 
 def content_kind(head: bytes) -> str:
-    """Return what a file is by its first bytes.
-
-    Args:
-        head: the first 512 bytes of it, or all, if it has fewer.
-
-    Returns:
-        One of `PICTURE_KINDS`, "video", or in words what else it is, such as "a PDF".
-    """
+    """Return what a file is by its first 512 bytes: one of `PICTURE_KINDS`, "video", or in words, as "a PDF"."""
     for pattern, name in _UNREAD_PICTURES:
         if re.match(pattern, head, re.DOTALL):
             return name
@@ -163,11 +140,6 @@ def _kind_by_brand(head: bytes) -> str | None:
     return "HEIF" if brand in _HEIF_BRANDS else None
 
 
-def is_unread_picture(kind: str) -> bool:
-    """Whether a kind that `content_kind` returned is of a picture that cannot be read."""
-    return any(kind == name for _, name in _UNREAD_PICTURES)
-
-
 def is_text(head: bytes) -> bool:
     """Whether a file whose first bytes these are holds text: UTF-8, and no control characters but white space."""
     try:
@@ -179,37 +151,7 @@ def is_text(head: bytes) -> bool:
     return bool(text) and all(each.isprintable() or each.isspace() for each in text.removeprefix("\ufeff"))
 
 
-def is_something_else(data: bytes) -> bool:
-    """Whether another program would find an archive, a document or a script in a picture."""
-    ends = _ends(data)
-    lower = ends.lower()
-    if any(start in lower for start in _FOREIGN_STARTS) and (
-        _RUNS_ANYWHERE.search(ends) or (_PAGE.search(ends) and _PAGE.search(_ends(_without_notes(data))))
-    ):
-        return True
-    # By itself, `is_zipfile` looks for four bytes, which stand in photographs by chance, too.
-    return b"PK\x01\x02" in data and zipfile.is_zipfile(BytesIO(data))
-
-
-def _ends(data: bytes) -> bytes:
-    return data[:_ENDS] + b"\n" + data[-_ENDS:]
-
-
-def _without_notes(data: bytes) -> bytes:
-    """Return a picture without the text of a PNG and without Content Credentials, which are boxes of JUMBF."""
-    if content_kind(data[:512]) == "PNG":
-        data = without_text(data)
-    kept, at = [], 0
-    for box in re.finditer(rb"jumb....jumd", data, re.DOTALL):
-        start = box.start() - 4
-        end = start + int.from_bytes(data[start : start + 4])
-        if at <= start and end <= len(data):  # else it lies in another one, or is none
-            kept.append(data[at:start])
-            at = end
-    return b"".join((*kept, data[at:]))
-
-
-def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield the names of the chunks of a PNG, where each begins, and where it ends."""
     start, name = 8, b""
     while start + 8 <= len(data) and name != b"IEND":
@@ -218,40 +160,24 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         start = end
 
 
-def _without_chunks(data: bytes, is_dropped: Callable[[bytes, int, int], bool]) -> bytes:
-    """Return a PNG without some chunks, given a function of what `png_chunks` yields."""
+def _without_burdens(data: bytes) -> tuple[bytes, set[bytes]]:
+    """Return a PNG without what Pillow refuses, and the names of the oversized chunks among it.
+
+    Text goes, unless it may say how the picture is turned. Oversized are profiles and such text that unpack to more
+    than 1 MiB.
+    """
+    oversized, packed = set(), 0
     kept, at = [], 0
-    for name, start, end in png_chunks(data):
-        if is_dropped(name, start, end):
+    for name, start, end in _png_chunks(data):
+        drop = name in (b"tEXt", b"zTXt", b"iTXt") and not data.startswith(_ORIENTATION, start + 8)
+        if not drop and name in (b"iCCP", b"zTXt", b"iTXt"):
+            packed += 1
+            drop = packed > _MOST_PACKED_CHUNKS or _is_oversized(name, data[start + 8 : end - 4])
+            oversized |= {name} if drop else set()
+        if drop:
             kept.append(data[at:start])
             at = end
-    return b"".join((*kept, data[at:])) if kept else data
-
-
-def without_text(data: bytes) -> bytes:
-    """Return a PNG without text, but what may say how the picture is turned."""
-
-    def is_dropped(name: bytes, start: int, end: int) -> bool:
-        return name in (b"tEXt", b"zTXt", b"iTXt") and not data.startswith(_ORIENTATION, start + 8)
-
-    return _without_chunks(data, is_dropped)
-
-
-def without_oversized(data: bytes) -> tuple[bytes, set[bytes]]:
-    """Return a PNG without the profiles and text that unpack to more than 1 MiB, and the names of their chunks."""
-    names, packed = set(), 0
-
-    def is_dropped(name: bytes, start: int, end: int) -> bool:
-        nonlocal packed
-        if name not in (b"iCCP", b"zTXt", b"iTXt"):
-            return False
-        packed += 1
-        if packed <= _MOST_PACKED_CHUNKS and not _is_oversized(name, data[start + 8 : end - 4]):
-            return False
-        names.add(name)
-        return True
-
-    return _without_chunks(data, is_dropped), names
+    return (b"".join((*kept, data[at:])) if kept else data), oversized
 
 
 def _is_oversized(name: bytes, chunk: bytes) -> bool:
@@ -269,21 +195,12 @@ def _is_oversized(name: bytes, chunk: bytes) -> bool:
     return bool(unpacker.unconsumed_tail)
 
 
-def with_end(kind: str, data: bytes) -> bytes:
-    """Return a picture of a kind with its end marker, if it is a JPEG that lacks it, as those of some cameras do."""
-    return data + _JPEG_END if kind == "JPEG" and not _has_jpeg_end(data) else data
-
-
 def breaks_off(kind: str, data: bytes, decode: Callable[[bytes], bytes]) -> bool:
     """Whether a part of a picture is missing at its end, which decoders would fill with grey.
 
     Where the end is not there, or zeros are in its place, other bytes are put there: if nothing is missing, they
-    change no pixel. In a WebP and where pixels are not compressed, zeros may be right, and are let be.
-
-    Args:
-        kind: of the picture, see `content_kind`.
-        data: what is in its file.
-        decode: returns the pixels of another version of it.
+    change no pixel. `decode` returns the pixels of such a version. In a WebP and where pixels are not compressed,
+    zeros may be right, and are let be.
     """
     if kind not in ("AVIF", "GIF", "HEIF", "JPEG", "PNG") or (kind == "JPEG" and _has_jpeg_end(data)):
         return False
@@ -373,15 +290,8 @@ class BoundedReader(BytesIO):
 def choose_page(image: Image.Image, name: str | Path) -> tuple[int, list[str]]:
     """Find the first page of a TIFF that is no preview or mask of another.
 
-    Args:
-        image: opened and not yet loaded; where it has several pages, it cannot be used afterwards.
-        name: of the picture, for errors.
-
-    Returns:
-        The number of the page, from 0, and a note if there are more of them, or they cannot be read.
-
-    Raises:
-        PictureError: if the picture itself is in no page, as that of a RAW photo.
+    Returns its number, from 0, and a note if there are more pages, or they cannot be read; raises `PictureError` if
+    the picture itself is in no page, as that of a RAW photo. An image of several pages cannot be used afterwards.
     """
     pages: list[tuple[int, tuple[int, int], str]] = []
     has_parts = is_damaged = False
@@ -416,13 +326,6 @@ def choose_page(image: Image.Image, name: str | Path) -> tuple[int, list[str]]:
     elif len(whole) > 1:
         notes = [f"The file has {len(whole)} pages; only the first was analyzed."]
     return whole[0], notes
-
-
-def turn_to_page(image: Image.Image, number: int) -> None:
-    """Turn a TIFF that was just opened to a page."""
-    image.seek(number)
-    if _ICC not in image.tag_v2:
-        image.info.pop("icc_profile", None)  # of the first page
 
 
 def _role(image: Image.Image) -> str:
@@ -489,16 +392,10 @@ class _Conversion(NamedTuple):
 
 
 def srgb_pixels(image: Image.Image, cicp: tuple[int, int] | None = None) -> tuple[np.ndarray, list[str]]:
-    """Return the pixels of a picture as sRGB, and notes on its colours.
+    """Return the pixels of a loaded picture as sRGB, uint8 (height, width, 3), perhaps read-only, and notes on them.
 
-    16 bits per channel are scaled to 8, and what is transparent is laid on white.
-
-    Args:
-        image: loaded; it stays as it is.
-        cicp: the numbers of the primaries and transfer function that its file names, which come before a profile.
-
-    Returns:
-        uint8 (height, width, 3), perhaps read-only, and short sentences.
+    16 bits per channel are scaled to 8, and what is transparent is laid on white. `cicp` are the numbers of primaries
+    and transfer function that its file names, which come before a profile.
     """
     conversion, notes = _find_conversion(image, cicp)
     width, height = image.size
@@ -513,17 +410,12 @@ def srgb_pixels(image: Image.Image, cicp: tuple[int, int] | None = None) -> tupl
 
 
 def named_space(data: bytes, image: Image.Image) -> tuple[int, int] | None:
-    """Return what a PNG, AVIF or HEIC names its colour space by: the numbers of its primaries and transfer function.
+    """Return the numbers (ITU-T H.273) by which a PNG, AVIF or HEIC names its primaries and transfer function.
 
-    Args:
-        data: what is in the file.
-        image: opened from it.
-
-    Returns:
-        The numbers, by ITU-T H.273; None where there are none, or a profile says more.
+    None where there are none, or a profile says more.
     """
     if image.format == "PNG":
-        for name, start, end in png_chunks(data):
+        for name, start, end in _png_chunks(data):
             if name == b"cICP" and end - start == 16:
                 return data[start + 8], data[start + 9]
     elif image.format in ("AVIF", "HEIF") and "icc_profile" not in image.info:
@@ -585,18 +477,14 @@ def _modes_of_profiles(mode: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _conversion(profile: bytes, name: str | None = None) -> _Conversion | None:
-    """Return the conversion from an ICC profile to sRGB, None if it is of no pixels.
-
-    Raises:
-        Exception: of some kind, if the profile is damaged.
-    """
+    """Return the conversion from an ICC profile to sRGB, None if it is of no pixels; raises if it is damaged."""
     opened = ImageCms.ImageCmsProfile(BytesIO(profile))
     mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(opened.profile.xcolor_space.strip())
     if mode is None:  # such as a list of named colours
         return None
     transform = ImageCms.buildTransform(
         opened,
-        _srgb_profile(),
+        ImageCms.createProfile("sRGB"),
         mode,
         "RGB",
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
@@ -614,11 +502,6 @@ def _conversion(profile: bytes, name: str | None = None) -> _Conversion | None:
 
 
 @functools.cache
-def _srgb_profile() -> ImageCms.ImageCmsProfile:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-
-
-@functools.cache
 def _sample(mode: str) -> Image.Image:
     """Return an image of all greys and, if it has colours, of 216 of them."""
     grey = np.arange(256, dtype=np.uint8)[None]
@@ -631,9 +514,8 @@ def _sample(mode: str) -> Image.Image:
 def _profile_of(chromaticity: Sequence[float], exponent: float | None) -> bytes:
     """Return an ICC profile of a matrix and a curve.
 
-    Args:
-        chromaticity: x and y of white, red, green and blue.
-        exponent: of the curve from stored values to light; None for that of sRGB.
+    It takes x and y of white, red, green and blue, and the exponent of the curve from stored values to light; None for
+    that of sRGB.
     """
     with np.errstate(all="raise"):
         x, y = np.array(chromaticity, float).reshape(4, 2).T
@@ -722,11 +604,7 @@ class Picture:
 
 
 def file_kind(path: str | Path) -> str:
-    """Return what a file is by its content, see `content_kind`.
-
-    Raises:
-        InputError: if it cannot be read.
-    """
+    """Return what a file is by its content, see `content_kind`; raises `InputError` if it cannot be read."""
     try:
         with Path(path).open("rb") as file:
             return content_kind(file.read(512))
@@ -764,28 +642,11 @@ def open_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> Picture:
             f"an object of the type {type(picture).__name__} is no picture: give a path, a PIL image, or an RGB array "
             "(height, width, 3)."
         )
-    path = Path(picture)
-    data = _read(path)
-    _check_kind(data, path)
-    if is_something_else(data):
-        raise PictureError(
-            f"{path} is a picture and a script or an archive at once: save the picture anew.",
-            "it is a script or an archive as well",
-        )
-    return decode_picture(data, path, most_pixels)
+    return decode_picture(_read(Path(picture)), picture, most_pixels)
 
 
 def decode_picture(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) -> Picture:
-    """Read a picture as `open_picture` does out of what is in its file, which is not searched for other things.
-
-    Args:
-        data: all bytes of it.
-        name: of the picture, for errors.
-        most_pixels: a larger picture is refused before it is decoded.
-
-    Raises:
-        PictureError: as of `open_picture`.
-    """
+    """Read a picture as `open_picture` does, out of all bytes of its file; `name` is for errors."""
     image, notes = _opened(data, name, most_pixels)
     with image, _explained(f"the picture {name} cannot be decoded", _AGAIN):
         decoded = _decoded(name, image, named_space(data, image), owned=True)
@@ -795,17 +656,8 @@ def decode_picture(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS
 def read_values(source: bytes | str | Path, name: str | Path, mode: str, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """Return the values that a picture holds, upright, whatever colours they are meant to show: those of a mask.
 
-    Args:
-        source: its path, or all bytes of its file.
-        name: of the picture, for errors.
-        mode: "L" or "RGB".
-        most_pixels: a larger picture is refused before it is decoded.
-
-    Returns:
-        uint8 (height, width) or (height, width, 3), writable.
-
-    Raises:
-        PictureError: as of `open_picture`, or if it has more than 8 bits a channel.
+    The source is its path, or all bytes of its file; in mode "L" or "RGB" they are uint8 (height, width) or (height,
+    width, 3), writable. Raises `PictureError` as `open_picture` does, or if it has more than 8 bits a channel.
     """
     image, _ = _opened(source if isinstance(source, bytes) else _read(Path(source)), name, most_pixels)
     with image, _explained(f"the picture {name} cannot be decoded", _AGAIN):
@@ -878,7 +730,7 @@ def _check_kind(data: bytes, name: str | Path) -> str:
         what, remedy = "an AVIF picture", "run `pip install --upgrade pillow`, or convert it to JPEG"
     elif kind in PICTURE_KINDS:
         return kind
-    elif is_unread_picture(kind):
+    elif any(kind == name for _, name in _UNREAD_PICTURES):
         what, remedy = kind, "convert it to JPEG"
     else:
         what = "a video" if kind == "video" else kind
@@ -918,10 +770,11 @@ def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Imag
     remedy = "convert it to JPEG if it is a RAW photo, else save it anew" if kind == "TIFF" else "save it anew"
     with _explained(f"the picture {name} cannot be opened", remedy):
         if kind == "PNG":
-            data, oversized = without_oversized(without_text(data))  # which Pillow refuses
+            data, oversized = _without_burdens(data)
             notes += [OVERSIZED] if b"iCCP" in oversized else []
             notes += [_OVERSIZED_TEXT] if oversized - {b"iCCP"} else []
-        source = BoundedReader(data) if kind == "TIFF" else BytesIO(with_end(kind, data))
+        end = _JPEG_END if kind == "JPEG" and not _has_jpeg_end(data) else b""  # some cameras leave it out
+        source = BoundedReader(data) if kind == "TIFF" else BytesIO(data + end)
         try:
             image = Image.open(source, formats=[kind])  # other formats start programs
         except Image.DecompressionBombError as error:
@@ -933,7 +786,9 @@ def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Imag
             source.lift()
             if image.is_animated:  # a damaged page that was looked at may have left traces
                 image = Image.open(BytesIO(data), formats=[kind])
-                turn_to_page(image, number)
+                image.seek(number)
+                if _ICC not in image.tag_v2:
+                    image.info.pop("icc_profile", None)  # of the first page
         _check_size(name, image.size, most_pixels)
     with _explained(f"the picture {name} cannot be decoded", _AGAIN):
         if breaks_off(kind, data, lambda version: Image.open(BytesIO(version), formats=[kind]).tobytes()):
@@ -987,11 +842,9 @@ _PATIENCE, _LONGEST_DOWNLOAD = 30.0, 600.0  # seconds without a byte of a downlo
 def find_files(folder: str | Path) -> list[Path]:
     """Return the pictures and videos of a folder and its sub-folders by their suffixes, in the order of their paths.
 
-    What is hidden or the system's own is left out, and links to folders are not followed. Pictures of kinds that are
-    not read are among them, and a folder that cannot be listed stands for what is in it: what is not judged is named.
-
-    Raises:
-        InputError: if there are none.
+    What is hidden or the system's own is left out, and links to folders are not followed. Unreadable kinds of pictures
+    and folders that cannot be listed are among them, so that the results name them. Raises `InputError` if there are
+    none.
     """
     found: list[Path] = []
 
@@ -1011,12 +864,9 @@ def find_files(folder: str | Path) -> list[Path]:
 
 
 def skipped_files(folder: str | Path) -> Counter[str]:
-    """Count by their suffixes the files of a folder and its sub-folders that `find_files` passes over.
+    """Count by suffix, in lower case, the files of a folder that `find_files` passes over; "" is no usual suffix.
 
     What is hidden or the system's own is not counted.
-
-    Returns:
-        How many there are of each suffix in lower case, such as ".txt", and of "" without a usual one.
     """
     skipped: Counter[str] = Counter()
     for place, folders, names in os.walk(folder):
@@ -1054,12 +904,7 @@ def _is_code(path: Path) -> bool:
 
 
 def say_skipped(skipped: Counter[str], videos: bool = True) -> str:
-    """Return a sentence or two on the files that were passed over, an empty text if there were none.
-
-    Args:
-        skipped: as `skipped_files` counts them.
-        videos: whether videos are looked at.
-    """
+    """Return a sentence or two on the files that `skipped_files` counted, an empty text if there were none."""
     unread = Counter({suffix: skipped[suffix] for suffix in UNREAD_PICTURE_SUFFIXES & skipped.keys()})
     others = skipped - unread
     sentences = []
@@ -1140,15 +985,10 @@ def name_of(item: Any) -> str | None:
 def opened(item: Any, most_pixels: int, allow_urls: bool = False) -> Iterator[Path | Picture]:
     """Open one input: a video as the path of its file, which is there inside the `with`; all else as a picture.
 
-    Args:
-        item: the path of a picture or video, its address, its encoded bytes, or a binary file object, which is read
-            from its beginning; a `PIL.Image`; an array (height, width, 3) or a tensor (3, height, width), RGB, uint8
-            or floats in [0, 1].
-        most_pixels: a larger picture is refused before it is decoded.
-        allow_urls: whether addresses are fetched.
-
-    Raises:
-        InputError: if it cannot be read, or is neither a picture nor a video.
+    The item is the path of a picture or video, its address, where `allow_urls`, its encoded bytes, or a binary file
+    object, which is read from its beginning; a `PIL.Image`; an array (height, width, 3) or a tensor (3, height,
+    width), RGB, uint8 or floats in [0, 1]. Raises `InputError` if it cannot be read, or is neither a picture nor a
+    video.
     """
     with ExitStack() as stack:
         if is_address(item):
@@ -1212,8 +1052,7 @@ def is_video(item: Any) -> bool:
 def downloaded(address: str) -> Iterator[Path]:
     """Fetch an address into a file that is there inside of the `with`, where errors name the address instead.
 
-    Raises:
-        InputError: if it cannot be fetched, is too large, or takes too long.
+    Raises `InputError` if it cannot be fetched, is too large, or takes too long.
     """
     with _temporary_file(address, address.split("?")[0].split("#")[0]) as path:
         with path.open("wb") as file:
@@ -1310,49 +1149,3 @@ def _fetch(address: str, file: BinaryIO) -> None:
                 raise InputError(f"{address} has more than {_MOST_COPIED >> 30} GiB: give a smaller file.")
         if answer.length:  # of what the server said there would be, what did not come
             raise http.client.IncompleteRead(b"", answer.length)
-
-
-__all__ = [
-    "DAMAGED",
-    "MOST_PIXELS",
-    "MOST_PROFILE_BYTES",
-    "OVERSIZED",
-    "PICTURE_KINDS",
-    "PICTURE_SUFFIXES",
-    "UNFITTING",
-    "UNREAD_PICTURE_SUFFIXES",
-    "BoundedReader",
-    "Picture",
-    "breaks_off",
-    "choose_page",
-    "content_kind",
-    "count_skipped",
-    "decode_picture",
-    "each_of",
-    "file_kind",
-    "find_files",
-    "is_address",
-    "is_looked_at",
-    "is_of_system",
-    "is_several",
-    "is_something_else",
-    "is_text",
-    "is_unread_picture",
-    "is_video",
-    "name_of",
-    "named_space",
-    "notes_on_frames",
-    "open_picture",
-    "opened",
-    "png_chunks",
-    "read_picture",
-    "read_values",
-    "say_skipped",
-    "skipped_files",
-    "srgb_pixels",
-    "to_8_bits",
-    "turn_to_page",
-    "with_end",
-    "without_oversized",
-    "without_text",
-]

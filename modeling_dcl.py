@@ -111,10 +111,8 @@ def create_backbone(config: DCLConfig) -> tuple[nn.Module, BackboneGeometry]:
     """Build the timm model of a configuration, with timm's own initialisation, less what comes after its map.
 
     A classifier, an attention pooling, and convolutions after the pooling (as in MobileNetV3) are dropped, so that the
-    mean over cells and one linear layer are the whole head.
-
-    Raises:
-        InputError: if timm has no such model, it gives no spatial map, or it cannot take images of `image_size`.
+    mean over cells and one linear layer are the whole head. Raises `InputError` if timm has no such model, it gives no
+    spatial map, or it cannot take images of `image_size`.
     """
     arguments = backbone_arguments(config)
     geometry = _measure(config.backbone, json.dumps(arguments, sort_keys=True), config.image_size)
@@ -128,11 +126,7 @@ def create_backbone(config: DCLConfig) -> tuple[nn.Module, BackboneGeometry]:
 
 
 def backbone_arguments(config: DCLConfig) -> dict[str, Any]:
-    """Return the keyword arguments with which `timm.create_model` builds the backbone of a configuration.
-
-    Raises:
-        InputError: if timm has no such model.
-    """
+    """Return the arguments of `timm.create_model`; raises `InputError` if timm has no such model."""
     arguments = {"num_classes": 0, **(config.backbone_kwargs or {})}
     try:
         if not timm.is_model(config.backbone):
@@ -181,17 +175,11 @@ def _measure(name: str, arguments: str, image_size: int) -> BackboneGeometry:
 
 
 def feature_map(backbone: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Compute the spatial map of a timm model, whatever its own layout, normalised cell by cell.
+    """Compute the spatial map (N, C, h, w) of a timm model from (N, 3, H, W), normalised cell by cell.
 
-    Args:
-        backbone: a timm model; channels-last maps and token sequences with prefix tokens are understood.
-        pixel_values: (N, 3, H, W).
-
-    Returns:
-        (N, C, h, w). A norm that the model keeps for its pooled feature (ConvNeXt, some ViTs) is applied to each cell.
-
-    Raises:
-        InputError: if the model gives no spatial map.
+    Channels-last maps and token sequences with prefix tokens are understood. A norm that the model keeps for its
+    pooled feature (ConvNeXt, some ViTs) is applied to each cell. Raises `InputError` if the model gives no spatial
+    map.
     """
     features = backbone.forward_features(pixel_values)
     norm = getattr(backbone, "fc_norm", None) or getattr(getattr(backbone, "head", None), "norm", None)
@@ -227,13 +215,8 @@ class DCLMemory(nn.Module):
     """What the inter-instance loss remembers: two queues of hard keys and two class prototypes.
 
     All state is in persistent buffers, so a resumed run goes on with it. The first index is the class, real (0) or
-    fake (1). A row is a negative only once it was written.
-
-    Args:
-        queue_size: rows of each queue, K.
-        dim: length of a key, D.
-        hard_samples: keys of each class that enter its queue at a step.
-        prototype_momentum: share of itself that a prototype keeps at a step.
+    fake (1). A row is a negative only once it was written. The settings are those of `DCLConfig`; D is the length of a
+    key.
 
     Buffers:
         queue: float (2, K, D), unit keys.
@@ -257,12 +240,11 @@ class DCLMemory(nn.Module):
 
         Prototype of a class: P <- a P + (1 - a) mean of its keys. Hard keys of a class: the `hard_samples` closest in
         cosine to the other class's prototype, hardest first (Eq. 6 with a count in place of its threshold). A class
-        that is not in the batch changes nothing, and neither does a key that is not finite. Nothing here waits for
-        the device.
+        that is not in the batch changes nothing, and neither does a key that is not finite. Nothing here waits for the
+        device.
 
-        Args:
-            keys: (N, D) unit keys of the whole batch: over processes, gathered, so that all of them stay equal.
-            labels: int64 (N,), 0 real, 1 fake.
+        Keys are unit (N, D), of the whole batch: over processes, gathered, so that all of them stay equal; labels are
+        int64 (N,).
         """
         with torch.autocast(keys.device.type, enabled=False):
             keys = keys.float()
@@ -319,11 +301,7 @@ class DCLPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save the model with its code, its pipeline, the reference network of its abstention, and the face detector.
 
-        The face detector is left out where its file is not on this machine.
-
-        Args:
-            save_directory: the folder.
-            **kwargs: as of `PreTrainedModel.save_pretrained`.
+        The face detector is left out where its file is not on this machine. `kwargs` are those of the base class.
         """
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
@@ -366,15 +344,7 @@ class DCLModel(DCLPreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Compute the feature map.
-
-        Args:
-            pixel_values: (N, 3, H, W), as the image processor gives it.
-            **kwargs: ignored.
-
-        Returns:
-            `last_hidden_state` (N, C, h, w), and `pooler_output` (N, C), its mean over the cells.
-        """
+        """Map (N, 3, H, W) to `last_hidden_state` (N, C, h, w) and `pooler_output` (N, C), its mean over cells."""
         features = feature_map(self.backbone, pixel_values.to(self.dtype))
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features.mean((2, 3)))
 
@@ -393,14 +363,11 @@ class DCLClassifier(nn.Module):
         self.linear = nn.Linear(channels, 2)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Classify feature maps.
-
-        Args:
-            features: (N, C, h, w).
+        """Classify feature maps (N, C, h, w).
 
         Returns:
-            Logits, float32 (N, 2), and evidence, float32 (N, h, w): each cell's share of the margin, exact because
-            the mean over cells and the linear layer commute (dropout aside).
+            Logits, float32 (N, 2), and evidence, float32 (N, h, w): each cell's share of the margin, exact because the
+            mean over cells and the linear layer commute (dropout aside).
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
@@ -424,27 +391,16 @@ class DCLForImageClassification(DCLPreTrainedModel):
     def forward(
         self, pixel_values: torch.FloatTensor, labels: torch.LongTensor | None = None, **kwargs
     ) -> DCLImageClassifierOutput:
-        """Tell real faces from forged ones.
-
-        Args:
-            pixel_values: (N, 3, H, W), as the image processor gives it.
-            labels: int64 (N,), 0 real, 1 fake; gives the cross-entropy.
-            **kwargs: ignored.
-        """
+        """Tell real faces from forged ones, (N, 3, H, W); labels int64 (N,), 0 real, 1 fake, give a loss."""
         features = self.dcl(pixel_values).last_hidden_state
         logits, evidence = self.classifier(features)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return DCLImageClassifierOutput(loss=loss, logits=logits, evidence=evidence, embedding=unit_mean(features))
 
     def p_fake(self, logits: torch.Tensor) -> torch.Tensor:
-        """Turn logits into calibrated probabilities, see `calibrate`.
+        """Turn logits (N, 2) into calibrated probabilities, see `calibrate`: float32 (N,), on their device.
 
-        Args:
-            logits: (N, 2), as `forward` gives them.
-
-        Returns:
-            float32 (N,), on the device of the logits and without gradient: the chance that a face is forged where
-            real and forged ones are equally likely.
+        It is the chance that a face is forged where real and forged ones are equally likely, without gradient.
         """
         exact = logits.detach().cpu().double()  # on the CPU: not every device has doubles
         margins = (exact[:, 1] - exact[:, 0]).numpy()
@@ -536,13 +492,9 @@ class DCLForPreTraining(DCLPreTrainedModel):
     def forward(
         self, pixel_values: torch.FloatTensor, key_pixel_values: torch.FloatTensor | None = None, **kwargs
     ) -> DCLForPreTrainingOutput:
-        """Encode the two views of a batch.
+        """Encode the query view and the key view, (N, 3, H, W), of the same images.
 
-        Args:
-            pixel_values: (N, 3, H, W), the query view.
-            key_pixel_values: (N, 3, H, W), the key view of the same images; without it there is neither query nor key,
-                as in evaluation.
-            **kwargs: ignored.
+        Without the key view there is neither query nor key, as in evaluation.
         """
         features = self.dcl(pixel_values).last_hidden_state
         logits, evidence = self.classifier(features)
@@ -572,11 +524,7 @@ REFERENCE_FEATURES = 2 * (24 + 40)
 class ReferenceNetwork(nn.Module):
     """The first stages of EfficientNet-Lite0 (ImageNet weights, Apache-2.0), in float32.
 
-    Args:
-        path: its weights, see `find_reference`.
-
-    Raises:
-        InputError: if the file cannot be read, or is another one.
+    Raises `InputError` if the file of its weights, see `find_reference`, cannot be read, or is another one.
     """
 
     def __init__(self, path: Path):
@@ -597,14 +545,10 @@ class ReferenceNetwork(nn.Module):
 
     @torch.inference_mode()
     def forward(self, crops: Sequence[np.ndarray]) -> np.ndarray:
-        """Describe face crops.
+        """Describe face crops, uint8 RGB (S, S, 3), all of one size.
 
-        Args:
-            crops: uint8 RGB (S, S, 3), all of one size.
-
-        Returns:
-            float32 (N, `REFERENCE_FEATURES`): of the channels of stage 2 their means, then their standard deviations
-            over the cells, and the same of stage 3.
+        Returns float32 (N, `REFERENCE_FEATURES`): of the channels of stage 2 their means, then their standard
+        deviations over the cells, and the same of stage 3.
         """
         x = torch.from_numpy(np.stack(crops)).to(self.conv_stem.weight.device).permute(0, 3, 1, 2).float()
         x = F.interpolate(x / 127.5 - 1, (_SIZE, _SIZE), mode="bilinear", antialias=True)
@@ -618,44 +562,16 @@ class ReferenceNetwork(nn.Module):
 
 
 def copy_reference(name: str, revision: str | None, folder: str | Path) -> None:
-    """Copy the weights of the reference network to a checkpoint that is saved.
-
-    Args:
-        name: folder or id of the checkpoint that they may have come with, see `find_reference`.
-        revision: the commit on the Hub.
-        folder: where the checkpoint is saved.
-    """
+    """Copy the weights of the reference network, see `find_reference`, to the folder of a checkpoint that is saved."""
     source, target = find_reference(name, revision, ask_hub=False), Path(folder, REFERENCE_FILE)
     if source is not None and not target.exists():
         shutil.copyfile(source, target)
 
 
 def find_reference(name: str = "", revision: str | None = None, ask_hub: bool = True) -> Path | None:
-    """Return the weights of the reference network: those that came with a checkpoint, else those of this package.
+    """Return the weights of the reference network: those that came with a checkpoint, else the package's, or None.
 
-    Args:
-        name: folder or id of the checkpoint, as `PreTrainedModel.name_or_path` says it; it may be empty.
-        revision: its commit on the Hub.
-        ask_hub: whether the file may be downloaded.
-
-    Returns:
-        Its path; None if there is none.
+    The checkpoint is given by its `name_or_path` and its commit, see `hub_dcl.file_of_checkpoint`.
     """
     own = Path(__file__).with_name(REFERENCE_FILE)  # not there where the code came with a checkpoint
     return file_of_checkpoint(REFERENCE_FILE, name, revision, ask_hub) or (own if own.is_file() else None)
-
-
-__all__ = [
-    "REFERENCE_FEATURES",
-    "REFERENCE_FILE",
-    "DCLForImageClassification",
-    "DCLForPreTraining",
-    "DCLForPreTrainingOutput",
-    "DCLImageClassifierOutput",
-    "DCLMemory",
-    "DCLModel",
-    "DCLPreTrainedModel",
-    "ReferenceNetwork",
-    "copy_reference",
-    "find_reference",
-]

@@ -48,8 +48,6 @@ class OnnxClassifier:
     def __init__(self, path: str | Path, config: DCLConfig, threads: int | None = None):
         if onnxruntime is None:
             raise InputError("ONNX Runtime, which runs ONNX graphs, is not installed: `pip install onnxruntime`.")
-        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-            raise InputError(f"threads is {threads!r}: choose a whole number from 1 on, or None for all cores.")
         self.config = config
         self.path = Path(path)
         options = onnxruntime.SessionOptions()
@@ -110,24 +108,19 @@ class OnnxClassifier:
                 f"{INPUT} (batch, 3, {size}, {size}) of float32; export the checkpoint again."
             )
         kinds = {name: (type_, len(shape)) for name, (type_, shape) in outputs.items()}
-        self.channels = outputs.get("embedding", (None, [None]))[1][-1]
-        if kinds != {name: (FLOAT, dims) for name, dims in OUTPUTS.items()} or not isinstance(self.channels, int):
+        classes, self.channels = (outputs.get(name, (None, [None]))[1][-1] for name in ("logits", "embedding"))
+        fits = kinds == {name: (FLOAT, dims) for name, dims in OUTPUTS.items()}
+        if not fits or classes != 2 or not isinstance(self.channels, int):
             raise InputError(
                 f"{str(self.path)!r} is not a graph of this checkpoint: its outputs are {_shown(outputs)}, not "
                 f"{', '.join(OUTPUTS)} of float32; export the checkpoint again."
             )
 
     def __call__(self, pixel_values: torch.Tensor | np.ndarray) -> DCLImageClassifierOutput:
-        """Tell real faces from forged ones.
+        """Tell real faces from forged ones, (N, 3, H, W), as the image processor gives them.
 
-        Args:
-            pixel_values: (N, 3, H, W), as the image processor gives it.
-
-        Returns:
-            `logits` (N, 2), `evidence` (N, h, w) and `embedding` (N, C), float32 tensors on the CPU.
-
-        Raises:
-            InputError: if the images have another shape, or the graph fails on them.
+        Returns `logits` (N, 2), `evidence` (N, h, w) and `embedding` (N, C), float32 tensors on the CPU. Raises
+        `InputError` if the images have another shape, or the graph fails on them.
         """
         pixel_values = torch.as_tensor(pixel_values).detach().to("cpu", torch.float32).contiguous()
         size = self.config.image_size
@@ -143,22 +136,9 @@ class OnnxClassifier:
                 f"{str(self.path)!r} fails on {len(pixel_values)} images ({reason(error)}): export the checkpoint "
                 "again."
             ) from error
-        for (name, dimensions), value in zip(OUTPUTS.items(), values, strict=True):
-            if (
-                value.ndim != dimensions
-                or len(value) != len(pixel_values)
-                or (name == "logits" and value.shape[1] != 2)
-            ):
-                raise InputError(
-                    f"{str(self.path)!r} gives {name} of the shape {value.shape} for {len(pixel_values)} images: it "
-                    "is not a graph of this checkpoint, export the checkpoint again."
-                )
         return DCLImageClassifierOutput(**dict(zip(OUTPUTS, map(torch.from_numpy, values), strict=True)))
 
 
 def _shown(nodes: dict[str, tuple[str, list[Any]]]) -> str:
     text = ", ".join(f"{name} {tuple(shape)} of {type_}" for name, (type_, shape) in nodes.items())
     return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-__all__ = ["GRAPH", "INPUT", "OUTPUTS", "OnnxClassifier"]

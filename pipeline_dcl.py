@@ -279,12 +279,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name: str | Path,
-        backend: str = "torch",
-        device: str | None = None,
-        graph: str = GRAPH,
-        **options: Any,
+        cls, name: str | Path, backend: str = "torch", device: str | None = None, graph: str = GRAPH, **options: Any
     ) -> "FaceForgeryDetectionPipeline":
         """Load a checkpoint, or what `dcl-export` made of one, by the code of this package.
 
@@ -519,11 +514,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
     # -------------------------------------------------------------------------------------------- one after the other
 
     def _stream(
-        self,
-        inputs: Iterator[Any],
-        several: bool,
-        rule: Rule,
-        options: DetectionOptions,
+        self, inputs: Iterator[Any], several: bool, rule: Rule, options: DetectionOptions
     ) -> Iterator[dict[str, Any]]:
         subjects: deque[_Subject] = deque()
         faces: list[_Found] = []  # of the last subjects, fewer than a batch
@@ -791,12 +782,3 @@ def result_of(event: dict[str, Any]) -> dict[str, Any] | None:
     if event["event"] == "error":
         return {"kind": "error", "name": event["name"], "sentence": event["sentence"]}
     return event.get("result")
-
-
-__all__ = [
-    "BACKENDS",
-    "TASK",
-    "DetectionOptions",
-    "FaceForgeryDetectionPipeline",
-    "result_of",
-]

@@ -33,11 +33,7 @@ _SHOWN_VP8 = 0x10  # in the first byte of a frame: RFC 6386, section 9.1
 
 
 class PacketReader:
-    """Tells what packets of one video track hold.
-
-    Args:
-        stream: an `av.VideoStream` that can be decoded.
-    """
+    """Tells what packets of one video track, an `av.VideoStream` that can be decoded, hold."""
 
     def __init__(self, stream: Any):
         self._codec = stream.codec_context.codec.canonical_name
@@ -110,18 +106,11 @@ _ROWS = 32  # are converted at a time: they fit into the processor's cache
 
 
 def to_rgb(frame: Any, width: int, height: int, note: Callable[[str], None]) -> np.ndarray:
-    """Convert a frame to SDR with the primaries of BT.709, and scale it.
+    """Convert an `av.VideoFrame` to SDR with the primaries of BT.709, and scale it: RGB, uint8 (height, width, 3).
 
-    HDR (PQ or HLG) is tone-mapped, BT.2020 and Display P3 are converted, and transparent parts become white.
-
-    Args:
-        frame: an `av.VideoFrame`. If it does not say which matrix it was coded with, the usual one is written into it.
-        width: of the result, in pixels.
-        height: of the result, in pixels.
-        note: called with a sentence for the user where colours were changed on purpose or may be wrong.
-
-    Returns:
-        RGB, uint8 (height, width, 3).
+    HDR (PQ or HLG) is tone-mapped, BT.2020 and Display P3 are converted, and transparent parts become white. If the
+    frame does not say which matrix it was coded with, the usual one is written into it. `note` is called with a
+    sentence for the user where colours were changed on purpose or may be wrong.
     """
     if frame.colorspace not in _CONVERTIBLE:
         frame.colorspace = _matrix(frame, note)
@@ -191,16 +180,10 @@ def _peak(frame: Any) -> float:
 
 
 def _to_sdr(codes: np.ndarray, curve: str | None, peak: float, matrix: np.ndarray | None) -> np.ndarray:
-    """Convert RGB codes to SDR.
+    """Convert RGB codes, uint16 (height, width, 3), to SDR: uint8 (height, width, 3).
 
-    Args:
-        codes: uint16 (height, width, 3).
-        curve: "PQ", "HLG", or None for SDR, whose tones stay.
-        peak: cd/m2 that become white.
-        matrix: to the primaries of BT.709, float32 (3, 3); None if they are those already.
-
-    Returns:
-        RGB, uint8 (height, width, 3).
+    The curve is "PQ", "HLG", or None for SDR, whose tones stay; `peak` cd/m2 become white; the matrix to the primaries
+    of BT.709 is float32 (3, 3), None if they are those already.
     """
     to_light, to_code = _light(curve), _display()
     gain = None if curve is None else _tone_gain(peak)
@@ -345,14 +328,9 @@ class Video:
     players show them: upright, with square pixels, in SDR colours.
 
     Opening it reads the packets once, without decoding: they say how many frames there really are, whatever the header
-    claims, and which of them a decoder can start from. Use it as a context manager.
-
-    Args:
-        path: the file.
-        threads: of the decoder; 0 lets it choose.
-        most_pixels: frames with more are refused, by the header if it says so, else before they are decoded or handed
-            on; None: none are.
-        most_frames: a video with more is refused; None: none is.
+    claims, and which of them a decoder can start from. Use it as a context manager. The decoder chooses the number of
+    its threads if that is 0. Frames of more than `most_pixels` are refused, by the header if it says so, else before
+    they are decoded or handed on, and videos of more than `most_frames`.
 
     Raises:
         InputError: if PyAV is missing, or the file cannot be read or holds no video, or is too large.
@@ -512,10 +490,8 @@ class Video:
     def _number_frames(self, shown: list[int | None], decoded: list[int | None], starts: list[int]) -> None:
         """Number the frames in the order in which they are shown.
 
-        Args:
-            shown: the presentation times of the packets that hold a frame, in the order of the file.
-            decoded: their decoding times.
-            starts: which of them are key frames.
+        Of the packets that hold a frame, in the order of the file, it takes when they are shown and when they are
+        decoded, and which of them are key frames.
         """
         # Some containers tell when frames are decoded, not when they are shown, and what PyAV says of that is made up.
         name = self._container.format.name
@@ -591,16 +567,9 @@ class Video:
         self._container.close()
 
     def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Decode frames, in order.
+        """Decode frames by their numbers, in order: yield each, and the frame upright, RGB, uint8 (height, width, 3).
 
-        Args:
-            numbers: of the wanted frames, of `self.numbers`, in any order.
-
-        Yields:
-            The number, and the frame turned upright: RGB, uint8 (height, width, 3).
-
-        Raises:
-            InputError: at the first wanted frame that cannot be decoded; those before it were given.
+        Raises `InputError` at the first one that cannot be decoded.
         """
         for number, image in self.read_readable(numbers):
             if isinstance(image, InputError):
@@ -608,26 +577,14 @@ class Video:
             yield number, image
 
     def read_readable(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray | InputError]]:
-        """Decode frames, in order; those that cannot be decoded cost no others.
-
-        Args:
-            numbers: of the wanted frames, of `self.numbers`, in any order.
-
-        Yields:
-            The number, and the frame as `read` gives it, or why it cannot be had.
-        """
+        """Decode frames as `read` does; for one that cannot be decoded, yield the `InputError` instead."""
         return ((number, image) for number, image in self.walk(numbers) if image is not None)
 
     def walk(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray | InputError | None]]:
-        """Decode frames, in order, and tell of those that are passed, so that the caller can end what takes too long.
+        """Decode as `read_readable`, and yield the number of each other frame that is decoded on the way with None.
 
-        What lies between two wanted frames is decoded too, unless the decoder can start anew after it.
-
-        Args:
-            numbers: of the wanted frames, of `self.numbers`, in any order.
-
-        Yields:
-            As `read_readable`, and for each other frame that was decoded its number and None.
+        So the caller can end what takes too long. What lies between two wanted frames is decoded, unless the decoder
+        can start anew after it.
         """
         at, frame, before, decoded = -1, None, (-1, None), iter(())
         failed: tuple[int, str] | None = None  # from where on nothing came, and why
@@ -808,8 +765,7 @@ def _why(error: Exception) -> str:
 def _display_matrix(frame: "av.VideoFrame") -> tuple[float, float, float, float] | None:
     """Return how a frame is to be turned and mirrored; None if it is not.
 
-    Returns:
-        a, b, c and d: what is at (x, y) is to be shown at (a x + c y, b x + d y), but for a shift.
+    By (a, b, c, d), what is at (x, y) is to be shown at (a x + c y, b x + d y), but for a shift.
     """
     data = side_data(frame).get("DISPLAYMATRIX")
     if data is not None:
@@ -830,20 +786,5 @@ def _upright(image: np.ndarray, matrix: tuple[float, float, float, float]) -> np
 
 
 def evenly_spaced(length: int, number: int) -> list[int]:
-    """Return so many frame numbers of a video, the first and the last among them; all of them if it has fewer.
-
-    Args:
-        length: frames of the video.
-        number: frames wanted, at least 1.
-    """
+    """Return so many frame numbers of a video of a length, first and last among them; all if it has fewer."""
     return sorted(set(np.linspace(0, length - 1, min(number, length), dtype=int).tolist()))
-
-
-__all__ = [
-    "VIDEO_SUFFIXES",
-    "PacketReader",
-    "Video",
-    "evenly_spaced",
-    "side_data",
-    "to_rgb",
-]

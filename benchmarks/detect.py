@@ -20,8 +20,7 @@ import cv2
 import numpy as np
 import torch
 
-from dcl_face_forgery.benchmarks.clips import RATE, SECONDS, write_clip
-from dcl_face_forgery.benchmarks.printing import print_result
+from dcl_face_forgery.benchmarks.harness import RATE, SECONDS, print_result, write_clip
 from dcl_face_forgery.data_scripts.assets import fetch_detector
 from dcl_face_forgery.pipeline_dcl import FaceForgeryDetectionPipeline
 from dcl_face_forgery.video_dcl import evenly_spaced

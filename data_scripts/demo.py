@@ -18,28 +18,14 @@ SPLITS = {"train": (22, 5), "validation": (10, 1), "test": (8, 1)}
 
 
 def prepare_demo(
-    output: str | Path,
-    seed: int = 0,
-    size: int = 112,
-    overwrite: bool = False,
-    encoding: str = DEFAULT_ENCODING,
+    output: str | Path, seed: int = 0, size: int = 112, overwrite: bool = False, encoding: str = DEFAULT_ENCODING
 ) -> dict[str, Report]:
     """Prepare the demo data set: 400 photographs of 40 people, and forgeries of them by every method.
 
-    What is there with the same settings is kept; with one seed the files are the same byte for byte.
-
-    Args:
-        output: folder for `train.parquet`, `validation.parquet` and `test.parquet`.
-        seed: draws the people of each split, and the forgeries.
-        size: side of the face crops in pixels.
-        overwrite: replace a data set that was prepared otherwise.
-        encoding: of the crops, a key of `prepared.names.ENCODINGS`.
-
-    Returns:
-        What was done for each split.
-
-    Raises:
-        InputError: if the photographs or the face detector cannot be had, or `output` holds another data set.
+    What is there with the same settings is kept; with one seed, which draws the people of each split and the
+    forgeries, the files are the same byte for byte. Crops have `size` pixels a side. Returns what was done for each
+    split. Raises `InputError` if the photographs or the face detector cannot be had, or `output` holds another data
+    set.
     """
     settings = {
         **{"demo": SPLITS, "methods": list(METHODS), "margin": MARGIN, "seed": seed, "size": size},
@@ -70,6 +56,3 @@ def _cut_by_person(size: int, encoding: str, failures: Failures) -> dict[str, li
     for row in real_rows(tqdm(photographs, "faces", unit="photo"), fetch_detector(), crop, "orl", failures, encoding):
         people.setdefault(row["source_id"], []).append(row)
     return people
-
-
-__all__ = ["SPLITS", "prepare_demo"]

@@ -17,13 +17,8 @@ class DSFD:
     """The DSFD face detector (Li et al., "DSFD: Dual Shot Face Detector", 2019), with which the paper cut its faces.
 
     It gives boxes and no landmarks, and runs on a GPU if there is one. Its weights are downloaded by the package
-    `face-detection` at first use, as a pickle from the address that it holds.
-
-    Args:
-        detector: what `face_detection.build_detector` returns; built if not given.
-
-    Raises:
-        InputError: if the package is missing, or the weights cannot be had.
+    `face-detection` at first use, as a pickle from the address that it holds. Raises `InputError` if the package is
+    missing, or the weights cannot be had.
     """
 
     name = "dsfd"
@@ -49,17 +44,6 @@ class DSFD:
         self._detector = detector
 
     def detect(self, image: np.ndarray, small_faces: bool = True) -> list[Face]:
-        """Find the faces of a photograph.
-
-        Args:
-            image: RGB, uint8 (height, width, 3).
-            small_faces: has no effect; DSFD looks at 1024 px at most.
-
-        Returns:
-            The faces, the one with the largest box first.
-        """
+        """Find the faces of RGB, uint8 (height, width, 3), the largest first; `small_faces` has no effect."""
         found = np.asarray(self._detector.detect(image), np.float32).reshape(-1, 5)
         return largest_first([Face(row[:4], float(row[4]), None) for row in found])
-
-
-__all__ = ["DSFD"]

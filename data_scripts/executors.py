@@ -27,26 +27,15 @@ class Task(Protocol[Result]):
 
 
 def run_here(tasks: Sequence[Task[Result]], step: Callable[[int], None]) -> Iterator[Result]:
-    """Run tasks one after the other.
-
-    Args:
-        tasks: what there is to do.
-        step: called with the number of parts that were done since the last call.
-    """
+    """Run tasks one after the other; `step` gets the number of parts that were done since its last call."""
     for task in tasks:
         yield task.run(lambda: step(1))
 
 
 def run_in_processes(tasks: Sequence[Task[Result]], step: Callable[[int], None], number: int) -> Iterator[Result]:
-    """Run tasks in several processes of this machine; results come as they are ready.
+    """Run tasks as `run_here`, in several processes of this machine; results come as they are ready.
 
-    Args:
-        tasks: what there is to do.
-        step: called with the number of parts that were done since the last call.
-        number: of processes.
-
-    Raises:
-        InputError: if a process was killed, or of a task; the others end what they have begun.
+    Raises `InputError` if a process was killed, or of a task; the others end what they have begun.
     """
     context = multiprocessing.get_context("spawn")
     counter, seen = context.Value(ctypes.c_longlong), 0
@@ -98,14 +87,8 @@ def run_on_ray(
 ) -> Iterator[Result]:
     """Run tasks on a Ray cluster; results come as they are ready, and a task whose machine is lost runs again.
 
-    Args:
-        tasks: what there is to do.
-        step: called with the number of parts that were done since the last call.
-        address: of the cluster; None starts a local one that ends with the tasks.
-        number: of processes of a local one.
-
-    Raises:
-        InputError: if Ray is missing, or the cluster cannot be reached, or of a task.
+    Without an address, a local cluster of so many processes is started, and ends with the tasks. Raises `InputError`
+    if Ray is missing, or the cluster cannot be reached, or of a task.
     """
     try:
         import ray
@@ -151,6 +134,3 @@ def _run_on_ray(task: Task[Result]) -> tuple[int, Result]:
 
     result = task.run(step)
     return parts, result
-
-
-__all__ = ["Task", "run_here", "run_in_processes", "run_on_ray"]

@@ -34,12 +34,8 @@ _COMPARABLE = 0.5  # of the longest clip of a family: a shorter one has broken o
 class Extraction:
     """How faces are taken out of clips: what their rows depend on, beside the clips.
 
-    Attributes:
-        dataset: the `dataset` column.
-        frames: of each clip, at most.
-        crop: `kind`, `margin` and `size`, as `faces_dcl.crop_transform` takes them; None where the frames are crops.
-        detector: name of the face detector; None where the frames are crops.
-        encoding: of the crops, a key of `prepared.names.ENCODINGS`.
+    At most `frames` of each clip; `crop` has `kind`, `margin` and `size`, as `faces_dcl.crop_transform` takes them,
+    and `detector` names the face detector: both None where the frames are crops.
     """
 
     dataset: str
@@ -52,22 +48,13 @@ class Extraction:
 def family_rows(
     clips: Sequence[Clip], how: Extraction, detector: FaceDetector | None, report: Report
 ) -> Iterator[dict[str, Any]]:
-    """Cut one face out of the wanted frames of the clips of a family.
+    """Cut one face out of the wanted frames of the clips of a family, the real first, and yield rows.
 
     All clips give the frames of the same numbers, evenly spaced over what they all have, and of each frame the same
     place, that of the real face: training blends a forgery with its source frame. Where the frames are crops, each
-    clip gives its own. In a frame with several faces it is the one that the mask marks, of the clip or of another
-    one of the family, so that all show one person; else the one where the face of the frame before was, else the
-    largest.
-
-    Args:
-        clips: a real clip and the clips made from it, the real first.
-        how: what is taken.
-        detector: finds the faces; None where the frames are crops.
-        report: gets the clips and frames that were read, and what was left out.
-
-    Yields:
-        Rows of a prepared data set.
+    clip gives its own, and `detector` is None. In a frame with several faces it is the one that the mask marks, of the
+    clip or of another one of the family, so that all show one person; else the one where the face of the frame before
+    was, else the largest. The report gets the clips and frames that were read, and what was left out.
     """
     failures = report.failures
     there: dict[str, Sequence[int]] = {}
@@ -269,12 +256,10 @@ def _encoded_mask(clip: Clip, mask: np.ndarray | None, size: int) -> dict[str, A
 
 
 def choose_face(faces: Sequence[Face], mask: np.ndarray | None = None, last: Face | None = None) -> Face:
-    """Choose the face that a clip is about.
+    """Choose the face that a clip is about, of those of a frame, the largest first.
 
-    Args:
-        faces: of a frame, the largest first; at least one.
-        mask: uint8 (height, width), above 0 where the frame was forged: the face with most of it is taken.
-        last: the face of the frame before: without a mask, the one that overlaps it most goes on.
+    With a mask, uint8 (height, width), above 0 where the frame was forged, it is the face with most of it; else the
+    one that overlaps that of the frame before most; else the largest.
     """
     if mask is not None and mask.any():
         return max(faces, key=lambda face: _mask_inside(face, mask))
@@ -288,6 +273,3 @@ def choose_face(faces: Sequence[Face], mask: np.ndarray | None = None, last: Fac
 def _mask_inside(face: Face, mask: np.ndarray) -> int:
     left, top, right, bottom = np.maximum(np.round(face.box), 0).astype(int)
     return int(mask[top:bottom, left:right].sum(dtype=np.int64))
-
-
-__all__ = ["Extraction", "choose_face", "family_rows"]

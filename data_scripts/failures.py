@@ -11,13 +11,9 @@ _FRAMES_SHOWN = 8
 
 @dataclass
 class Failure:
-    """Something that was left out.
+    """Something that was left out: a file, or of it the frames of some numbers.
 
-    Attributes:
-        path: the file, or what is missing of it.
-        reason: why, in words that are the same for all of a kind, so that they can be counted.
-        detail: what differs from case to case.
-        frames: the numbers of the frames concerned; none where it is the whole file.
+    Reasons are the same for all of a kind, so that they can be counted; details differ from case to case.
     """
 
     path: str
@@ -36,8 +32,7 @@ class Failure:
 class Failures:
     """Failures in the order in which they came, those of the frames of one file and reason in one.
 
-    Args:
-        strict: raise an `InputError` at the first one.
+    If it is strict, the first one is raised as an `InputError`.
     """
 
     def __init__(self, strict: bool = False):
@@ -76,6 +71,3 @@ class Failures:
     def to_json(self) -> list[dict[str, Any]]:
         """Return them as plain values."""
         return [asdict(failure) for failure in self]
-
-
-__all__ = ["Failure", "Failures"]

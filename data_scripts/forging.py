@@ -38,21 +38,12 @@ def forge_families(
     missing: Counter[str],
     encoding: str = DEFAULT_ENCODING,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield each family of a split: its real rows, then the forgeries made from them.
+    """Yield each family of a split, a list of rows: its real rows, then the forgeries made from them.
 
     A forgery has its real's frame number, crop and landmarks, and the video name `<method>/<clip>`, with `-v2`, `-v3`
-    and so on for further variants. It depends on the seed, method, video, frame, variant, and the split's other reals.
-
-    Args:
-        rows: the real rows of one split (`prepared.dataset.FEATURES`), with landmarks; partners come from among them.
-        methods: keys of `blending.METHODS`.
-        variants: forgeries of each method per real.
-        seed: chooses among the forgeries that could be made.
-        missing: counts those that need a partner where there is none, or that change nothing: they are left out.
-        encoding: of the forgeries, a key of `prepared.names.ENCODINGS`.
-
-    Returns:
-        Lists of rows.
+    and so on for further variants. It depends on the seed, method, video, frame, variant, and the split's other reals,
+    among which partners are chosen: rows must have landmarks. Forgeries that need a partner where there is none, or
+    that change nothing, are left out and counted in `missing`.
     """
     reals = _Reals(rows)
     for indices in reals.families.values():
@@ -143,38 +134,21 @@ def prepare_forgeries(
     name: str | None = None,
     overwrite: bool = False,
     encoding: str = DEFAULT_ENCODING,
-    shares: Sequence[float] | None = None,
+    split_shares: Sequence[float] | None = None,
 ) -> dict[str, Report]:
-    """Prepare a data set of the reals of a source and of forgeries made from them.
+    """Prepare a data set of the reals of a source and of forgeries made from them; returns what was done by split.
 
-    Args:
-        source: a folder of photographs (`photographs.find_photographs`), or a prepared data set, of which the real
-            rows of every split are taken as they were cut.
-        output: folder of the new data set; splits that are there with the same settings are kept.
-        methods: keys of `blending.METHODS`.
-        variants: forgeries of each method per real.
-        seed: chooses among the forgeries that could be made.
-        size: side of the crops that are cut out of photographs, in pixels; 380 if not given.
-        margin: of these crops, as in `faces_dcl.crop_box`; 1.3 if not given.
-        split: which split photographs become, if they are not divided by `shares`.
-        name: of the data set that photographs become; the folder's name if not given.
-        overwrite: replace a data set that was prepared otherwise.
-        encoding: of the crops and forgeries, a key of `prepared.names.ENCODINGS`.
-        shares: percentages of train, validation and test, as of `clips.check_shares`: divide the people.
-
-    Returns:
-        What was done for each split.
+    The source is a folder of photographs (`photographs.find_photographs`), or a prepared data set, of which the real
+    rows of every split are taken as they were cut. Splits that are there with the same settings are kept. Size,
+    margin, split and name are for photographs: side of the crops in pixels (else 380), margin as of
+    `faces_dcl.crop_box` (else 1.3), the split that they become if `split_shares` do not divide their people, and the
+    name of the data set (else the folder's).
 
     Raises:
-        InputError: if a method is unknown, the split's name cannot be one, the source holds no usable real, a size or
-            margin is given for faces that are cut already, `output` holds another data set, or another split holds a
-            source video or picture, too, or there are too few families for `shares`.
+        InputError: if an argument cannot be used, the source holds no usable real, `output` holds another data set,
+            another split holds a source video or picture, too, or there are too few families.
     """
-    methods = list(dict.fromkeys(methods))
-    for method in methods:
-        if method not in METHODS:
-            raise InputError(f"there is no forgery method {method!r}: choose from {', '.join(METHODS)}.")
-    source, reports = Path(source), {}
+    methods, source, reports = list(dict.fromkeys(methods)), Path(source), {}
     if source.resolve() == Path(output).resolve():
         raise InputError(f"{output} is both source and output: choose another --output.")
     files = sorted(source.glob("*.parquet"))
@@ -184,7 +158,7 @@ def prepare_forgeries(
             f"the data set cannot be called {name!r}, as one of the forgery methods is: give it a --name."
         )
     splits = split_files(source) or [split]
-    fractions = {} if shares is None else check_shares(shares)
+    fractions = {} if split_shares is None else check_shares(split_shares)
     if fractions and len(splits) > 1:
         raise InputError(f"{source} is split already, into {', '.join(splits)}: leave --split_shares out.")
     origin, splits = next(iter(splits)), fractions or splits
@@ -204,7 +178,7 @@ def prepare_forgeries(
     # A folder can be filled from several sources, split by split.
     own = ("source", "methods", "variants", "seed", "name")
     if fractions:
-        settings["split_shares"] = [*shares]
+        settings["split_shares"] = [*split_shares]
     else:
         own = (*own, "split_shares")
     folder = PreparedFolder(output, dict.fromkeys(splits, settings), overwrite=overwrite, own=own)
@@ -320,6 +294,3 @@ def _stored(rows: Iterable[dict[str, Any]], path: Path) -> Dataset | None:
     return (
         Dataset.from_file(str(path)).cast_column("image", Image(decode=False)).cast_column("mask", Image(decode=False))
     )
-
-
-__all__ = ["forge_families", "prepare_forgeries"]

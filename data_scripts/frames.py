@@ -23,11 +23,7 @@ _CROP_PIXELS = 4096**2  # of crops that come from elsewhere; decoded, a larger o
 
 
 class FrameReader(Protocol):
-    """Frames that are open for reading.
-
-    Attributes:
-        numbers: of the frames that are there, ascending.
-    """
+    """Frames that are open for reading, and the numbers of those that are there, ascending."""
 
     numbers: Sequence[int]
 
@@ -37,12 +33,7 @@ class FrameReader(Protocol):
 
 
 class Frames(Protocol):
-    """Where frames lie.
-
-    Attributes:
-        where: how reports call it.
-        lossy: whether they went through a codec that blurs the edges of masks.
-    """
+    """Where frames lie; `where` is how reports call it, `lossy` whether a codec blurred the edges of masks."""
 
     where: str
     lossy: bool
@@ -87,12 +78,7 @@ class _VideoReader:
 
 @dataclass(frozen=True)
 class ImageFrames:
-    """Image files by frame number; those of a clip lie in one folder.
-
-    Attributes:
-        paths: of the files.
-        exact: whether their values count and not the colours they show, as those of masks do.
-    """
+    """Image files of a clip by frame number; `exact` if their values count, not the colours they show: masks."""
 
     paths: Mapping[int, Path]
     exact: bool = field(default=False, repr=False)  # `repr` names what rows depend on
@@ -115,12 +101,7 @@ class ImageFrames:
 
 
 class SingleReader:
-    """Frames each of which is read by itself.
-
-    Args:
-        names: of the files by frame number, for reports.
-        load: returns the frame of a number, or raises `InputError`.
-    """
+    """Frames each of which is loaded by itself, or raises `InputError`; reports have the names of the files."""
 
     def __init__(self, names: Mapping[int, Path | str], load: Callable[[int], np.ndarray]):
         self._names, self._load = names, load
@@ -136,11 +117,7 @@ class SingleReader:
 
 
 def decode_crop(encoded: bytes | memoryview) -> np.ndarray:
-    """Decode the crop of a face: RGB, uint8 (height, width, 3).
-
-    Raises:
-        InputError: if it cannot be decoded, or is too large for one; the message is the reason.
-    """
+    """Decode a crop of a face: RGB, uint8 (height, width, 3); raises an `InputError` that is the reason."""
     try:
         return decode_picture(bytes(encoded), "the crop", _CROP_PIXELS).pixels
     except PictureError as error:
@@ -148,13 +125,9 @@ def decode_crop(encoded: bytes | memoryview) -> np.ndarray:
 
 
 def read_exact(source: Path | bytes | memoryview) -> np.ndarray:
-    """Read the values of a mask as they are: uint8 (height, width, 3).
+    """Read the values of a mask, a path or what is in its file, as they are: uint8 (height, width, 3).
 
-    Args:
-        source: the path of an image, or what is in its file.
-
-    Raises:
-        InputError: if it cannot be read, or is too large for the mask of a frame; the message is the reason.
+    Raises `InputError`, whose message is the reason, if it cannot be read, or is too large for the mask of a frame.
     """
     try:
         return read_values(source if isinstance(source, Path) else bytes(source), "the mask", "RGB")
@@ -164,15 +137,11 @@ def read_exact(source: Path | bytes | memoryview) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DifferenceMask:
-    """The mask of a forgery that has none: where its frames differ from those it was made from.
+    """The mask of a forgery that has none: where its frames differ from those of the clip it was made from.
 
     Coding noise differs everywhere a little, and more where there is more detail; what a forgery changes, it changes
     over an area. So the difference is smoothed, compared with a threshold that grows with the detail around, and what
     is left of noise is opened away.
-
-    Attributes:
-        forged: the forgery.
-        original: the clip it was made from, frame by frame.
     """
 
     forged: Frames
@@ -237,17 +206,3 @@ class _DifferenceReader:
 def size_of(image: np.ndarray) -> str:
     """Return width and height of an image or a mask, as reports say them."""
     return f"{image.shape[1]}x{image.shape[0]}"
-
-
-__all__ = [
-    "DifferenceMask",
-    "Frame",
-    "FrameReader",
-    "Frames",
-    "ImageFrames",
-    "SingleReader",
-    "VideoFrames",
-    "decode_crop",
-    "read_exact",
-    "size_of",
-]

@@ -33,16 +33,9 @@ class Photograph(NamedTuple):
 def find_photographs(folder: str | Path, failures: Failures | None = None) -> list[Photograph]:
     """List the photographs of a folder: each sub-folder is one person or video, each loose file one of its own.
 
-    Args:
-        folder: searched to any depth. A file's frame is the number its name ends with, if that is so for all files of
-            the sub-folder and no number comes twice, else its place in the order of names.
-        failures: gets what cannot be looked at, as of `list_files`; None: the first of it is an error.
-
-    Returns:
-        The photographs, those of one video together.
-
-    Raises:
-        InputError: if the folder holds no photograph, or cannot be looked at where `failures` is None.
+    A file's frame is the number its name ends with, if that is so for all files of the sub-folder and no number comes
+    twice, else its place in the order of names. Those of one video come together. What cannot be looked at is added to
+    the failures; where there are none, it is an `InputError`, as is a folder without a photograph.
     """
     failures = Failures(strict=True) if failures is None else failures
     photographs = list_photographs(Path(folder), list_files(Path(folder), failures))
@@ -55,8 +48,13 @@ def find_photographs(folder: str | Path, failures: Failures | None = None) -> li
 
 def list_photographs(root: Path, files: Iterable[Path]) -> list[Photograph]:
     """Return the photographs among the files of a folder as `find_photographs` does; there may be none."""
+
+    def natural(path: Path) -> list[Any]:
+        parts = re.split(r"(\d+)", path.relative_to(root).as_posix())
+        return [int(part) if part.isdecimal() else part for part in parts]
+
     videos: dict[str, list[Path]] = {}
-    for path in sorted(files, key=lambda path: _natural(path.relative_to(root).as_posix())):
+    for path in sorted(files, key=natural):
         if path.suffix.lower() in PICTURE_SUFFIXES:
             relative = path.relative_to(root)
             video = relative.as_posix() if path.parent == root else relative.parent.as_posix()
@@ -69,16 +67,11 @@ def list_photographs(root: Path, files: Iterable[Path]) -> list[Photograph]:
 
 
 def list_files(folder: Path | None, failures: Failures) -> Iterator[Path]:
-    """Yield the files below a folder, in the order of their paths; linked folders are followed.
+    """Yield the files below a folder, if there is one, in the order of their paths; linked folders are followed.
 
-    What is hidden or the system's own is left out.
-
-    Args:
-        folder: searched to any depth; None: there are none.
-        failures: gets folders that cannot be listed, and pictures and videos that are broken links or no files.
-
-    Raises:
-        InputError: if a name is not UTF-8, which no row can hold.
+    What is hidden or the system's own is left out. Folders that cannot be listed, and pictures and videos that are
+    broken links or no files, are added to the failures. Raises `InputError` if a name is not UTF-8, which no row can
+    hold.
     """
     yield from _files_below(folder, failures, ()) if folder is not None and folder.is_dir() else ()
 
@@ -109,21 +102,13 @@ def _files_below(folder: Path, failures: Failures, above: tuple[Path, ...]) -> I
             failures.add(path, NO_FILE)
 
 
-def _natural(name: str) -> list[Any]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
 def _frames(paths: list[Path]) -> list[int]:
     numbers = [int(match.group()) for path in paths if (match := re.search(r"\d{1,9}$", path.stem))]
     return numbers if len(set(numbers)) == len(paths) else list(range(len(paths)))
 
 
 def read_photograph(path: Path) -> np.ndarray:
-    """Read an image file as detection does: uint8 (height, width, 3).
-
-    Raises:
-        InputError: if it cannot be read; the message is the reason.
-    """
+    """Read an image file as detection does: uint8 (height, width, 3); raises an `InputError` that is the reason."""
     try:
         return read_picture(path, _MOST_PIXELS)
     except PictureError as error:
@@ -138,18 +123,10 @@ def real_rows(
     failures: Failures,
     encoding: str = DEFAULT_ENCODING,
 ) -> Iterator[dict[str, Any]]:
-    """Cut the largest face out of each photograph.
+    """Cut the largest face out of each photograph: rows of a prepared data set, without mask.
 
-    Args:
-        photographs: from `find_photographs`.
-        detector: finds the faces.
-        crop: `kind`, `margin` and `size`, as `faces_dcl.crop_transform` takes them.
-        name: of the data set, its `method` column for reals, and the first part of the video names.
-        failures: gets the photographs that were left out.
-        encoding: of the crops, a key of `prepared.names.ENCODINGS`.
-
-    Returns:
-        Rows of a prepared data set, without mask.
+    The data set's name is the `method` of reals, and the first part of the video names. Photographs that are left out
+    are added to the failures.
     """
     for path, video, frame in photographs:
         try:
@@ -182,16 +159,11 @@ def real_rows(
 def face_row(
     image: np.ndarray, face: Face, transform: np.ndarray, size: int, encoding: str, file: str | None, /, **columns: Any
 ) -> dict[str, Any]:
-    """Cut a face out and make it a row of a prepared data set.
+    """Cut a face out of a photograph, RGB, uint8 (height, width, 3), and make it a row of a prepared data set.
 
-    Args:
-        image: the photograph, RGB, uint8 (height, width, 3).
-        face: the face in it.
-        transform: from the photograph to the crop, (2, 3).
-        size: side of the crop in pixels.
-        encoding: of the crop, a key of `prepared.names.ENCODINGS`.
-        file: the name of the photograph; None for a frame of a video.
-        **columns: the row's other columns (`prepared.dataset.FEATURES`); the compression is not known unless given.
+    The transform (2, 3) leads from the photograph to the crop, `size` pixels wide; `file` is its name, None for a
+    frame of a video. Other columns (`prepared.dataset.FEATURES`) are given by name; the compression is not known
+    unless given.
     """
     # They import `datasets` and pandas, which listing files does without.
     from ..prepared.copies import picture_hash
@@ -205,20 +177,3 @@ def face_row(
         "compression": None,
         **columns,
     }
-
-
-__all__ = [
-    "CORRUPT",
-    "MARGIN",
-    "NOT_LISTED",
-    "NO_FACE",
-    "NO_FILE",
-    "SIZE",
-    "Photograph",
-    "face_row",
-    "find_photographs",
-    "list_files",
-    "list_photographs",
-    "read_photograph",
-    "real_rows",
-]

@@ -1,13 +1,14 @@
 """Prepare data sets: `dcl-prepare demo`, `blend`, a layout of `LAYOUTS`, `check` or `assets` (each with --help)."""
 
 import argparse
+import inspect
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dcl_face_forgery.data_scripts.assets import ASSETS, DETECTORS, copy_to, fetch
 from dcl_face_forgery.data_scripts.clips import FAMILIES_PER_SHARD, RawDataSet, check_shares
@@ -125,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_layout(parser: argparse.ArgumentParser, layout: ModuleType) -> None:
     parser.add_argument("--root", type=_path, required=True, help="folder of the raw data set")
-    layout.add_arguments(parser)
+    if hasattr(layout, "add_arguments"):
+        layout.add_arguments(parser)
 
 
 def _add_shares(parser: argparse.ArgumentParser) -> None:
@@ -159,11 +161,7 @@ def _add_preparation(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--shard_index", type=int, default=0, help="which job this is, from 0, of --num_shards")
     work.add_argument("--num_shards", type=int, default=1, help="jobs, each started by itself, that share the work")
     work.add_argument(
-        "--ray",
-        nargs="?",
-        const="",
-        metavar="ADDRESS",
-        help="let a Ray cluster do it, or without address a local one",
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="let a Ray cluster do it, or without address a local one"
     )
     work.add_argument("--families_per_shard", type=int, default=FAMILIES_PER_SHARD, help="families of clips in a file")
     work.add_argument("--retry_failed", action="store_true", help="make shards again in which something was left out")
@@ -203,8 +201,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _find(options: argparse.Namespace, name: str) -> RawDataSet:
-    layout = LAYOUTS[name]
-    return layout.find(options.root, **{option: getattr(options, option) for option in layout.OPTIONS})
+    return LAYOUTS[name].find(**_arguments_of(LAYOUTS[name].find, options))
+
+
+def _arguments_of(function: Callable[..., Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that a function takes, by their names."""
+    return {name: value for name, value in vars(options).items() if name in inspect.signature(function).parameters}
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -257,8 +259,7 @@ def _prepare_demo(options: argparse.Namespace) -> None:
         prepare_demo,  # like the others below, imports `datasets`: wrong names need not
     )
 
-    reports = prepare_demo(options.output, options.seed, options.size, options.overwrite, options.encoding)
-    _report(options.output, reports)
+    _report(options.output, prepare_demo(**_arguments_of(prepare_demo, options)))
 
 
 def _prepare_forgeries(options: argparse.Namespace) -> None:
@@ -269,21 +270,7 @@ def _prepare_forgeries(options: argparse.Namespace) -> None:
         )
     from dcl_face_forgery.data_scripts.forging import prepare_forgeries
 
-    reports = prepare_forgeries(
-        options.source,
-        options.output,
-        options.methods,
-        options.variants,
-        options.seed,
-        options.size,
-        options.margin,
-        options.split,
-        options.name,
-        options.overwrite,
-        options.encoding,
-        options.split_shares,
-    )
-    _report(options.output, reports)
+    _report(options.output, prepare_forgeries(**_arguments_of(prepare_forgeries, options)))
     if not any(Path(options.source).glob("*.parquet")):
         _print_skipped(count_skipped(list_files(Path(options.source), Failures()), PICTURE_SUFFIXES), videos=False)
 

@@ -31,17 +31,8 @@ def push_prepared(
 ) -> str:
     """Push the shards of a prepared data set and its card, all of them in one commit; older shards there go.
 
-    Args:
-        folder: of the prepared data set.
-        repo_id: of the data set repository; made if it is not there.
-        left_out: what was left out, as `Failures.by_reason` counts it.
-        private: whether it is made as a private one.
-
-    Returns:
-        The address of the repository.
-
-    Raises:
-        InputError: if the Hub refuses it.
+    The repository is made, private if so wanted, where it is not there. `left_out` is what `Failures.by_reason`
+    counts. Returns the address; raises `InputError` if the Hub refuses it.
     """
     write_dataset_card(folder, repo_id, left_out)
     api = HfApi()
@@ -66,13 +57,7 @@ def push_prepared(
 def write_dataset_card(
     folder: str | Path, repo_id: str, left_out: Mapping[str, Mapping[str, int]] | None = None
 ) -> Path:
-    """Write README.md into the folder of a prepared data set, from its shards, and return its path.
-
-    Args:
-        folder: of the prepared data set.
-        repo_id: what its example loads.
-        left_out: what was left out, as `Failures.by_reason` counts it.
-    """
+    """Write README.md into the folder of a prepared data set, from its shards, and return its path."""
     folder, splits = Path(folder), []
     files = split_files(folder)
     tables: dict[str, pa.Table] = {}
@@ -136,6 +121,3 @@ def _nulls(path: Path, column: str) -> int:
     groups = [footer.row_group(index) for index in range(footer.num_row_groups)]
     chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
     return sum(chunk.statistics.null_count for chunk in chunks if chunk.path_in_schema == column)
-
-
-__all__ = ["check_hub", "push_prepared", "write_dataset_card"]

@@ -6,9 +6,7 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ..errors_dcl import InputError
+from ..errors_dcl import InputError, whole_file
 from ..faces_dcl import FaceDetector
 from ..prepared.copies import Pictures
 from ..prepared.names import split_files
@@ -43,15 +41,9 @@ logger = logging.getLogger(__name__)
 class Execution:
     """Where and how the work is done; the rows do not depend on it.
 
-    Attributes:
-        processes: on this machine.
-        job: this job of `jobs`, counted from 0; it makes every `jobs`-th shard.
-        jobs: that share the work, each started by itself.
-        ray: whether Ray does the work.
-        ray_address: of its cluster; None for a local one.
-        strict: stop at the first thing that cannot be prepared.
-        retry_failed: make those shards again in which something was left out.
-        overwrite: replace a data set that was prepared otherwise.
+    Of `jobs`, each started by itself, this one, counted from 0, makes every `jobs`-th shard. Without an address, Ray
+    is a local cluster. `strict` stops at the first thing that cannot be prepared, `retry_failed` makes those shards
+    again in which something was left out, and `overwrite` replaces a data set that was prepared otherwise.
     """
 
     processes: int = 1
@@ -103,8 +95,7 @@ class Preparation:
 
     Attributes:
         reports: of each split.
-        shards: how many of them there are.
-        waiting: how many of these are left to other jobs.
+        waiting: how many of the `shards` are left to other jobs.
         total: all reports, and what the layout found wrong, in one.
         summary: the file that says it as JSON.
     """
@@ -135,23 +126,12 @@ def prepare_raw(
     families_per_shard: int = FAMILIES_PER_SHARD,
     say: Callable[[str], None] = print,
 ) -> Preparation:
-    """Prepare what a layout found; shards that are there with the same settings are kept.
+    """Prepare what a layout found below a root; shards that are there with the same settings are kept.
 
-    The families of a split are dealt to its shards in an order that is random, and always the same, so that every
-    shard is like the whole.
-
-    Args:
-        found: the raw data set.
-        root: the folder in which its files lie.
-        output: folder of the prepared data set; gets a summary beside the shards.
-        how: what is taken of each clip.
-        execution: where the work is done.
-        families_per_shard: at most.
-        say: gets the bytes that the output will need, before the work begins.
-
-    Raises:
-        InputError: if there is nothing to prepare, `output` cannot be written or holds another data set, no face was
-            found in a whole split, or at the first failure where `execution` is strict.
+    The families of a split are dealt to its shards, so many at most, in an order that is random, and always the same,
+    so that every shard is like the whole. `say` gets the bytes that the output will need, before the work begins.
+    Raises `InputError` if there is nothing to prepare, `output` cannot be written or holds another data set, no face
+    was found in a whole split, or at the first failure where `execution` is strict.
     """
     execution = execution or Execution()
     Failures(execution.strict).extend(found.failures)
@@ -218,20 +198,9 @@ def prepare_shares(
     """Prepare what a layout found as one split, and divide it by family into train, validation and test.
 
     All families are prepared first, in a hidden folder of the output: only then is it known how many faces each has,
-    and which of them share a picture. While the splits are written, the faces take their space twice.
-
-    Args:
-        found: the raw data set, of one split.
-        root: as of `prepare_raw`.
-        output: as of `prepare_raw`.
-        how: as of `prepare_raw`.
-        shares: percentages of train, validation and test, as of `clips.check_shares`.
-        execution: as of `prepare_raw`.
-        families_per_shard: as of `prepare_raw`.
-        say: gets the bytes that are needed, and which families were joined.
-
-    Raises:
-        InputError: as of `prepare_raw`; if there are too few families, or several splits.
+    and which of them share a picture. While the splits are written, the faces take their space twice. `shares` are
+    percentages, as of `clips.check_shares`; all else is as of `prepare_raw`. Raises `InputError` also if there are too
+    few families, or several splits.
     """
     execution, fractions = execution or Execution(), check_shares(shares)
     splits = _families_of(found, root)
@@ -388,10 +357,5 @@ def _gigabytes(number: float) -> str:
 
 
 def _write_summary(preparation: Preparation) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=preparation.summary.parent, prefix=SUMMARY, delete=False) as partial:
-        json.dump(preparation.to_json(), partial, indent=1)
-    os.chmod(partial.name, 0o644)  # as other files here; that of a temporary file is its owner's alone
-    os.replace(partial.name, preparation.summary)
-
-
-__all__ = ["SUMMARY", "Execution", "Preparation", "Shard", "prepare_raw", "prepare_shares"]
+    with whole_file(preparation.summary) as partial:
+        partial.write_text(json.dumps(preparation.to_json(), indent=1))

@@ -40,15 +40,7 @@ _PATIENCE = 10.0  # seconds that a process which is dying has to let go of its s
 
 @dataclass
 class Report:
-    """What a preparation did, of a shard or of all.
-
-    Attributes:
-        clips: that were opened.
-        frames: that were read.
-        faces: rows that were written.
-        failures: what was left out.
-        missing: the forgeries that were not made, counted by method and reason.
-    """
+    """What a preparation opened, read, wrote as rows, left out, and (`missing`) could not forge."""
 
     clips: int = 0
     frames: int = 0
@@ -104,21 +96,12 @@ def write_shard(
     report: Report,
     before_rename: Callable[[], None] | None = None,
 ) -> Report:
-    """Write a shard, unless another process did so in the meantime.
+    """Write a shard, unless another process did so in the meantime; returns the report of the one that is there now.
 
-    Args:
-        path: where to.
-        families: lists of rows with all columns of `prepared.dataset.FEATURES`, images encoded; a family stays in
-            one row group, unless it is too large for one: then the rows of each frame do.
-        settings: what the content depends on; JSON values.
-        report: filled while `families` is consumed; its number of faces is set here.
-        before_rename: called when the shard is whole, and not at its place yet.
-
-    Returns:
-        The report of the shard that is there now.
-
-    Raises:
-        InputError: if another process is writing it.
+    Families are lists of rows with all columns of `prepared.dataset.FEATURES`, images encoded; one stays in one row
+    group, unless it is too large: then the rows of each frame do. The report is filled while they are consumed, its
+    number of faces here. `before_rename` is called when the shard is whole, and not at its place yet. Raises
+    `InputError` if another process is writing it.
     """
     lock, partial = filelock.FileLock(_beside(path, "lock")), _beside(path, "partial")
     try:
@@ -218,19 +201,17 @@ def read_record(path: Path) -> tuple[dict[str, Any], Report] | None:
 
 
 class PreparedFolder:
-    """An output folder, whose shards remember with which settings they were written.
+    """An output folder, whose shards remember with which settings they were written; it is made if it is not there.
 
     Args:
-        path: the folder; made if it is not there.
+        path: the folder.
         settings: of each split that is going to be written, what its content depends on; JSON values.
         shards: how many each of them becomes; one if not given.
         overwrite: replace what was written with other settings.
         own: the settings in which the folder's other splits may differ from these.
 
     Raises:
-        InputError: if a split's name cannot be one, the folder cannot be written, or it holds a split that was made
-            otherwise (unless `overwrite`): one of these with other settings, or another one that differs in more than
-            `own`.
+        InputError: if a split's name cannot be one, the folder cannot be written, or a split was made otherwise.
     """
 
     def __init__(
@@ -335,16 +316,3 @@ def _refuse(
 
 def _without(settings: dict[str, Any], ignored: set[str]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in ignored}
-
-
-__all__ = [
-    "FORMAT",
-    "STATE",
-    "PreparedFolder",
-    "Report",
-    "bytes_of",
-    "read_record",
-    "shard_name",
-    "state_of",
-    "write_shard",
-]

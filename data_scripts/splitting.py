@@ -19,11 +19,7 @@ _SWAPPED = 300  # families up to which pairs of them swap places, too: all pairs
 
 
 class Families:
-    """The families of a source, merged where they belong together: none is divided between splits.
-
-    Args:
-        faces: real and fake faces of each family.
-    """
+    """The families of a source, with their real and fake faces, merged where they belong together."""
 
     def __init__(self, faces: Mapping[str, tuple[int, int]]):
         self._faces = faces
@@ -59,20 +55,10 @@ class Families:
         return family
 
     def deal(self, shares: Mapping[str, float], where: str, seed: int = 0) -> dict[str, str]:
-        """Choose a split for each family, so that the shares are met as nearly as possible, in real and fake faces.
+        """Choose a split for each family, so that the fractions are met as nearly as possible, in real and fake faces.
 
-        The choice depends on the families, their sizes and the seed, and not on their order.
-
-        Args:
-            shares: fraction of each split.
-            where: the source, for the error.
-            seed: orders families of one size.
-
-        Returns:
-            The split of each family.
-
-        Raises:
-            InputError: if there are too few families for every split to get one, with both classes if there are both.
+        The choice depends on the families, their sizes and the seed, and not on their order. Raises `InputError` if
+        there are too few families for every split to get one, with both classes if there are both.
         """
         counts: dict[str, np.ndarray] = {}
         for family, faces in self._faces.items():
@@ -105,11 +91,7 @@ class Families:
 def _deal(counts: Sequence[np.ndarray], shares: Sequence[float]) -> list[int]:
     """Return the split of each family: one after the other goes where it helps most, then single ones move or swap.
 
-    The error is the sum over splits and classes of (faces - wanted)^2 / wanted.
-
-    Args:
-        counts: real and fake faces of each family (2,), in the order in which they are dealt.
-        shares: fraction of each split.
+    The error is the sum over splits and classes of (faces - wanted)^2 / wanted; counts are real and fake faces (2,).
     """
     faces = np.array(counts, float)
     targets = np.outer(shares, faces.sum(0))  # (splits, 2)
@@ -161,12 +143,7 @@ def _deal(counts: Sequence[np.ndarray], shares: Sequence[float]) -> list[int]:
 
 
 def count_faces(families: Iterable[str], labels: Iterable[int]) -> dict[str, tuple[int, int]]:
-    """Return the real and fake faces of each family.
-
-    Args:
-        families: of every row.
-        labels: of every row.
-    """
+    """Return the real and fake faces of each family, of the family and the label of every row."""
     counts = Counter(zip(families, labels, strict=True))
     return {family: (counts[family, REAL], counts[family, FAKE]) for family in dict.fromkeys(key[0] for key in counts)}
 
@@ -193,13 +170,3 @@ def describe_shared_pictures(splits: Sequence[Pictures]) -> list[str]:
         for one, other in combinations(splits, 2)
         for row, match in find_copies(one, other)
     ]
-
-
-__all__ = [
-    "KEPT_APART",
-    "Families",
-    "count_faces",
-    "describe_shared_pictures",
-    "pictures_of_splits",
-    "refuse_shared_pictures",
-]

@@ -71,19 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     model, processor = load_checkpoint(checkpoint, torch.device("cpu"))
     local = checkpoint.folder == Path(checkpoint.name)
     name = checkpoint.folder.name if local else checkpoint.name  # no path of this machine goes along
-    exported = export(
-        name, model, processor, arguments.output, checkpoint.revision, data, arguments.int8, arguments.force
-    )
-    print(describe(exported.record))
-    print(f"the export is in {exported.folder}")
+    where = arguments.output, checkpoint.revision
+    print(describe(export(name, model, processor, *where, data, arguments.int8, arguments.force)))
+    print(f"the export is in {arguments.output}")
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Return what an export's record says, in a few lines and, for int8, a table.
-
-    Args:
-        record: the content of `export.json`.
-    """
+    """Return what an `export.json` says, in a few lines and, for int8, a table."""
     parity = record["parity"]
     differences = ", ".join(f"{name} {value:.1e}" for name, value in parity["largest_difference"].items())
     lines = [

@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +94,9 @@ def check_packages() -> None:
 
 
 def write_graph(model: DCLForImageClassification, path: Path) -> None:
-    """Write the graph of a model, for batches of any size.
+    """Write the graph of a model, in float32 and on the CPU, for batches of any size.
 
-    Args:
-        model: in float32, on the CPU.
-        path: where it goes.
-
-    Raises:
-        InputError: if the backbone cannot be exported, or the graph has more bytes than one file can hold.
+    Raises `InputError` if the backbone cannot be exported, or the graph has more bytes than one file can hold.
     """
     size = model.config.image_size
     model_bytes = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
@@ -149,18 +143,10 @@ def remove_traces(model: "onnx.ModelProto") -> None:
 def measure_parity(
     model: DCLForImageClassification, graph: OnnxClassifier, pixel_values: torch.Tensor
 ) -> dict[str, float]:
-    """Compare a graph with its model, in batches of 1, 2 and 7 images.
+    """Compare a graph with its model, in batches of 1, 2 and 7 of some images, float32 (N, 3, H, W), N at least 1.
 
-    Args:
-        model: in evaluation mode.
-        graph: what was exported of it.
-        pixel_values: float32 (N, 3, H, W), N at least 1; repeated where they are fewer than 7.
-
-    Returns:
-        Of each output, the largest difference; where the model's values exceed 1, as a part of the largest of them.
-
-    Raises:
-        InputError: if a difference is above `TOLERANCE`, or the model gives what is not finite.
+    Returns of each output the largest difference; where the model's values exceed 1, as a part of the largest of them.
+    Raises `InputError` if one is above `TOLERANCE`, or the model gives what is not finite.
     """
     largest = dict.fromkeys(OUTPUTS, 0.0)
     for count in PARITY_BATCHES:
@@ -188,15 +174,9 @@ def measure_parity(
 def split_rows(data: PreparedSplit) -> tuple[list[int], list[int], list[int]]:
     """Split the rows of a data set for int8; families are not divided between calibration and measurement.
 
-    Args:
-        data: the validation split.
-
-    Returns:
-        Rows that set the ranges of activations and rows that choose the method, both from every second family, at
-        most `CALIBRATION_IMAGES` of each class in all; and all rows of the other families, which measure the result.
-
-    Raises:
-        InputError: if there are too few families for both classes to be in every part.
+    Returns rows that set the ranges of activations and rows that choose the method, both from every second family, at
+    most `CALIBRATION_IMAGES` of each class in all; and all rows of the other families, which measure the result.
+    Raises `InputError` if there are too few families for both classes to be in every part.
     """
     rows = data.dataset.select_columns(["label", "video_id", "source_id"]).to_pandas()
     families, labels = rows["source_id"].fillna(rows["video_id"]).to_numpy(), rows["label"].to_numpy()
@@ -265,15 +245,8 @@ def write_int8(source: Path, path: Path, pixel_values: torch.Tensor, method: str
     x86 CPUs without VNNI add pairs of uint8 x int8 products in 16 bits. Weights in [-64, 64] cannot overflow them (2 x
     255 x 64 = 32,640), those in [-127, 127] can. The graph therefore gives the same answers on every CPU.
 
-    Args:
-        source: the graph in floats.
-        path: where the graph in int8 goes.
-        pixel_values: float32 (N, 3, H, W), whose activations set the ranges.
-        method: how; of `METHODS`: the least and largest values, the middle 99.98 % of them, or the range that loses
-            the least information.
-
-    Raises:
-        InputError: if ONNX Runtime cannot quantize the graph.
+    Images, float32 (N, 3, H, W), set the ranges of activations by one of `METHODS`: the least and largest values, the
+    middle 99.98 % of them, or the range that loses the least information. Raises `InputError` if this fails.
     """
     extra: dict[str, Any] = {"CalibStridedMinMax": 1}  # one image at a time, whatever the method
     if method == "percentile":
@@ -334,17 +307,10 @@ def quantize(
     Quantization moves all margins by much the same amount, which is subtracted in the head. Methods are compared by
     what is left.
 
-    Args:
-        graph: in float32.
-        path: where the int8 graph goes.
-        processor: of the checkpoint.
-        data: its validation split.
-        force: accept a graph that changes more than `LIMITS` allow, with a warning.
-
     Returns:
         `method`; `calibration_images` and `choosing_images`; the `margin_errors` of each method, standard deviations
         over the images that choose; what `compare_margins` returns; `limits`, those that could be checked; and
-        `exceeded`, the names of those that were.
+        `exceeded`.
 
     Raises:
         InputError: if a limit is exceeded and `force` is not set, or the graph cannot be quantized.
@@ -401,13 +367,9 @@ def quantize(
 def compare_margins(
     labels: np.ndarray, before: np.ndarray, after: np.ndarray, calibration: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Measure how far the scores of the same frames differ between two graphs.
+    """Measure how far the scores of the same frames differ between two graphs, given labels and margins (n,).
 
-    Args:
-        labels: integers (n,), 0 real, 1 fake.
-        before: floats (n,), margins of the float32 graph.
-        after: floats (n,), margins of the int8 graph.
-        calibration: `DCLConfig.calibration`, whose default rule for frames gives the verdicts.
+    The default rule for frames of the calibration gives the verdicts.
 
     Returns:
         `frames`, `reals` and `fakes`, how many were measured; `auc_float32`, `auc_int8` and `auc_loss`, the
@@ -436,11 +398,9 @@ def compare_margins(
 
 
 def check_limits(changes: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """Check what `compare_margins` returned against `LIMITS`.
+    """Check what `compare_margins` returned: return those of `LIMITS` that could be checked, and the exceeded ones.
 
-    Returns:
-        The limits that could be checked, without those of AUC and flips where a class has fewer than `LEAST_FRAMES`
-        frames; and the names of those that are exceeded.
+    Those of AUC and flips cannot where a class has fewer than `LEAST_FRAMES` frames.
     """
     enough = min(changes["reals"], changes["fakes"]) >= LEAST_FRAMES
     limits = {name: limit for name, limit in LIMITS.items() if enough or name not in ("auc_loss", "flips")}
@@ -461,15 +421,6 @@ def _quiet() -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------------- the folder
-
-
-@dataclass
-class Export:
-    """What was exported."""
-
-    folder: Path
-    record: dict[str, Any]
-    """The content of `export.json`."""
 
 
 def check_output(folder: Path) -> None:
@@ -500,28 +451,14 @@ def export(
     data: PreparedSplit | None = None,
     int8: bool = False,
     force: bool = False,
-) -> Export:
-    """Export a checkpoint, whole or not at all.
+) -> dict[str, Any]:
+    """Export a checkpoint, whole or not at all; returns the content of `export.json`.
 
-    Args:
-        name: of the checkpoint, for the record.
-        model: loaded from it, in float32, on the CPU, in evaluation mode.
-        processor: loaded from it.
-        folder: what `check_output` lets pass; an export that is there is replaced.
-        revision: of the checkpoint, for the record: its commit, or a hash.
-        data: the validation split, on whose rows graph and model are compared; without it, on random images.
-        int8: also write an int8 graph; takes `data`.
-        force: write it even if it exceeds `LIMITS`.
-
-    Returns:
-        The folder and its record. In it are `model.onnx` (and `model_int8.onnx`), `config.json`,
-        `preprocessor_config.json`, the code that runs them, and `export.json`.
-
-    Raises:
-        InputError: if the checkpoint cannot be exported, a graph differs too much from it, or nothing can be written.
+    The model is in float32, on the CPU, in evaluation mode; name and revision are for the record. An export that is in
+    the folder, see `check_output`, is replaced. Graph and model are compared on rows of the validation split, or
+    without `data` on random images; `int8` takes `data`, and `force` accepts what exceeds `LIMITS`. Raises
+    `InputError` if the checkpoint cannot be exported, a graph differs too much from it, or nothing can be written.
     """
-    check_packages()
-    check_output(folder)
     if data is not None and crop_matches(data.crop, processor.crop) is False:
         logger.warning(
             "the faces of %s were cut otherwise than %s learned them: what is measured on them holds of such faces.",
@@ -540,7 +477,7 @@ def export(
         raise InputError(f"nothing can be written to {str(folder)!r} ({error}): choose another --output.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Export(folder, record)
+    return record
 
 
 def _replace(folder: Path, complete: Path) -> None:
@@ -597,23 +534,3 @@ def write_code(folder: Path) -> None:
     pipeline = CODE / "pipeline_dcl.py"
     for source in (pipeline, *map(Path, get_relative_import_files(pipeline))):
         shutil.copyfile(source, folder / source.name)
-
-
-__all__ = [
-    "CHANGES",
-    "INT8_MODEL",
-    "LIMITS",
-    "RECORD",
-    "TOLERANCE",
-    "ClassifierOutputs",
-    "Export",
-    "check_limits",
-    "check_output",
-    "check_packages",
-    "compare_margins",
-    "export",
-    "head_nodes",
-    "measure_parity",
-    "write_graph",
-    "write_int8",
-]

@@ -10,17 +10,11 @@ from ..media_dcl import find_files
 
 
 def check_files(arguments: Namespace) -> tuple[list[str], dict[str, Path]]:
-    """Find the files that a command line names, and check that its outputs can be written.
+    """Find the files that a command line of `dcl-detect` names, and check that its outputs can be written.
 
-    Args:
-        arguments: of `dcl-detect`.
-
-    Returns:
-        The files, each once, and the folder to which the drawing of each is relative.
-
-    Raises:
-        InputError: if a name is of nothing, a folder holds nothing to judge, or an output cannot be written, would
-            overwrite an input, or be judged by the next run.
+    Returns the files, each once, and the folder to which the drawing of each is relative. Raises `InputError` if a
+    name is of nothing, a folder holds nothing to judge, or an output cannot be written, would overwrite an input, or
+    be judged by the next run.
     """
     try:
         files, roots = _find_inputs(arguments.files)
@@ -82,6 +76,3 @@ def _check_outputs(arguments: Namespace, roots: dict[str, Path]) -> None:
                 raise InputError(
                     f"the drawings of {other} and {name} would have one name: give one --annotate folder to each."
                 )
-
-
-__all__ = ["check_files"]

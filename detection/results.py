@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from PIL import Image
 
 from ..decision_dcl import ABSTAINED, VERDICTS
 from ..drawing_dcl import telling_frames
-from ..errors_dcl import InputError, reason
+from ..errors_dcl import InputError, reason, whole_file
 from ..pipeline_dcl import FaceForgeryDetectionPipeline
 
 _LONGEST_NAME = 255  # bytes that file systems allow
@@ -30,22 +29,10 @@ _COLUMNS = (
 
 
 def record_of(pipe: FaceForgeryDetectionPipeline, model: str, backend: str) -> dict[str, Any]:
-    """Return what the results depend on, beside the files: the first line of a file of results.
-
-    Args:
-        pipe: gives them.
-        model: the name by which the checkpoint was asked for.
-        backend: what runs it.
-    """
+    """Return what the results depend on, beside the files: the first line of a file of results."""
     options = asdict(pipe.options)
     del options["batch_size"]  # changes the last digits only
-    return {
-        "kind": "run",
-        "model": model,
-        "fingerprint": fingerprint(pipe),
-        "backend": backend,
-        "options": options,
-    }
+    return {"kind": "run", "model": model, "fingerprint": fingerprint(pipe), "backend": backend, "options": options}
 
 
 def fingerprint(pipe: FaceForgeryDetectionPipeline) -> str:
@@ -90,22 +77,12 @@ def _writing(name: object) -> Iterator[None]:
 
 
 class JsonLines:
-    """A file of results that grows by whole lines, or standard output.
+    """A file of results that grows by whole lines, or standard output ("-").
 
     What a killed run left is kept: a last line without an end is dropped, the others are not done again, unless their
-    file is one of those to judge, and has changed or could not be read.
-
-    Args:
-        name: of the file; "-" is standard output.
-        record: what the results depend on.
-        files: to judge.
-
-    Attributes:
-        done: the absolute paths of those of the files that have a line, each with its verdict.
-
-    Raises:
-        InputError: if the file holds something else, or results that were made with something else, or another run
-            writes to it.
+    file is one of those to judge, and has changed or could not be read. `done` has the absolute paths of the files to
+    judge that have a line, each with its verdict. Raises `InputError` if the file holds something else, or results
+    that were made with something else, or another run writes to it.
     """
 
     def __init__(self, name: str, record: dict[str, Any], files: Iterable[str]):
@@ -136,17 +113,12 @@ class JsonLines:
 
     def _take_up(self, record: dict[str, Any]) -> None:
         """Keep the lines that still hold, in a new file that takes the place of the old one."""
-        new = self._path.with_name(f".{self._path.name}.partial")
-        try:
-            with self._path.open("rb") as file, new.open("wb") as kept:
-                for number, line in enumerate(file):
-                    if not line.endswith(b"\n") and (number or json.dumps(record).encode().startswith(line)):
-                        break
-                    if self._holds(line, number, record):
-                        kept.write(line)
-            new.replace(self._path)
-        finally:
-            new.unlink(missing_ok=True)
+        with whole_file(self._path) as new, self._path.open("rb") as file, new.open("wb") as kept:
+            for number, line in enumerate(file):
+                if not line.endswith(b"\n") and (number or json.dumps(record).encode().startswith(line)):
+                    break
+                if self._holds(line, number, record):
+                    kept.write(line)
 
     def _holds(self, line: bytes, number: int, record: dict[str, Any]) -> bool:
         """Whether a line is kept, which is not for a file to judge that has changed, or could not be read."""
@@ -216,13 +188,9 @@ def _decisive(record: dict[str, Any]) -> dict[str, Any]:
 
 
 class Table:
-    """A CSV file of results, a row a face or person, or one for a file without any.
+    """A CSV file of results, a row a face or person, or one for a file without any; without a path, there is none.
 
-    Args:
-        path: of the file, written anew; None: nothing is written.
-
-    Raises:
-        InputError: if the file cannot be written, or is something else than such a table.
+    Raises `InputError` if the file cannot be written, or is something else than such a table.
     """
 
     def __init__(self, path: Path | None):
@@ -255,11 +223,7 @@ class Table:
 
 
 def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a table that say what a result says.
-
-    Args:
-        result: as `verdicts_dcl.to_json` gives it.
-    """
+    """Return the rows of a table that say what a result, as `to_json` gives it, says."""
     whole = {key: result.get(key) for key in ("name", "kind", "verdict", "sentence", "threshold", "operating_point")}
     for key, found, name in (
         *(("band", f"band_{end}", end) for end in ("low", "high")),
@@ -282,17 +246,9 @@ def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw(pipe: FaceForgeryDetectionPipeline, result: dict[str, Any], target: Path, evidence: float) -> None:
-    """Write the annotated picture, or of a video the most telling frame of each person.
+    """Write the annotated picture, or of a video the most telling frame of each person, to a path and an ending.
 
-    Args:
-        pipe: reads the file again.
-        result: of a file.
-        target: the path of the drawing, to which an ending is added.
-        evidence: opacity of the evidence.
-
-    Raises:
-        UnreadableError: if the file cannot be read again.
-        InputError: if nothing can be written there.
+    Raises `UnreadableError` if the file cannot be read again, and `InputError` if nothing can be written there.
     """
     if result["kind"] == "image":
         with _reading():
@@ -309,11 +265,7 @@ def draw(pipe: FaceForgeryDetectionPipeline, result: dict[str, Any], target: Pat
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """Return in one line how many files there are, and of which verdicts.
-
-    Args:
-        counts: how many files have each verdict, and how many the kind "error".
-    """
+    """Return in one line how many files there are, and of which verdicts, or of the kind "error"."""
     number = sum(counts.values())
     words = {verdict: verdict.replace("_", " ") for verdict in VERDICTS}
     words |= {ABSTAINED: VERDICTS[ABSTAINED].lower(), "error": "unreadable"}
@@ -330,12 +282,7 @@ def _reading() -> Iterator[None]:
 
 
 def drawing_of(target: Path, ending: str) -> Path:
-    """Return the path of a drawing: the target's with an ending, cut where file systems would refuse so long a name.
-
-    Args:
-        target: the path to which the ending is added.
-        ending: of ASCII characters.
-    """
+    """Return the path with an ending of a drawing, cut where file systems would refuse so long a name."""
     name = os.fsencode(target.name)
     if len(name) + len(ending) <= _LONGEST_NAME:
         return target.with_name(target.name + ending)
@@ -346,30 +293,9 @@ def drawing_of(target: Path, ending: str) -> Path:
 
 def _save(image: Image.Image, path: Path) -> None:
     """Write pixels and nothing else, whole or not at all."""
-    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
-            partial = Path(file.name)
-            image.save(file, "PNG")
-        partial.chmod(0o644)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            image.save(partial, "PNG")
     except OSError as error:
         raise InputError(f"{path} cannot be written ({reason(error)}): choose another --annotate folder.") from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-
-
-__all__ = [
-    "JsonLines",
-    "Table",
-    "UnreadableError",
-    "counted",
-    "draw",
-    "drawing_of",
-    "fingerprint",
-    "record_of",
-    "rows_of",
-    "stamp_of",
-]

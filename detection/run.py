@@ -20,10 +20,7 @@ from .results import JsonLines, Table, UnreadableError, counted, draw, record_of
 def detect(arguments: Namespace, files: list[str], roots: dict[str, Path]) -> Counter[str]:
     """Judge files, write what was asked for, and count the verdicts, and what could not be read as "error".
 
-    Args:
-        arguments: of `dcl-detect`.
-        files: their paths.
-        roots: the folder to which the drawing of each is relative.
+    `roots` has the folder to which the drawing of each file is relative.
     """
     pipe = FaceForgeryDetectionPipeline.from_pretrained(
         arguments.model,
@@ -101,6 +98,3 @@ def detect(arguments: Namespace, files: list[str], roots: dict[str, Path]) -> Co
 def _shown(text: str) -> str:
     """Return a text as a terminal can show it, whatever a file in it is called."""
     return text if text.isprintable() else ascii(text)[1:-1]
-
-
-__all__ = ["detect"]

@@ -31,12 +31,7 @@ _LANDMARKS_TO_AFFINE = np.linalg.pinv(np.hstack([ALIGNED_LANDMARKS[_FLAT], np.on
 
 @dataclass(frozen=True)
 class Portrait:
-    """A face crop.
-
-    Attributes:
-        image: RGB, uint8 (height, width, 3).
-        landmarks: both eyes, nose tip and mouth corners as x, y in pixels, float (5, 2).
-    """
+    """A face crop, RGB uint8 (height, width, 3); eyes, nose tip, mouth corners as x, y in pixels, float (5, 2)."""
 
     image: np.ndarray
     landmarks: np.ndarray
@@ -58,12 +53,7 @@ class Portrait:
 
 
 class Forgery(NamedTuple):
-    """A forged face crop.
-
-    Attributes:
-        image: RGB, uint8 (height, width, 3).
-        mask: weight of the forgery times 255, uint8 (height, width).
-    """
+    """A forged face crop, RGB uint8 (height, width, 3), and the weight of the forgery times 255 (height, width)."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -79,14 +69,9 @@ class Method(NamedTuple):
 def self_blend(target: Portrait, partner: Portrait | None, rng: np.random.Generator) -> Forgery:
     """Blend a face with a slightly changed copy of itself (Shiohara & Yamasaki, "Self-Blended Images", CVPR 2022).
 
-    The copy gets another colour, and another sharpness or resolution; it is shifted by up to 3 % and scaled by up to
-    5 % before a random, elastically deformed part of the face is taken from it with a ratio of .25 to 1. The recipe's
+    The copy gets another colour, and another sharpness or resolution; it is shifted by up to 3 % and scaled by up to 5
+    % before a random, elastically deformed part of the face is taken from it with a ratio of .25 to 1. The recipe's
     change of the original instead of the copy is left out: outside the mask the original stays as it is.
-
-    Args:
-        target: the face to forge.
-        partner: not used.
-        rng: the only source of randomness.
     """
     image = target.image
     source = _change_frequencies(_change_colour(image.astype(np.float32), rng), rng)
@@ -101,26 +86,14 @@ def self_blend(target: Portrait, partner: Portrait | None, rng: np.random.Genera
 
 
 def identity_swap(target: Portrait, partner: Portrait, rng: np.random.Generator) -> Forgery:
-    """Put another person's face in the place of this one, aligned by landmarks, with matched colour, light and detail.
-
-    Args:
-        target: the face to forge.
-        partner: a face of another person.
-        rng: the only source of randomness.
-    """
+    """Put another person's face in the place of this one, aligned, with matched colour, light and detail."""
     donor = _align(partner, target)
     weight = _weight(_random_outline(rng), target.frame, target, rng)
     return _blend(target.image, _match(donor, target, weight, rng), weight)
 
 
 def lowres_swap(target: Portrait, partner: Portrait, rng: np.random.Generator) -> Forgery:
-    """Swap the identity with a face that went through a small image, as an auto-encoder's output does.
-
-    Args:
-        target: the face to forge.
-        partner: a face of another person.
-        rng: the only source of randomness.
-    """
+    """Swap the identity with a face that went through a small image, as an auto-encoder's output does."""
     donor = _align(partner, target)
     weight = _weight(_random_outline(rng), target.frame, target, rng)
     matched = _match(donor, target, weight, rng)
@@ -133,11 +106,6 @@ def local_warp(target: Portrait, partner: Portrait | None, rng: np.random.Genera
 
     Every displacement has a bounded support, and the mask is the largest of their profiles: above 0 exactly where
     something was displaced.
-
-    Args:
-        target: the face to forge.
-        partner: not used.
-        rng: the only source of randomness.
     """
     image = target.image
     canonical = _canonical_grid(target.frame, image.shape)
@@ -157,13 +125,7 @@ def local_warp(target: Portrait, partner: Portrait | None, rng: np.random.Genera
 
 
 def mouth_swap(target: Portrait, partner: Portrait, rng: np.random.Generator) -> Forgery:
-    """Replace the mouth by that of another photograph of the same person, warped into place and blended.
-
-    Args:
-        target: the face to forge.
-        partner: the same person's face in another photograph.
-        rng: the only source of randomness.
-    """
+    """Replace the mouth by that of another photograph of the same person, warped into place and blended."""
     outline = _ellipse(_LIPS + np.array([0, 0.01]), rng.uniform((0.2, 0.12), (0.27, 0.17)))
     weight = _weight(outline, target.frame, target, rng)
     return _blend(target.image, _match(_align(partner, target), target, weight, rng), weight)
@@ -260,14 +222,8 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
 def _weight(outline: np.ndarray, frame: np.ndarray, target: Portrait, rng: np.random.Generator) -> np.ndarray:
     """Draw how strongly each pixel is replaced: an outline, deformed, pulled inwards and softened, all at random.
 
-    Args:
-        outline: polygon (n, 2) in the canonical face.
-        frame: from the canonical face to the image, (2, 3).
-        target: the face; its image gives the shape, its size the unit of lengths.
-        rng: the source of randomness.
-
-    Returns:
-        float32 (height, width) in [0, 1], its largest value 1 unless the outline lies outside the image.
+    The outline is a polygon (n, 2) in the canonical face, the frame, (2, 3), leads from that to the image. Returns
+    float32 (height, width) in [0, 1], its largest value 1 unless the outline lies outside the image.
     """
     centre = outline.mean(axis=0)
     outline = centre + (outline - centre) * rng.uniform(0.85, 1.1, 2) + rng.normal(0, 0.015, 2)
@@ -349,17 +305,3 @@ def random_generator(seed: int, *key: str | int) -> np.random.Generator:
     """Return the generator that belongs to a seed and a key, whatever was drawn before and in which order."""
     digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
-
-
-__all__ = [
-    "METHODS",
-    "Forgery",
-    "Method",
-    "Portrait",
-    "identity_swap",
-    "local_warp",
-    "lowres_swap",
-    "mouth_swap",
-    "random_generator",
-    "self_blend",
-]

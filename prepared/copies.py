@@ -38,11 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def picture_hash(image: np.ndarray) -> str | None:
-    """Return the perceptual hash of a face crop: 64 hexadecimal digits, or None if it shows nothing at all.
-
-    Args:
-        image: RGB, uint8 (height, width, 3).
-    """
+    """Return the perceptual hash of a face crop, RGB uint8: 64 hexadecimal digits; None if it shows nothing."""
     small = _small_grey(image)
     if small.std() < _FLAT:
         return None
@@ -52,12 +48,7 @@ def picture_hash(image: np.ndarray) -> str | None:
 
 
 def same_picture(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two face crops are copies of one picture.
-
-    Args:
-        one: small grey crop, float32 (64, 64), as `Pictures.grey` gives it.
-        other: another one.
-    """
+    """Whether two face crops, float32 (64, 64) as `Pictures.grey` gives them, are copies of one picture."""
     one, other = (cv2.GaussianBlur(grey, (0, 0), 1) for grey in (one, other))
     inner = np.ascontiguousarray(one[_BORDER:-_BORDER, _BORDER:-_BORDER])
     affine = np.float32([[1, 0, _BORDER], [0, 1, _BORDER]])
@@ -75,13 +66,7 @@ def _small_grey(image: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Pictures:
-    """The face crops of a split, for a search for copies.
-
-    Attributes:
-        where: how messages call the split.
-        table: `label`, `video_id`, `source_id` and `frame` of every row, and `phash` where the split has it.
-        cell: returns the `image` cell of a row.
-    """
+    """The face crops of a split: its name, its rows without images, and what returns the `image` cell of a row."""
 
     where: str
     table: pd.DataFrame
@@ -144,14 +129,7 @@ class Pictures:
         return self._greys[row]
 
     def add_hashes(self, most: int | None = None) -> bool:
-        """Compute the hashes of those `sources` that have none stored.
-
-        Args:
-            most: so many are computed at most; None: all.
-
-        Returns:
-            Whether there are hashes now.
-        """
+        """Compute at most so many hashes of `sources` that have none; returns whether there are hashes now."""
         hashes = np.full(len(self.table), None, object)
         if "phash" in self.table:
             stored = self.table["phash"].notna().to_numpy()
@@ -169,14 +147,9 @@ class Pictures:
 
 
 def find_copies(one: Pictures, other: Pictures | None = None) -> list[tuple[int, int]]:
-    """Find rows that show the same picture: one pair for every two families that share one.
+    """Find rows that show the same picture: one pair, in the order of the rows, for every two families that share one.
 
-    Args:
-        one: a split, with hashes.
-        other: another one; None: pairs within `one` are looked for, of different families.
-
-    Returns:
-        Pairs of rows, the first of `one`, in the order of their rows.
+    With one split, which must have hashes, pairs within it are looked for, of different families.
     """
     within = other is None
     other = one if within else other
@@ -247,16 +220,9 @@ def describe_copy(one: Pictures, row: int, other: Pictures, match: int) -> str:
 
 
 def refuse_copies(one: Pictures, other: Pictures, remedy: str, most: int | None = HASHED_ON_THE_FLY) -> None:
-    """Check that two splits do not share a picture.
+    """Raise an `InputError`, which names the first pair and ends in the remedy, if two splits share a picture.
 
-    Args:
-        one: what is learned from.
-        other: what is held out.
-        remedy: the end of the error: what to do.
-        most: hashes that are computed at most for a split that has none stored.
-
-    Raises:
-        InputError: if they do; it names the first pair.
+    For a split that has no stored hashes, at most so many are computed; else there is a warning.
     """
     for part in (one, other):
         if not part.add_hashes(most):
@@ -270,16 +236,3 @@ def refuse_copies(one: Pictures, other: Pictures, remedy: str, most: int | None 
     if pairs:
         more = f" ({len(pairs) - 1} more pairs)" if len(pairs) > 2 else " (1 more pair)" if len(pairs) == 2 else ""
         raise InputError(f"{describe_copy(one, pairs[0][0], other, pairs[0][1])}, or nearly{more}: {remedy}")
-
-
-__all__ = [
-    "HASHED_ON_THE_FLY",
-    "NEAR",
-    "SAME",
-    "Pictures",
-    "describe_copy",
-    "find_copies",
-    "picture_hash",
-    "refuse_copies",
-    "same_picture",
-]

@@ -55,14 +55,9 @@ TAIL = 64  # bytes of an encoded image that a fingerprint looks at
 
 
 class CorruptImageError(InputError):
-    """An image of a prepared data set cannot be decoded.
+    """An image of a prepared data set cannot be decoded; `cause` says what is wrong, without the remedy.
 
-    Args:
-        cause: what is wrong with which image.
-        remedy: what to do about it; a data loader's worker hands the error on as one text, without it.
-
-    Attributes:
-        cause: as given, for where the remedy was taken already.
+    A data loader's worker hands the error on as one text.
     """
 
     def __init__(self, cause: str, remedy: str | None = None):
@@ -81,8 +76,7 @@ def load_prepared(name: str, split: str, data_root: str | Path | None = None, sp
             finds the copy of an earlier time under the name of the whole set only.
 
     Returns:
-        A data set with the columns of `FEATURES`, in which `image` and `mask` are `{"bytes", "path"}` cells: decode
-        them with `decode_image` and `decode_mask`.
+        The columns of `FEATURES`; `image` and `mask` are cells, see `decode_image` and `decode_mask`.
 
     Raises:
         InputError: if the set or the split is missing, empty or unreadable, or a column is missing or of another type.
@@ -121,13 +115,7 @@ def explained_failure(name: str, split: str, data_root: str | Path | None) -> It
 def find_files(name: str, split: str, data_root: str | Path | None = None) -> list[str]:
     """Return the Parquet files of a split, in order: paths, or addresses (`hf://...`) of files on the Hub.
 
-    Args:
-        name: as of `load_prepared`.
-        split: as of `load_prepared`.
-        data_root: as of `load_prepared`.
-
-    Raises:
-        InputError: if there is no such set or split, a shard of it is missing, or a local file is no Parquet file.
+    Raises `InputError` if there is no such set or split, a shard of it is missing, or a local file is no Parquet file.
     """
     folder = find_folder(name, data_root)
     if folder is None:
@@ -173,18 +161,10 @@ def _with_checked_columns(dataset: Dataset, where: str) -> Dataset:
 
 
 def check_columns(features: Features, null_count: Callable[[str], int], where: str) -> list[str]:
-    """Check that a data set has the columns of a prepared one.
+    """Return the columns of `FEATURES` that a data set has, less the optional ones that hold nothing at all.
 
-    Args:
-        features: its columns.
-        null_count: how many rows of a column have no value.
-        where: its name, for the error.
-
-    Returns:
-        The columns of `FEATURES` that it has, less the optional ones that hold nothing at all.
-
-    Raises:
-        InputError: if a column is missing, of another type, or has rows without a value.
+    `null_count` says how many rows of a column have no value. Raises `InputError` if a column is missing, of another
+    type, or has rows without a value.
     """
     kept = []
     for column, expected in FEATURES.items():
@@ -222,17 +202,17 @@ def _same_kind(actual: Any, expected: Any) -> bool:
         return getattr(actual, "feature", None) is not None
     if not isinstance(actual, Value):
         return False
-    kinds = (pa.types.is_integer, pa.types.is_floating, lambda type_: pa.types.is_string(type_) or _is_large(type_))
+    kinds = (
+        pa.types.is_integer,
+        pa.types.is_floating,
+        lambda type_: pa.types.is_string(type_) or pa.types.is_large_string(type_),
+    )
     return any(kind(actual.pa_type) and kind(expected.pa_type) for kind in kinds)
 
 
 def _is_null(feature: Any) -> bool:
     """Whether a column holds nothing but nulls, as a writer without a schema leaves it."""
     return isinstance(feature, Value) and feature.dtype == "null"
-
-
-def _is_large(type_: pa.DataType) -> bool:
-    return pa.types.is_large_string(type_)
 
 
 def metadata(dataset: Dataset) -> pa.Table:
@@ -242,11 +222,7 @@ def metadata(dataset: Dataset) -> pa.Table:
 
 
 def keys_of(rows: Any) -> pd.DataFrame:
-    """Return what tells rows apart, videos distinct from their namesakes in other data sets and compressions.
-
-    Args:
-        rows: a `Dataset`, or what else has `column_names` and `select_columns`.
-    """
+    """Return what tells rows apart, videos distinct from their namesakes in other data sets and compressions."""
     names = ["label", "method", "video_id", "source_id", "frame", "crop", "dataset", "compression"]
     table = metadata(rows.select_columns([name for name in names if name in rows.column_names])).to_pandas()
     for name in {"dataset", "compression"} & set(table):
@@ -273,13 +249,7 @@ def check_labels(labels: np.ndarray, where: str) -> None:
 def find_crop(dataset: Dataset, where: str, allow_mixed: bool = False) -> dict[str, Any]:
     """Return how the faces of a data set were cut: `{"kind", "margin", "size", "detector"}`.
 
-    Args:
-        dataset: a prepared data set.
-        where: its name, for the error.
-        allow_mixed: with several crops, return the most frequent one instead of refusing.
-
-    Raises:
-        InputError: if the rows were cut in different ways and `allow_mixed` is false.
+    Raises `InputError` if the rows were cut in different ways, unless `allow_mixed`: then it is the most frequent one.
     """
     crops = metadata(dataset.select_columns(["crop"])).column("crop").combine_chunks()
     counts = pa.table({name: pc.struct_field(crops, name) for name in CROP_FIELDS}).group_by(list(CROP_FIELDS))
@@ -320,17 +290,9 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def decode_image(cell: dict[str, Any], row: str) -> np.ndarray:
-    """Decode an `image` cell as detection reads pictures: upright, sRGB, 8 bits a channel.
+    """Decode an `image` cell, `{"bytes", "path"}`, as detection reads pictures: upright, sRGB, 8 bits a channel.
 
-    Args:
-        cell: `{"bytes", "path"}`, as a data set of `load_prepared` gives it.
-        row: which row it is, for the error.
-
-    Returns:
-        uint8 array (height, width, 3), writable, as PyTorch wants it.
-
-    Raises:
-        CorruptImageError: if it cannot be decoded.
+    Returns uint8 (height, width, 3), writable, as PyTorch wants it; raises `CorruptImageError`, which names the row.
     """
     with _decoding(cell, f"the image of {row}") as (source, name):
         pixels = decode_picture(source, name).pixels if isinstance(source, bytes) else read_picture(source)
@@ -367,12 +329,9 @@ def _decoding(cell: dict[str, Any], what: str) -> Iterator[tuple[bytes | str, st
 
 
 def encode_image(image: np.ndarray, encoding: str = DEFAULT_ENCODING, name: str | None = None) -> dict[str, Any]:
-    """Encode an image or a mask as a cell.
+    """Encode an image, RGB uint8 (height, width, 3), or without loss a mask (height, width), as a cell.
 
-    Args:
-        image: RGB (height, width, 3), or a mask (height, width), which is always encoded without loss; uint8.
-        encoding: of images, a key of `ENCODINGS`.
-        name: of the file that it was cut from, if that was one picture.
+    The encoding is a key of `ENCODINGS`; the name is that of the file that it was cut from, if that was one picture.
     """
     buffer = io.BytesIO()
     how = ENCODINGS[encoding] if image.ndim == 3 else ENCODINGS["png"]

@@ -30,15 +30,9 @@ def split_names(names: Sequence[str]) -> list[str]:
 
 
 def check_names(names: Iterable[str], splits: Iterable[str], data_root: str | Path | None = None) -> None:
-    """Check that prepared data sets are there and have some splits; of the Hub's, only that they are there.
+    """Raise an `InputError` unless prepared data sets are there and have some splits; of the Hub's, only the former.
 
-    Args:
-        names: of each a folder under `data_root`, else a path, else the id of a data set on the Hub.
-        splits: that each must have.
-        data_root: where names are looked up first.
-
-    Raises:
-        InputError: if one is not.
+    A name is of a folder under `data_root`, else a path, else the id of a data set on the Hub.
     """
     for name in names:
         folder = find_folder(name, data_root)
@@ -52,8 +46,7 @@ def check_names(names: Iterable[str], splits: Iterable[str], data_root: str | Pa
 def find_folder(name: str, data_root: str | Path | None) -> Path | None:
     """Return the folder of a prepared data set, None if the name may be of one on the Hub.
 
-    Raises:
-        InputError: if it is neither.
+    Raises `InputError` if it is neither.
     """
     candidates = [Path(data_root) / name] if data_root is not None else []
     candidates.append(Path(name))
@@ -79,16 +72,7 @@ def split_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def files_of_split(splits: dict[str, list[Any]], split: str, where: str | Path) -> list[Any]:
-    """Return the files of one split.
-
-    Args:
-        splits: the files of each, paths or addresses.
-        split: the wanted one.
-        where: the name of the data set, for the error.
-
-    Raises:
-        InputError: if there is no such split, or a shard of it is missing.
-    """
+    """Return the files of one split; raises `InputError` if there is no such split, or a shard of it is missing."""
     if split not in splits:
         raise InputError(
             f"Data set {where} has no split {split!r}: "

@@ -40,17 +40,8 @@ def load_splits(
     """Load data sets and check that they can be evaluated.
 
     Each is called by its name under `data_root`, its id on the Hub, or the last part of its path; where two paths end
-    alike, by the whole path.
-
-    Args:
-        sources: names under `data_root`, paths, or ids of data sets on the Hub.
-        split: which split of each.
-        data_root: where names are looked up first.
-        allow_mixed_crops: accept a data set whose faces were cut in several ways.
-
-    Raises:
-        InputError: if one cannot be loaded, has rows without a label or frames that are there twice, or mixes crops
-            without leave.
+    alike, by the whole path. Raises `InputError` if one cannot be loaded, has rows without a label or frames that are
+    there twice, or mixes crops without leave.
     """
     sources = list(dict.fromkeys(sources))
     if not sources:
@@ -81,11 +72,7 @@ def load_splits(
 
 
 def refuse_copies_of_training(sets: Sequence[PreparedSplit], data_root: str | Path | None = None) -> None:
-    """Check that no data set on this machine shares a picture with its own splits for training and validation.
-
-    Raises:
-        InputError: if one does; it names the first pair.
-    """
+    """Raise an `InputError` if a local data set shares a picture with its own training or validation split."""
     for data in sets:
         folder = find_folder(data.source, data_root)
         if folder is None or data.split == "train":  # on the Hub; or asked for as it is
@@ -117,6 +104,3 @@ def _short_name(source: str, data_root: str | Path | None) -> str:
     if data_root is not None and (Path(data_root) / source).is_dir():
         return source
     return Path(source).resolve().name if Path(source).is_dir() else source
-
-
-__all__ = ["PreparedSplit", "crop_matches", "load_splits", "refuse_copies_of_training"]

@@ -245,7 +245,7 @@ def changed(**statistics):
         (changed(centres=pack([[np.inf, 0, 0, 0]])), "centres .* finite"),
         (changed(centres="A" * (5 << 20)), "centres .* text of base64"),
         (changed(directions=pack([[np.nan] * 4])), "directions .* finite"),
-        (changed(variances=[1.0, 2.0]), "equally many, got 1 and 2"),
+        (changed(variances=[1.0, 2.0]), r"equally many, got \(1, 2\)"),
         (changed(variances=[0.0]), "variances"),
         (changed(variances="1"), "variances"),
         (changed(rest=0), "rest"),

@@ -60,7 +60,7 @@ found["batch"] = detect([image] * 3, batch_size=2)
 grey = np.asarray(image.convert("L"))
 found["16 bits"], found["8 bits"] = detect(grey.astype(np.uint16) * 257), detect(Image.fromarray(grey))
 found["pipeline of objects"] = pipeline("image-classification", model=classifier, image_processor=processor)(image)
-found["own"] = [name for name in sys.modules if name.startswith("dcl_face_forgery")]
+found["own"] = [name for name in sys.modules if name.startswith("dcl_face_forgery.")]
 print(json.dumps(found))
 """
 

@@ -112,3 +112,12 @@ def test_every_module_says_what_it_is(name):
 
 def test_a_checkpoint_brings_few_files():
     assert len(SHIPPED) <= 13
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_of_a_size_to_read(name):
+    """A file of a few lines belongs to its neighbour; one that takes long to read says at its head why it is long."""
+    text = FILES[name].read_text()
+    lines = text.count("\n")
+    assert lines >= 40
+    assert lines <= 450 or re.search(r"^Long because \w+", ast.get_docstring(ast.parse(text)), re.MULTILINE), lines

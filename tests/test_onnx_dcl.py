@@ -87,12 +87,6 @@ def test_images_of_another_shape_are_refused(folder, shape):
         OnnxClassifier.from_pretrained(folder)(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
-def test_threads_are_a_whole_number(folder, threads):
-    with pytest.raises(InputError, match=f"threads is {threads!r}"):
-        OnnxClassifier.from_pretrained(folder, threads=threads)
-
-
 def test_without_onnxruntime_one_sentence_says_how_to_install_it(folder, monkeypatch):
     monkeypatch.setattr(onnx_dcl, "onnxruntime", None)
     with pytest.raises(InputError, match="pip install onnxruntime"):
@@ -146,12 +140,12 @@ def test_a_graph_with_other_outputs_is_refused(folder):
         OnnxClassifier.from_pretrained(folder)
 
 
-def test_outputs_that_are_not_what_the_graph_says_are_refused(folder):
+def test_a_graph_of_another_number_of_classes_is_refused(folder):
     three = onnx.numpy_helper.from_array(np.ones((3, 3), np.float32), "weights")
     outputs = [value("logits", ["n", "k"]), value("evidence", ["n", 3, 3]), value("embedding", ["n", 3])]
     onnx.save_model(make_graph(outputs=outputs, weights=three), folder / "model.onnx")
-    with pytest.raises(InputError, match=r"gives logits of the shape \(2, 3\)"):
-        OnnxClassifier.from_pretrained(folder)(torch.zeros(2, 3, SIZE, SIZE))
+    with pytest.raises(InputError, match="its outputs are logits"):
+        OnnxClassifier.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("where", ["absolute", "parent", "link"])

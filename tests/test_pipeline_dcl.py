@@ -1020,7 +1020,7 @@ print(json.dumps({
     "first": pipe(picture)["faces"][0]["p_fake"],
     "second": second(picture)["faces"][0]["p_fake"],
     "modules": [type(pipe).__module__, type(second).__module__],
-    "own": [name for name in sys.modules if name.startswith("dcl_face_forgery")],
+    "own": [name for name in sys.modules if name.startswith("dcl_face_forgery.")],
 }))
 """
 

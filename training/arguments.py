@@ -65,8 +65,7 @@ class TrainingRun:
     def training(self) -> "DCLTrainingArguments":
         """The arguments of the Trainer; the first look at them imports torch, and asks for the devices.
 
-        Raises:
-            InputError: if a package is missing, or the settings do not go together, or not with this machine.
+        Raises `InputError` if a package is missing, or the settings do not go together, or not with this machine.
         """
         try:
             from .trainer import DCLTrainingArguments
@@ -102,10 +101,8 @@ class TrainingRun:
 def parse_training_run(argv: list[str]) -> TrainingRun:
     """Read a command line in which `-c FILE` gives defaults that the other flags override.
 
-    A file may name another one, relative to itself, whose values are the defaults under its own: `base: FILE`.
-
-    Raises:
-        InputError: if the file is missing or no YAML, a key or flag is unknown, or a value is of the wrong type.
+    A file may name another one, relative to itself, whose values are the defaults under its own: `base: FILE`. Raises
+    `InputError` if the file is missing or no YAML, a key or flag is unknown, or a value is of the wrong type.
     """
     groups = (ModelArguments, DataArguments, ViewSettings, AugmentationSettings, _trainer_options())
     hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}

@@ -25,42 +25,27 @@ PCA_STRENGTH = 0.1  # standard deviations of the image's own colours
 
 
 class Augmentation:
-    """Turns a face crop and its mask into a view of a fixed size, by draws of a given random generator.
-
-    Args:
-        settings: what happens how often, and how strongly.
-        image_size: side of the square output, in pixels.
-
-    Raises:
-        InputError: if `image_size` is not a positive integer.
-    """
+    """Turns a face crop and its mask into a view of `image_size` pixels, by draws of a given random generator."""
 
     def __init__(self, settings: AugmentationSettings, image_size: int):
-        if not isinstance(image_size, int) or image_size < 1:
-            raise InputError(f"the image size is {image_size!r}: set it to a number of pixels, 1 or more.")
         self.settings = settings
         self.image_size = image_size
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the augmented image and the mask moved with it.
+        """Return the augmented image and the mask moved with it, uint8 (size, size, 3) and (size, size).
 
         Args:
             image: uint8 RGB array (height, width, 3), of any size.
-            mask: uint8 array (height, width), the forged share of each pixel in 255ths; None where unknown.
+            mask: uint8 array (height, width), the forged share of each pixel in 255ths; None where unknown. A place
+                that is blackened by the cutout stays marked as forged: it is where the forgery lies, seen or not.
             rng: the only source of randomness.
 
-        Returns:
-            uint8 arrays (image_size, image_size, 3) and (image_size, image_size), or None for the mask. A place that
-            is blackened by the cutout stays marked as forged: it is where the forgery lies, seen or not.
-
         Raises:
-            InputError: if the image is not a uint8 RGB array, or the mask has not its height and width.
+            InputError: if the mask has not the height and width of the image.
         """
-        _check_alike("image", image, (*image.shape[:2], 3))
-        if mask is not None:
-            _check_alike("mask", mask, image.shape[:2])
+        _check_size("mask", mask, image)
         height, width = image.shape[:2]
         matrix = self._draw_geometry(width, height, rng)
         image = warp(image, matrix, self.image_size)
@@ -107,16 +92,10 @@ class Augmentation:
 
 
 def warp(values: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Sample an image or a mask at the places an affine map sends the pixels of a square view to.
+    """Sample an image or a mask, uint8, at the places an affine map sends the pixels of a square view to.
 
-    Args:
-        values: uint8 array (height, width) or (height, width, channels).
-        matrix: array (3, 3) from view to source, in pixels counted from the outer corner, in which the centre of the
-            first pixel is (0.5, 0.5).
-        size: side of the view in pixels.
-
-    Returns:
-        uint8 array (size, size) or (size, size, channels), bilinear; beyond its border the source is mirrored.
+    The matrix (3, 3) leads from view to source, in pixels counted from the outer corner, in which the centre of the
+    first pixel is (0.5, 0.5). Bilinear; beyond its border the source is mirrored.
     """
     # Source columns and rows per pixel of the view. Beyond the limit the source is first reduced to the resolution of
     # the view by a low-pass, or thin structures would alias, and forged traces with them.
@@ -132,11 +111,7 @@ def warp(values: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     # BORDER_REFLECT mirrors about the image's edge, hence repeats the last pixel within its half width as a resize
     # does; BORDER_REFLECT_101 mirrors about the last pixel's centre, which shows along the rim of an enlarged image.
     return cv2.warpAffine(
-        values,
-        matrix[:2],
-        (size, size),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REFLECT,
+        values, matrix[:2], (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
     )
 
 
@@ -145,34 +120,22 @@ def corresponding_mix(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Blend a fake with the frame of the real video it was made from: a fainter forgery, which stays a fake.
 
-    The paper names this view and no distribution of the ratio.
-
-    Args:
-        fake: uint8 RGB array (height, width, 3).
-        source: uint8 RGB array of the same shape, cut out of the source frame at the same place.
-        mask: uint8 array (height, width) of the fake; None where unknown.
-        ratio: share of the fake, in (0, 1].
-
-    Returns:
-        `ratio * fake + (1 - ratio) * source` and the mask scaled by the ratio, rounded up: what was marked as forged
-        stays marked.
-
-    Raises:
-        InputError: if the two images differ in size, or the mask differs from them.
+    The paper names this view and no distribution of the ratio, the share of the fake in (0, 1]. Images are uint8 RGB
+    (height, width, 3), cut at the same place; the mask (height, width) is scaled by the ratio, rounded up: what was
+    marked as forged stays marked. Raises `InputError` if the sizes differ.
     """
-    _check_alike("source frame", source, fake.shape)
+    _check_size("source frame", source, fake)
+    _check_size("mask", mask, fake)
     image = cv2.addWeighted(fake, ratio, source, 1.0 - ratio, 0.0)
-    if mask is None:
-        return image, None
-    _check_alike("mask", mask, fake.shape[:2])
-    return image, np.ceil(mask * ratio).astype(np.uint8)
+    return image, None if mask is None else np.ceil(mask * ratio).astype(np.uint8)
 
 
-def _check_alike(name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
-    if values.dtype != np.uint8 or values.shape != shape:
+def _check_size(name: str, values: np.ndarray | None, image: np.ndarray) -> None:
+    if values is not None and values.shape[:2] != image.shape[:2]:
+        (height, width), (wanted_height, wanted_width) = values.shape[:2], image.shape[:2]
         raise InputError(
-            f"the {name} is a {values.dtype} array of shape {values.shape}, not uint8 of shape {shape}: "
-            "give images as RGB, and cut image, mask and source frame in one size."
+            f"the {name} has {width}x{height} pixels, and its image {wanted_width}x{wanted_height}: cut image, mask "
+            "and source frame in one size."
         )
 
 
@@ -214,6 +177,3 @@ def _through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     # OpenCV's codec takes blue first; in the wrong order red would lose its detail instead of blue.
     encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-
-
-__all__ = ["Augmentation", "AugmentationSettings", "corresponding_mix", "warp"]

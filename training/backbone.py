@@ -40,16 +40,11 @@ PLAIN_BLOCK = EXPANDED_BLOCK | {"_bn1": "bn1", "_project_conv": "conv_pw", "_bn2
 
 
 def load_backbone_weights(model: DCLForPreTraining, source: str) -> None:
-    """Load pretrained weights into the query encoder, and copy them to the momentum encoder.
+    """Load pretrained weights into the query encoder of a fresh model, and copy them to the momentum encoder.
 
-    Args:
-        model: a fresh model.
-        source: `"timm"`, the weights that timm names for the backbone, from the Hub; or a `.safetensors` or PyTorch
-            file whose tensors, after well-known prefixes and names are rewritten, cover the whole backbone.
-
-    Raises:
-        InputError: if the weights cannot be fetched or read, or a tensor of the backbone is missing or of another
-            shape.
+    The source is `"timm"`, the weights that timm names for the backbone, from the Hub; or a `.safetensors` or PyTorch
+    file whose tensors, after well-known prefixes and names are rewritten, cover the whole backbone. Raises
+    `InputError` if they cannot be fetched or read, or a tensor is missing or of another shape.
     """
     config, backbone = model.config, model.dcl.backbone
     weights = _fetch_from_timm(config) if source == "timm" else _read(Path(source))

@@ -11,18 +11,11 @@ def world_size() -> int:
 
 
 def mean_over_processes(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean of the valid values of all processes, in a form whose gradient DDP averages rightly.
+    """Mean of the valid values (N,) of all processes, in a form whose gradient DDP averages rightly.
 
     DDP averages the gradients of the processes as if each had as many images. A subset (fakes with a mask, say) has
     other sizes on each, so every process gives its own sum, divided by the count of all and multiplied by their
-    number: the average over processes is then the mean over the whole batch.
-
-    Args:
-        values: float (N,), one for each image of this process.
-        valid: bool (N,), which of them count; all by default.
-
-    Returns:
-        Scalar. Averaged over processes it is the mean; 0 where no process has a valid value.
+    number: the average over processes is then the mean over the whole batch; 0 where no process has a valid value.
     """
     if valid is None:
         valid = torch.ones_like(values, dtype=torch.bool)
@@ -35,14 +28,7 @@ def mean_over_processes(values: torch.Tensor, valid: torch.Tensor | None = None)
 
 @torch.no_grad()
 def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Concatenate the rows of all processes, in the order of their ranks, however many each has.
-
-    Args:
-        tensor: (N, ...), N may differ between processes.
-
-    Returns:
-        (sum of all N, ...), equal on every process.
-    """
+    """Concatenate the rows (N, ...) of all processes, in the order of their ranks, however many each has."""
     if world_size() == 1:
         return tensor
     length = torch.tensor([len(tensor)], device=tensor.device)

@@ -49,18 +49,10 @@ def load_rows(
     streaming: bool = False,
     split_alone: bool = False,
 ) -> Dataset | StreamedRows:
-    """Load a split of one or several prepared data sets, with all reals and the fakes of some methods.
+    """Load a split of one or several prepared data sets, with all reals and the fakes of some methods, by default all.
 
-    Args:
-        names: data sets, as `load_prepared` takes them.
-        split: the split of each.
-        data_root: where names are looked up first.
-        methods: manipulation methods to keep; all by default.
-        streaming: leave the images where they are, to be read when they are drawn.
-        split_alone: as of `load_prepared`.
-
-    Raises:
-        InputError: if a set cannot be used, a method is in none of them, or a class has no row.
+    With `streaming`, images stay where they are, to be read when they are drawn; all else is as of `load_prepared`.
+    Raises `InputError` if a set cannot be used, a method is in none of them, or a class has no row.
     """
     if streaming:
         rows = concatenate_rows([stream_prepared(name, split, data_root) for name in names])
@@ -125,10 +117,7 @@ class PairDataset(TorchDataset):
         return len(self.rows)
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Any]:
-        """Make the sample of a draw.
-
-        Args:
-            draw: (epoch, row), as a sampler gives it.
+        """Make the sample of a draw (epoch, row), as a sampler gives it.
 
         Returns:
             `pixel_values` and `key_pixel_values` uint8 (3, size, size), `mask` uint8 (size, size) of the query,
@@ -185,15 +174,19 @@ class PairDataset(TorchDataset):
 class FaceDataset(TorchDataset):
     """The faces of a prepared data set as the image processor gives them, for validation.
 
-    Args:
-        rows: a prepared data set, images encoded.
-        processor: the model's image processor.
-        skip_corrupt: leave out the rows that cannot be decoded, with a warning; they are looked for at once.
+    Rows that cannot be decoded are looked for at once, and left out with a warning, if `skip_corrupt`.
     """
 
     def __init__(self, rows: Dataset, processor: Any, skip_corrupt: bool = False):
         if skip_corrupt:
-            rows = rows.select([row for row in range(len(rows)) if _is_readable(rows, row)])
+            readable = []
+            for row in range(len(rows)):
+                try:
+                    decode_row(rows[row], row)
+                    readable.append(row)
+                except CorruptImageError as error:
+                    logger.warning("Skipped: %s.", error.cause)
+            rows = rows.select(readable)
         self.rows = rows
         self.processor = processor
         table = keys_of(rows)
@@ -218,11 +211,7 @@ class BalancedSampler(Sampler):
     """Real and fake rows in turn, so that every batch of an even size holds as many of each.
 
     An epoch takes all rows of the smaller class once and as many of the larger one; the next epoch goes on where it
-    stopped, so none is drawn a second time before all were drawn.
-
-    Args:
-        labels: the class of each row.
-        seed: with the epoch, all that the order depends on.
+    stopped, so none is drawn a second time before all were drawn. The order depends on seed and epoch alone.
     """
 
     def __init__(self, labels: np.ndarray, seed: int = 0):
@@ -281,15 +270,6 @@ def _with_common_types(rows: Dataset) -> Dataset:
             column = rows.data.column(name).combine_chunks().cast(FEATURES.arrow_schema.field(name).type)
             rows = rows.remove_columns(name).add_column(name, column, feature=FEATURES[name])
     return rows
-
-
-def _is_readable(rows: Dataset, row: int) -> bool:
-    try:
-        decode_row(rows[row], row)
-    except CorruptImageError as error:
-        logger.warning("Skipped: %s.", error.cause)
-        return False
-    return True
 
 
 def _choose(rows: np.ndarray, fallback: int, rng: np.random.Generator) -> int:

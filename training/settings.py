@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 VALIDATION_METRICS = {"auc": True, "eer": False, "accuracy": True, "video_auc": True, "loss": False}
 
 
-def check_number(name: str, value: Any, low: float, high: float) -> None:
-    """Raise `InputError` unless the setting `name` is a number from `low` to `high`."""
-    if not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InputError(f"{name} is {value!r}: set it to a number from {low:g} to {high:g}.")
+def check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
+    """Raise `InputError` unless the setting `name` is a finite number from `low` to `high`."""
+    if not isinstance(value, (int, float)) or not (low <= value <= high and value < math.inf):
+        span = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:.10g}"
+        raise InputError(f"{name} is {value!r}: choose a number, {span}.")
 
 
 def check_interval(name: str, value: Any, low: float, high: float) -> None:
     """Raise `InputError` unless the setting `name` is two numbers from `low` to `high`, the smaller first."""
     numbers = isinstance(value, (list, tuple)) and all(isinstance(end, (int, float)) for end in value)
     if not (numbers and len(value) == 2 and low <= value[0] <= value[1] <= high):
-        raise InputError(f"{name} is {value!r}: set it to two numbers from {low:g} to {high:g}, the smaller first.")
+        raise InputError(f"{name} is {value!r}: choose two numbers from {low:g} to {high:g}, the smaller first.")
 
 
 def check_probabilities(settings: Any) -> None:
@@ -59,8 +60,7 @@ class ModelArguments:
     image_size: int = field(default=299, metadata={"help": "Side of the input in pixels."})
     dropout: float = field(default=0.2, metadata={"help": "Dropout before the classifier."})
     embedding: Literal["map", "pooled"] = field(
-        default="map",
-        metadata={"help": "What Inter-ICL compares: the squeezed map, or pooled features."},
+        default="map", metadata={"help": "What Inter-ICL compares: the squeezed map, or pooled features."}
     )
     embedding_dim: int = field(default=128, metadata={"help": "Length of the pooled embedding."})
     queue_size: int = field(default=32768, metadata={"help": "Rows of each queue of hard keys."})
@@ -74,11 +74,7 @@ class ModelArguments:
     mask_threshold: float = field(default=0.01, metadata={"help": "Forged share above which a cell is forged."})
 
     def config(self) -> "DCLConfig":
-        """Build the configuration of a new model.
-
-        Raises:
-            InputError: if a setting is of the wrong type or out of its range.
-        """
+        """Build the configuration of a new model; raises `InputError` if a setting cannot be used."""
         from huggingface_hub.errors import StrictDataclassError
 
         from ..configuration_dcl import DCLConfig, why_refused
@@ -95,14 +91,9 @@ class ModelArguments:
             raise InputError(f"{why_refused(error)}.") from error
 
     def refuse_conflicts(self, config: "DCLConfig", given: Collection[str]) -> None:
-        """Check the settings against the configuration of the checkpoint to start from, which is what counts.
+        """Raise an `InputError` if a setting that was given is not that of the checkpoint to start from, which counts.
 
-        Args:
-            config: that of the checkpoint.
-            given: the settings that the command line or the configuration file names.
-
-        Raises:
-            InputError: if one of them is not the checkpoint's own.
+        `given` are the settings that the command line or the configuration file names.
         """
         wanted = self.config()
         for item in fields(self):
@@ -143,11 +134,7 @@ class DataArguments:
 
 @dataclass
 class ViewSettings:
-    """How often each view of DCL is taken; the defaults are the released ones where the released code has the view.
-
-    Raises:
-        InputError: if a value is out of its range.
-    """
+    """How often each view of DCL is taken; the defaults are the released ones where the released code has the view."""
 
     augment: bool = field(
         default=True, metadata={"help": "Apply the common augmentation; without it images are only resized."}
@@ -184,16 +171,12 @@ class ViewSettings:
         check_probabilities(self)
         check_interval("mix_ratio", self.mix_ratio, 0.01, 1)
         if not isinstance(self.random_patch_grid, int) or self.random_patch_grid < 1:
-            raise InputError(f"random_patch_grid is {self.random_patch_grid!r}: set it to a whole number, 1 or more.")
+            raise InputError(f"random_patch_grid is {self.random_patch_grid!r}: choose a whole number, 1 or more.")
 
 
 @dataclass
 class AugmentationSettings:
-    """How often and how strongly images are augmented; the defaults are those of the original DCL training.
-
-    Raises:
-        InputError: if a value is out of its range.
-    """
+    """How often and how strongly images are augmented; the defaults are those of the original DCL training."""
 
     rotate_probability: float = field(
         default=0.5, metadata={"help": "Share of the views that are rotated about their centre."}
@@ -249,16 +232,12 @@ class AugmentationSettings:
 class TrainingSettings:
     """What DCL adds to the `TrainingArguments` of transformers, and what it sets otherwise; as in the paper's code.
 
-    It is mixed into their class, or into their fields alone, which it checks, too.
+    It is mixed into their class, or into their fields alone, which it checks, too: `InputError` if one is out of its
+    range, or does not go with DCL.
 
     The loss is `a * ce + (1 - a) * (inter + intra_weight * (intra_fake + intra_real_weight * intra_real))` with `a` 1
-    during the warm-up and `1 - contrastive_weight` after it (Eq. 10).
-
-    With gradient accumulation, the memory moves at every micro-batch and the momentum encoder at every optimizer step:
-    this is not the same as one large batch.
-
-    Raises:
-        InputError: if a setting is out of its range, or does not go with DCL.
+    during the warm-up and `1 - contrastive_weight` after it (Eq. 10). With gradient accumulation, the memory moves at
+    every micro-batch and the momentum encoder at every optimizer step: this is not the same as one large batch.
     """
 
     contrastive_weight: float = field(
@@ -317,22 +296,17 @@ class TrainingSettings:
     )
 
     def __post_init__(self):
-        if not 0 <= self.contrastive_weight <= 1:
-            raise InputError(f"contrastive_weight is {self.contrastive_weight}: choose it in [0, 1].")
-        for name in ("intra_weight", "intra_real_weight", "contrastive_warmup_epochs", "lr_step_epochs"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}: choose 0 or more.")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: choose 1 or more.")
+        for name, *span in (
+            ("contrastive_weight", 0, 1),
+            *((name, 0) for name in ("intra_weight", "intra_real_weight", "contrastive_warmup_epochs")),
+            *(("lr_step_epochs", 0), ("learning_rate", 0), ("seed", 0, 2**32 - 1), ("gradient_accumulation_steps", 1)),
+            *(("per_device_train_batch_size", 1), ("per_device_eval_batch_size", 1)),
+        ):
+            check_number(name, getattr(self, name), *span)
         if self.calibration not in ("platt", "none"):
             raise InputError(f"calibration is {self.calibration!r}: choose from platt, none.")
         if not 0 < self.inconclusive_error_rate < 0.5:
             raise InputError(f"inconclusive_error_rate is {self.inconclusive_error_rate}: choose it in (0, .5).")
-        if not 0 <= self.learning_rate < math.inf:
-            raise InputError(f"learning_rate is {self.learning_rate}: choose a number of 0 or more.")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed is {self.seed}: choose a whole number from 0 to {2**32 - 1}.")
         metric = (self.metric_for_best_model or "auc").removeprefix("eval_")
         if metric not in VALIDATION_METRICS:
             raise InputError(f"metric_for_best_model is {metric!r}: choose from {', '.join(VALIDATION_METRICS)}.")

@@ -53,11 +53,7 @@ class RowGroup:
     index: int
 
     def read(self) -> pa.Table:
-        """Read the images and the masks.
-
-        Raises:
-            InputError: if they cannot be read.
-        """
+        """Read the images and the masks; raises `InputError` if they cannot be read."""
         try:
             # Opened anew each time: a handle does not survive the fork of a data loader's worker.
             with _opened(self.shard.url, self.shard.footer) as file:
@@ -85,15 +81,9 @@ class RowGroup:
 class StreamedRows:
     """The rows of a prepared data set, as a `datasets.Dataset` gives them, with images that are read when asked for.
 
-    The other columns are held in memory. Of the images, each process that takes rows holds the last `CACHED` row
-    groups that it took some from, encoded: with 256 lossless crops of 380 px in a row group, up to 0.6 GB.
-
-    Args:
-        cells: every column but the images.
-        groups: the row groups, in order.
-        group: which of them each row is in, integers (rows,).
-        offset: where in it, integers (rows,).
-        images: which columns of images there are.
+    The other columns (`cells`) are held in memory. Of the images, each process that takes rows holds the last `CACHED`
+    row groups that it took some from, encoded: with 256 lossless crops of 380 px in a row group, up to 0.6 GB.
+    Integers (rows,) say in which group each row is, and where in it.
     """
 
     def __init__(
@@ -169,18 +159,9 @@ def concatenate_rows(parts: Sequence[StreamedRows]) -> StreamedRows:
 
 
 def stream_prepared(name: str, split: str, data_root: str | Path | None = None) -> StreamedRows:
-    """Open one split of a prepared data set, its columns checked; no image is read.
+    """Open one split of a prepared data set as `load_prepared` does, its columns checked; no image is read.
 
-    Args:
-        name: a folder under `data_root`, else a path, else the id of a data set on the Hub.
-        split: as of `load_prepared`.
-        data_root: where names are looked up first.
-
-    Returns:
-        The rows, without landmarks, the other columns of the types of `FEATURES`.
-
-    Raises:
-        InputError: as of `load_prepared`.
+    Returns the rows, without landmarks, the other columns of the types of `FEATURES`.
     """
     where = f"{name} ({split})"
     with explained_failure(name, split, data_root), ThreadPoolExecutor(_READERS) as pool:
@@ -259,17 +240,10 @@ class RowGroupSampler(Sampler):
 
     The row groups are dealt out in lanes of neighbours, one to each worker of each process, as `accelerate` and the
     data loader deal out batches: batch b goes to process b % processes, there to worker (b // processes) % workers.
-    For an epoch, a lane shuffles its row groups, takes `BLOCK` of them at a time (more while a class is missing), and
-    draws from these as many rows of each class. All lanes give as many batches; an epoch is as long, up to half a
-    batch a lane, as that of `BalancedSampler`: a lane that has drawn from all its row groups begins again.
-
-    Args:
-        labels: the class of each row.
-        groups: the row group of each row.
-        batch_size: rows that a process takes at a time.
-        processes: how many take turns.
-        workers: how many workers of a process take turns; with too few row groups, several share a lane.
-        seed: with the epoch and the number of lanes, all that the order depends on.
+    With too few row groups, several workers share a lane. For an epoch, a lane shuffles its row groups, takes `BLOCK`
+    of them at a time (more while a class is missing), and draws from these as many rows of each class. All lanes give
+    as many batches; an epoch is as long, up to half a batch a lane, as that of `BalancedSampler`: a lane that has
+    drawn from all its row groups begins again. The order depends on the seed, the epoch and the number of lanes.
 
     Raises:
         InputError: if there are not enough row groups that each process gets both classes.
@@ -355,12 +329,7 @@ class RowGroupSampler(Sampler):
 
 
 def _deal_out(counts: np.ndarray, lanes: int) -> list[np.ndarray]:
-    """Cut the row groups into runs with much the same number of rows of the smaller class; some are empty if need be.
-
-    Args:
-        counts: rows of each class in each row group, integers (groups, 2).
-        lanes: the number of runs.
-    """
+    """Cut row groups, by counts (groups, 2), into runs with much the same number of rows of the smaller class."""
     weight = counts[:, counts.sum(0).argmin()]
     middle = np.cumsum(weight) - weight / 2
     numbers = np.arange(lanes)

@@ -34,11 +34,9 @@ DEVICE_DRAWS = ("query_patch_order", "key_patch_order", "query_srm", "key_srm")
 class PairPlan:
     """Which frames a query and its key are made of, as far as the data set has them.
 
-    Attributes:
-        frame_shift: the key comes from another frame of the query's clip.
-        corresponding_pair: the key of a fake comes from the same clip forged by another method.
-        query_mix_ratio: share of the fake in the query, in (0, 1]; 1 leaves it as it is.
-        key_mix_ratio: the same of the key, drawn on its own.
+    With a frame shift, the key comes from another frame of the query's clip; in a corresponding pair, the key of a
+    fake comes from the same clip forged by another method. Mix ratios are the shares of the fake, in (0, 1]; 1 leaves
+    it.
     """
 
     frame_shift: bool
@@ -75,21 +73,10 @@ def draw_view(
     source: np.ndarray | None = None,
     mix_ratio: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Make one view of a frame: corresponding mix, then the common augmentation.
+    """Make one view of a frame, uint8 RGB (height, width, 3): corresponding mix, then the common augmentation.
 
-    Args:
-        image: uint8 RGB array (height, width, 3).
-        mask: uint8 array (height, width); None where unknown.
-        augmentation: what is applied after the mix.
-        rng: the generator of the sample.
-        source: the frame that a fake was made from, in the shape of `image`; None leaves the mix out.
-        mix_ratio: share of the fake in the mix, in (0, 1].
-
-    Returns:
-        uint8 arrays (size, size, 3) and (size, size), or None for the mask.
-
-    Raises:
-        InputError: if the shapes or types of the arrays do not fit.
+    Without a `source`, the frame in the shape of `image` that a fake was made from, the mix is left out. Returns uint8
+    (size, size, 3) and (size, size), or None for a mask that is not known.
     """
     if source is not None:
         image, mask = corresponding_mix(image, source, mask, mix_ratio)
@@ -99,10 +86,8 @@ def draw_view(
 def draw_patch_order(rng: np.random.Generator, grid: int, probability: float) -> np.ndarray:
     """Draw where each patch comes from: any permutation alike with this probability, else the identity.
 
-    The original draws from a table of 30 permutations and 10 identities, which exists for a 3x3 grid only.
-
-    Returns:
-        int64 array (grid * grid,): entry t is the patch that moves to place t, counted along the rows.
+    The original draws from a table of 30 permutations and 10 identities, which exists for a 3x3 grid only. Returns
+    int64 (grid * grid,): entry t is the patch that moves to place t, counted along the rows.
     """
     shuffled = rng.random() < probability
     order = rng.permutation(grid * grid)
@@ -150,14 +135,8 @@ def srm_enhance(images: torch.Tensor, apply: torch.Tensor) -> torch.Tensor:
     """Add to each image its high-pass residual: channel i gains kernel i over the sum of red, green and blue.
 
     Neither truncated nor clipped. Since the kernels sum to zero, adding here and normalising by 0.5 and 0.5 after it
-    equals adding on the normalised image, as the original does.
-
-    Args:
-        images: float32 (N, 3, H, W) in [0, 1].
-        apply: bool (N,), which images gain it.
-
-    Returns:
-        float32 (N, 3, H, W).
+    equals adding on the normalised image, as the original does. Images are float32 (N, 3, H, W) in [0, 1]; `apply`,
+    bool (N,), says which gain it.
     """
     chosen = apply.nonzero().squeeze(1)  # the residual costs most of all views: not for those that go without
     height, width = images.shape[-2:]
@@ -172,15 +151,10 @@ def srm_enhance(images: torch.Tensor, apply: torch.Tensor) -> torch.Tensor:
 
 
 def shuffle_patches(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """Rearrange the patches of each image (RandomPatch).
+    """Rearrange the patches of images or masks (N, C, H, W) of any type (RandomPatch).
 
-    Args:
-        images: (N, C, H, W) of any type; masks with C = 1.
-        order: int64 (N, grid * grid): patch `order[n, t]` of image n moves to place t, counted along the rows.
-
-    Returns:
-        A tensor like `images`. Patches have H // grid rows and W // grid columns; what is left over at the bottom and
-        at the right stays in place.
+    Patch `order[n, t]`, int64 (N, grid * grid), of image n moves to place t, counted along the rows. Patches have H //
+    grid rows and W // grid columns; what is left over at the bottom and at the right stays in place.
     """
     count, channels, height, width = images.shape
     grid = math.isqrt(order.shape[1])
@@ -206,14 +180,8 @@ def cell_masks(masks: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
     """Return how much of each cell of the feature map is forged: the exact mean of the mask over the cell's area.
 
     A pixel that lies in two cells counts in each by the part that lies there, so that a cell never takes in a forgery
-    beside it, and the mean over the cells is the mean over the pixels.
-
-    Args:
-        masks: (N, H, W), uint8 in [0, 255] or float in [0, 1].
-        cells: rows and columns of the feature map.
-
-    Returns:
-        float32 (N, rows, columns) in [0, 1].
+    beside it, and the mean over the cells is the mean over the pixels. Masks are (N, H, W), uint8 in [0, 255] or float
+    in [0, 1]; the result is float32 (N, rows, columns) in [0, 1].
     """
     masks = _to_unit_range(masks)
     with torch.autocast(masks.device.type, enabled=False):
@@ -233,19 +201,3 @@ def _overlaps(size: int, cells: int, device: torch.device) -> torch.Tensor:
 
 def _to_unit_range(values: torch.Tensor) -> torch.Tensor:
     return values.float() / 255.0 if values.dtype == torch.uint8 else values.float()
-
-
-__all__ = [
-    "PairPlan",
-    "ViewSettings",
-    "apply_device_views",
-    "cell_masks",
-    "draw_device_views",
-    "draw_pair_plan",
-    "draw_patch_order",
-    "draw_view",
-    "normalize",
-    "shuffle_patches",
-    "srm_enhance",
-    "view_augmentation",
-]

@@ -16,14 +16,13 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...errors_dcl import InputError
+from ...errors_dcl import InputError, abridged
 from ...prepared.names import CLASS_NAMES, FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..frames import Frames
-from .listing import CONTRADICTED, NO_LABEL, Shelf, child, list_clips, read_lines, root_folder, shorten
+from .listing import CONTRADICTED, NO_LABEL, Shelf, child, list_clips, read_lines, root_folder
 
 HELP = "Celeb-DF, version 1 or 2"
-OPTIONS = ("version",)
 
 LIST = "List_of_testing_videos.txt"
 _LABELS = {"Celeb-real": REAL, "YouTube-real": REAL, "Celeb-synthesis": FAKE}
@@ -44,15 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find(root: str | Path, version: int = 2) -> RawDataSet:
-    """Find the clips of the list, and all others.
-
-    Args:
-        root: the folder that holds `Celeb-real`, `YouTube-real`, `Celeb-synthesis` and the list.
-        version: 1 or 2.
-
-    Raises:
-        InputError: if the list is missing or names no video, or reals or fakes are missing.
-    """
+    """Find the clips of the list, and all others; raises `InputError` if the list, reals or fakes are missing."""
     root = root_folder(root, f"{', '.join(_LABELS)} and {LIST}")
     found = RawDataSet(f"celeb_df_v{version}", {})
     media = {name: list_clips(child(root, name), found.failures) for name in _LABELS}
@@ -91,7 +82,7 @@ def _read_list(root: Path, clips: Mapping[str, Frames], found: RawDataSet) -> tu
         if said == label:
             tested.append(taken[0])
         elif said is None:
-            found.failures.add(taken[1].where, NO_LABEL, f"{LIST} has {shorten(line)}")
+            found.failures.add(taken[1].where, NO_LABEL, f"{LIST} has {abridged(line)}")
         else:
             found.failures.add(taken[1].where, CONTRADICTED, f"{LIST} has {digit}, which means {CLASS_NAMES[said]}")
     if not listed:
@@ -106,6 +97,3 @@ def _clip(name: str, frames: Frames) -> Clip:
     if label == FAKE and len(parts) == 3:
         source = f"Celeb-real/{parts[0]}_{parts[2]}"
     return Clip(name, source, method, label, frames)
-
-
-__all__ = ["HELP", "LIST", "OPTIONS", "add_arguments", "find"]

@@ -25,7 +25,6 @@ from .ffpp import COMPRESSIONS
 from .listing import MISSING, Shelf, child, descend, list_clips, list_media, read_lines, root_folder
 
 HELP = "DeeperForensics-1.0"
-OPTIONS = ("variants", "reals", "compression")
 
 DEFAULT_VARIANT = "end_to_end"
 #: The splits, the names of their lists, and how many forgeries of a variant each has.
@@ -36,11 +35,7 @@ _SHARES = {"train": 7, "validation": 1, "test": 2}  # of ten actors
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this layout."""
     parser.add_argument(
-        "--variants",
-        nargs="+",
-        default=[DEFAULT_VARIANT],
-        metavar="VARIANT",
-        help="folders of manipulated_videos/",
+        "--variants", nargs="+", default=[DEFAULT_VARIANT], metavar="VARIANT", help="folders of manipulated_videos/"
     )
     parser.add_argument("--reals", help="root of FaceForensics++, whose videos are the reals (else the actors)")
     parser.add_argument("--compression", choices=COMPRESSIONS, default="c23", help="of the videos of --reals")
@@ -52,16 +47,10 @@ def find(
     reals: str | Path | None = None,
     compression: str = "c23",
 ) -> RawDataSet:
-    """Find the clips of each split.
+    """Find the clips of each split: of some variants, folders of `manipulated_videos`.
 
-    Args:
-        root: the folder that holds `manipulated_videos` and `lists`.
-        variants: folders of `manipulated_videos`.
-        reals: root of FaceForensics++; None takes the actors.
-        compression: of the videos of FaceForensics++.
-
-    Raises:
-        InputError: if a list, a variant, or all reals are missing.
+    The reals are those of FaceForensics++, if its root is given, in a compression, else the actors. Raises
+    `InputError` if a list, a variant, or all reals are missing.
     """
     root = root_folder(root, "manipulated_videos/ and lists/")
     found = RawDataSet("deeperforensics", {})
@@ -157,6 +146,3 @@ def _targets(root: Path, compression: str, forged: dict[str, list[Clip]], found:
             else:
                 found.failures.add(folder / "videos" / f"{clip}.mp4", MISSING, "a forgery was made from it")
     return clips
-
-
-__all__ = ["DEFAULT_VARIANT", "HELP", "OPTIONS", "SPLITS", "add_arguments", "find"]

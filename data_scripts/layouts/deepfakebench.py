@@ -22,16 +22,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
-from ...errors_dcl import InputError
+from ...errors_dcl import InputError, abridged
 from ...prepared.names import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
 from ..frames import FrameReader, Frames, ImageFrames, SingleReader, decode_crop, read_exact
-from .listing import CONTRADICTED, MISSING, NO_NAME, names_in, read_json, root_folder, shorten
+from .listing import CONTRADICTED, MISSING, NO_NAME, names_in, read_json, root_folder
 
 try:
     import lmdb
@@ -41,7 +41,6 @@ except ImportError:
 logger = logging.getLogger(__name__)
 
 HELP = "DeepfakeBench: face crops named by its dataset_json, in folders or LMDB"
-OPTIONS = ("json", "compression", "lmdb", "split")
 
 #: The splits of a JSON, by the names they get here; a clip of several is taken for the last.
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -83,7 +82,7 @@ _SOURCES = {
 _CELEB_REAL = r"id\d+_\d+"  # the other reals of Celeb-DF are of its folder YouTube-real
 #: Below R, each data set lies in a folder of one of these names, or of the name its JSON gives it.
 _DATA_SETS = {
-    *("FaceForensics++", "Celeb-DF-v1", "Celeb-DF-v2", "DFDCP", "DFDC", "DeeperForensics-1.0", "UADFV", "DF40"),
+    *("FaceForensics++", "Celeb-DF-v1", "Celeb-DF-v2", "DFDCP", "DFDC", "DeeperForensics-1.0", "UADFV", "DF40")
 }
 _RGB = ("datasets", "rgb")
 #: Clips of a label and split, as the authors of the data sets count them.
@@ -122,18 +121,10 @@ def find(
     lmdb: str | Path | None = None,
     split: str | None = None,
 ) -> RawDataSet:
-    """Find the clips that a JSON names.
+    """Find the clips that a JSON names; the arguments are the options of this layout.
 
-    Args:
-        root: the folder in which the data sets lie, DeepfakeBench's `datasets/rgb`, or the folder of this one.
-        json: the file, its name, or a folder that holds one; looked for where it is not given.
-        compression: the level that is taken, of data sets that have several.
-        lmdb: the folder of environments, in place of the files in `root`.
-        split: the only one wanted, or None.
-
-    Raises:
-        InputError: if there is no JSON, or more than one; if it is none of DeepfakeBench, or lacks the compression; if
-            nothing that it names is there; or if an environment cannot be opened.
+    Raises `InputError` if there is no JSON or more than one, it is none of DeepfakeBench or lacks the compression,
+    nothing that it names is there, or an environment cannot be opened.
     """
     root = root_folder(root, "the data sets that the JSON names")
     path = _choose_json(root, json)
@@ -151,7 +142,7 @@ def find(
     wanted = [entry for entry in _one_split(path, listed) if split in (None, entry.split)]
     if not wanted:
         raise InputError(f"{path} names no clip of the split {split}: give another --split.")
-    store: _Store = _FileStore(root, name) if lmdb is None else _LmdbStore(Path(lmdb).absolute(), compression)
+    store = _FileStore(root, name) if lmdb is None else _LmdbStore(Path(lmdb).absolute(), compression)
     clips = [(entry, clip) for entry in wanted if (clip := _clip(entry, name, store, found.failures))]
     if not clips:
         raise InputError(f"of the {len(wanted)} clips that {path} names, {store.where} holds none: {store.remedy}.")
@@ -250,7 +241,7 @@ def _read_clips(
     for name, clip in (clips if isinstance(clips, dict) else {}).items():
         frames = clip.get("frames") if isinstance(clip, dict) else None
         if not f"{label}{name}".isprintable() or not name:  # it would be a value of rows
-            failures.add(f"{where}, {shorten(name)}", NO_NAME)
+            failures.add(f"{where}, {abridged(name)}", NO_NAME)
             continue
         if not isinstance(frames, list) or not all(isinstance(frame, str) for frame in frames):
             failures.add(f"{where}, {name}", "the JSON has no list of its frames")
@@ -258,7 +249,7 @@ def _read_clips(
         entry = _Entry(name, label, SPLITS[split], compression, frames)
         other = str(clip.get("label", label))
         if ("real" in other.lower()) != entry.is_real:
-            failures.add(f"{where}, {name}", CONTRADICTED, f"it is {shorten(other)} among those of {label}")
+            failures.add(f"{where}, {name}", CONTRADICTED, f"it is {abridged(other)} among those of {label}")
         elif not frames:
             failures.add(f"{where}, {name}", "it has no frames")
         else:
@@ -282,7 +273,7 @@ def _one_split(path: Path, entries: list[_Entry]) -> list[_Entry]:
     return [chosen[entry.video] for entry in entries if chosen[entry.video] is entry]
 
 
-def _clip(entry: _Entry, data_set: str, store: "_Store", failures: Failures) -> Clip | None:
+def _clip(entry: _Entry, data_set: str, store: "_FileStore | _LmdbStore", failures: Failures) -> Clip | None:
     """Look for the frames of a clip and for what lies beside them, or name what is missing and return None."""
     paths: dict[int, PurePosixPath] = {}
     where = f"{entry.label}, {entry.split}, {entry.name}"
@@ -290,7 +281,7 @@ def _clip(entry: _Entry, data_set: str, store: "_Store", failures: Failures) -> 
         path = _below_root(frame, data_set)
         number = re.search(r"\d{1,9}$", path.stem) if path else None
         if number is None:
-            failures.add(where, NO_NAME, shorten(frame))
+            failures.add(where, NO_NAME, abridged(frame))
         else:
             paths[int(number[0])] = path
     there = store.look_up(dict(sorted(paths.items())))
@@ -305,9 +296,9 @@ def _clip(entry: _Entry, data_set: str, store: "_Store", failures: Failures) -> 
         source=entry.source,
         method=entry.method,
         label=REAL if entry.is_real else FAKE,
-        frames=store.images(there),
-        mask=store.masks(masks) if masks else None,
-        landmarks=store.points(points) if points else None,
+        frames=store.frames(there, "images"),
+        mask=masks,
+        landmarks=points,
         compression=entry.compression,
     )
 
@@ -328,11 +319,12 @@ def _below_root(path: str, data_set: str) -> PurePosixPath | None:
 
 
 def _beside(
-    paths: Mapping[int, PurePosixPath], there: Mapping[int, Any], kind: str, store: "_Store"
-) -> dict[int, Any]:
+    paths: Mapping[int, PurePosixPath], there: Mapping[int, Any], kind: str, store: "_FileStore | _LmdbStore"
+) -> Frames | None:
     """Look for the masks or landmarks of the frames that are there."""
     beside = {number: _replace_folder(paths[number], kind) for number in there}
-    return store.look_up({number: path for number, path in beside.items() if path is not None})
+    found = store.look_up({number: path for number, path in beside.items() if path is not None})
+    return store.frames(found, kind) if found else None
 
 
 def _replace_folder(path: PurePosixPath, kind: str) -> PurePosixPath | None:
@@ -344,27 +336,9 @@ def _replace_folder(path: PurePosixPath, kind: str) -> PurePosixPath | None:
     return PurePosixPath(*folders, path.stem + (".npy" if kind == "landmarks" else path.suffix))
 
 
-class _Store(Protocol):
-    """Where the files lie: `look_up` returns those that are there, for `images`, `masks` and `points` to read.
-
-    Attributes:
-        where: how reports call it.
-        remedy: what to do when nothing is there.
-    """
-
-    where: str
-    remedy: str
-
-    def look_up(self, paths: Mapping[int, PurePosixPath]) -> dict[int, Any]: ...
-
-    def images(self, found: dict[int, Any]) -> Frames: ...
-
-    def masks(self, found: dict[int, Any]) -> Frames: ...
-
-    def points(self, found: dict[int, Any]) -> Frames: ...
-
-
 class _FileStore:
+    """The files below the root; `look_up` returns those that are there, for `frames`."""
+
     remedy = "give the folder in which the data sets lie (DeepfakeBench's datasets/rgb), or --lmdb"
 
     def __init__(self, root: Path, data_set: str):
@@ -382,31 +356,13 @@ class _FileStore:
                 found[number] = self._root / path
         return found
 
-    def images(self, found: dict[int, Path]) -> Frames:
-        return ImageFrames(found)
-
-    def masks(self, found: dict[int, Path]) -> Frames:
-        return ImageFrames(found, exact=True)
-
-    def points(self, found: dict[int, Path]) -> Frames:
-        return PointFiles(found)
+    def frames(self, found: dict[int, Path], kind: str) -> Frames:
+        return PointFiles(found) if kind == "landmarks" else ImageFrames(found, exact=kind == "masks")
 
 
 @dataclass(frozen=True)
-class PointFiles:
+class PointFiles(ImageFrames):
     """Landmarks in files of NumPy, by frame number; as frames they are five points, float32 (5, 2)."""
-
-    paths: Mapping[int, Path]
-    lossy = False
-
-    @property
-    def where(self) -> str:
-        """The path of the folder."""
-        return str(next(iter(self.paths.values())).parent)
-
-    def files(self) -> list[Path]:
-        """Return all of them."""
-        return list(self.paths.values())
 
     def open(self) -> AbstractContextManager[FrameReader]:
         """Return the reader; each file is opened when it is wanted."""
@@ -433,6 +389,8 @@ def _five(points: np.ndarray) -> np.ndarray:
 
 
 class _LmdbStore:
+    """Environments in place of files, each file an environment and its key in it."""
+
     remedy = "give the environment that DeepfakeBench's dataset2lmdb made of them, or leave --lmdb away to read files"
 
     def __init__(self, folder: Path, compression: str):
@@ -441,16 +399,15 @@ class _LmdbStore:
         self._folder, self.where = root_folder(folder, "LMDB environments (Celeb-DF-v2_lmdb, ...)"), str(folder)
         self._compression = compression
 
-    def look_up(self, paths: Mapping[int, PurePosixPath]) -> dict[int, "_Entered"]:
+    def look_up(self, paths: Mapping[int, PurePosixPath]) -> dict[int, tuple[Path, str]]:
         found = {}
         if paths:
             environment = self._environment(next(iter(paths.values())).parts[0])
             with _transaction(environment) as transaction:
                 for number, path in paths.items():
-                    for key in _keys(path):
-                        if transaction.get(key.encode()) is not None:
-                            found[number] = _Entered(environment, key)
-                            break
+                    there = (key for key in _keys(path) if transaction.get(key.encode()) is not None)
+                    if (key := next(there, None)) is not None:
+                        found[number] = environment, key
         return found
 
     def _environment(self, data_set: str) -> Path:
@@ -462,23 +419,10 @@ class _LmdbStore:
                 return self._folder / name
         raise InputError(f"there is no LMDB environment {self._folder / names[-1]}: {self.remedy}.")
 
-    def images(self, found: dict[int, "_Entered"]) -> Frames:
-        return LmdbFrames(*_environment_and_keys(found), decode_crop)
-
-    def masks(self, found: dict[int, "_Entered"]) -> Frames:
-        return LmdbFrames(*_environment_and_keys(found), read_exact)
-
-    def points(self, found: dict[int, "_Entered"]) -> Frames:
-        return LmdbFrames(*_environment_and_keys(found), _points_of_length)
-
-
-class _Entered(NamedTuple):
-    environment: Path
-    key: str
-
-
-def _environment_and_keys(found: dict[int, _Entered]) -> tuple[Path, dict[int, str]]:
-    return next(iter(found.values())).environment, {number: entered.key for number, entered in found.items()}
+    def frames(self, found: dict[int, tuple[Path, str]], kind: str) -> Frames:
+        decode = {"images": decode_crop, "masks": read_exact, "landmarks": _points_of_length}[kind]
+        environments, keys = zip(*found.values(), strict=True)
+        return LmdbFrames(environments[0], dict(zip(found, keys, strict=True)), decode)
 
 
 def _keys(path: PurePosixPath) -> tuple[str, str]:
@@ -488,13 +432,7 @@ def _keys(path: PurePosixPath) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class LmdbFrames:
-    """Values of an LMDB environment, by frame number.
-
-    Attributes:
-        environment: its folder.
-        keys: of the values.
-        decode: makes an image, or points, of a value.
-    """
+    """Values of an LMDB environment, by frame number, and what makes an image, or points, of a value."""
 
     environment: Path
     keys: Mapping[int, str]
@@ -562,6 +500,3 @@ def _transaction(folder: Path) -> Iterator[Any]:
             _open[folder] = environment, users
         else:
             environment.close()
-
-
-__all__ = ["HELP", "METHODS", "OPTIONS", "SPLITS", "LmdbFrames", "PointFiles", "add_arguments", "find"]

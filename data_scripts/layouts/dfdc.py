@@ -27,7 +27,6 @@ from ..clips import Clip, Part, RawDataSet, group_families
 from .listing import NO_LABEL, Shelf, child, list_clips, plain_name, read_json, read_lines, root_folder
 
 HELP = "DFDC, the whole Deepfake Detection Challenge"
-OPTIONS = ("protocol",)
 
 PROTOCOLS = ("official", "parts")
 REALS, FAKES = "original", "DFDC"  # the set does not tell its methods apart
@@ -47,14 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find(root: str | Path, protocol: str = "official") -> RawDataSet:
-    """Find the clips of each split.
+    """Find the clips of each split, by a protocol of `PROTOCOLS`.
 
-    Args:
-        root: the folder that holds the parts, `validation` and `test`, or Kaggle's sample, or one part.
-        protocol: one of `PROTOCOLS`.
-
-    Raises:
-        InputError: if there are no folders with a list that can be read.
+    The root holds the parts, `validation` and `test`, or Kaggle's sample, or is one part. Raises `InputError` if there
+    are no folders with a list that can be read.
     """
     root = root_folder(root, "dfdc_train_part_0/ and so on, train_sample_videos/, validation/ or test/")
     found = RawDataSet("dfdc", {})
@@ -168,6 +163,3 @@ def _label(entry: object) -> int | None:
         return None
     said = str(entry.get("is_fake", entry.get("label"))).strip().lower()
     return {"0": REAL, "real": REAL, "1": FAKE, "fake": FAKE}.get(said)
-
-
-__all__ = ["FAKES", "HELP", "OPTIONS", "PROTOCOLS", "REALS", "add_arguments", "find"]

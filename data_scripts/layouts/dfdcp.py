@@ -9,7 +9,6 @@ R/method_A/1003254/1003254_A/1255229_1003254_A_001.mp4             fake: <swappe
 `R` may be the folder above, which holds `dfdc_preview_set`. There is no validation split.
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,26 +20,14 @@ from ..frames import Frames
 from .listing import CONTRADICTED, NO_LABEL, Shelf, child, descend, list_clips, plain_name, read_json, root_folder
 
 HELP = "DFDCP, the preview of the Deepfake Detection Challenge"
-OPTIONS = ()
 
 LIST = "dataset.json"
 _LABELS = {"original_videos": REAL, "method_A": FAKE, "method_B": FAKE}
 _SPLITS = ("train", "test")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this layout: there are none."""
-
-
 def find(root: str | Path) -> RawDataSet:
-    """Find the clips of each split.
-
-    Args:
-        root: the folder that holds `dataset.json`, or the one above it.
-
-    Raises:
-        InputError: if the list is missing, cannot be read, or names nothing that is there.
-    """
+    """Find the clips of each split; raises `InputError` if the list cannot be read, or names nothing that is there."""
     root = root_folder(root, f"{LIST}, original_videos/, method_A/ and method_B/")
     path = child(root, LIST) or descend(root, "dfdc_preview_set", LIST)
     if path is None:
@@ -98,6 +85,3 @@ def _clip(name: str, frames: Frames, entry: Mapping[str, Any], known: Mapping[st
         named = f"original_videos/{clip.partition('_')[2]}"  # without the person whose face was put in
         source = said or (named if named in known else name)
     return Clip(name, source, method, _LABELS[method], frames)
-
-
-__all__ = ["HELP", "LIST", "OPTIONS", "add_arguments", "find"]

@@ -22,15 +22,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors_dcl import InputError
+from ...errors_dcl import InputError, abridged
 from ...prepared.names import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
 from ..frames import DifferenceMask, Frames
-from .listing import MISSING, NOT_LISTED, child, descend, list_media, read_json, root_folder, shorten
+from .listing import MISSING, NOT_LISTED, child, descend, list_media, read_json, root_folder
 
 HELP = "FaceForensics++, or DeepFakeDetection, which lies in it"
-OPTIONS = ("compression", "methods", "masks", "split", "splits")
 
 COMPRESSIONS = ("raw", "c23", "c40")
 METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter")
@@ -76,19 +75,10 @@ def find(
     split: Sequence[str] = tuple(SPLITS),
     splits: str | Path | None = None,
 ) -> RawDataSet:
-    """Find the clips of each split.
+    """Find the clips of each split; the arguments are the options of this layout.
 
-    Args:
-        root: the folder that holds `original_sequences` and `manipulated_sequences`.
-        compression: one of `COMPRESSIONS`.
-        methods: of `METHODS`, else all that are there; or `DFD` alone.
-        masks: one of `MASKS`.
-        split: the wanted ones, of `SPLITS`.
-        splits: folder of the lists, if they are not where they are looked for.
-
-    Raises:
-        InputError: if folders or lists are missing without which there is nothing to prepare, or a list cannot be
-            used.
+    Raises `InputError` if folders or lists are missing without which there is nothing to prepare, or a list cannot be
+    used.
     """
     root = root_folder(root, "original_sequences/ and manipulated_sequences/")
     if methods is not None and DFD in methods:
@@ -148,13 +138,7 @@ def _find_dfd(root: Path, compression: str, methods: Sequence[str], masks: str, 
 
 
 class _Tree:
-    """The folders of one compression.
-
-    Args:
-        root: of the data set.
-        compression: one of `COMPRESSIONS`.
-        found: gets parts and failures.
-    """
+    """The folders of one compression; parts and failures are added to what was found."""
 
     def __init__(self, root: Path, compression: str, found: RawDataSet):
         self._root, self._compression, self._found = root, compression, found
@@ -181,11 +165,7 @@ class _Tree:
         return self._media[name, compression]
 
     def read(self, name: str, required: bool) -> dict[str, Frames]:
-        """Return the clips of an origin or method by name.
-
-        Raises:
-            InputError: if there are none, and some are required.
-        """
+        """Return the clips of an origin or method; raises `InputError` if there are none, and some are required."""
         media = self._clips(name, self._compression)
         self._found.parts.append(Part(name, len(media), _PUBLISHED[name]))
         if media:
@@ -238,12 +218,9 @@ class _Tree:
 
 @dataclass(frozen=True)
 class _Masks:
-    """The masks of a method.
+    """The masks of a method: `videos` by the names of clips, and whether each clip should have one.
 
-    Attributes:
-        videos: by the names of clips.
-        compared: fakes and reals whose difference is a mask where there is no video, the best compression first.
-        expected: whether each clip should have one.
+    `compared` are fakes and reals whose difference is a mask where there is no video, the best compression first.
     """
 
     videos: Mapping[str, Frames]
@@ -282,7 +259,7 @@ def _pairs(folder: Path, name: str, failures: Failures) -> list[tuple[str, str]]
         ):
             pairs.append((entry[0], entry[1]))
         else:
-            failures.add(f"{path}, entry {index}", "it is no pair of names of videos", shorten(entry))
+            failures.add(f"{path}, entry {index}", "it is no pair of names of videos", abridged(entry))
     if not pairs:
         raise InputError(f"{path} holds no pair of names of videos: download it again.")
     return pairs
@@ -310,6 +287,3 @@ def _report_rest(
         for name, frames in clips.items():
             if name not in listed:
                 failures.add(frames.where, NOT_LISTED)
-
-
-__all__ = ["COMPRESSIONS", "DFD", "HELP", "MASKS", "METHODS", "OPTIONS", "SPLITS", "add_arguments", "find"]

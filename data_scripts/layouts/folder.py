@@ -26,7 +26,6 @@ from ..frames import Frames, ImageFrames, VideoFrames
 from .listing import child, folded, list_media, root_folder
 
 HELP = "your own videos or images, in real/ and fake/"
-OPTIONS = ("split",)
 
 #: The names under which the folder of a split is found.
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
@@ -139,6 +138,3 @@ def _single_images(media: dict[str, Frames], reals: _Names) -> dict[str, Frames]
         else:
             single[key] = frames
     return single
-
-
-__all__ = ["HELP", "OPTIONS", "SPLITS", "add_arguments", "find"]

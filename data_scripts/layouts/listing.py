@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...errors_dcl import InputError, reason
+from ...errors_dcl import InputError, abridged, reason
 from ...media_dcl import PICTURE_SUFFIXES, count_skipped, is_looked_at
 from ...video_dcl import VIDEO_SUFFIXES
 from ..failures import Failures
@@ -24,14 +24,9 @@ NO_LABEL = "it is not said whether it is real or fake"
 
 
 def root_folder(root: str | Path, holds: str) -> Path:
-    """Return the root of a data set as a path.
+    """Return the root of a data set as a path; `holds` says what it should hold.
 
-    Args:
-        root: as the user gave it.
-        holds: what it should hold, for the error.
-
-    Raises:
-        InputError: if it is not a folder, or cannot be listed.
+    Raises `InputError` if it is not a folder, or cannot be listed.
     """
     if not os.path.isdir(root):
         raise InputError(f"there is no folder {root}: give one that holds {holds}.")
@@ -75,12 +70,7 @@ def folded(name: str) -> str:
 def list_clips(folder: Path | None, failures: Failures) -> dict[str, Frames]:
     """Return the videos below a folder, or below its folder `videos` if it has one, by their path less the suffix.
 
-    Args:
-        folder: searched to any depth; None: there are none.
-        failures: gets what cannot be looked at, as of `list_files`.
-
-    Raises:
-        InputError: if two have one name.
+    Raises `InputError` if two have one name.
     """
     folder = child(folder, "videos") or folder
     return _videos(folder, list_files(folder, failures))
@@ -102,16 +92,8 @@ def list_media(
 ) -> dict[str, Frames]:
     """Return videos, and the images of a folder as one video, by their path below the folder, less the suffix.
 
-    An image that lies in no folder of its own is a video of one frame, number 0.
-
-    Args:
-        folder: searched to any depth; None: there are none.
-        failures: gets what cannot be looked at, as of `list_files`.
-        masks: whether the images are masks.
-        skipped: gets the files that are neither images nor videos, counted by their suffixes.
-
-    Raises:
-        InputError: if two videos, or two images, have one name.
+    An image that lies in no folder of its own is a video of one frame, number 0. `skipped` gets the files that are
+    neither, counted by their suffixes. Raises `InputError` if two videos, or two images, have one name.
     """
     if folder is None:
         return {}
@@ -135,8 +117,7 @@ def list_media(
 def plain_name(value: object) -> str | None:
     """Return a name out of a list as a path with slashes, less the suffix of a video; None if it is not below a root.
 
-    Args:
-        value: what the list says; lists that were made on Windows have backslashes.
+    Lists that were made on Windows have backslashes.
     """
     if not isinstance(value, str) or not value.isprintable():
         return None
@@ -149,12 +130,8 @@ def plain_name(value: object) -> str | None:
 class Shelf:
     """The clips that are there, by the names that lists give them, whatever their case.
 
-    A list is never followed to a file: what it names is looked up among the files that were found.
-
-    Args:
-        folder: where they lie, for reports.
-        clips: by name.
-        failures: gets what a list names and is not there, and the other way round.
+    A list is never followed to a file: what it names is looked up among the files that were found. What it names and
+    is not there, and the other way round, is added to the failures.
     """
 
     def __init__(self, folder: Path, clips: Mapping[str, Frames], failures: Failures):
@@ -163,15 +140,10 @@ class Shelf:
         self._taken: set[str] = set()
 
     def take(self, value: object, source: Path) -> tuple[str, Frames] | None:
-        """Return a clip that a list names, with its name as it is on disk, or add a failure.
-
-        Args:
-            value: the name, as the list has it.
-            source: the list.
-        """
+        """Return the clip that a list names, with its name as it is on disk, or add a failure."""
         name = plain_name(value)
         if name is None:
-            self._failures.add(f"{source}, {shorten(value)}", NO_NAME)
+            self._failures.add(f"{source}, {abridged(value)}", NO_NAME)
             return None
         self._taken.add(folded(name))
         found = self._clips.get(folded(name))
@@ -186,18 +158,8 @@ class Shelf:
                 self._failures.add(frames.where, NOT_LISTED, detail)
 
 
-def shorten(value: object) -> str:
-    """Return a value out of a list as a report shows it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file that are not empty, without white space around them.
-
-    Raises:
-        InputError: if it cannot be read.
-    """
+    """Return the stripped lines of a text file that are not empty; raises `InputError` if it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
@@ -206,15 +168,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_json(path: Path, kind: type) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: the file.
-        kind: of the value it should hold: `dict` or `list`.
-
-    Raises:
-        InputError: if it cannot be read, or holds something else.
-    """
+    """Read a JSON file that holds a `dict` or a `list`; raises `InputError` if it cannot be read, or holds another."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -222,24 +176,3 @@ def read_json(path: Path, kind: type) -> Any:
     if not isinstance(value, kind):
         raise InputError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}: copy or download it again.")
     return value
-
-
-__all__ = [
-    "CONTRADICTED",
-    "MISSING",
-    "NOT_LISTED",
-    "NO_LABEL",
-    "NO_NAME",
-    "Shelf",
-    "child",
-    "descend",
-    "folded",
-    "list_clips",
-    "list_media",
-    "names_in",
-    "plain_name",
-    "read_json",
-    "read_lines",
-    "root_folder",
-    "shorten",
-]

@@ -8,7 +8,6 @@ R/fake/0000_fake.mp4    fake
 There is no split: all of it is the test split.
 """
 
-import argparse
 from pathlib import Path
 
 from ...errors_dcl import InputError
@@ -17,25 +16,13 @@ from ..clips import Clip, Part, RawDataSet, group_families
 from .listing import child, list_clips, root_folder
 
 HELP = "UADFV"
-OPTIONS = ()
 
 _PUBLISHED = 49
 _SUFFIX = "_fake"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this layout: there are none."""
-
-
 def find(root: str | Path) -> RawDataSet:
-    """Find the clips.
-
-    Args:
-        root: the folder that holds `real` and `fake`.
-
-    Raises:
-        InputError: if one of them is missing or holds no video.
-    """
+    """Find the clips; raises `InputError` if `real` or `fake` is missing or holds no video."""
     root = root_folder(root, "real/ and fake/")
     found = RawDataSet("uadfv", {})
     clips: list[Clip] = []
@@ -48,6 +35,3 @@ def find(root: str | Path) -> RawDataSet:
             clips.append(Clip(f"{side}/{clip}", f"real/{clip.removesuffix(_SUFFIX)}", side, label, frames))
     found.splits["test"] = group_families(clips)
     return found
-
-
-__all__ = ["HELP", "OPTIONS", "add_arguments", "find"]

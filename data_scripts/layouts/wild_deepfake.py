@@ -15,7 +15,6 @@ archive come from one video, so they are one family. Frames are crops already. N
 run: members are read into memory, and of a pickle nothing but strings. There are no masks.
 """
 
-import argparse
 import pickletools
 import re
 import zipfile
@@ -23,17 +22,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ...errors_dcl import InputError, reason
+from ...errors_dcl import InputError, abridged, reason
 from ...prepared.names import FAKE, REAL
 from ..archives import Archive, ArchivedFrames, Member
 from ..clips import Clip, Part, RawDataSet, group_families
 from ..failures import Failures
 from ..frames import ImageFrames
 from ..photographs import list_files
-from .listing import MISSING, child, names_in, plain_name, root_folder, shorten
+from .listing import MISSING, child, names_in, plain_name, root_folder
 
 HELP = "WildDeepfake: archives of face crops, or lists of them"
-OPTIONS = ()
 VIDEOS = 707  # as published
 
 _FOLDER = "deepfake_in_the_wild"
@@ -52,19 +50,8 @@ _HARMLESS = {
 _STRINGS = {"UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of this layout: it has none."""
-
-
 def find(root: str | Path) -> RawDataSet:
-    """Find the archives of each split, or the sequences that the lists name.
-
-    Args:
-        root: the folder.
-
-    Raises:
-        InputError: if it holds neither archives nor lists, or a list cannot be read.
-    """
+    """Find the archives of each split, or the sequences that lists name; raises `InputError` if there are none."""
     root = root_folder(root, f"{_FOLDER}/ or the lists train/real.pickle, ...")
     found = RawDataSet("WildDeepfake", {}, cropped=True)
     folders = _folders(root)
@@ -116,11 +103,7 @@ def _find_archives(folders: dict[tuple[str, str], Path], found: RawDataSet) -> N
 class ArchiveFamily:
     """The sequences of one archive, which is read only when they are wanted.
 
-    Attributes:
-        path: the archive.
-        split: its split, which is part of the names: archives are counted from 1 in each folder.
-        label: "real" or "fake".
-        name: of the archive.
+    The split is part of their names: archives are counted from 1 in each folder. The label is "real" or "fake".
     """
 
     path: Path
@@ -184,8 +167,7 @@ class ArchiveFamily:
         last = max((members[frame].offset, name, frame) for name, members in sequences.items() for frame in members)
         _, name, frame = last
         try:
-            with archive.open() as content:
-                content.member(sequences[name][frame])
+            archive.open().member(sequences[name][frame])
         except InputError:
             del sequences[name][frame]
             if not sequences[name]:
@@ -212,7 +194,7 @@ def _listed_clips(folder: Path, path: Path, label: str, split: str, failures: Fa
         name = plain_name(listed)
         number = re.search(r"\d{1,9}$", PurePosixPath(name).stem) if name else None
         if number is None:
-            failures.add(f"{path}, {shorten(listed)}", "it is no numbered image below the folder of the list")
+            failures.add(f"{path}, {abridged(listed)}", "it is no numbered image below the folder of the list")
         else:
             sequences.setdefault(PurePosixPath(name).parent, {})[int(number[0])] = PurePosixPath(name).name
     for sequence, images in sequences.items():
@@ -231,8 +213,7 @@ def _listed_clips(folder: Path, path: Path, label: str, split: str, failures: Fa
 def read_list(path: Path) -> list[str]:
     """Read a list of strings that `torch.save` or `pickle.dump` wrote, each once, without running the pickle.
 
-    Raises:
-        InputError: if it is something else, or too large.
+    Raises `InputError` if it is something else, or too large.
     """
     try:
         if zipfile.is_zipfile(path):  # by torch.save
@@ -259,6 +240,3 @@ def _strings(pickled: bytes) -> Iterator[str]:
             yield argument
         elif operation.name not in _HARMLESS:
             raise ValueError(f"it holds more than strings, by the operation {operation.name}")
-
-
-__all__ = ["HELP", "OPTIONS", "VIDEOS", "ArchiveFamily", "add_arguments", "find", "read_list"]

@@ -17,7 +17,8 @@ from .result_files import DIFFERENCES, complete_files
 from .tables import Result
 
 #: What the split is called on which checkpoints and thresholds are chosen.
-VALIDATION = ("dev", "val", "valid", "validation")
+#: Splits that train a model, or choose its checkpoint and thresholds.
+USED = ("dev", "train", "training", "val", "valid", "validation")
 
 
 def print_result(
@@ -61,10 +62,10 @@ def print_result(
                 print(f"caution, {dataset}, {level} level: {warning}")
     for caution in cautions:
         print(f"caution: {caution}")
-    for split in sorted(split for split in splits if split.lower() in VALIDATION):
+    for split in sorted(split for split in splits if split.lower() in USED):
         print(
-            f"caution: on a split such as {split!r} checkpoints and thresholds are chosen; if these were, they look "
-            "better here than they are: report those of the test split"
+            f"caution: if this model was trained on the split {split!r}, or its checkpoint and thresholds were chosen "
+            "on it, the scores are too good: report those of the test split"
         )
     if len(results) > 1 and bootstrap:
         write_differences(folders[0], folder, results[0].model, bootstrap, seed)

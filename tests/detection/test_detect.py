@@ -228,7 +228,7 @@ def test_a_file_that_goes_before_it_is_drawn_costs_only_itself(run, folder, tmp_
 
 
 def test_interrupted_it_says_how_to_go_on(run, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(detect, "detect", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("dcl_face_forgery.detection.run.detect", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     status, _, err = run(folder / "a.png", "--json", tmp_path / "r.jsonl")
     assert status == 130 and "the same command goes on" in err
 

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from transformers import AutoConfig, AutoImageProcessor
@@ -300,27 +299,24 @@ def test_int8_that_moves_scores_too_far_is_refused_unless_forced(
     assert (tmp_path / "out" / "model_int8.onnx").is_file()
 
 
-def predictions(labels, margins):
-    margins = np.array(margins, float)
-    p_fake = 1 / (1 + np.exp(-margins))
-    return pd.DataFrame({"label": labels, "logit": margins, "p_fake_raw": p_fake, "p_fake": p_fake})
-
-
 def test_changes_are_those_of_the_calibrated_scores_and_of_the_default_verdicts():
-    before = predictions([0, 0, 1, 1], [-2, -1, 0.1, 3])
-    after = predictions([0, 0, 1, 1], [-2, -0.5, -0.1, 3])
-    changes = exporting.compare_predictions(before, after, None)
-    shifts = abs(before["p_fake"] - after["p_fake"])
+    labels, before, after = np.array([0, 0, 1, 1]), np.array([-2, -1, 0.1, 3]), np.array([-2, -0.5, -0.1, 3])
+    changes = exporting.compare_margins(labels, before, after, None)
+    shifts = abs(1 / (1 + np.exp(-before)) - 1 / (1 + np.exp(-after)))
     assert changes["mean_shift"] == pytest.approx(shifts.mean())
     assert changes["largest_shift"] == pytest.approx(shifts[1])
     assert (changes["reals"], changes["fakes"], changes["auc_loss"]) == (2, 2, 0)
     assert changes["not_flagged_below"] == changes["flagged_from"] == 0.5 and changes["flips"] == 0.25
     calibration = {"method": "none", "frame": {"thresholds": {"eer": 0.3}}}  # between .269 and .378
-    assert exporting.compare_predictions(before, after, calibration)["flips"] == 0.25
+    assert exporting.compare_margins(labels, before, after, calibration)["flips"] == 0.25
     # .269 becomes .378, and .525 becomes .475: both change sides of an end of the inconclusive range.
     calibration["frame"]["band"] = {"error_rate": 0.1, "low": 0.3, "high": 0.5}
-    assert exporting.compare_predictions(before, after, calibration)["flips"] == 0.5
-    assert exporting.compare_predictions(before, predictions([0, 0, 1, 1], [-2, 3, 2, 1]), None)["auc_loss"] == 0.5
+    assert exporting.compare_margins(labels, before, after, calibration)["flips"] == 0.5
+    assert exporting.compare_margins(labels, before, np.array([-2.0, 3, 2, 1]), None)["auc_loss"] == 0.5
+    sharper = {"method": "platt", "slope": 2.0, "offset": -1.0}
+    assert exporting.compare_margins(labels, before, after, sharper)["largest_shift"] == pytest.approx(
+        1 / (1 + np.exp(0.8)) - 1 / (1 + np.exp(1.2))
+    )
 
 
 @pytest.mark.parametrize("name", LIMITS)
@@ -439,10 +435,8 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
 
 
 def test_packages_that_are_missing_are_named(monkeypatch):
-    monkeypatch.setattr(
-        exporting, "versions", lambda *names: dict.fromkeys(names) | {"python": "3", "dcl_face_forgery": None}
-    )
-    with pytest.raises(InputError, match="pip install onnx onnxscript onnxruntime"):
+    monkeypatch.setattr(exporting, "PACKAGES", ("onnx", "no_such_package", "nor_this"))
+    with pytest.raises(InputError, match=r"Export needs no_such_package, nor_this: pip install .*\[onnx\]"):
         exporting.check_packages()
 
 

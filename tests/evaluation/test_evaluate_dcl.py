@@ -18,16 +18,18 @@ from sklearn.metrics import roc_auc_score
 from dcl_face_forgery import evaluate_dcl, hub_dcl
 from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.errors_dcl import InputError
-from dcl_face_forgery.evaluate_dcl import main, name_folders
+from dcl_face_forgery.evaluate_dcl import main
 from dcl_face_forgery.evaluation.metrics.binary import binary_metrics
 from dcl_face_forgery.evaluation.metrics.levels import frame_and_video_metrics
+from dcl_face_forgery.evaluation.models import check_groups
 from dcl_face_forgery.evaluation.reporting.summary import summarize
+from dcl_face_forgery.evaluation.run import name_folders
 from dcl_face_forgery.evaluation.scoring.checkpoints import find_checkpoint
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForPreTraining
 from dcl_face_forgery.prepared.dataset import FEATURES, encode_image
-from dcl_face_forgery.prepared.splits import check_groups, load_splits
-from dcl_face_forgery.train import build_model
+from dcl_face_forgery.prepared.splits import load_splits
+from dcl_face_forgery.training.run import build_model
 from dcl_face_forgery.training.arguments import ModelArguments
 
 CROP = {"kind": "given", "margin": None, "size": 64, "detector": None}
@@ -231,8 +233,8 @@ def test_classes_are_found_by_one_process_ahead_of_the_others(tmp_path, monkeypa
         found.append(bool(ahead))
         return checkpoints
 
-    monkeypatch.setattr("dcl_face_forgery.evaluation.scoring.processes.first_process_ahead", first_process_ahead)
-    monkeypatch.setattr("dcl_face_forgery.evaluation.scoring.other_models.find_classes", find_classes)
+    monkeypatch.setattr("dcl_face_forgery.evaluation.models.first_process_ahead", first_process_ahead)
+    monkeypatch.setattr("dcl_face_forgery.evaluation.models.find_classes", find_classes)
     main(["--model", "a/final", "--dataset", "data/noise", "--output_dir", str(tmp_path), "--bootstrap", "0"])
     assert found == [True]
 

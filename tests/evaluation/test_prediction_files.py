@@ -424,14 +424,14 @@ def test_false_alarms_are_printed_where_there_is_no_auc(tmp_path, capsys):
 
 
 def test_it_cautions_of_the_split_on_which_thresholds_are_chosen(here, tmp_path, capsys):
-    for split, cautions in (("validation", True), ("VAL", True), ("test", False)):
+    for split, cautions in (("validation", True), ("VAL", True), ("train", True), ("test", False)):
         path = write(make_table().assign(split=split), tmp_path / "theirs.csv")
         evaluate(tmp_path / "out", path, options=["--bootstrap", "0"])
-        assert (f"caution: on a split such as {split!r}" in capsys.readouterr().out) == cautions
+        assert (f"on the split {split!r}" in capsys.readouterr().out) == cautions
     write_split(tmp_path / "set", "validation", make_rows(range(2)))
     common = ["--model", str(here / "model"), "--dataset", str(tmp_path / "set"), "--split", "validation"]
     main([*common, "--device", "cpu", "--bootstrap", "0", "--output_dir", str(tmp_path / "of_model")])
-    assert "caution: on a split such as 'validation'" in capsys.readouterr().out
+    assert "on the split 'validation'" in capsys.readouterr().out
 
 
 def test_a_file_that_is_not_there(capsys, tmp_path):

@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from dcl_face_forgery import train
+from dcl_face_forgery.training import run
 from dcl_face_forgery.training.distributed import gather_rows, mean_over_processes, world_size
 from dcl_face_forgery.training.trainer import DCLTrainer
 

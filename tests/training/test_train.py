@@ -183,7 +183,7 @@ def test_a_run_stores_what_it_has_seen_in_the_pass_that_calibrates(prepared, tmp
         passes.append(kwargs)
         return predict(*args, **kwargs)
 
-    monkeypatch.setattr("dcl_face_forgery.evaluation.scoring.predictions.predict", watched)
+    monkeypatch.setattr("dcl_face_forgery.evaluation.validation.predict", watched)
     train.main(training_flags(data, tmp_path / "run", max_steps=1, image_size=64, dataloader_num_workers=1))
     assert len(passes) == 1
     found = familiarity_of(tmp_path / "run")
@@ -263,7 +263,7 @@ def test_the_best_checkpoint_of_the_validation_is_what_is_kept(prepared, tmp_pat
         weights.append({name: value.clone() for name, value in self.model.state_dict().items()})
         return original(self, model, trial)
 
-    monkeypatch.setattr(train, "validation_metrics", validation_metrics)
+    monkeypatch.setattr("dcl_face_forgery.evaluation.validation.validation_metrics", validation_metrics)
     monkeypatch.setattr(DCLTrainer, "_save_checkpoint", save_checkpoint)
     train.main(training_flags(prepared, tmp_path / "run", max_steps=6, image_size=64, learning_rate=0.01))
     kept = load_file(tmp_path / "run" / "model.safetensors")
@@ -350,7 +350,7 @@ def test_resuming_with_accumulation_and_epochs(prepared, tmp_path, monkeypatch, 
 
 def test_a_finished_run_says_so_and_does_nothing(finished, prepared, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    monkeypatch.setattr(train, "build_trainer", lambda run: pytest.fail("it trains again"))
+    monkeypatch.setattr("dcl_face_forgery.training.run.build_trainer", lambda *_: pytest.fail("it trains again"))
     train.main(training_flags(prepared, finished, **RUN))
     assert "finished" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before

@@ -479,7 +479,7 @@ class MockHub:
 def hub(tmp_path, monkeypatch):
     hub = MockHub(tmp_path / "hub")
     monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
-    monkeypatch.setattr("dcl_face_forgery.hub_dcl.hub_is_reachable", lambda: True)
+    monkeypatch.setattr("dcl_face_forgery.training.run.hub_is_reachable", lambda: True)
     return hub
 
 
@@ -542,7 +542,7 @@ def test_nothing_is_pushed_in_training_where_only_the_end_was_asked_for(hub, pre
 
 
 def test_a_hub_that_cannot_be_reached_is_reported_before_the_training(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("dcl_face_forgery.hub_dcl.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("dcl_face_forgery.training.run.hub_is_reachable", lambda: False)
     with pytest.raises(SystemExit, match="push_to_hub"):
         train.main(training_flags(prepared, tmp_path / "run", push_to_hub=True))
 

@@ -145,7 +145,7 @@ def test_p_fake_is_the_probability_of_the_classes_that_mean_fake(here, tmp_path,
 
 def test_that_the_crops_are_unknown_is_said_in_one_sentence(tmp_path, caplog):
     evaluate(tmp_path, "vit")
-    (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("dcl.")]
+    (said,) = [record.getMessage() for record in caplog.records if record.name.startswith("dcl_face_forgery.")]
     assert said.startswith("vit does not say how the faces it learned from were cut")
 
 

@@ -18,6 +18,7 @@ import torch
 from dcl_face_forgery import evaluate_dcl
 from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.errors_dcl import InputError
+from dcl_face_forgery.evaluation.models import find_device
 from dcl_face_forgery.evaluation.results import evaluate_checkpoint, open_work_folder
 from dcl_face_forgery.evaluation.robustness import evaluate_robustness
 from dcl_face_forgery.evaluation.scoring import parts
@@ -42,7 +43,7 @@ LEFT_BY_THE_COMMAND = [*RESULTS, "table.csv", "table.json", "table.md"]
 COMMAND = """
 import sys, time
 from dcl_face_forgery import evaluate_dcl
-from dcl_face_forgery.evaluation import parts
+from dcl_face_forgery.evaluation.scoring import parts
 parts.ROWS_PER_PART = 8
 pause, *arguments = sys.argv[1:]
 predict = parts.predict
@@ -441,7 +442,7 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch, "zeros", lambda *shape, device: asked.append(device) or np.zeros(1))
     monkeypatch.setenv("LOCAL_RANK", "1")
     names = (None, "cuda", "cuda:0", "cpu")
-    assert [str(evaluate_dcl.find_device(name)) for name in names] == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
+    assert [str(find_device(name)) for name in names] == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
     assert asked == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
     monkeypatch.delenv("LOCAL_RANK")
-    assert str(evaluate_dcl.find_device(None)) == "cuda"
+    assert str(find_device(None)) == "cuda"

@@ -1,5 +1,7 @@
-"""The clips on which videos are timed: ten seconds of a talking face."""
+"""What benchmarks share: clips of ten seconds of a talking face, and how figures are printed."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import av
@@ -30,4 +32,10 @@ def write_clip(path: Path, index: int) -> Path:
     return path
 
 
-__all__ = ["HEIGHT", "RATE", "SECONDS", "WIDTH", "write_clip"]
+def print_result(result: Mapping[str, float | int | str], as_json: bool) -> None:
+    """Print figures: as one JSON object and nothing else, or a line each."""
+    width = max(map(len, result))
+    print(json.dumps(result) if as_json else "\n".join(f"{key:{width}} {value}" for key, value in result.items()))
+
+
+__all__ = ["HEIGHT", "RATE", "SECONDS", "WIDTH", "print_result", "write_clip"]
