@@ -283,21 +283,8 @@ VIDEO_SUFFIXES = {
 #: Containers that are opened, by FFmpeg's names. Others, as playlists, lead to further files or into the network,
 #: whatever the name of the file.
 _CONTAINERS = (
-    "mov",
-    "matroska",
-    "webm",
-    "avi",
-    "dv",
-    "mpeg",
-    "mpegts",
-    "mpegvideo",
-    "m4v",
-    "h264",
-    "hevc",
-    "flv",
-    "asf",
-    "ogg",
-    "mxf",
+    *("mov", "matroska", "webm", "avi", "dv", "mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "flv", "asf"),
+    *("ogg", "mxf"),
 )
 _OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
 #: Containers in which a frame is found again by its time, by FFmpeg's names.

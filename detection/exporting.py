@@ -1,6 +1,7 @@
 """Export a checkpoint to ONNX: a float32 graph that matches the model and, on request, an int8 graph.
 
-Half of the families of the validation split calibrate int8; the other half measures how far it moves the scores.
+Half of the families of the validation split calibrate int8; the other half measures how far it moves the scores. Both
+graphs and the record of them are made in one go, hence its length.
 """
 
 import contextlib

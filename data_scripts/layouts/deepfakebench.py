@@ -11,7 +11,8 @@ L/Celeb-DF-v2_lmdb/data.mdb                             the same files by name, 
 
 One JSON is one data set. A label whose name holds "real" is real. The paths of the JSON, written on any system, lead
 to R by the name of the data set in them. A clip that several splits name is taken for the last of train, validation
-and test. Frames are crops already.
+and test. Frames are crops already. It holds the readers of files and of LMDB, which no other layout has: hence its
+length.
 """
 
 import argparse
