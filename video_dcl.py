@@ -263,11 +263,6 @@ def _to_pq(light: np.ndarray | float) -> np.ndarray:
     return ((_C1 + _C2 * root) / (1 + _C3 * root)) ** _M2
 
 
-try:  # a checkpoint that is given images works without PyAV
-    import av
-except ImportError:
-    av = None
-
 _ERRORS = (OSError, ValueError, *([] if av is None else [av.FFmpegError]))  # PyAV's own are of several kinds
 
 #: Suffixes of what is taken for a video: those of `_CONTAINERS`, without what mostly holds sound.
