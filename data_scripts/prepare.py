@@ -98,8 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepared.add_argument("--root", type=_path, required=True, help="folder of the prepared data set")
     for name, layout in LAYOUTS.items():
-        _add_layout(checked.add_parser(name, help=layout.HELP, **formatter), layout)
-        raw = commands.add_parser(name, help=layout.HELP, **formatter)
+        about = layout.__doc__.splitlines()[0]
+        _add_layout(checked.add_parser(name, help=about, **formatter), layout)
+        raw = commands.add_parser(name, help=about, **formatter)
         _add_layout(raw, layout)
         if layout is folder:
             _add_shares(raw)

@@ -41,7 +41,6 @@ except ImportError:
 
 logger = logging.getLogger(__name__)
 
-HELP = "DeepfakeBench: face crops named by its dataset_json, in folders or LMDB"
 
 #: The splits of a JSON, by the names they get here; a clip of several is taken for the last.
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
