@@ -9,7 +9,7 @@ Faces in pictures are judged by the checkpoint's thresholds for frames. A person
 videos, on the mean `p_fake` of the frames that have a score; these frames carry the person's verdict. A picture or
 video has the verdict of its most suspicious face or person, and "abstained" where nothing has a score.
 
-Calibration and verdicts are two halves of one subject, and remote code comes in few files: hence its length.
+Long because remote code comes in few files: calibration and verdicts are two halves of one subject.
 """
 
 import bisect

@@ -48,7 +48,8 @@ def reason(error: BaseException) -> str:
     return line if line.endswith("..") else line.removesuffix(".")
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that led to it."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -59,7 +60,7 @@ def disk_trouble(error: BaseException) -> str | None:
 
     Libraries wrap the system's error (datasets), put it into words (safetensors), or swallow it (torch.save).
     """
-    for link in _chain(error):
+    for link in chain(error):
         number = getattr(link, "errno", None)
         if match := re.search(r"\(os error (\d+)\)|\[errno (\d+)\]", str(link)):
             number = int(match[1] or match[2])

@@ -320,11 +320,9 @@ def crop_transform(face: Face, crop: dict[str, Any]) -> np.ndarray:
         left, top, right, _ = crop_box(face.box, margin)
         scale = size / (right - left)
         return np.array([[scale, 0, -left * scale], [0, scale, -top * scale]])
-    if crop["kind"] == "aligned5":
-        if face.landmarks is None:
-            raise InputError("the crop 'aligned5' needs landmarks, and the detector gives none: use YuNet, or 'box'.")
-        return fit_similarity(face.landmarks, ((ALIGNED_LANDMARKS - 0.5) / margin + 0.5) * size)
-    raise InputError(f"faces cannot be cut by the crop kind {crop['kind']!r}: use one of {', '.join(CROP_KINDS)}.")
+    if face.landmarks is None:
+        raise InputError("the crop 'aligned5' needs landmarks, and the detector gives none: use YuNet, or 'box'.")
+    return fit_similarity(face.landmarks, ((ALIGNED_LANDMARKS - 0.5) / margin + 0.5) * size)
 
 
 def fit_similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:

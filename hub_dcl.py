@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants, get_session, hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from .errors_dcl import InputError, reason
+from .errors_dcl import InputError, chain, reason
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +119,7 @@ def check_dataset(name: str) -> None:
 
 def _not_fetched(what: str, path: str, revision: str | None, error: BaseException) -> InputError:
     """Return what to say of a repository of the Hub that cannot be had; `path` is that of its page."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in chain(error):
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(cause, GatedRepoError):
             return InputError(
@@ -136,7 +135,6 @@ def _not_fetched(what: str, path: str, revision: str | None, error: BaseExceptio
             )
         if status == 403:
             return InputError(f"{what} is not open to you. Ask its owner for access, and log in with `hf auth login`.")
-        cause = cause.__cause__
     return InputError(f"{what} could not be fetched from the Hub ({reason(error)}). Check the name, or try later.")
 
 

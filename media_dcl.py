@@ -4,8 +4,8 @@ The file kind is known from the first bytes, and the number of pixels before any
 upright, as sRGB in 8 bits: ICC profiles, a PNG's gamma, and colour spaces named by number are converted (relative
 colorimetric with black-point compensation). Of a TIFF, previews and masks are passed over.
 
-Remote code of a checkpoint must be flat files beside the model, so all of this is one long file. Its parts: kinds of
-files; pages of a TIFF; colours; opening; what the pipeline takes as input.
+Long because remote code comes in few files. Its parts: kinds of files; pages of a TIFF; colours; opening; what the
+pipeline takes as input.
 """
 
 import functools

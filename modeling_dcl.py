@@ -9,13 +9,7 @@ Three models share one backbone and one checkpoint format:
 
 Source: Sun et al., "Dual Contrastive Learning for General Face Forgery Detection", AAAI 2022, arXiv 2112.13522.
 
-
-A small fixed network that describes faces, so that a checkpoint can tell which ones are unlike its training data.
-
-A detector's own features cannot: training keeps what separates real from forged faces and forgets the rest, and what
-is left changes with every run. These features come from the first stages of EfficientNet-Lite0 as trained on ImageNet.
-Nothing here is ever trained, so they are the same for every checkpoint.
-
+Long because transformers wants all networks of a checkpoint in one file, `ReferenceNetwork` with them.
 """
 
 import copy
@@ -522,9 +516,11 @@ REFERENCE_FEATURES = 2 * (24 + 40)
 
 
 class ReferenceNetwork(nn.Module):
-    """The first stages of EfficientNet-Lite0 (ImageNet weights, Apache-2.0), in float32.
+    """The first stages of EfficientNet-Lite0 (ImageNet weights, Apache-2.0), in float32: tells unfamiliar faces.
 
-    Raises `InputError` if the file of its weights, see `find_reference`, cannot be read, or is another one.
+    A detector's own features cannot: training keeps what separates real from forged faces and forgets the rest, and
+    what is left changes with every run. Nothing here is ever trained, so it is the same for every checkpoint. Raises
+    `InputError` if the file of its weights, see `find_reference`, cannot be read, or is another one.
     """
 
     def __init__(self, path: Path):

@@ -11,6 +11,8 @@ thresholds, and how unfamiliar a face may be before it gets no score.
 
 `media_dcl.py` opens the pictures and videos, `decision_dcl.py` has the rules of the verdicts, `drawing_dcl.py` draws,
 and `detect.to_json(result)` makes plain JSON values of a result.
+
+Long because transformers wants a pipeline to be one class, and remote code comes in few files.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """Read the wanted frames of a video by number: in one pass, one frame in memory at a time, as 8-bit SDR RGB.
 
-Remote code of a checkpoint must be flat files beside the model, so all of this is one long file. Its parts: what
-packets contain, without decoding them; colours of decoded frames; reading.
+Long because remote code comes in few files. Its parts: what packets contain, without decoding them; colours of decoded
+frames; reading.
 """
 
 import bisect
@@ -264,11 +264,6 @@ def _to_pq(light: np.ndarray | float) -> np.ndarray:
     return ((_C1 + _C2 * root) / (1 + _C3 * root)) ** _M2
 
 
-try:  # a checkpoint that is given images works without PyAV
-    import av
-except ImportError:
-    av = None
-
 _ERRORS = (OSError, ValueError, *([] if av is None else [av.FFmpegError]))  # PyAV's own are of several kinds
 # From 19 on, PyAV itself tolerates titles and comments that are not UTF-8.
 _TOLERANT = {"metadata_errors": "ignore"} if av is not None and int(av.__version__.split(".")[0]) < 19 else {}
@@ -286,21 +281,8 @@ VIDEO_SUFFIXES = {
 #: Containers that are opened, by FFmpeg's names. Others, as playlists, lead to further files or into the network,
 #: whatever the name of the file.
 _CONTAINERS = (
-    "mov",
-    "matroska",
-    "webm",
-    "avi",
-    "dv",
-    "mpeg",
-    "mpegts",
-    "mpegvideo",
-    "m4v",
-    "h264",
-    "hevc",
-    "flv",
-    "asf",
-    "ogg",
-    "mxf",
+    *("mov", "matroska", "webm", "avi", "dv", "mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "flv", "asf"),
+    *("ogg", "mxf"),
 )
 _OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
 #: Containers in which a frame is found again by its time, by FFmpeg's names.

@@ -1,4 +1,8 @@
-"""Run tasks in this process, in several, or on a Ray cluster; the results are the same."""
+"""Run tasks in this process, in several, or on a Ray cluster; the results are the same.
+
+A task goes to another process. Its `run(step)` does the work, calls `step` after each part, and returns what it gave;
+done again, it gives the same.
+"""
 
 import ctypes
 import multiprocessing
@@ -9,30 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for_any
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from ..errors_dcl import InputError
 
-Result = TypeVar("Result", covariant=True)
 _LOOK = 0.5  # seconds between two looks at the progress of other processes
 _RAY_RETRIES = 3  # of a task whose machine was lost
 
 
-class Task(Protocol[Result]):
-    """A piece of work that goes to another process."""
-
-    def run(self, step: Callable[[], None]) -> Result:
-        """Do it, calling `step` after each part, and return what it gave; done again, it gives the same."""
-        ...
-
-
-def run_here(tasks: Sequence[Task[Result]], step: Callable[[int], None]) -> Iterator[Result]:
+def run_here(tasks: Sequence[Any], step: Callable[[int], None]) -> Iterator[Any]:
     """Run tasks one after the other; `step` gets the number of parts that were done since its last call."""
     for task in tasks:
         yield task.run(lambda: step(1))
 
 
-def run_in_processes(tasks: Sequence[Task[Result]], step: Callable[[int], None], number: int) -> Iterator[Result]:
+def run_in_processes(tasks: Sequence[Any], step: Callable[[int], None], number: int) -> Iterator[Any]:
     """Run tasks as `run_here`, in several processes of this machine; results come as they are ready.
 
     Raises `InputError` if a process was killed, or of a task; the others end what they have begun.
@@ -74,7 +69,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run(task: Task[Result]) -> Result:
+def _run(task: Any) -> Any:
     def step() -> None:
         with _counter.get_lock():
             _counter.value += 1
@@ -82,9 +77,7 @@ def _run(task: Task[Result]) -> Result:
     return task.run(step)
 
 
-def run_on_ray(
-    tasks: Sequence[Task[Result]], step: Callable[[int], None], address: str | None, number: int
-) -> Iterator[Result]:
+def run_on_ray(tasks: Sequence[Any], step: Callable[[int], None], address: str | None, number: int) -> Iterator[Any]:
     """Run tasks on a Ray cluster; results come as they are ready, and a task whose machine is lost runs again.
 
     Without an address, a local cluster of so many processes is started, and ends with the tasks. Raises `InputError`
@@ -125,7 +118,7 @@ def run_on_ray(
         ray.shutdown()
 
 
-def _run_on_ray(task: Task[Result]) -> tuple[int, Result]:
+def _run_on_ray(task: Any) -> tuple[int, Any]:
     parts = 0
 
     def step() -> None:

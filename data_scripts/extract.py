@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors_dcl import InputError, reason
+from ..errors_dcl import InputError, chain, reason
 from ..faces_dcl import SAME_FACE, Face, FaceDetector, crop_transform, cut, overlap
 from ..prepared.copies import picture_hash
 from ..prepared.dataset import encode_image
@@ -106,14 +106,12 @@ def _noting(clip: Clip, failures: Failures) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        cause: BaseException | None = error
-        while cause is not None:
+        for cause in chain(error):
             if isinstance(cause, OSError) and cause.errno in _PASSING:
                 raise InputError(
                     f"{clip.frames.where} cannot be read now ({cause.strerror}): see to the machine and its file "
                     "systems, and give the same command again; what is done is kept."
                 ) from error
-            cause = cause.__cause__
         failures.add(clip.frames.where, "it cannot be opened", reason(error))
 
 

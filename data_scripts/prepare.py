@@ -35,17 +35,8 @@ if TYPE_CHECKING:
     from dcl_face_forgery.data_scripts.shards import Report
 
 #: What `dcl-prepare` reads, by the name of the command.
-LAYOUTS = {
-    "folder": folder,
-    "ffpp": ffpp,
-    "celeb_df": celeb_df,
-    "dfdc": dfdc,
-    "dfdcp": dfdcp,
-    "deeperforensics": deeperforensics,
-    "uadfv": uadfv,
-    "wild_deepfake": wild_deepfake,
-    "deepfakebench": deepfakebench,
-}
+_LAYOUTS = (folder, ffpp, celeb_df, dfdc, dfdcp, deeperforensics, uadfv, wild_deepfake, deepfakebench)
+LAYOUTS = {layout.__name__.rpartition(".")[2]: layout for layout in _LAYOUTS}
 _LEAST = {  # of the options that are numbers
     **{"size": 32, "margin": 0.5, "variants": 1, "frames": 1},
     **{"num_proc": 1, "num_shards": 1, "families_per_shard": 1},
@@ -107,8 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepared.add_argument("--root", type=_path, required=True, help="folder of the prepared data set")
     for name, layout in LAYOUTS.items():
-        _add_layout(checked.add_parser(name, help=layout.HELP, **formatter), layout)
-        raw = commands.add_parser(name, help=layout.HELP, **formatter)
+        about = layout.__doc__.splitlines()[0]
+        _add_layout(checked.add_parser(name, help=about, **formatter), layout)
+        raw = commands.add_parser(name, help=about, **formatter)
         _add_layout(raw, layout)
         if layout is folder:
             _add_shares(raw)

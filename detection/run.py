@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -14,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..decision_dcl import to_json
 from ..media_dcl import say_skipped, skipped_files
 from ..onnx_dcl import GRAPH
-from ..pipeline_dcl import FaceForgeryDetectionPipeline, result_of
+from ..pipeline_dcl import DetectionOptions, FaceForgeryDetectionPipeline, result_of
 from .results import JsonLines, Table, UnreadableError, counted, draw, record_of, stamp_of
 
 
@@ -29,13 +30,8 @@ def detect(arguments: Namespace, files: list[str], roots: dict[str, Path]) -> Co
         arguments.backend,
         arguments.device,
         arguments.graph or GRAPH,
-        num_frames=arguments.num_frames,
-        batch_size=arguments.batch_size,
-        most_pixels=arguments.most_pixels,
-        operating_point=arguments.operating_point,
-        threshold=arguments.threshold,
         abstain=not arguments.no_abstain,
-        largest_only=arguments.largest_only,
+        **{each.name: getattr(arguments, each.name) for each in fields(DetectionOptions) if each.name in arguments},
     )
 
     lines = None

@@ -264,11 +264,6 @@ def test_past_the_edge_the_outermost_pixels_go_on():
     assert np.array_equal(cut(image, transform, 30), np.pad(image, ((10, 10), (10, 10), (0, 0)), "edge"))
 
 
-def test_an_unknown_kind_of_crop_is_refused():
-    with pytest.raises(InputError, match="'oval': use one of box, aligned5"):
-        crop_transform(face_at((0, 0, 9, 9)), {"kind": "oval", "margin": 1, "size": 9})
-
-
 def test_a_model_file_that_is_given_comes_first(tmp_path, monkeypatch):
     monkeypatch.setenv("DCL_YUNET", str(tmp_path / "mine.onnx"))
     assert find_yunet() == tmp_path / "mine.onnx"

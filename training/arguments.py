@@ -24,26 +24,10 @@ if TYPE_CHECKING:
 
 #: Arguments of the Trainer that may change when a run is resumed: they do not touch what is learned.
 FREE_ON_RESUME = (
-    "output_dir",
-    "overwrite",
-    "skip_corrupt",
-    "allow_copies",
-    "config",
-    "data_root",
-    "resume_from_checkpoint",
-    "disable_tqdm",
-    "report_to",
-    "run_name",
-    "project",
-    "log_level",
-    "log_level_replica",
-    "save_total_limit",
-    "dataloader_num_workers",
-    "dataloader_persistent_workers",
-    "dataloader_prefetch_factor",
-    "dataloader_pin_memory",
-    "push_to_hub",
-    "ddp_backend",
+    *("output_dir", "overwrite", "skip_corrupt", "allow_copies", "config", "data_root", "resume_from_checkpoint"),
+    *("disable_tqdm", "report_to", "run_name", "project", "log_level", "log_level_replica", "save_total_limit"),
+    *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+    *("dataloader_pin_memory", "push_to_hub", "ddp_backend"),
 )
 FREE_PREFIXES = ("hub_", "logging_", "trackio_", "_")
 

@@ -22,8 +22,6 @@ from ..clips import Clip, Part, RawDataSet, group_families
 from ..frames import Frames
 from .listing import CONTRADICTED, NO_LABEL, Shelf, child, list_clips, read_lines, root_folder
 
-HELP = "Celeb-DF, version 1 or 2"
-
 LIST = "List_of_testing_videos.txt"
 _LABELS = {"Celeb-real": REAL, "YouTube-real": REAL, "Celeb-synthesis": FAKE}
 _DIGITS = {"1": REAL, "0": FAKE}

@@ -24,8 +24,6 @@ from ..frames import Frames
 from .ffpp import COMPRESSIONS
 from .listing import MISSING, Shelf, child, descend, list_clips, list_media, read_lines, root_folder
 
-HELP = "DeeperForensics-1.0"
-
 DEFAULT_VARIANT = "end_to_end"
 #: The splits, the names of their lists, and how many forgeries of a variant each has.
 SPLITS = {"train": ("train", 703), "validation": ("val", 96), "test": ("test", 201)}

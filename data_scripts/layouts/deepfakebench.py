@@ -12,6 +12,8 @@ L/Celeb-DF-v2_lmdb/data.mdb                             the same files by name, 
 One JSON is one data set. A label whose name holds "real" is real. The paths of the JSON, written on any system, lead
 to R by the name of the data set in them. A clip that several splits name is taken for the last of train, validation
 and test. Frames are crops already.
+
+Long because it reads files and LMDB, which no other layout does.
 """
 
 import argparse
@@ -40,7 +42,6 @@ except ImportError:
 
 logger = logging.getLogger(__name__)
 
-HELP = "DeepfakeBench: face crops named by its dataset_json, in folders or LMDB"
 
 #: The splits of a JSON, by the names they get here; a clip of several is taken for the last.
 SPLITS = {"train": "train", "val": "validation", "test": "test"}

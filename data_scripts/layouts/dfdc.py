@@ -26,8 +26,6 @@ from ...video_dcl import VIDEO_SUFFIXES
 from ..clips import Clip, Part, RawDataSet, group_families
 from .listing import NO_LABEL, Shelf, child, list_clips, plain_name, read_json, read_lines, root_folder
 
-HELP = "DFDC, the whole Deepfake Detection Challenge"
-
 PROTOCOLS = ("official", "parts")
 REALS, FAKES = "original", "DFDC"  # the set does not tell its methods apart
 _VALIDATION_PARTS, _TEST_PARTS = range(35, 40), range(40, 50)

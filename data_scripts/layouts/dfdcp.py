@@ -19,8 +19,6 @@ from ..clips import Clip, Part, RawDataSet, group_families
 from ..frames import Frames
 from .listing import CONTRADICTED, NO_LABEL, Shelf, child, descend, list_clips, plain_name, read_json, root_folder
 
-HELP = "DFDCP, the preview of the Deepfake Detection Challenge"
-
 LIST = "dataset.json"
 _LABELS = {"original_videos": REAL, "method_A": FAKE, "method_B": FAKE}
 _SPLITS = ("train", "test")

@@ -29,8 +29,6 @@ from ..failures import Failures
 from ..frames import DifferenceMask, Frames
 from .listing import MISSING, NOT_LISTED, child, descend, list_media, read_json, root_folder
 
-HELP = "FaceForensics++, or DeepFakeDetection, which lies in it"
-
 COMPRESSIONS = ("raw", "c23", "c40")
 METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter")
 DFD = "DeepFakeDetection"

@@ -25,8 +25,6 @@ from ..clips import Clip, Part, RawDataSet, group_families
 from ..frames import Frames, ImageFrames, VideoFrames
 from .listing import child, folded, list_media, root_folder
 
-HELP = "your own videos or images, in real/ and fake/"
-
 #: The names under which the folder of a split is found.
 SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 _UNNAMED = "fake"  # the method of fakes that lie in no folder of their own

@@ -15,8 +15,6 @@ from ...prepared.names import FAKE, REAL
 from ..clips import Clip, Part, RawDataSet, group_families
 from .listing import child, list_clips, root_folder
 
-HELP = "UADFV"
-
 _PUBLISHED = 49
 _SUFFIX = "_fake"
 

@@ -31,7 +31,6 @@ from ..frames import ImageFrames
 from ..photographs import list_files
 from .listing import MISSING, child, names_in, plain_name, root_folder
 
-HELP = "WildDeepfake: archives of face crops, or lists of them"
 VIDEOS = 707  # as published
 
 _FOLDER = "deepfake_in_the_wild"
