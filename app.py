@@ -177,6 +177,8 @@ def _tab(kind: str, name: str, requests: Requests, points: list[str]) -> None:
         "api_visibility": "private",
     }
     runs = [start.click(**work), file.input(**work, trigger_mode="always_last")]
+    if kind == "video":
+        runs.append(file.stop_recording(**work))
     if examples is not None:
         runs.append(examples.load_input_event.then(**work))
     cancel.click(None, cancels=runs)
@@ -184,8 +186,10 @@ def _tab(kind: str, name: str, requests: Requests, points: list[str]) -> None:
 
 def _picture_answer() -> tuple[list[gr.components.Component], Fill]:
     """Lay out what an answer about a picture has of its own; return the components, and what fills them."""
-    caption = gr.Markdown("**Evidence** (left) and picture (right): drag the line to compare them.")
     slider = gr.ImageSlider(show_label=False, interactive=False, buttons=["fullscreen"], elem_id="image-evidence")
+    # The line itself cannot be moved by keyboard.
+    line = gr.Slider(0, 100, 50, step=1, label="Evidence shown, from the left (%)", interactive=True)
+    line.input(None, line, slider, js="(share) => ({ __type__: 'update', slider_position: share })")
     faces = gr.Gallery(
         show_label=False, columns=4, object_fit="contain", buttons=[], interactive=False, elem_id="image-faces"
     )
@@ -193,12 +197,12 @@ def _picture_answer() -> tuple[list[gr.components.Component], Fill]:
     def fill(answer: Answer) -> list[Any]:
         scored = answer.layers is not None
         return [
-            gr.update(visible=scored),
-            gr.update(value=answer.layers, visible=scored),
+            gr.update(value=answer.layers, visible=scored, slider_position=50),
+            gr.update(value=50, visible=scored),
             gr.update(value=answer.gallery, visible=len(answer.gallery) > 1),
         ]
 
-    return [caption, slider, faces], fill
+    return [slider, line, faces], fill
 
 
 def _video_answer() -> tuple[list[gr.components.Component], Fill]:

@@ -44,11 +44,12 @@
   const tidy = () => {
     // Names of what Gradio leaves unnamed, or names by other words than it shows.
     for (const example of document.querySelectorAll(".gallery-item:not([aria-label])")) {
-      const file = example.querySelector("[src]")?.getAttribute("src").split("/").pop() ?? "";
-      example.setAttribute("aria-label", `Example: ${decodeURIComponent(file).replace(/\.\w+$/, "").replace(/_/g, " ")}`);
+      const file = example.querySelector("[src]")?.getAttribute("src").split("/").pop();
+      const name = decodeURIComponent(file ?? "").replace(/\.\w+$/, "").replace(/_/g, " ");
+      if (name) example.setAttribute("aria-label", `Example: ${name}`);
     }
     for (const button of document.querySelectorAll("button.upload-container, .thumbnail-item")) {
-      const words = button.innerText.trim().replace(/\s+/g, " ");
+      const words = button.textContent.trim().replace(/\s+/g, " ");
       if (words && button.getAttribute("aria-label") !== words) button.setAttribute("aria-label", words);
     }
     for (const mark of document.querySelectorAll("#video-plot [role=graphics-symbol]:not([aria-label])")) {
@@ -63,6 +64,6 @@
   };
   let waiting = 0;
   new MutationObserver(() => { waiting ||= requestAnimationFrame(() => { waiting = 0; tidy(); }); })
-    .observe(document.body, { childList: true, subtree: true });
+    .observe(document.body, { childList: true, subtree: true, attributeFilter: ["role", "src"] });
   tidy();
 }

@@ -283,7 +283,7 @@ class Gate:
     async def _checked_post(path: str, headers: dict[bytes, bytes], receive: Any) -> tuple[Any, int]:
         """Check a POST; return from where its body can be received, and how many bytes of an upload it has."""
         post = _POSTS.fullmatch(path)
-        if post is None or (post[3] and not Gate.functions.get(post[3], Function(0, False)).direct):
+        if post is None:
             raise _RefusalError(403, _CLOSED_HERE)
         length = headers.get(b"content-length", b"")
         if not length.isdigit() or b"transfer-encoding" in headers:  # which would count, and not the length
@@ -302,14 +302,19 @@ class Gate:
             body += message.get("body", b"")
             more = message.get("more_body", False)
         data = _checked_json(body)
-        if post[1] == "queue/join":
+        if post[3]:  # without the queue; "predict" leaves it to the body to name the function
+            called = data.get("fn_index") if post[3] == "predict" else post[3]
+            if type(called) not in (int, str) or not Gate.functions.get(called, Function(0, False)).direct:
+                raise _RefusalError(403, _CLOSED_HERE)
+            _check_values(data, called)
+            if post[3] != "predict":
+                data.pop("fn_index", None)
+        elif post[1] == "queue/join":
             _check_values(data, data.get("fn_index"))
         elif post[1] == "cancel":
             uploads.leave(data.get("session_hash"))
-        elif post[3] or (post[2] and not post[2].startswith("v2/")):  # v2 takes values by their names
-            _check_values(data, post[3] or post[2])
-        if post[3]:  # by its name alone: the body could name another one
-            data.pop("fn_index", None)
+        elif post[2] and not post[2].startswith("v2/"):  # which takes values by their names
+            _check_values(data, post[2])
         first = iter([{"type": "http.request", "body": json.dumps(data).encode(), "more_body": False}])
 
         async def receive_checked() -> dict:
