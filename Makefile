@@ -61,8 +61,8 @@ test-oldest:  ## Run the tests of model, training, evaluation and detection with
 	test -x $(OLDEST)/uv || { $(PYTHON) -m venv .venv-oldest && $(OLDEST)/python -m pip install 'uv>=0.9,<1'; }
 	$(OLDEST)/uv pip install --python $(OLDEST)/python --resolution lowest-direct \
 		--editable '.[train,metrics,onnx,report]' --group test
-	$(OLDEST)/python -m pytest -n 2 -m "not slow" tests/test_modeling.py tests/test_memory.py tests/test_auto_classes.py \
-		tests/test_pipeline_dcl.py tests/test_video_dcl.py tests/training tests/evaluation tests/detection
+	$(OLDEST)/python -m pytest -n 2 -m "not slow" tests/modeling_dcl \
+		tests/test_pipeline_dcl.py tests/video_dcl tests/training tests/evaluation tests/detection
 
 lint: $(STAMP)  ## Check style, formatting and spelling.
 	$(BIN)/ruff check .
