@@ -352,6 +352,9 @@ class Video:
             raise
 
     def _open(self) -> "av.container.InputContainer":
+        # Other packages (torchvision 0.24 is one) make PyAV log. A decoder thread with something to log then waits for
+        # the interpreter, which waits for that thread when it frees the decoder: without this, both may wait for ever.
+        av.logging.set_level(None)
         try:
             return av.open(self._address, options=_OPTIONS, **_TOLERANT)
         except _ERRORS as error:

@@ -52,6 +52,13 @@ def test_every_wanted_frame_comes_once_in_order_whatever_is_wanted(clip, wanted)
     assert read == [(index, index) for index in sorted(wanted)]
 
 
+def test_decoder_threads_never_wait_for_the_interpreter_to_log(clip):
+    """They could do so for ever: who frees a decoder waits for its threads, and holds the interpreter meanwhile."""
+    av.logging.set_level(av.logging.ERROR)
+    with Video(clip):
+        assert av.logging.get_level() is None
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "options"),
     [
