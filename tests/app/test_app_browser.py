@@ -315,7 +315,7 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(visit):
         names.add(
             page.evaluate(
                 "() => { const n = document.activeElement; return n.getAttribute('aria-label') || n.innerText || "
-                "n.closest('label')?.innerText || n.getAttribute('title') || n.querySelector('img')?.alt || n.tagName; }"
+                "n.closest('label')?.innerText || n.title || n.querySelector('img')?.alt || n.tagName; }"
             ).strip()
         )
     assert {
