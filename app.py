@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from web import gate  # before Gradio
-from web.gate import UPLOADS, Gate, log_failure, uploads
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:  # where another program runs this file
+    sys.path.insert(0, str(HERE))
+
+from web import gate  # noqa: E402 (before Gradio)
+from web.gate import UPLOADS, Gate, log_failure, uploads  # noqa: E402
 
 _PORT = os.environ.get("GRADIO_SERVER_PORT") or "7860"
 if not (_PORT.isascii() and _PORT.isdigit() and 0 < int(_PORT) < 1 << 16):  # else Gradio fails in its own words
     sys.exit(f"error: GRADIO_SERVER_PORT is {_PORT}: choose a number from 1 to 65535.")
-HERE = Path(__file__).resolve().parent
 
 
 def find_model() -> str:
