@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from web import gate  # before Gradio
-from web.gate import UPLOADS, Gate, log_failure, uploads
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:  # where another program runs this file
+    sys.path.insert(0, str(HERE))
+
+from web import gate  # noqa: E402 (before Gradio)
+from web.gate import UPLOADS, Gate, log_failure, uploads  # noqa: E402
 
 _PORT = os.environ.get("GRADIO_SERVER_PORT") or "7860"
 if not (_PORT.isascii() and _PORT.isdigit() and 0 < int(_PORT) < 1 << 16):  # else Gradio fails in its own words
     sys.exit(f"error: GRADIO_SERVER_PORT is {_PORT}: choose a number from 1 to 65535.")
-HERE = Path(__file__).resolve().parent
 
 
 def find_model() -> str:
@@ -84,7 +87,8 @@ POINTS = {
     "fpr_0.01": "At most 1 % of real ones flagged",
 }
 PRIVACY = (
-    f"Uploads and answers are deleted within a minute after you leave or ten minutes after use, and never logged. "
+    "Uploads and answers are deleted within a minute after you close the page, and ten minutes after use at the "
+    "latest; no log names them. "
     f"Limits: pictures of {gate.MOST_PICTURE_BYTES >> 20} MB and {gate.MOST_PIXELS // 1_000_000} million pixels; "
     f"videos of {gate.MOST_UPLOAD_BYTES >> 20} MB and {gate.MOST_SECONDS // 60} minutes; "
     f"{gate.MOST_REQUEST_SECONDS // 60} minutes of work; {gate.MOST_WAITING} requests waiting."
@@ -230,10 +234,10 @@ def _video_answer() -> tuple[list[gr.components.Component], Fill]:
     plot.select(show_frame, times, frames, show_progress="hidden", api_visibility="private")
 
     def fill(answer: Answer) -> list[Any]:
-        there = bool(answer.gallery)
+        there, points = bool(answer.gallery), answers.plot_points(answer.result)
         return [
             gr.update(visible=there),
-            gr.update(value=answers.plot_points(answer.result) if there else None, visible=there),
+            gr.update(value=points, x_lim=[0, float(points.time.max())], visible=there),
             gr.update(value=answer.gallery, selected_index=None, visible=there),
             answer.times,
         ]

@@ -178,7 +178,8 @@ def plot_points(result: dict[str, Any]) -> pd.DataFrame:
 
 
 def _mark(time: float, value: float, end: float, name: str) -> list[tuple[float, float | None, str]]:
-    return [(time - end / 200, value, name), (time + end / 200, value, name), (time + end / 199, None, name)]
+    left, right = max(0.0, time - end / 150), min(end, time + end / 150)
+    return [(left, value, name), (right, value, name), (right, None, name)]
 
 
 def _levels(result: dict[str, Any]) -> dict[str, float]:
@@ -211,8 +212,12 @@ def show_verdict(result: dict[str, Any]) -> str:
         )
     scores = [member["p_fake"] for member in members if member["p_fake"] is not None]
     bar = _bar(max(scores), result) if scores else ""
-    sentences = group(members, one)
-    groups = "".join(f"<li>{_escape(each)}</li>" for each in sentences) if len(sentences) > 1 else ""
+    sentences = group(members, one) if len(members) > 1 else []
+    groups = (
+        "".join(f"<li>{_escape(each)}</li>" for each in sentences)
+        if verdict == "abstained" or len(sentences) > 1
+        else ""
+    )
     reasons = dict.fromkeys(member["reason"] for member in members if member["reason"]) if members else ["no_face"]
     advice = "".join(f"<li>{_escape(REASONS[reason][1])}</li>" for reason in reasons if reason in REASONS)
     notes = "".join(f"<p>{_escape(note)}</p>" for note in result.get("notes", ()))
