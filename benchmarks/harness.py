@@ -36,6 +36,3 @@ def print_result(result: Mapping[str, float | int | str], as_json: bool) -> None
     """Print figures: as one JSON object and nothing else, or a line each."""
     width = max(map(len, result))
     print(json.dumps(result) if as_json else "\n".join(f"{key:{width}} {value}" for key, value in result.items()))
-
-
-__all__ = ["HEIGHT", "RATE", "SECONDS", "WIDTH", "print_result", "write_clip"]

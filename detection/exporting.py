@@ -1,6 +1,8 @@
 """Export a checkpoint to ONNX: a float32 graph that matches the model and, on request, an int8 graph.
 
 Half of the families of the validation split calibrate int8; the other half measures how much it changes the scores.
+
+Long because the graphs, what int8 changes, and the record of both are made and replaced as one.
 """
 
 import contextlib

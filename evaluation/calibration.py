@@ -314,6 +314,3 @@ def reliability(labels: np.ndarray, p_fake: np.ndarray, balanced: bool = False) 
         )
         bins.append({"mean_p": float(total / n), "share_fake": share, "n": int(n), "low": low, "high": high})
     return bins
-
-
-__all__ = ["ERROR_RATE", "fit_calibration", "operating_points", "rate_interval", "reliability"]

@@ -102,6 +102,3 @@ def _upper_quantile(values: np.ndarray, weights: np.ndarray) -> float:
     order = np.argsort(values, kind="stable")
     above = 1 - np.cumsum(weights[order]) / weights.sum()
     return float(values[order][np.argmax(above <= REFUSED + 1e-9)])
-
-
-__all__ = ["fit_familiarity"]

@@ -137,6 +137,3 @@ def find_device(name: str | None) -> torch.device:
         available += ["mps"] if torch.backends.mps.is_available() else []
         raise InputError(f"there is no device {name!r} here; --device can be {', '.join(available)}.") from error
     return torch.device(name)
-
-
-__all__ = ["check_groups", "evaluate_models", "find_device"]

@@ -325,6 +325,3 @@ def shared_rows(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame
     sources = [table["source_id"].astype(object) if "source_id" in table else empty for table in pair]
     known = sources[0].where(sources[0].notna(), sources[1])
     return tuple(table.assign(source_id=known).reset_index() for table in pair)
-
-
-__all__ = ["PredictionTable", "evaluate_predictions", "read_predictions", "shared_rows"]

@@ -220,6 +220,3 @@ def _warn_of_crop(data: PreparedSplit, crop: dict[str, Any] | None, checkpoint: 
             data.crop,
             crop,
         )
-
-
-__all__ = ["evaluate_checkpoint", "open_work_folder"]

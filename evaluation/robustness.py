@@ -171,6 +171,3 @@ def _write(robustness: Mapping[str, Any], folder: Path) -> None:
         except InputError as error:  # hours of scores must not be lost for a picture of them
             logger.warning("there is no picture of the robustness: %s", error)
             (folder / "robustness.png").unlink(missing_ok=True)  # one of another run
-
-
-__all__ = ["evaluate_robustness", "robustness_rows", "robustness_tables"]

@@ -127,6 +127,3 @@ def _name_tables(files: Sequence[str], models: Sequence[str]) -> list[str]:
     """Return what the folders of tables of predictions are named after: the files, without endings if that will do."""
     names = [os.path.splitext(name)[0] for name in files]
     return names if len({*names, *models}) == len(names) + len(models) else list(files)
-
-
-__all__ = ["evaluate", "is_first_process", "name_folders", "process_count"]

@@ -68,6 +68,3 @@ def fit_on_validation(
     calibration = fit_calibration(predictions, inconclusive_error_rate)
     calibration["evidence_threshold"] = best_iou_threshold(cells)
     return calibration, fit_familiarity(predictions, np.concatenate(features), np.concatenate(sharpness))
-
-
-__all__ = ["fit_on_validation", "validation_metrics"]

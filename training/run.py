@@ -298,6 +298,3 @@ def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple
             f"(as {missing[0]}): pass one that was saved whole."
         )
     return model, processor
-
-
-__all__ = ["RECORD", "RESULTS", "build_trainer", "find_start", "load_data", "train"]

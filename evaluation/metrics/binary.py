@@ -123,13 +123,3 @@ def measure(
 def undefined(n: int, reason: str) -> dict[str, Any]:
     """Return the metrics of `n` scores of which none is defined, with the reason."""
     return {**dict.fromkeys(METRICS), "n": n, "reason": reason}
-
-
-__all__ = [
-    "REALS_PER_RATE",
-    "binary_metrics",
-    "measure",
-    "problem",
-    "too_few",
-    "undefined",
-]

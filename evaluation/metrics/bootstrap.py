@@ -209,6 +209,3 @@ def largest_gap(
         most = np.inf if name == "log_loss" else 1.0
         found["interval"] = [max(0.0, found["value"] - reach), min(most, found["value"] + reach)]
     return found
-
-
-__all__ = ["DRAWS", "WITHOUT_INTERVAL", "family_codes", "interval", "intervals", "largest_gap", "paired_differences"]

@@ -81,6 +81,3 @@ def _curve(table: pd.DataFrame, family_count: int, bootstrap: int, seed: int, le
             if ends and RATES[index] >= 1 / reals:
                 low[index], high[index] = ends
     return RocCurve(fpr, tpr, low, high, reals, fakes)
-
-
-__all__ = ["RATES", "RocCurve", "roc_curves"]

@@ -114,13 +114,3 @@ def _gap(
     families = min(groups[group].get("families", 0) for group in values)
     gap = largest_gap(metric, values, drawn if len(drawn) == len(values) else None, families)
     return gap | ({"left_out": left_out} if left_out else {})
-
-
-__all__ = [
-    "MOST_GROUPS",
-    "OF_BOTH_CLASSES",
-    "UNKNOWN",
-    "check_group_column",
-    "compare_groups",
-    "group_names",
-]

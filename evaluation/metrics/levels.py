@@ -324,13 +324,3 @@ def deepfakebench_metrics(rows: pd.DataFrame) -> dict[str, Any]:
     nearest = np.argmin(np.abs(1 - true_positive_rate - false_positive_rate))
     values = auc(false_positive_rate, true_positive_rate), false_positive_rate[nearest]
     return dict(zip(DEEPFAKEBENCH, map(float, values), strict=True))
-
-
-__all__ = [
-    "compare_models",
-    "count_verdicts",
-    "deepfakebench_metrics",
-    "frame_and_video_metrics",
-    "rank_scores",
-    "video_scores",
-]

@@ -162,6 +162,3 @@ def best_iou_threshold(cells: CellCounts) -> float | None:
         return None
     candidates = np.flatnonzero(cells.counts.any(axis=0))[::-1]
     return lowest_of(int(candidates[np.argmax(cells.overlap(candidates))]))
-
-
-__all__ = ["CellCounts", "best_iou_threshold", "localisation_metrics"]

@@ -314,15 +314,3 @@ def _average_precision(steps: tuple[np.ndarray, np.ndarray], curve: tuple[np.nda
     precision = np.divide(true[:, 1:], np.maximum(alarms, 1, out=alarms), out=alarms)
     average = np.einsum("bk,bk->b", fake, precision) / true[:, -1]
     return np.where(false[:, -1] > 0, average, np.nan)
-
-
-__all__ = [
-    "BINS",
-    "FALSE_POSITIVE_RATES",
-    "METRICS",
-    "RANKED",
-    "THRESHOLD",
-    "Ranking",
-    "draw_families",
-    "equal_error_rate",
-]

@@ -320,18 +320,3 @@ def look_at_results(
     rows = {data.name: predictions[predictions["dataset"] == data.name] for data in sets}
     most = MOST_EMBEDDINGS // len(sets)
     return {data.name: look_again(model, processor, data, rows[data.name], batch_size, most, seed) for data in sets}
-
-
-__all__ = [
-    "MOST_EMBEDDINGS",
-    "PARTS",
-    "Example",
-    "Looks",
-    "cell_similarities",
-    "choose_evenly",
-    "choose_examples",
-    "embed_in_plane",
-    "look_again",
-    "look_at_results",
-    "mean_similarities",
-]

@@ -431,21 +431,3 @@ def _frame(axes: Any, keep_y: bool = False) -> None:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_color("#BBBBBB")
-
-
-__all__ = [
-    "ROWS_PER_SHEET",
-    "check_matplotlib",
-    "draw_det",
-    "draw_embeddings",
-    "draw_examples",
-    "draw_reliability",
-    "draw_robustness",
-    "draw_robustness_of",
-    "draw_roc",
-    "draw_scores",
-    "draw_similarities",
-    "encode",
-    "evidence_colours",
-    "plain",
-]

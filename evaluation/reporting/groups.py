@@ -202,6 +202,3 @@ def _aligned(table: Sequence[Mapping[str, Any]]) -> str:
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
     text = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([text[0], "|---" * len(lines[0]) + "|", *text[1:]]) + "\n"
-
-
-__all__ = ["gap_rows", "group_rows", "groups_printed", "groups_text"]

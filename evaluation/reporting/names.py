@@ -64,13 +64,3 @@ def how_much_was_seen(methods: Iterable[str], seen_methods: Collection[str] | No
     if {True, False} <= answers:
         return "partly"
     return {frozenset([True]): "seen", frozenset([False]): "unseen"}.get(frozenset(answers))
-
-
-__all__ = [
-    "GENERIC",
-    "cell",
-    "how_much_was_seen",
-    "is_generic",
-    "shown",
-    "was_seen",
-]

@@ -51,6 +51,3 @@ def count_rows(rows: pd.DataFrame) -> dict[str, Any]:
         "videos": len(frames),
         "frames_per_video": {"min": int(frames.min()), "median": float(frames.median()), "max": int(frames.max())},
     }
-
-
-__all__ = ["OF_METRICS", "OF_MODELS", "OF_PICTURES", "count_rows", "versions"]

@@ -359,10 +359,3 @@ def _video_ids(looks: Looks | None) -> list[dict[str, Any]]:
 
 
 # ------------------------------------------------------------------------------------------------------ pictures
-
-
-__all__ = [
-    "check_report",
-    "shown",
-    "write_report",
-]

@@ -213,18 +213,3 @@ def similarities_of(name: str, looks: Looks | None) -> dict[str, Any]:
         content = encode(draw_similarities(part, lowest), photographs=True)
         pictures.append(Picture(f"similarities_{number}", alt, content))
     return {"pictures": pictures, "reason": None}
-
-
-__all__ = [
-    "WHYS",
-    "Picture",
-    "curves_of",
-    "embeddings_of",
-    "examples_of",
-    "lacking",
-    "number_text",
-    "reliability_of",
-    "robustness_of",
-    "scores_of",
-    "similarities_of",
-]

@@ -107,18 +107,3 @@ def is_of_run(robustness: Mapping[str, Any], run: Mapping[str, Any], name: str) 
 def files_of_results(folder: Path) -> list[Path]:
     """Return every single file that an evaluation writes into a folder of results, or may remove there."""
     return [folder / name for name in (*RESULT_FILES, *ROBUSTNESS_FILES, DIFFERENCES, REPORT)]
-
-
-__all__ = [
-    "DIFFERENCES",
-    "PICTURES",
-    "REPORT",
-    "RESULT_FILES",
-    "ROBUSTNESS_FILES",
-    "TABLE_FILES",
-    "complete_files",
-    "files_of_results",
-    "is_of_run",
-    "remove_pictures",
-    "remove_what_is_of_another_run",
-]

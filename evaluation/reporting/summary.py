@@ -198,6 +198,3 @@ def _rates(levels: dict[str, Any]) -> str:
 def _text(scores: dict[str, Any]) -> str | None:
     ends = scores.get("intervals", {}).get("auc")
     return None if ends is None else "{:.3f}-{:.3f}".format(*ends)
-
-
-__all__ = ["at_operating_points", "print_result", "summarize", "verdict_rows", "write_differences"]

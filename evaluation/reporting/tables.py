@@ -316,6 +316,3 @@ def _auc_eer(row: Mapping[str, Any]) -> str:
 
 def _accuracy_auc(row: Mapping[str, Any]) -> str:
     return f"{_percent(row, 'accuracy')} / {_percent(row, 'auc', True)}"
-
-
-__all__ = ["Result", "find_published", "published_rows", "result_rows", "tables_text", "write_tables"]

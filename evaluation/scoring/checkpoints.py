@@ -83,6 +83,3 @@ def _hash_of(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return f"sha256:{digest.hexdigest()}"
-
-
-__all__ = ["Checkpoint", "find_checkpoint"]

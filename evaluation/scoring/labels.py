@@ -91,6 +91,3 @@ def classify_labels(labels: Sequence[str], name: str, fake_labels: Collection[st
             "mean fake, or take another model if it has no class for the other kind."
         )
     return kinds
-
-
-__all__ = ["FAKE_WORDS", "REAL_WORDS", "classify_labels", "meaning_of"]

@@ -241,6 +241,3 @@ def load_classifier(
     kinds = [kind for _, kind in checkpoint.classes]
     classifier = BinaryClassifier(model, kinds, checkpoint.name).to(device).eval()
     return classifier, ArrayProcessor(processor, checkpoint.name)
-
-
-__all__ = ["ArrayProcessor", "BinaryClassifier", "BinaryOutput", "UnknownTraining", "find_classes", "load_classifier"]

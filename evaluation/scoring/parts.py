@@ -275,6 +275,3 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         return json.loads(pq.read_metadata(path).metadata[_RECORD])
     except (OSError, pa.ArrowInvalid, ValueError, KeyError, TypeError):
         return None
-
-
-__all__ = ["PredictedParts", "WorkFolder", "remove_work_folders"]

@@ -226,6 +226,3 @@ def find_types(names: Sequence[str]) -> list[str]:
             "(pip install --force-reinstall av), or name the other types after --perturbations."
         )
     return types
-
-
-__all__ = ["FAMILIES", "LEVELS", "TYPES", "Perturbation", "PerturbationType", "find_types"]

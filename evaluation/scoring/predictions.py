@@ -274,15 +274,3 @@ def mask_to_cells(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         float32 `shape`, in [0, 1]: the mean over the area of each cell, pixels on a border counting by their part.
     """
     return cv2.resize(mask.astype(np.float32) / 255, shape[::-1], interpolation=cv2.INTER_AREA)
-
-
-__all__ = [
-    "PREDICTIONS_SCHEMA",
-    "PredictedBatch",
-    "batches_of",
-    "calibration_of",
-    "load_checkpoint",
-    "mask_to_cells",
-    "predict",
-    "predictions_schema",
-]

@@ -116,13 +116,3 @@ def _exchange(trouble: str | int | None, value: Any) -> list[Any]:
             _group.ended = True
             raise InputError(str(trouble).removeprefix("error: "))
     return [value for _, value in gathered]
-
-
-__all__ = [
-    "first_process_ahead",
-    "meet",
-    "process_count",
-    "process_group",
-    "process_index",
-    "stop_is_wanted",
-]
