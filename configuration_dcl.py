@@ -13,9 +13,9 @@ from .abstention_dcl import check_familiarity
 from .decision_dcl import check_calibration
 from .errors_dcl import check_value, reason
 
-#: Arguments of `timm.create_model` by which it reads files or downloads them.
+#: Arguments of `timm.create_model` that make it read or download files.
 _LOADS = re.compile("pretrained.*|checkpoint_path|cache_dir|model_name")
-#: What `transformers.pipeline` finds in a checkpoint beside its own tasks.
+#: The custom pipeline that `transformers.pipeline` finds in a checkpoint.
 CUSTOM_PIPELINES = {
     "face-forgery-detection": {
         "impl": "pipeline_dcl.FaceForgeryDetectionPipeline",
@@ -29,60 +29,59 @@ CUSTOM_PIPELINES = {
 class DCLConfig(PreTrainedConfig):
     r"""Configuration of [`DCLModel`], [`DCLForImageClassification`] and [`DCLForPreTraining`].
 
-    The defaults are the setting of the paper (Sun et al., "Dual Contrastive Learning for General Face Forgery
-    Detection", AAAI 2022) and of the code released with it. Class 0 is real, class 1 is fake.
+    The defaults are those of the paper (Sun et al., "Dual Contrastive Learning for General Face Forgery
+    Detection", AAAI 2022) and its released code. Class 0 is real, class 1 is fake.
 
     Args:
         backbone (`str`, *optional*, defaults to `"tf_efficientnet_b4.ns_jft_in1k"`):
             Name of a timm model with a spatial feature map. The constructor never downloads weights.
         backbone_kwargs (`dict`, *optional*):
-            Further keyword arguments of `timm.create_model`, but none that load anything.
+            Further keyword arguments of `timm.create_model`; those that load files are not allowed.
         image_size (`int`, *optional*, defaults to 299):
             Side of the square input in pixels.
         dropout (`float`, *optional*, defaults to 0.2):
             Probability of dropping a pooled feature before the classifier, in [0, 1).
         embedding (`str`, *optional*, defaults to `"map"`):
-            What the inter-instance loss compares: `"map"`, the feature map squeezed to one channel and flattened, as
-            in the paper, whose length follows from the image size; or `"pooled"`, the mean over cells and a linear
-            layer to `embedding_dim`, whatever the image size.
+            The embedding of the inter-instance loss. `"map"`: the feature map reduced to one channel and flattened, as
+            in the paper; its length depends on the image size. `"pooled"`: the mean over cells and a linear layer to
+            `embedding_dim`.
         embedding_dim (`int`, *optional*, defaults to 128):
-            Length of the `"pooled"` embedding; the `"map"` embedding has one entry a cell.
+            Length of the `"pooled"` embedding; the `"map"` embedding has one entry per cell.
         queue_size (`int`, *optional*, defaults to 32768):
             Rows of each of the two queues of hard keys.
         hard_samples (`int`, *optional*, defaults to 5):
             Keys of each class that enter its queue at every step, counted over the batch of all processes.
         momentum (`float`, *optional*, defaults to 0.999):
-            Share of itself that the momentum encoder keeps at an optimizer step, in [0, 1].
+            Momentum of the momentum encoder at each optimizer step, in [0, 1].
         prototype_momentum (`float`, *optional*, defaults to 0.9):
-            Share of itself that a class prototype keeps at a step, in [0, 1].
+            Momentum of the class prototypes at each step, in [0, 1].
         temperature (`float`, *optional*, defaults to 0.07):
             Divisor of every cosine similarity in the losses, above 0.
         self_pairs (`bool`, *optional*, defaults to `True`):
-            Whether the intra-instance loss counts the pairs of a cell with itself, as published. They make up most
-            of its numerator; without them the loss has a stronger signal.
+            Whether the intra-instance loss includes the pairs of a cell with itself, as published. They make
+            up most of its numerator; without them the loss has a stronger signal.
         mask_threshold (`float`, *optional*, defaults to 0.01):
             Forged share above which a cell of the feature map counts as forged, in [0, 1).
         seen_methods (`list[str]`, *optional*):
             Manipulation methods that the checkpoint was trained on; set by training.
         calibration (`dict`, *optional*):
-            How margins become probabilities, and where verdicts change; fitted on the validation split at the end of
-            training, see `calibrate`. `{"method": "platt", "slope": ..., "offset": ...}` or, where nothing could be
-            fitted, `{"method": "none", "reason": ...}`; older checkpoints have `{"method": "temperature",
-            "temperature": ...}`. In each `"frame"` and `"video"`: `"reals"`, `"fakes"` and `"families"`, how many
-            there were; `"thresholds"` (`{name: p_fake or None}`) and `"reasons"` (`{name: why there is none}`);
-            `"band"` (`{"error_rate", "low", "high"}`, both ends None with a `"reason"`), the scores that are
-            inconclusive; and `"fpr"` (lists `"thresholds"`, `"value"`, `"low"` and `"high"`, or a `"reason"`), how
-            many reals score at or above a threshold, with the 95 % interval. `"evidence_threshold"` is the evidence
-            of the model from which on a cell counts as forged.
+            Calibration and thresholds, fitted on the validation split after training; see `calibrate`. `{"method":
+            "platt", "slope": ..., "offset": ...}` or, if nothing could be fitted, `{"method": "none", "reason": ...}`;
+            older checkpoints have `{"method": "temperature", "temperature": ...}`. The entries `"frame"` and `"video"`
+            contain the counts `"reals"`, `"fakes"` and `"families"`; `"thresholds"` (`{name: p_fake or None}`) and
+            `"reasons"` (`{name: why there is none}`); `"band"` (`{"error_rate", "low", "high"}`, or both ends None
+            with a `"reason"`), the inconclusive scores; and `"fpr"` (lists `"thresholds"`, `"value"`, `"low"` and
+            `"high"`, or a `"reason"`), the share of reals at or above a threshold with its 95 % interval.
+            `"evidence_threshold"` is the evidence at or above which a cell counts as forged.
         familiarity (`dict`, *optional*):
-            What the checkpoint has seen, so that it can abstain from the rest; fitted on the validation split at the
-            end of training, see `distances` and `reason_to_abstain`. `{"faces", "families", "sharpness_threshold",
-            "distance_threshold", "statistics"}`: below the one and above the other lie at most 1 % of the validation
-            faces. The statistics are of the features that a fixed network gives of them (`ReferenceNetwork`):
-            `{"features", "dimension", "centres", "directions", "variances", "rest"}`, their mean and the directions
-            in which faces differ most, as base64 of float16, with the variances along these and along each of the
-            others. Without `"features"` they are of the checkpoint's own embeddings. Where the split is too small,
-            the thresholds and the statistics are `None`, with a `"reason"`.
+            Limits for faces without a score, fitted on the validation split after training; see `distances` and
+            `reason_to_abstain`. `{"faces", "families", "sharpness_threshold", "distance_threshold", "statistics"}`: at
+            most 1 % of the validation faces are blurrier than `"sharpness_threshold"`, and at most 1 % lie beyond
+            `"distance_threshold"`. The statistics describe the features of these faces in a fixed network
+            (`ReferenceNetwork`): `{"features", "dimension", "centres", "directions", "variances", "rest"}`, that is
+            their mean and the directions in which faces differ most, as base64 of float16, with the variances along
+            these directions and along each of the others. Without `"features"`, they describe the embeddings of the
+            checkpoint. If the split is too small, the thresholds and the statistics are `None`, with a `"reason"`.
 
     Example:
     ```python
@@ -119,7 +118,7 @@ class DCLConfig(PreTrainedConfig):
             self.id2label = {0: "real", 1: "fake"}
         super().__post_init__(**kwargs)
         self.label2id = {name: label for label, name in self.id2label.items()}
-        # One checkpoint serves every class: make each of them reachable from it, whichever class saved it.
+        # All classes can load one checkpoint, whichever class saved it.
         self.auto_map = {
             "AutoModel": "modeling_dcl.DCLModel",
             "AutoModelForImageClassification": "modeling_dcl.DCLForImageClassification",
@@ -143,12 +142,12 @@ class DCLConfig(PreTrainedConfig):
             check_value(low <= getattr(self, name) <= high, f"`{name}`", f"be {wanted}", getattr(self, name))
         if self.hard_samples > self.queue_size:
             raise ValueError(
-                f"`queue_size` ({self.queue_size}) must hold the hard keys of one batch "
-                f"(`hard_samples`, {self.hard_samples}): enlarge the queue or choose fewer hard samples."
+                f"`queue_size` ({self.queue_size}) must be at least `hard_samples` ({self.hard_samples}). "
+                "Enlarge the queue or choose fewer hard samples."
             )
         loading = sorted(name for name in self.backbone_kwargs or {} if _LOADS.match(name))
-        if loading:  # a configuration may come from a stranger, and files of weights can be programs
-            raise ValueError(f"`backbone_kwargs` must not load anything, got {', '.join(loading)}.")
+        if loading:  # configurations are not trusted, and weight files can contain programs
+            raise ValueError(f"`backbone_kwargs` must not load files, got {', '.join(loading)}.")
         check_calibration(self.calibration)
         check_familiarity(self.familiarity)
         if dict(self.id2label) != {0: "real", 1: "fake"}:
@@ -156,7 +155,7 @@ class DCLConfig(PreTrainedConfig):
 
 
 def why_refused(error: Exception) -> str:
-    """Return in one line why a configuration cannot be made, given what making or loading it raised."""
+    """Return in one line why a configuration is invalid, from the error that creating or loading it raised."""
     line = reason(error)
     return line.rpartition("Errors: ")[2].split(";")[0] if "doesn't match any type in" in line else line
 

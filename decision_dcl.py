@@ -1,15 +1,15 @@
-"""From margin to verdict: calibrated probability, thresholds, verdict, and the sentences that say it.
+"""From margin to verdict: calibrated probabilities, thresholds, verdicts and their sentences.
 
 `DCLConfig.calibration` is fitted on the validation split after training (`evaluation/calibration.py`). Real and forged
-faces weigh the same in it: `p_fake` is the chance that a face is forged where both are equally likely. Where forgeries
+faces have the same weight: `p_fake` is the probability that a face is forged if both are equally likely. If forgeries
 are rare, it is too high.
 
-A face or person is "flagged" from one threshold on, "not_flagged" below another one, and "inconclusive" in between.
-Faces in pictures are judged by the checkpoint's thresholds for frames. A person in a video is judged by those for
-videos, on the mean `p_fake` of the frames that have a score; these frames carry the person's verdict. A picture or
-video has the verdict of its most suspicious face or person, and "abstained" where nothing has a score.
+A face or person is "flagged" at or above one threshold, "not_flagged" below another, and "inconclusive" in between.
+Faces in images use the thresholds for frames. A person in a video uses those for videos, applied to the mean `p_fake`
+of the frames with a score; these frames get the verdict of the person. An image or video gets the verdict of its most
+suspicious face or person, or "abstained" if nothing has a score.
 
-Long because remote code comes in few files: calibration and verdicts are two halves of one subject.
+The module is long because remote code should be few files, and calibration and verdicts belong together.
 """
 
 import bisect
@@ -29,23 +29,23 @@ from dataclasses import dataclass
 
 from .errors_dcl import InputError
 
-METHODS = ("platt", "temperature", "none")  # a temperature is read from checkpoints saved before, and fitted no more
+METHODS = ("platt", "temperature", "none")  # old checkpoints have a temperature; it is no longer fitted
 LEVELS = ("frame", "video")
-#: Where the error rates are equal, and at false positive rates of 5 and of 1 %.
+#: At equal error rates, and at false positive rates of 5 and 1 %.
 OPERATING_POINTS = ("eer", "fpr_0.05", "fpr_0.01")
 _CURVE = ("thresholds", "value", "low", "high")
-#: Reasons to give no score whose code alone is no plain English.
+#: Reasons for no score whose code is not plain English.
 _REASONS = {
     "extreme_pose": "turned too far",
     "too_brief": "seen too briefly",
     "unfamiliar": "unlike the training data",
-    "not_finite": "the model gave no finite number",
+    "not_finite": "the model output is not finite",
 }
 UNITS = {"frame": "faces", "video": "videos"}  # what sentences call them
 
 
 def slope_and_offset(calibration: Mapping[str, Any] | None) -> tuple[float, float]:
-    """Return slope, above 0, and offset of the line from margin to logit of `p_fake`; 1 and 0 if not fitted."""
+    """Return slope (above 0) and offset of the line from margin to logit of `p_fake`; 1 and 0 if not fitted."""
     method = "none" if calibration is None else calibration["method"]
     if method == "platt":
         return calibration["slope"], calibration["offset"]
@@ -53,10 +53,14 @@ def slope_and_offset(calibration: Mapping[str, Any] | None) -> tuple[float, floa
 
 
 def calibrate(margins: Any, calibration: Mapping[str, Any] | None) -> np.ndarray:
-    """Turn margins z_fake - z_real, floats of any shape, into calibrated probabilities.
+    """Turn margins into calibrated probabilities: sigmoid(slope * margin + offset).
 
-    Returns `p_fake`, the logistic function of slope * margin + offset (1 and 0 without a calibration), float64 in [0,
-    1], of the same shape; NaN where the margin is.
+    Args:
+        margins: z_fake - z_real, floats of any shape.
+        calibration: `DCLConfig.calibration`; None means slope 1 and offset 0.
+
+    Returns:
+        `p_fake`, float64 in [0, 1], of the same shape; NaN where the margin is NaN.
     """
     slope, offset = slope_and_offset(calibration)
     logits = slope * np.asarray(margins, np.float64) + offset
@@ -65,11 +69,16 @@ def calibrate(margins: Any, calibration: Mapping[str, Any] | None) -> np.ndarray
 
 
 def expected_fpr(calibration: Mapping[str, Any] | None, level: str, threshold: float) -> dict[str, Any]:
-    """Look up how many real faces or videos ("frame", "video") of the validation split score at or above a threshold.
+    """Look up which share of the real faces or videos of the validation split scores at or above a threshold.
+
+    Args:
+        calibration: `DCLConfig.calibration`.
+        level: "frame" or "video".
+        threshold: in [0, 1].
 
     Returns:
-        `value`, the share in [0, 1], between two stored thresholds that of the lower one, so never too low; `low` and
-        `high`, its 95 % interval for new people; and `reason`: why these three are None, else None.
+        `value`, the share in [0, 1] at the next lower stored threshold, so it is never too low; `low` and `high`, its
+        95 % interval for new people; and `reason`, why these three are None, or None.
     """
     curve = ((calibration or {}).get(level) or {}).get("fpr") or {"reason": "the checkpoint does not store it"}
     if "thresholds" not in curve:
@@ -79,10 +88,15 @@ def expected_fpr(calibration: Mapping[str, Any] | None, level: str, threshold: f
 
 
 def verdict_lines(points: Mapping[str, Any], operating_point: str | None = None) -> tuple[float, float] | None:
-    """Return below which `p_fake` something is not flagged, and from which on it is; None if there is no such range.
+    """Return the limits between "not flagged", "inconclusive" and "flagged"; None if there is no inconclusive range.
 
-    It takes the "frame" or "video" of a calibration. An operating point decides alone from where on something is
-    flagged; else the end of the inconclusive range does, or the threshold "eer" where that is higher.
+    Args:
+        points: the "frame" or "video" entry of a calibration.
+        operating_point: its threshold is the upper limit. None: the upper limit is the end of the inconclusive range,
+            or the threshold "eer" if that is higher.
+
+    Returns:
+        The `p_fake` below which nothing is flagged, and the one from which everything is.
     """
     at, band = points["thresholds"][operating_point or "eer"], points.get("band") or {}
     if band.get("low") is None:
@@ -91,73 +105,74 @@ def verdict_lines(points: Mapping[str, Any], operating_point: str | None = None)
 
 
 def check_calibration(calibration: Mapping[str, Any] | None) -> None:
-    """Check `DCLConfig.calibration`, which may have been edited, or come from a stranger.
+    """Check `DCLConfig.calibration`, which may have been edited or come from an untrusted source.
 
-    Raises `ValueError` if `calibrate` cannot follow it, or a threshold is not a probability.
+    Raises:
+        ValueError: if a value is missing, of the wrong type, or out of range.
     """
     if calibration is None:
         return
     method = calibration.get("method")
     if method == "isotonic":
         raise ValueError(
-            "`calibration` has the method 'isotonic', which is no longer supported: fit it again by "
+            "`calibration` has the method 'isotonic', which is no longer supported. Fit it again with "
             "`dcl_face_forgery.evaluation.calibration.fit_calibration`, or train again."
         )
-    check_value(method in METHODS, "the method of `calibration`", f"be one of {', '.join(METHODS)}", method)
+    check_value(method in METHODS, "`calibration`: method", f"be one of {', '.join(METHODS)}", method)
     for name in {"platt": ("slope", "offset"), "temperature": ("temperature",), "none": ()}[method]:
         value, wanted = calibration.get(name), "a finite number" if name == "offset" else "a finite number above 0"
         check_value(
-            is_number(value) and (name == "offset" or value > 0), f"the {name} of `calibration`", f"be {wanted}", value
+            is_number(value) and (name == "offset" or value > 0), f"`calibration`: {name}", f"be {wanted}", value
         )
     for level in LEVELS:
         _check_level(level, calibration.get(level, {}))
     evidence = calibration.get("evidence_threshold", 0)
     fits = evidence is None or is_number(evidence)
-    check_value(fits, "the evidence_threshold of `calibration`", "be a finite number", evidence)
+    check_value(fits, "`calibration`: evidence_threshold", "be a finite number", evidence)
 
 
 def _check_level(level: str, points: Any) -> None:
-    of = f"of `calibration` ({level})"
-    check_value(isinstance(points, Mapping), f"the {level} of `calibration`", "be a mapping", points)
+    of = f"`calibration`: {level}"
+    check_value(isinstance(points, Mapping), of, "be a mapping", points)
     for name in ("reals", "fakes", "families"):
         count = points.get(name, 0)
-        check_value(count is None or is_count(count), f"the number of {name} {of}", "be 0 or more", count)
+        check_value(count is None or is_count(count), f"{of}.{name}", "be 0 or more", count)
     thresholds, reasons = points.get("thresholds", {}), points.get("reasons", {})
     band, curve = points.get("band"), points.get("fpr")
     for name, value in {"thresholds": thresholds, "reasons": reasons, "band": band, "fpr": curve}.items():
         fits = isinstance(value, Mapping) or (value is None and name in ("band", "fpr"))
-        check_value(fits, f"the {name} {of}", "be a mapping", value)
+        check_value(fits, f"{of}.{name}", "be a mapping", value)
     for name in (*thresholds, *reasons):
         known = ", ".join(OPERATING_POINTS)
-        check_value(name in OPERATING_POINTS, f"the operating points {of}", f"be among {known}", name)
+        check_value(name in OPERATING_POINTS, f"the operating points of {of}", f"be among {known}", name)
     for name, at in thresholds.items():
-        check_value(at is None or _is_probability(at), f"the threshold {name} {of}", "be in [0, 1]", at)
+        check_value(at is None or _is_probability(at), f"{of}.thresholds.{name}", "be in [0, 1]", at)
     for name, why in reasons.items():
-        check_value(isinstance(why, str), f"the reason for {name} {of}", "be a text", why)
+        check_value(isinstance(why, str), f"{of}.reasons.{name}", "be a string", why)
     if band is not None and not (band.get("low") is band.get("high") is None and isinstance(band.get("reason"), str)):
         for name in ("error_rate", "low", "high"):
             at = band.get(name)
-            check_value(_is_probability(at), f"the {name} of the band {of}", "be in [0, 1]", at)
+            check_value(_is_probability(at), f"{of}.band.{name}", "be in [0, 1]", at)
     if curve is not None and "thresholds" in curve:
-        _check_curve(f"the fpr {of}", [curve.get(name) for name in _CURVE])
+        _check_curve(f"{of}.fpr", [curve.get(name) for name in _CURVE])
     elif curve is not None:
         fits = isinstance(curve.get("reason"), str)
-        check_value(fits, f"the fpr {of}", "have thresholds, or a text as reason", dict(curve))
+        check_value(fits, f"{of}.fpr", "have thresholds, or a reason", dict(curve))
 
 
 def _check_curve(where: str, columns: list[Any]) -> None:
     for name, values in zip(_CURVE, columns, strict=True):
         fits = isinstance(values, list) and values and all(map(_is_probability, values))
-        check_value(fits, f"the {name} of {where}", "be a list of numbers in [0, 1]", values)
+        check_value(fits, f"{where}.{name}", "be a list of numbers in [0, 1]", values)
     lengths = [len(values) for values in columns]
-    check_value(len(set(lengths)) == 1, f"the lists of {where}", "have one length", lengths)
+    check_value(len(set(lengths)) == 1, f"{where}: the lists", "have the same length", lengths)
     thresholds, values, low, high = columns
     rising = thresholds[0] == 0 and all(before < after for before, after in itertools.pairwise(thresholds))
-    check_value(rising, f"the thresholds of {where}", "rise from 0", thresholds)
+    check_value(rising, f"{where}.thresholds", "increase from 0", thresholds)
     falling = all(before >= after for before, after in itertools.pairwise(values))
-    check_value(falling, f"the value of {where}", "not rise", values)
+    check_value(falling, f"{where}.value", "not increase", values)
     between = all(a <= b <= c for a, b, c in zip(low, values, high, strict=True))
-    check_value(between, f"the value of {where}", "lie between low and high", values)
+    check_value(between, f"{where}.value", "be between low and high", values)
 
 
 def _is_probability(value: Any) -> bool:
@@ -165,11 +180,11 @@ def _is_probability(value: Any) -> bool:
 
 
 def describe_calibration(calibration: Mapping[str, Any] | None) -> str:
-    """Return in one paragraph how a checkpoint is calibrated, where its verdicts change, and what is missing."""
+    """Describe in one paragraph the calibration of a checkpoint, its thresholds, and what is missing."""
     if calibration is None:
         return (
-            "Not calibrated: p_fake is the logistic function of the margin. It need not be near a probability, and "
-            "there is no operating point."
+            "Not calibrated: p_fake is the logistic function of the margin. It may be far from a probability, and "
+            "there are no operating points."
         )
     if calibration["method"] == "none":
         how = f"p_fake is the logistic function of the margin as it is ({calibration.get('reason', 'not calibrated')})"
@@ -177,7 +192,7 @@ def describe_calibration(calibration: Mapping[str, Any] | None) -> str:
         slope, offset = slope_and_offset(calibration)
         how = f"p_fake is the logistic function of {slope:.3g} times the margin {'+-'[offset < 0]} {abs(offset):.3g}"
     sentences = [
-        f"Calibrated on the validation split: {how}. It is the chance of a forgery where real and forged faces are "
+        f"Calibrated on the validation split: {how}. It is the probability of a forgery if real and forged faces are "
         "equally likely."
     ]
     for level in LEVELS:
@@ -201,20 +216,20 @@ def describe_calibration(calibration: Mapping[str, Any] | None) -> str:
 
 
 def _verdicts(calibration: Mapping[str, Any], level: str) -> list[str]:
-    """Say from where on something is flagged, where it is inconclusive, and how often real ones are flagged."""
+    """Return sentences on the thresholds, the inconclusive range, and how often real faces or videos are flagged."""
     points, units = calibration[level], UNITS[level]
     at, band = points["thresholds"].get("eer"), points.get("band") or {}
     if at is None:
         return []
     if (lines := verdict_lines(points)) is None:
-        why = band.get("reason", "the checkpoint was saved before there was one")
+        why = band.get("reason", "the checkpoint is too old to have one")
         line, said = at, [f"There is no inconclusive range for {units} ({why})."]
     else:
         low, line = lines
-        said = [f"By default {units} are flagged from {line:.3f} on"]
-        said[0] += f", inconclusive from {low:.3f} on, and not flagged below." if low < line else ", and else not."
+        said = [f"By default, {units} are flagged at or above {line:.3f}"]
+        said[0] += f", inconclusive from {low:.3f}, and not flagged below." if low < line else ", otherwise not."
         said.append(
-            f"Either error is expected for at most {100 * band['error_rate']:.3g} % of the {units} of new people."
+            f"Each error is expected for at most {100 * band['error_rate']:.3g} % of the {units} of new people."
         )
     found = expected_fpr(calibration, level, line)
     if found["value"] is not None:
@@ -224,11 +239,11 @@ def _verdicts(calibration: Mapping[str, Any], level: str) -> list[str]:
 
 
 def missing_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
-    """Return what the calibration of a checkpoint lacks, a clause each, for whoever reads its scores."""
+    """Return what is missing in the calibration of a checkpoint, one clause each."""
     if calibration is None:
         return [
             "the checkpoint is not calibrated: p_fake is the logistic function of the margin, and the only "
-            "threshold is .5"
+            "threshold is 0.5"
         ]
     lacking = []
     if calibration["method"] == "none":
@@ -238,11 +253,11 @@ def missing_calibration(calibration: Mapping[str, Any] | None) -> list[str]:
         points = calibration.get(level, {})
         if all(at is None for at in points.get("thresholds", {}).values()):
             why = next(iter(points.get("reasons", {}).values()), "none was stored")
-            lacking.append(f"the checkpoint has no threshold for {level}s ({why}): only .5 can be used")
+            lacking.append(f"the checkpoint has no threshold for {level}s ({why}): only 0.5 can be used")
         elif (points.get("band") or {}).get("low") is None:
             why = (points.get("band") or {}).get("reason", "none was stored")
             lacking.append(
-                f"the checkpoint has no inconclusive range for {level}s ({why}): its threshold alone decides"
+                f"the checkpoint has no inconclusive range for {level}s ({why}): only its threshold is used"
             )
     return lacking
 
@@ -259,22 +274,22 @@ VERDICTS = {
     ABSTAINED: "No score",
 }
 _NO_THRESHOLD = 0.5  # where the checkpoint has none
-_FEWEST_FRAMES = 3  # of a person in a longer video: less may be a face where there is none
-_RISE = 0.1  # of p_fake from one frame to the next that is worth a look
+_FEWEST_FRAMES = 3  # of a person in a longer video; fewer may be a false detection
+_RISE = 0.1  # of p_fake from one frame to the next that is worth reporting
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Where the verdicts on faces, or on people in videos, change.
+    """The thresholds of the verdicts on faces, or on people in videos.
 
     Attributes:
         threshold: in [0, 1].
-        operating_point: which of the checkpoint's thresholds that is; None if it was given, or there is none.
-        band: `low` and `high`, from where on `p_fake` is inconclusive and from where on it is flagged; None for both,
-            with a `reason`, where the threshold alone decides.
-        expected_fpr: see the function `expected_fpr`, at the threshold from which on it is flagged.
-        units: what sentences call the real ones of the validation split, and `note` what they say of a default
-            threshold.
+        operating_point: the name of that threshold in the checkpoint; None if the caller gave it or there is none.
+        band: `p_fake` is inconclusive from `low` and flagged from `high`. Both are None, with a `reason`, if only the
+            threshold decides.
+        expected_fpr: from the function `expected_fpr`, at the value from which `p_fake` is flagged.
+        units: "faces" or "videos", for sentences.
+        note: a sentence on a default threshold, or "".
     """
 
     threshold: float
@@ -288,14 +303,14 @@ class Rule:
     def of(
         cls, calibration: Mapping[str, Any] | None, level: str, operating_point: str | None, threshold: float | None
     ) -> "Rule":
-        """Find the rule of a checkpoint, or of a threshold.
+        """Return the rule of a checkpoint, or of a given threshold.
 
         Args:
             calibration: `DCLConfig.calibration`.
             level: "frame" or "video".
-            operating_point: from its threshold on something is flagged; None: from the end of the inconclusive range
-                on, or from "eer" on where that is higher or there is no range, or else from .5.
-            threshold: in (0, 1), in place of the checkpoint's; there is no inconclusive range then.
+            operating_point: the threshold to use. None: the end of the inconclusive range, or "eer" if that is higher
+                or there is no range, or else 0.5.
+            threshold: in (0, 1), instead of those of the checkpoint. There is no inconclusive range then.
 
         Raises:
             InputError: if the checkpoint has no such operating point.
@@ -315,10 +330,10 @@ class Rule:
             note = f" The checkpoint has no threshold for {units}, so {at} is used."
         else:
             there = [name for name, at in points.get("thresholds", {}).items() if at is not None]
-            remedy = f"choose {' or '.join(there)}, or leave" if there else "leave"
-            why = points.get("reasons", {}).get(point, "it was not calibrated for it")
+            remedy = f"Choose {' or '.join(there)}, or omit" if there else "Omit"
+            why = points.get("reasons", {}).get(point, "not calibrated")
             raise InputError(
-                f"the checkpoint has no threshold {point} for a {level} ({why}): {remedy} operating_point out."
+                f"The checkpoint has no threshold {point} for a {level} ({why}). {remedy} operating_point."
             )
         low, high = lines or (None, None)
         band = {"low": low, "high": high, "reason": why if lines is None else None}
@@ -328,12 +343,12 @@ class Rule:
 
     @property
     def flagged_from(self) -> float:
-        """From which `p_fake` on something is flagged."""
+        """The `p_fake` at or above which a face or person is flagged."""
         return self.threshold if self.band["high"] is None else self.band["high"]
 
     @property
     def not_flagged_below(self) -> float:
-        """Below which `p_fake` it is not flagged."""
+        """The `p_fake` below which a face or person is not flagged."""
         return self.threshold if self.band["low"] is None else self.band["low"]
 
     def verdict(self, p_fake: float) -> str:
@@ -343,11 +358,11 @@ class Rule:
         return NOT_FLAGGED if p_fake < self.not_flagged_below else INCONCLUSIVE
 
     def sentence(self, who: str, number: str, p_fake: float) -> str:
-        """Say in words what `verdict` says; `number` is what is compared with the thresholds."""
+        """Return the verdict as a sentence; `number` names what is compared with the thresholds."""
         high, low = self.flagged_from, self.not_flagged_below
         digits = 3
         while digits < 9 and any(p_fake != at and f"{p_fake:.{digits}f}" == f"{at:.{digits}f}" for at in (low, high)):
-            digits += 1  # "0.500, below 0.500" would explain nothing
+            digits += 1  # avoid "0.500, below 0.500"
         is_, low, high = f"{number} is {p_fake:.{digits}f}", f"{low:.{digits}f}", f"{high:.{digits}f}"
         said = {
             FLAGGED: f"is flagged as forged: {is_}, at or above the threshold of {high}{self._share()}.",
@@ -366,7 +381,7 @@ class Rule:
         return f" (at most {100 * share:.2g} % of real {self.units} in the validation data score this high)"
 
     def record(self) -> dict[str, Any]:
-        """Return what a result says of it."""
+        """Return the rule as fields of a result."""
         return {
             "threshold": self.flagged_from,
             "operating_point": self.operating_point if self.flagged_from == self.threshold else None,
@@ -376,18 +391,18 @@ class Rule:
 
 
 def abstain(record: dict[str, Any], who: str, abstention: "Abstention") -> None:
-    """Write into a face's record that it has no score, and why."""
+    """Write into the record of a face that it has no score, and why."""
     why = abstention.sentence
     record |= {"reason": abstention.code, "sentence": f"No score for {_inside(who)}: {_inside(why)}"}
 
 
 def _inside(sentence: str) -> str:
-    """Return how something begins inside of a sentence."""
+    """Return a sentence with its first letter in lower case."""
     return f"{sentence[:1].lower()}{sentence[1:]}"
 
 
 def picture_result(result: dict[str, Any], rule: Rule) -> dict[str, Any]:
-    """Complete the result of a picture, whose `faces` have a `p_fake` or say why not, by verdicts."""
+    """Add verdicts to the result of an image, whose `faces` have a `p_fake` or a reason for none."""
     faces = result.pop("faces")
     for face in faces:
         if face["p_fake"] is not None:
@@ -400,12 +415,12 @@ def picture_result(result: dict[str, Any], rule: Rule) -> dict[str, Any]:
 
 
 def reason_in_words(code: str) -> str:
-    """Return why a face has no score, by the code of the reason, in two or three words."""
+    """Return the code of a reason for no score in a few words."""
     return _REASONS.get(code, code.replace("_", " "))
 
 
 def _together(members: list[dict[str, Any]], one: str, several: str) -> tuple[str, str]:
-    """Return the verdict on a picture or video with these faces or people, and a sentence."""
+    """Return the verdict on an image or video with these faces or people, and a sentence."""
     if len(members) == 1:
         return members[0]["verdict"], members[0]["sentence"]
     scored = [member for member in members if member["verdict"] != ABSTAINED]
@@ -429,8 +444,8 @@ def _together(members: list[dict[str, Any]], one: str, several: str) -> tuple[st
 
 
 def video_result(result: dict[str, Any], people: Sequence[list[dict[str, Any]]], rule: Rule) -> dict[str, Any]:
-    """Complete the result of a video by verdicts and by `people`, given the records of each one's frames."""
-    # Who is seen longest comes first, then whose face is largest.
+    """Add verdicts and `people` to the result of a video, given the frame records of each person."""
+    # People who are seen longest come first, then those with the largest face.
     ordered = sorted(people, key=lambda frames: (-len(frames), -_area(frames[0]["box"])))
     found = [
         _person_result(number, frames, result["frames_read"], rule) for number, frames in enumerate(ordered, start=1)
@@ -459,8 +474,8 @@ def _person_result(number: int, frames: list[dict[str, Any]], frames_read: int, 
         sentence = f"No score for person {number} in any of {_frames(len(frames))}, mostly for this reason: {why}"
         person |= {"reason": code, "sentence": sentence}
     elif len(scored) < (fewest := min(_FEWEST_FRAMES, frames_read)):
-        few = f"only {_frames(len(scored))} of {frames_read} {'has' if len(scored) == 1 else 'have'} one"
-        sentence = f"No score for person {number}: {few}, and a verdict takes {fewest}."
+        few = f"only {_frames(len(scored))} of {frames_read} {'has' if len(scored) == 1 else 'have'} a score"
+        sentence = f"No score for person {number}: {few}, and a verdict needs {fewest}."
         person |= {"reason": "too_brief", "sentence": sentence}
         for frame in scored:
             frame |= {
@@ -489,7 +504,7 @@ def _person_result(number: int, frames: list[dict[str, Any]], frames_read: int, 
 
 
 def _moments(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the moments of a person that are worth a look, the most suspicious first."""
+    """Return the notable moments of a person, the most suspicious first."""
 
     def moment(frame: dict[str, Any], why: str) -> dict[str, Any]:
         return {"time": frame["time"], "frame": frame["frame"], "p_fake": frame["p_fake"], "why": why}
@@ -504,7 +519,15 @@ def _moments(scored: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def to_json(result: dict[str, Any], evidence: bool = False) -> dict[str, Any]:
-    """Return a result as plain JSON values, with the maps of evidence as nested lists, or without them."""
+    """Return a result as plain JSON values.
+
+    Args:
+        result: of the pipeline.
+        evidence: whether to keep the evidence maps, as nested lists.
+
+    Returns:
+        Dictionaries, lists, strings, numbers, booleans and None.
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Draw results into pictures, frames and videos: boxes, labels, and the evidence of faces with a score."""
+"""Draw results on images, frames and videos: boxes, labels, and the evidence of faces with a score."""
 
 import bisect
 import functools
@@ -17,7 +17,7 @@ from .decision_dcl import ABSTAINED, FLAGGED, INCONCLUSIVE, NOT_FLAGGED, VERDICT
 from .errors_dcl import InputError, reason, whole_file
 from .video_dcl import Video, evenly_spaced
 
-try:  # only who draws evidence or videos needs it
+try:  # only needed to draw evidence or videos
     import cv2
 except ImportError:
     cv2 = None
@@ -29,11 +29,11 @@ except ImportError:
 
 _COLOURS = {FLAGGED: (201, 42, 42), INCONCLUSIVE: (196, 127, 0), NOT_FLAGGED: (24, 100, 171), ABSTAINED: (92, 99, 106)}
 _WHITE, _INK = (255, 255, 255), (17, 17, 17)
-_FORGED, _REAL = (123, 50, 148), (0, 133, 116)  # what evidence speaks for: other colours than those of verdicts
-_ROWS = 256  # blended at a time: as floats, a large picture would take gigabytes
-_FONT_SIZE, _SMALLEST_FONT, _PADDING = 13, 9, 2  # pixels of a picture of up to 640
-_TICKS = 10_000  # a second, at least: the clock of the videos that are written
-_USUAL_RATE = 25  # where a video tells none, as one of a single frame
+_FORGED, _REAL = (123, 50, 148), (0, 133, 116)  # colours of the evidence, different from those of verdicts
+_ROWS = 256  # blended at a time: as floats, a large image would take gigabytes
+_FONT_SIZE, _SMALLEST_FONT, _PADDING = 13, 9, 2  # pixels in an image of up to 640
+_TICKS = 10_000  # per second, at least: the time base of the written videos
+_USUAL_RATE = 25  # for videos without a rate, such as those with one frame
 
 Box = tuple[int, int, int, int]
 
@@ -45,15 +45,24 @@ class _Mark:
     box: Sequence[float]
     verdict: str
     label: str
-    short: str  # where the label finds no room
+    short: str  # if there is no room for the label
     evidence: Any
     evidence_box: Sequence[Sequence[float]]
 
 
 def annotate_picture(picture: np.ndarray, result: dict[str, Any], evidence: float) -> Image.Image:
-    """Draw a result into a copy of its picture, RGB, uint8 (height, width, 3), the maps with an opacity in [0, 1].
+    """Draw a result on a copy of its image.
 
-    Raises `InputError` if the picture is of another size than the result's.
+    Args:
+        picture: RGB, uint8 (height, width, 3).
+        result: the result of this image.
+        evidence: opacity of the evidence maps, in [0, 1].
+
+    Returns:
+        The annotated copy.
+
+    Raises:
+        InputError: if the size of the image differs from that in the result.
     """
     _check_size(picture, result, "picture")
     faces = result["faces"]
@@ -77,20 +86,26 @@ def annotate_picture(picture: np.ndarray, result: dict[str, Any], evidence: floa
 def annotate_frames(
     video: Video, result: dict[str, Any], frames: Collection[int] | None, evidence: float
 ) -> list[Image.Image]:
-    """Draw a result into frames of its video; those of `telling_frames` of each person if `frames` is None.
+    """Draw a result on frames of its video.
 
-    Returns one drawing for each frame, in the order of the numbers, each number once. Raises `InputError` if a frame
-    is not there or cannot be read, or the video is another one than the result's.
+    Args:
+        video: the video.
+        result: its result.
+        frames: frame numbers; None for the `telling_frames` of each person.
+        evidence: opacity of the evidence maps, in [0, 1].
+
+    Returns:
+        One image per frame, in ascending order, without duplicates.
+
+    Raises:
+        InputError: if a frame does not exist or cannot be read, or the result is of another video.
     """
     if frames is None:
         frames = [number for person in result["people"] for number in telling_frames(person)]
     wanted = list(dict.fromkeys(frames))
     for number in wanted:
         if number not in video.numbers:
-            raise InputError(
-                f"{video.path} has no frame {number}: choose from 0 to {len(video.numbers) - 1}, as frames of the "
-                "result are numbered."
-            )
+            raise InputError(f"{video.path} has no frame {number}. Choose numbers from 0 to {len(video.numbers) - 1}.")
     track, drawn = _Track(video, result), {}
     for number, image in _frames(video, result, wanted):
         if isinstance(image, InputError):
@@ -100,33 +115,44 @@ def annotate_frames(
 
 
 def annotate_video(video: Video, result: dict[str, Any], output: str | Path, evidence: float) -> Path:
-    """Draw a result into all frames of its video, and write them as an MP4 without sound: H.264, yuv420p.
+    """Draw a result on all frames of its video, and write them as an MP4 without sound (H.264, yuv420p).
 
-    Each frame is shown when it was. One that cannot be decoded is left out, and the one before it is shown longer.
-    What is at the path is replaced once all is written. Raises `InputError` if nothing can be written there, no frame
-    can be read, or the video is another one than the result's.
+    Frames keep their times. A frame that cannot be decoded is left out, and the one before it is shown longer. An
+    existing file is replaced only when the new one is complete.
+
+    Args:
+        video: the video.
+        result: its result.
+        output: the path of the MP4.
+        evidence: opacity of the evidence maps, in [0, 1].
+
+    Returns:
+        The path of the MP4.
+
+    Raises:
+        InputError: if the file cannot be written, no frame can be read, or the result is of another video.
     """
     output = Path(output)
     if output.suffix.lower() != ".mp4":
-        raise InputError(f"{output} does not end in .mp4, and annotated videos are MP4: choose another name.")
+        raise InputError(f"{output} does not end in .mp4. Choose another name: annotated videos are MP4 files.")
     if not output.parent.is_dir():
-        raise InputError(f"there is no folder {output.parent} for {output.name}: create it.")
+        raise InputError(f"Folder {output.parent} for {output.name} not found. Create it.")
     if output.exists() and output.samefile(video.path):
-        raise InputError(f"{output} is the video itself: choose another file for the annotated one.")
+        raise InputError(f"{output} is the input video. Choose another file for the output.")
     try:
         with whole_file(output) as partial:
             _encode(video, result, partial, evidence)
     except InputError:
         raise
     except (OSError, ValueError, av.FFmpegError) as error:  # PyAV's own are of several kinds
-        raise InputError(f"{output} cannot be written ({reason(error)}): choose another file.") from error
+        raise InputError(f"{output} cannot be written ({reason(error)}). Choose another file.") from error
     return output
 
 
 def telling_frames(person: dict[str, Any]) -> list[int]:
-    """Return the numbers of the frames in which a person is worth a look.
+    """Return the numbers of the frames that show a person best.
 
-    Those of the moments; of a person without a score, the one in which the face is largest.
+    These are the frames of the moments, or, without a score, the frame with the largest face.
     """
     moments = [moment["frame"] for moment in person["moments"]]
     return moments or [max(person["frames"], key=lambda face: face["box"][2] - face["box"][0])["frame"]]
@@ -150,23 +176,23 @@ def _check_size(image: np.ndarray, result: dict[str, Any], what: str) -> None:
     size = result["width"], result["height"]
     if image.shape[1::-1] != size:
         raise InputError(
-            f"the {what} has {image.shape[1]}x{image.shape[0]} pixels, and that of the result {size[0]}x{size[1]}: "
-            f"give the {what} that the result is of."
+            f"The {what} has {image.shape[1]}x{image.shape[0]} pixels, but the result is for {size[0]}x{size[1]}. "
+            f"Pass the {what} that the result was made from."
         )
 
 
 def _frames(
     video: Video, result: dict[str, Any], numbers: Collection[int]
 ) -> Iterator[tuple[int, np.ndarray | InputError]]:
-    """Yield frames in ascending order at the size of the result, once it is known that they belong together."""
+    """Yield frames in ascending order at the size of the result, after checking that both belong together."""
     if not math.isclose(video.duration, result["duration"], rel_tol=1e-6, abs_tol=1e-6):
         raise InputError(
-            f"{video.path} lasts {video.duration:.2f} s, and the video of the result {result['duration']:.2f} s: give "
-            "the video that the result is of."
+            f"{video.path} lasts {video.duration:.2f} s, but the result is for a video of {result['duration']:.2f} s. "
+            "Pass the video that the result was made from."
         )
     for number, image in video.read_readable({0, *numbers}):
         if not isinstance(image, InputError):
-            if number == 0:  # which the size in the result is of
+            if number == 0:  # the size in the result is that of the first frame
                 _check_size(image, result, "video")
             size = result["width"], result["height"]
             if image.shape[1::-1] != size:
@@ -176,16 +202,16 @@ def _frames(
 
 
 class _Track:
-    """Where the people of a video are in each of its frames: between two frames that were analyzed, on the way."""
+    """Positions of people in every frame of a video, interpolated between the analyzed frames."""
 
     def __init__(self, video: Video, result: dict[str, Any]):
         self._analyzed = evenly_spaced(len(video.numbers), result["frames_wanted"])
         self._people = [(person, {face["frame"]: face for face in person["frames"]}) for person in result["people"]]
 
     def marks(self, number: int) -> list[_Mark]:
-        """Return who is in a frame; nobody is where they were not found both before and after."""
+        """Return the people in a frame: those found in the analyzed frames before and after it."""
         place = bisect.bisect_left(self._analyzed, number)
-        if place == len(self._analyzed):  # of a video of which one frame was analyzed, the others
+        if place == len(self._analyzed):  # a later frame of a video with one analyzed frame
             return []
         after = self._analyzed[place]
         before = after if after == number else self._analyzed[place - 1]
@@ -205,7 +231,7 @@ class _Track:
 
         judged = person["p_fake"] is not None
         lines = [_words(person)]
-        if judged:  # the mean above, and beneath it what it is the mean of
+        if judged:  # the mean, and below it the score of this frame
             one = f"{before['p_fake']:.2f}" if before["p_fake"] is not None else _why(before)
             lines = [f"{lines[0]} on average", f"{before['time']:.2f} s: {one}"]
         number = str(person["person"])
@@ -224,7 +250,7 @@ class _Track:
 def _encode(video: Video, result: dict[str, Any], path: Path, evidence: float) -> None:
     """Write all frames of a video, annotated."""
     rate = Fraction(result["frame_rate"] or _USUAL_RATE).limit_denominator(1001) or Fraction(1, 1001)
-    ticks = rate.numerator * math.ceil(_TICKS / rate.numerator)  # a frame of 1001/24000 s lasts a whole number of them
+    ticks = rate.numerator * math.ceil(_TICKS / rate.numerator)  # so that a frame of 1001/24000 s is a whole number
     track, stream, failure = _Track(video, result), None, None
     with av.open(f"file:{path.absolute()}", "w", format="mp4", options={"movflags": "faststart"}) as container:
         for number, image in _frames(video, result, video.numbers):
@@ -241,7 +267,7 @@ def _encode(video: Video, result: dict[str, Any], path: Path, evidence: float) -
                 context.time_base = Fraction(1, ticks)
                 context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
                 context.color_range = 1  # 16 to 235
-            if width % 2 or height % 2:  # yuv420p has colours for every second pixel
+            if width % 2 or height % 2:  # yuv420p stores colour for every second pixel
                 image = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
@@ -258,7 +284,7 @@ def _encode(video: Video, result: dict[str, Any], path: Path, evidence: float) -
 
 
 def _draw(picture: np.ndarray, marks: list[_Mark], evidence: float) -> Image.Image:
-    """Draw faces into a copy of their picture, RGB, uint8 (height, width, 3)."""
+    """Draw faces on a copy of their image, RGB, uint8 (height, width, 3)."""
     drawn = picture.copy()
     for mark in marks:
         if evidence and mark.evidence is not None:
@@ -276,7 +302,7 @@ def _draw(picture: np.ndarray, marks: list[_Mark], evidence: float) -> Image.Ima
         pen.rectangle(box, outline=_COLOURS[mark.verdict], width=max(1, round(1.5 * unit)))
     for texts in ([(mark.label, mark.short) for mark in marks], [(mark.short,) for mark in marks]):
         labels = _labels(pen, texts, boxes, taken, unit)
-        if len(labels) == len(marks):  # else numbers alone, so that more of them find room
+        if len(labels) == len(marks):  # else try numbers alone, which need less room
             break
     for index, label in labels.items():
         verdict = marks[index].verdict
@@ -299,7 +325,7 @@ class _Label:
 def _labels(
     pen: ImageDraw.ImageDraw, texts: list[tuple[str, ...]], boxes: list[Box], taken: list[Box], unit: float
 ) -> dict[int, _Label]:
-    """Return where labels go, by the number of their box: the first of its texts for which there is room."""
+    """Place the labels of boxes, by box number: the first text of each for which there is room."""
     labels: dict[int, _Label] = {}
     padding = round(_PADDING * unit)
     for index, box in enumerate(boxes):
@@ -317,7 +343,7 @@ def _labels(
 
 
 def _fitted(text: str, width: int, unit: float) -> tuple[str, ImageFont.FreeTypeFont]:
-    """Return a text and a font in which it is no wider than that: in a smaller size, or else on more lines."""
+    """Fit a text into a width by a smaller font, or else by more lines; return text and font."""
     for size in range(round(_FONT_SIZE * unit), round(_SMALLEST_FONT * unit) - 1, -1):
         font = _font(size)
         if all(font.getlength(line) <= width for line in text.split("\n")):
@@ -337,7 +363,7 @@ _font = functools.cache(ImageFont.load_default)
 def _free_place(
     size: tuple[int, int], box: Box, picture: tuple[int, int], taken: list[Box], boxes: list[Box]
 ) -> Box | None:
-    """Return where a label goes: in the picture, over no other label, and over as little of the faces as can be."""
+    """Place a label inside the image, over no other label, and over as little of the faces as possible."""
     width, height = size
     if width > picture[0] or height > picture[1]:
         return None
@@ -362,7 +388,7 @@ def _shared(one: Box, other: Box) -> int:
 
 
 def _legend(size: tuple[int, int], unit: float) -> Image.Image:
-    """Return what the colours of the evidence mean, no larger than a picture of that size (width, height)."""
+    """Draw the legend of the evidence colours, no larger than an image of this size (width, height)."""
     words, font = ("towards real", "towards forged"), _font(round(_FONT_SIZE * unit))
     height, bar = round(1.2 * _FONT_SIZE * unit), round(4 * _FONT_SIZE * unit)
     widths = [math.ceil(font.getlength(text)) for text in words]
@@ -380,7 +406,7 @@ def _legend(size: tuple[int, int], unit: float) -> Image.Image:
 
 
 def _blend_evidence(picture: np.ndarray, evidence: np.ndarray, corners: list[list[float]], opacity: float) -> None:
-    """Blend a map of evidence into a picture, at the place of its crop."""
+    """Blend an evidence map into an image, at the place of its crop."""
     points = np.array(corners)
     height, width = picture.shape[:2]
     left, top = np.floor(points.min(0)).clip(0, (width, height)).astype(int)
@@ -388,7 +414,7 @@ def _blend_evidence(picture: np.ndarray, evidence: np.ndarray, corners: list[lis
     if right <= left or bottom <= top:
         return
     rows, columns = evidence.shape
-    # From the cells to the region; OpenCV counts from the centre of the first one.
+    # From the cells to the region; OpenCV counts from the centre of the first cell.
     matrix = cv2.getAffineTransform(
         np.array([[0, 0], [columns, 0], [0, rows]], np.float32), (points[[0, 1, 3]] - (left, top)).astype(np.float32)
     )

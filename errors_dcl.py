@@ -1,4 +1,4 @@
-"""Errors that name the thing, its value and the remedy; checks of values that anyone may have edited; whole files."""
+"""Errors with a remedy, checks of configuration values, and writing files atomically."""
 
 import argparse
 import errno
@@ -14,23 +14,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-#: Errors of a disk on which nothing more can be written, and what is wrong with it.
+#: Disk errors, and their descriptions.
 _DISK = {
     errno.ENOSPC: "No space is left on the disk",
-    errno.EDQUOT: "The quota is used up on the disk",
-    errno.EFBIG: "A file grew larger than allowed on the disk",
+    errno.EDQUOT: "The quota is exceeded on the disk",
+    errno.EFBIG: "A file exceeds the size limit on the disk",
     errno.EROFS: "Nothing can be written to the disk",
     errno.EIO: "Reading or writing failed on the disk",
 }
-_FULL = 16 << 20  # bytes free below which a disk is taken for the one that is full
+_FULL = 16 << 20  # free bytes below which a disk counts as full
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used; the message names it, its value, and what to do."""
+    """Invalid input; the message names the input, its value, and what to do."""
 
 
 class PictureError(InputError):
-    """A picture cannot be read; `why` says what is wrong, for a report that names the picture already."""
+    """An image cannot be read; `why` is the reason alone, for reports that already name the image."""
 
     def __init__(self, sentence: str, why: str = ""):
         super().__init__(sentence)
@@ -38,10 +38,10 @@ class PictureError(InputError):
 
 
 def reason(error: BaseException) -> str:
-    """Return in one line why something failed: what the first exception of the chain says, without a full stop."""
+    """Return in one line why something failed: the message of the first exception of the chain, without full stop."""
     while error.__cause__ is not None:
         error = error.__cause__
-    # Of the system's errors and FFmpeg's: all they say has a number, and a path that is named already.
+    # The full messages of the system and of FFmpeg repeat a number and the path.
     if why := getattr(error, "strerror", None):
         return why
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -49,32 +49,32 @@ def reason(error: BaseException) -> str:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, and those that led to it."""
+    """Yield an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """Return what is wrong with the disk, if an error, or one that led to it, is that of a disk; else None.
+    """Return what is wrong with the disk if an error, or one of its causes, is a disk error; otherwise None.
 
-    Libraries wrap the system's error (datasets), put it into words (safetensors), or swallow it (torch.save).
+    Libraries wrap the error of the system (datasets), turn it into text (safetensors), or hide it (torch.save).
     """
     for link in chain(error):
         number = getattr(link, "errno", None)
         if match := re.search(r"\(os error (\d+)\)|\[errno (\d+)\]", str(link)):
             number = int(match[1] or match[2])
         if number in _DISK:
-            # Of a copy, the second file is the one that was written.
+            # In a copy, the second file is the one being written.
             path = getattr(link, "filename2", None) or getattr(link, "filename", None)
-            return _DISK[number] + (f" that holds {path}" if path else "")
+            return _DISK[number] + (f" that contains {path}" if path else "")
         if re.search(r"PytorchStreamWriter failed|unexpected pos \d+ vs|iostream error", str(link)):  # torch.save
             return "A file could not be written to the disk"
     return None
 
 
 def _full_disk(arguments: Sequence[str]) -> str | None:
-    """Return the path, of those that a command was given, whose disk is full; None if there is no such one."""
+    """Return the first path in the arguments of a command whose disk is full; None if there is none."""
     words = [word for argument in map(str, arguments) for word in (argument, argument.partition("=")[2]) if word]
     for path in map(os.path.abspath, [*words, ".", tempfile.gettempdir(), os.path.expanduser("~")]):
         there = path if os.path.exists(path) else os.path.dirname(path)
@@ -85,19 +85,19 @@ def _full_disk(arguments: Sequence[str]) -> str | None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a hidden file beside a path, which takes its place at the end of the `with`, unless that raises."""
+    """Give a hidden file beside a path that replaces it at the end of the `with`, unless an error is raised."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
         partial = Path(file.name)
     try:
         yield partial
-        partial.chmod(0o644)  # that of a temporary file is its owner's alone
+        partial.chmod(0o644)  # temporary files are private to their owner
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Return a type of `argparse`: whole numbers from `least` on; others end a command with exit status 2."""
+    """Return a type for `argparse`: whole numbers, at least `least`."""
 
     def whole_number(text: str) -> int:
         value = int(text)
@@ -105,14 +105,14 @@ def at_least(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
         return value
 
-    whole_number.__name__ = "whole number"  # as argparse calls it
+    whole_number.__name__ = "whole number"  # the name in errors of argparse
     return whole_number
 
 
 def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a command so that an `InputError`, or the error of a full disk, ends it with a sentence and exit status 1.
+    """Wrap a command so that an `InputError` or a disk error ends it with one sentence and exit status 1.
 
-    Every other exception keeps its traceback: it is a defect of the program, not of the input.
+    Every other exception keeps its traceback, since it is a bug.
     """
 
     @functools.wraps(main)
@@ -121,45 +121,45 @@ def report_input_errors(main: Callable[..., Any]) -> Callable[..., Any]:
             return main(*args, **kwargs)
         except InputError as error:
             sentence = str(error).strip()
-            if sentence.startswith("Caught "):  # a data loader's worker hands it on at the end of a traceback
+            if sentence.startswith("Caught "):  # from a data loader worker, at the end of a traceback
                 sentence = sentence.splitlines()[-1]
             sys.exit(f"error: {sentence.removeprefix(f'{type(error).__module__}.{type(error).__name__}: ')}")
         except Exception as error:
             if (trouble := disk_trouble(error)) is None:
                 raise
             given = args[0] if args and args[0] is not None else sys.argv[1:]
-            if " that holds " not in trouble and (path := _full_disk(given)) is not None:
-                trouble += f" that holds {path}"
+            if " that contains " not in trouble and (path := _full_disk(given)) is not None:
+                trouble += f" that contains {path}"
             sys.exit(
-                f"error: {trouble}. Make room or choose another disk, then run the same command again: what is "
-                "finished is kept."
+                f"error: {trouble}. Free some space or choose another disk, then run the same command again. Finished "
+                "work is kept."
             )
 
     return wrapped
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a finite number."""
+    """Whether a JSON value is a finite number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number that no float can be
+    except OverflowError:  # an integer too large for a float
         return False
 
 
 def is_count(value: Any, least: int = 0) -> bool:
-    """Whether a value of JSON is a whole number from `least` on."""
+    """Whether a JSON value is a whole number, at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def check_value(fits: bool, what: str, wanted: str, value: Any) -> None:
-    """Raise a `ValueError` unless a value of a configuration fits: `what` must be `wanted`, got the value."""
+    """Raise a `ValueError` unless a configuration value fits: "`what` must `wanted`, got `value`."."""
     if not fits:
         raise ValueError(f"{what} must {wanted}, got {abridged(value)}.")
 
 
 def abridged(value: Any) -> str:
-    """Return a value as an error shows it: of a long one the beginning."""
+    """Return a value for an error; long values are shortened."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

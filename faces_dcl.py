@@ -1,6 +1,6 @@
 """Find faces and cut them out, in the same way for training data and for detection.
 
-One affine matrix maps the photograph to the crop, so that images, masks and landmarks of a face go through the same
+One affine matrix maps the photograph to the crop, so images, masks and landmarks of a face go through the same
 transform. Coordinates are continuous: pixel (0, 0) covers the square from (0, 0) to (1, 1).
 """
 
@@ -21,7 +21,7 @@ from .abstention_dcl import SMALLEST_FACE
 from .errors_dcl import InputError, abridged, is_count, is_number
 from .hub_dcl import file_of_checkpoint, hub_is_reachable
 
-try:  # a checkpoint that is given ready-made crops works without OpenCV
+try:  # models work on ready-made crops without OpenCV
     import cv2
 except ImportError:
     cv2 = None
@@ -38,16 +38,16 @@ ALIGNED_LANDMARKS = (
     / 112
 )
 CROP_KINDS = ("box", "aligned5")
-#: Of a crop, what a stranger's checkpoint may ask for: times the face box, and pixels along a side.
+#: The largest crop that an untrusted checkpoint may ask for: times the face box, and pixels along a side.
 LARGEST_MARGIN, LARGEST_CROP = 8, 2048
-#: Photographs are scaled to long sides of 320, 640, 1024 and 2048 px. Between these shares of the long side, a face
-#: passes from the next larger size to this one: a size decides on faces of some 25 to 300 px.
+#: Photographs are scaled to long sides of 320, 640, 1024 and 2048 px. A face whose share of the long side lies between
+#: these values is blended from the next larger size to this one. Each size is responsible for faces of 25 to 300 px.
 _HANDOVER = {320: (260 / 640, 360 / 640), 640: (20 / 640, 32 / 640), 1024: (20 / 1024, 32 / 1024)}
-#: Intersection over union of two candidates above which they vote for one box, and above which only one is a face.
+#: Intersection over union of two candidates above which they vote for one box, and above which one is dropped.
 _SAME_PLACE, _SUPPRESSED = 0.4, 0.3
-#: Of 400 photographs at several sizes, the scores of faces on their side reach .85, those of upside-down ones .914.
+#: In 400 photographs at several sizes, sideways faces score up to .85, upside-down faces up to .914.
 _SURELY_UPRIGHT, _SURELY_NOT_SIDEWAYS = 0.92, 0.88
-#: Intersection over union of boxes above which a face goes on where one of the frame before was.
+#: Intersection over union above which a face continues one of the previous frame.
 SAME_FACE = 0.1
 
 
@@ -58,8 +58,8 @@ class Face:
     Attributes:
         box: left, top, right, bottom in pixels; float32 array (4,); it may reach past the photograph.
         score: the detector's confidence in [0, 1].
-        landmarks: the eye at the image's left, the other eye, nose tip, the mouth corner at the image's left, the
-            other corner, as x, y in pixels; float32 array (5, 2), or None from a detector that gives none.
+        landmarks: x, y in pixels of the eye on the left of the image, the other eye, the nose tip, the mouth corner on
+            the left, and the other corner; float32 array (5, 2), or None if the detector gives none.
     """
 
     box: np.ndarray
@@ -68,7 +68,7 @@ class Face:
 
 
 class FaceDetector(Protocol):
-    """What finds faces: it has a name, which is stored with each crop, and finds the faces of one photograph."""
+    """A face detector. Its name is stored with each crop."""
 
     name: str
 
@@ -78,12 +78,19 @@ class FaceDetector(Protocol):
 
 
 def cache_folder() -> Path:
-    """Return the folder that keeps downloaded files: the environment variable `DCL_CACHE`, or `~/.cache/dcl`."""
+    """Return the folder for downloaded files: the environment variable `DCL_CACHE`, or `~/.cache/dcl`."""
     return Path(os.environ.get("DCL_CACHE") or "~/.cache/dcl").expanduser()
 
 
 def find_yunet(ask_hub: bool = True) -> Path | None:
-    """Return the YuNet model file: `DCL_YUNET` if set, else from the Hub or its cache, else from ours, or None."""
+    """Find the YuNet model file: `DCL_YUNET` if set, else from the Hub or its cache, else from `cache_folder`.
+
+    Args:
+        ask_hub: whether to download it if necessary.
+
+    Returns:
+        The path, or None if there is no such file.
+    """
     if given := os.environ.get("DCL_YUNET"):
         return Path(given)
     try:
@@ -91,9 +98,9 @@ def find_yunet(ask_hub: bool = True) -> Path | None:
         path = Path(hf_hub_download(YUNET_REPOSITORY, YUNET_FILE, local_files_only=local))
         if hashlib.sha256(path.read_bytes()).hexdigest() == YUNET_SHA256:
             return path
-        logger.warning("the Hub has another %s than the one this was tested with: it is not used.", YUNET_FILE)
+        logger.warning("The %s on the Hub differs from the tested version and is not used.", YUNET_FILE)
     except Exception as error:  # transport, server and cache errors have no common class
-        logger.debug("%s was not to be had from the Hub: %s", YUNET_FILE, error)
+        logger.debug("%s could not be downloaded from the Hub: %s", YUNET_FILE, error)
     cached = cache_folder() / YUNET_FILE
     return cached if cached.is_file() else None
 
@@ -101,41 +108,43 @@ def find_yunet(ask_hub: bool = True) -> Path | None:
 class YuNet:
     """The YuNet face detector (Wu et al., "YuNet: A Tiny Millisecond-level Face Detector", 2023), run by OpenCV.
 
-    On its own, YuNet misplaces the boxes of faces over some 350 px and misses faces over 550 px, and its boxes change
-    by up to 10 % of their side with the size at which it sees a photograph. So every photograph is scaled to the same
-    sizes, the share of the photograph that a face fills decides how much each size counts, and a box is the mean of
-    all candidates instead of the one with the highest score. The same photograph then gives the same boxes, whatever
-    size it is stored in.
+    A single pass of YuNet misplaces the boxes of faces over some 350 px and misses faces over 550 px, and its boxes
+    change by up to 10 % of their side with the size of the photograph. So this class scales every photograph to the
+    same sizes, weights each size by the share of the photograph that a face fills, and averages all candidates for a
+    box instead of taking the one with the highest score. A photograph then gives the same boxes at any stored size.
 
-    YuNet also finds faces that lie on their side or upside down, and names their landmarks as if they were upright. A
-    face whose score is low enough for that is looked at closely, in up to four orientations: box and landmarks come
-    from the one with the highest score, and a doubtful face that is not found again is dropped.
+    YuNet also finds sideways and upside-down faces, but labels their landmarks as if they were upright. Faces with a
+    lower score are therefore examined again in up to four orientations. Box and landmarks come from the orientation
+    with the highest score; a doubtful face that is not found again is dropped.
 
-    Raises `InputError` if OpenCV or the ONNX file (else that of `find_yunet`) is missing, or it is not the released
-    one.
+    Args:
+        model_file: the path of the ONNX file; None: that of `find_yunet`.
+
+    Raises:
+        InputError: if OpenCV or the file is missing, or the file is not the released one.
     """
 
     name = "yunet_2023mar_multiscale"
     score_threshold = 0.7
-    nms_threshold = 1.0  # the network suppresses nothing: its candidates vote
+    nms_threshold = 1.0  # no suppression: candidates vote
 
     def __init__(self, model_file: str | Path | None = None):
         _require_opencv()
         path = model_file or find_yunet()
         if path is None:
             raise InputError(
-                f"the face detector {YUNET_FILE} could be had neither from the Hub ({YUNET_REPOSITORY}) nor from "
-                f"{cache_folder()}: put the file there, or set DCL_YUNET to its path."
+                f"Face detector {YUNET_FILE} not found on the Hub ({YUNET_REPOSITORY}) or in {cache_folder()}. Put "
+                "the file there, or set DCL_YUNET to its path."
             )
         try:
             data = Path(path).read_bytes()
         except OSError as error:
             raise InputError(
-                f"the face detector {path} cannot be read ({error.strerror}): give the path of {YUNET_FILE}."
+                f"Face detector {path} cannot be read ({error.strerror}). Set DCL_YUNET to the path of {YUNET_FILE}."
             ) from error
         if hashlib.sha256(data).hexdigest() != YUNET_SHA256:
             raise InputError(
-                f"the face detector {path} is not the released {YUNET_FILE} (its sha256 differs): download it again."
+                f"Face detector {path} is not the released {YUNET_FILE} (its SHA-256 differs). Download it again."
             )
         log = cv2.utils.logging
         level = log.setLogLevel(log.LOG_LEVEL_ERROR)  # OpenCV 5 warns about a target that nobody set
@@ -150,10 +159,15 @@ class YuNet:
         log.setLogLevel(level)
 
     def detect(self, image: np.ndarray, small_faces: bool = True) -> list[Face]:
-        """Find the faces of a photograph, RGB, uint8 (height, width, 3), the one with the largest box first.
+        """Find the faces of a photograph.
 
-        With `small_faces`, one over 1024 px is also scaled to 2048 px, where faces are found that fill less than 3 %
-        of its long side. This takes four times as long; frames of videos do without it.
+        Args:
+            image: RGB, uint8 (height, width, 3).
+            small_faces: whether to scale photographs over 1024 px to 2048 px as well. This finds faces that fill less
+                than 3 % of the long side, and takes four times as long. It is off for videos.
+
+        Returns:
+            The faces, the one with the largest box first.
         """
         views = {side: _view(image, side) for side in self._sides(image, small_faces)}
         found = {side: self._find(*view) for side, view in views.items()}
@@ -167,7 +181,7 @@ class YuNet:
         )
 
     def _sides(self, image: np.ndarray, small_faces: bool) -> list[int]:
-        """Return the long sides, in pixels, to which a photograph is scaled, in ascending order."""
+        """Return the long sides, in pixels, to which to scale a photograph, in ascending order."""
         long_side, short_side = max(image.shape[:2]), min(image.shape[:2])
         sides = [320] if short_side > _HANDOVER[320][1] * long_side else []
         sides.append(640)
@@ -178,7 +192,7 @@ class YuNet:
         return sides
 
     def _find(self, image: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-        """Run the network on RGB, uint8 (height, width, 3); `ratio` are pixels (x, y) of the photograph for one of it.
+        """Run the network on RGB, uint8 (height, width, 3); `ratio` is pixels (x, y) of the photograph per pixel.
 
         Returns float32 (candidates, 15): left, top, right, bottom and five landmarks in the photograph, and the score.
         """
@@ -192,17 +206,17 @@ class YuNet:
         return found
 
     def _chosen(self, found: dict[int, np.ndarray], long_side: int) -> list[np.ndarray]:
-        """Make one face, a row of `_find`, of all candidates for it, by the side to which the image was scaled."""
+        """Merge the candidates, by the side to which the image was scaled, into one row per face."""
         sides = np.repeat(list(found), [len(rows) for rows in found.values()])
         rows = np.concatenate(list(found.values()))
         shares = (rows[:, 2:4] - rows[:, :2]).max(1) / long_side
-        trust, taken = np.empty(len(rows)), np.zeros(len(rows))  # by the sides before
+        trust, taken = np.empty(len(rows)), np.zeros(len(rows))  # by the previous sides
         for side in found:
             start, end = _HANDOVER[side] if side != max(found) else (-1, 0)
             own = np.clip((shares - start) / (end - start), 0, 1)
             trust[sides == side] = ((1 - taken) * own)[sides == side]
             taken = np.maximum(taken, own)
-        trust[sides == 640] = np.maximum(trust[sides == 640], 1e-3)  # another side may have missed the face
+        trust[sides == 640] = np.maximum(trust[sides == 640], 1e-3)  # if another side missed the face
         votes = trust * (rows[:, 14] - self.score_threshold + 1e-3)
         faces, leaders, left = [], [], trust > 0
         for leader in np.argsort(-trust * rows[:, 14]):
@@ -219,9 +233,9 @@ class YuNet:
         return faces
 
     def _upright(self, face: np.ndarray, image: np.ndarray, ratio: np.ndarray) -> np.ndarray | None:
-        """Return a face, a row of `_find`, as it is found with its head upright, mapped back to where it is.
+        """Find a face, a row of `_find`, again in several orientations, and map the best one back to the photograph.
 
-        None if a doubtful face is not found again when it is looked at closely. The image is the scaled photograph.
+        Returns None if a doubtful face is not found again. The image is the scaled photograph.
         """
         if face[14] >= _SURELY_UPRIGHT:
             return face
@@ -255,7 +269,7 @@ class YuNet:
 
 
 class SingleScaleYuNet(YuNet):
-    """YuNet at one size: how faces were found for the checkpoints and prepared data that name this detector.
+    """YuNet at one size, for older checkpoints and prepared data that name this detector.
 
     Photographs are scaled until their long side lies in [320, 1024] px. Most faces over 550 px are missed.
     """
@@ -271,12 +285,12 @@ class SingleScaleYuNet(YuNet):
         return list(rows)
 
 
-#: The face detectors with which faces can be found for a checkpoint, by the name that its `crop` holds.
+#: The face detectors by the name in the `crop` of a checkpoint.
 YUNETS = {each.name: each for each in (YuNet, SingleScaleYuNet)}
 
 
 def _view(image: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scale a photograph to a long side; also return how many of its pixels (x, y) make one of the result."""
+    """Scale a photograph to a long side; also return its pixels (x, y) per pixel of the result."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -285,7 +299,7 @@ def _view(image: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_part(face: np.ndarray, other: np.ndarray) -> bool:
-    """Whether the centre of one box lies in the other one."""
+    """Whether the centre of one box lies in the other."""
     for box, around in ((face, other), (other, face)):
         centre = (box[:2] + box[2:4]) / 2
         if ((around[:2] < centre) & (centre < around[2:4])).all():
@@ -301,7 +315,12 @@ def largest_first(faces: list[Face]) -> list[Face]:
 def crop_box(box: np.ndarray, margin: float) -> np.ndarray:
     """Return the square around a face box: the same centre, `margin` times its longer side.
 
-    Both are left, top, right, bottom; the square, float64 (4,), may reach past the image.
+    Args:
+        box: left, top, right, bottom in pixels, (4,).
+        margin: side of the square over the longer side of the box.
+
+    Returns:
+        left, top, right, bottom, float64 (4,); may reach past the image.
     """
     box = np.asarray(box, np.float64)
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).max() * margin / 2
@@ -309,11 +328,18 @@ def crop_box(box: np.ndarray, margin: float) -> np.ndarray:
 
 
 def crop_transform(face: Face, crop: dict[str, Any]) -> np.ndarray:
-    """Return the affine transform, float64 (2, 3), that leads from a photograph into the crop of one of its faces.
+    """Return the affine transform from a photograph to the crop of one of its faces.
 
-    The crop has `kind` ("box": the square of `crop_box`; "aligned5": the similarity that takes the five landmarks
-    nearest to their template), `margin`, and `size`, its side in pixels. Raises `InputError` if landmarks are needed
-    and not given.
+    Args:
+        face: the face in the photograph.
+        crop: `kind` ("box": the square of `crop_box`; "aligned5": the similarity that best aligns the five landmarks
+            with their template), `margin`, and `size`, the side of the crop in pixels.
+
+    Returns:
+        float64 (2, 3).
+
+    Raises:
+        InputError: if "aligned5" is asked for and the face has no landmarks.
     """
     size, margin = crop["size"], crop["margin"]
     if crop["kind"] == "box":
@@ -321,14 +347,21 @@ def crop_transform(face: Face, crop: dict[str, Any]) -> np.ndarray:
         scale = size / (right - left)
         return np.array([[scale, 0, -left * scale], [0, scale, -top * scale]])
     if face.landmarks is None:
-        raise InputError("the crop 'aligned5' needs landmarks, and the detector gives none: use YuNet, or 'box'.")
+        raise InputError(
+            "The crop 'aligned5' needs landmarks, which this detector does not give. Use YuNet, or 'box'."
+        )
     return fit_similarity(face.landmarks, ((ALIGNED_LANDMARKS - 0.5) / margin + 0.5) * size)
 
 
 def fit_similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return the rotation, scale and shift (no reflection), float64 (2, 3), that takes points nearest to targets.
+    """Fit a similarity transform (rotation, scale and shift, no reflection) by least squares.
 
-    In least squares; both are (n, 2), and at least two points differ.
+    Args:
+        points: (n, 2), at least two of them different.
+        targets: (n, 2).
+
+    Returns:
+        The transform from points to targets, float64 (2, 3).
     """
     # In complex numbers: target = a * point + b.
     source, target = (np.asarray(array, np.float64) @ np.array([1, 1j]) for array in (points, targets))
@@ -339,15 +372,22 @@ def fit_similarity(points: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def cut(image: np.ndarray, transform: np.ndarray, size: int) -> np.ndarray:
-    """Cut a square crop, `size` pixels wide, out of an image, uint8 (height, width, 3), or a mask (height, width).
+    """Cut a square crop out of an image or a mask.
 
-    Where the crop is smaller than what it shows, pixels are averaged by area; where it is larger, images are enlarged
-    by cubic and masks by linear interpolation. Past its edge an image goes on as its outermost pixels, and so does its
-    mask. The transform, (2, 3), leads from the image to the crop.
+    Shrinking averages pixels by area. Enlarging uses cubic interpolation for images and linear for masks. Beyond the
+    edge, the outermost pixels are repeated.
+
+    Args:
+        image: an image, uint8 (height, width, 3), or a mask, uint8 (height, width).
+        transform: the affine transform from the image to the crop, (2, 3).
+        size: the side of the crop in pixels.
+
+    Returns:
+        The crop, uint8 (size, size, 3) or (size, size).
     """
     _require_opencv()
     shrink = 1 / np.sqrt(abs(np.linalg.det(transform[:, :2])))
-    steps = max(1, int(np.ceil(shrink - 1e-6)))  # that many samples per crop pixel and axis, averaged below
+    steps = max(1, int(np.ceil(shrink - 1e-6)))  # samples per crop pixel and axis, averaged below
     matrix = np.asarray(transform, np.float64) * steps
     matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5  # OpenCV counts from the centre of the first pixel
     interpolation = cv2.INTER_CUBIC if steps == 1 and image.ndim == 3 else cv2.INTER_LINEAR
@@ -358,51 +398,64 @@ def cut(image: np.ndarray, transform: np.ndarray, size: int) -> np.ndarray:
 
 
 def map_points(points: np.ndarray, transform: np.ndarray) -> np.ndarray:
-    """Return points (n, 2) after an affine transform (2, 3), as float32."""
+    """Apply an affine transform (2, 3) to points (n, 2); returns float32 (n, 2)."""
     return (np.asarray(points, np.float64) @ transform[:, :2].T + transform[:, 2]).astype(np.float32)
 
 
 def copy_yunet(name: str, revision: str | None, folder: str | Path) -> None:
-    """Copy the YuNet model file to a checkpoint that is saved, if it is the released one and on this machine."""
+    """Copy the YuNet model file to the folder of a checkpoint, if the released file is on this machine."""
     target = Path(folder, YUNET_FILE)
     if target.exists():
         return
     source = file_of_checkpoint(YUNET_FILE, name, revision, ask_hub=False) or find_yunet(ask_hub=False)
-    if source is None or not source.is_file():  # DCL_YUNET may name what is not there
-        logger.info("the face detector %s is not on this machine: the checkpoint goes without it.", YUNET_FILE)
+    if source is None or not source.is_file():  # DCL_YUNET may name a missing file
+        logger.info("Face detector %s is not on this machine. The checkpoint does not include it.", YUNET_FILE)
     elif hashlib.sha256(source.read_bytes()).hexdigest() == YUNET_SHA256:
         shutil.copyfile(source, target)
 
 
 def why_not_cut(crop: dict[str, Any] | None) -> str | None:
-    """Return why faces cannot be cut by the `crop` of a checkpoint's image processor; None if they can."""
+    """Return why faces cannot be cut as the `crop` of an image processor says; None if they can."""
     if not crop or not isinstance(crop, Mapping) or crop.get("kind") == "given":
-        return "it does not say how its faces were cut out of pictures"
+        return "it does not say how faces were cut out of images"
     if crop.get("kind") not in CROP_KINDS:
-        return f"its faces were cut in a way that is not known here, {abridged(crop.get('kind'))}"
+        return f"its crops are of an unknown kind, {abridged(crop.get('kind'))}"
     if crop.get("detector") not in YUNETS:
         known = " or ".join(YUNETS)
-        return f"it learned faces found by {abridged(crop.get('detector'))}, and only {known} finds them here"
+        return f"its faces were found by {abridged(crop.get('detector'))}, but only {known} is available"
     margin, size = crop.get("margin"), crop.get("size")
     if not (is_number(margin) and 0 < margin <= LARGEST_MARGIN):
-        return f"the margin of its crops is {abridged(margin)} and not a number above 0, up to {LARGEST_MARGIN}"
+        return f"the margin of its crops is {abridged(margin)}, not a number above 0 and up to {LARGEST_MARGIN}"
     if not (is_count(size, least=1) and size <= LARGEST_CROP):
-        return f"the size of its crops is {abridged(size)} and not a whole number from 1 to {LARGEST_CROP}"
+        return f"the size of its crops is {abridged(size)}, not a whole number from 1 to {LARGEST_CROP}"
     return None
 
 
 def overlap(box: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the intersection over union of boxes (..., 4) of left, top, right, bottom: floats (...) in [0, 1]."""
+    """Return the intersection over union of boxes.
+
+    Args:
+        box: left, top, right, bottom, (..., 4).
+        other: the same.
+
+    Returns:
+        floats (...) in [0, 1].
+    """
     extent = np.minimum(box[..., 2:], other[..., 2:]) - np.maximum(box[..., :2], other[..., :2])
     shared = np.maximum(extent, 0).prod(-1)
     return shared / ((box[..., 2:] - box[..., :2]).prod(-1) + (other[..., 2:] - other[..., :2]).prod(-1) - shared)
 
 
 def go_on(boxes: Sequence[np.ndarray], last: Sequence[np.ndarray]) -> list[int | None]:
-    """Link the boxes (4,) of a frame's faces to those seen last: those that overlap most first, each at most once.
+    """Link the face boxes of a frame to earlier ones: the largest overlap first, each box at most once.
 
-    Returns for each the place in `last` of the one that it goes on from, None if it overlaps none of those left by
-    more than `SAME_FACE`.
+    Args:
+        boxes: of the frame, each (4,).
+        last: the earlier boxes, each (4,).
+
+    Returns:
+        For each box the index in `last` of the box that it continues, or None if none overlaps by more than
+        `SAME_FACE`.
     """
     pairs = [(overlap(box, other), i, j) for i, box in enumerate(boxes) for j, other in enumerate(last)]
     found: list[int | None] = [None] * len(boxes)
@@ -414,4 +467,6 @@ def go_on(boxes: Sequence[np.ndarray], last: Sequence[np.ndarray]) -> list[int |
 
 def _require_opencv() -> None:
     if cv2 is None:
-        raise InputError("finding and cutting faces needs OpenCV: pip install opencv-python-headless.")
+        raise InputError(
+            "Finding and cutting faces needs OpenCV. Install it with `pip install opencv-python-headless`."
+        )

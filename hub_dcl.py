@@ -1,4 +1,4 @@
-"""Find checkpoints in folders and on the Hub, without waiting long for a Hub that cannot be reached.
+"""Find checkpoints in folders and on the Hub, without a long wait if the Hub cannot be reached.
 
 This module does not import torch, so that a wrong name is reported before anything slow is loaded.
 """
@@ -21,18 +21,24 @@ from .errors_dcl import InputError, chain, reason
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "runs/demo"
-MODEL_TYPE = "dcl"  # that of DCLConfig, whose module imports torch
+MODEL_TYPE = "dcl"  # of DCLConfig, whose module imports torch
 REFERENCE_FILE = "reference_network.safetensors"  # beside the weights, see `modeling_dcl.ReferenceNetwork`
-#: The files of a checkpoint that each backend runs; of a graph, `OnnxClassifier` knows the name.
+#: The files of a checkpoint that each backend needs; `OnnxClassifier` knows the name of the graph.
 FILES = {"torch": ("*.json", "*.safetensors", "*.py"), "onnx": ("*.json",)}
 
 
 @functools.cache
 def hub_is_reachable(timeout: float = 5.0) -> bool:
-    """Whether the Hub answers within so many seconds; where it does not, this process works offline from now on.
+    """Check whether the Hub answers; if not, this process works offline from now on.
 
-    The Hub's clients retry for minutes when the network swallows packets, so this asks once, with a bound, and then
-    sets `HF_HUB_OFFLINE` for huggingface_hub, transformers and datasets, which fall back to their caches.
+    The clients of the Hub retry for minutes if the network drops packets. So this asks once, with a time limit, and
+    then sets `HF_HUB_OFFLINE` for huggingface_hub, transformers and datasets, which use their caches.
+
+    Args:
+        timeout: seconds.
+
+    Returns:
+        Whether it answered.
     """
     if constants.HF_HUB_OFFLINE:
         return False
@@ -40,22 +46,30 @@ def hub_is_reachable(timeout: float = 5.0) -> bool:
     if failure is None:
         return True
     logger.warning(
-        "%s cannot be reached (%s): only what is in the local cache can be used.", constants.ENDPOINT, failure
+        "%s cannot be reached (%s). Only files in the local cache can be used.", constants.ENDPOINT, failure
     )
     _go_offline()
     return False
 
 
 def may_be_repository(name: str) -> bool:
-    """Whether a name that is no folder could be the id of a repository on the Hub."""
+    """Whether a name that is not a folder could be the id of a repository on the Hub."""
     return not (Path(name).is_absolute() or name.startswith(".") or name.count("/") != 1)
 
 
 def find_model(name: str, allow_patterns: Sequence[str], revision: str | None = None) -> Path:
-    """Return the folder of a model: the one of that name, or that of the local cache with its files from the Hub.
+    """Find a model in a folder or on the Hub.
 
-    The patterns are of the files to fetch from the Hub, none of them in a folder; the revision is a branch, tag or
-    commit. Raises `InputError` if there is no such model, or it cannot be fetched.
+    Args:
+        name: the folder, or the id on the Hub.
+        allow_patterns: the files to fetch from the Hub, without sub-folders.
+        revision: a branch, tag or commit.
+
+    Returns:
+        The folder of the model, in the local cache for one from the Hub.
+
+    Raises:
+        InputError: if there is no such model, or it cannot be fetched.
     """
     if name and Path(name).is_dir():
         return Path(name)
@@ -83,9 +97,16 @@ def find_model(name: str, allow_patterns: Sequence[str], revision: str | None = 
 
 
 def file_of_checkpoint(file: str, name: str, revision: str | None = None, ask_hub: bool = True) -> Path | None:
-    """Return a file that came with a checkpoint, given by its `name_or_path` and commit; None if none did.
+    """Find a file of a checkpoint.
 
-    Without `ask_hub`, only what was downloaded before is looked through.
+    Args:
+        file: its name.
+        name: the `name_or_path` of the checkpoint.
+        revision: its commit.
+        ask_hub: whether to download the file if necessary.
+
+    Returns:
+        The path, or None if the checkpoint has no such file.
     """
     if not name or Path(name).is_dir():
         path = Path(name, file)
@@ -93,13 +114,13 @@ def file_of_checkpoint(file: str, name: str, revision: str | None = None, ask_hu
     try:
         local = not (ask_hub and hub_is_reachable())
         return Path(hf_hub_download(name, file, revision=revision, local_files_only=local))
-    except Exception as error:  # of the Hub, the network, the cache; a folder that is gone names no repository
-        logger.debug("%s did not come with %s: %s", file, name, error)
+    except Exception as error:  # of the Hub, the network or the cache, or because a folder was removed
+        logger.debug("%s not found for %s: %s", file, name, error)
         return None
 
 
 def check_dataset(name: str) -> None:
-    """Raise an `InputError` if neither the Hub nor, where it cannot be reached, the local cache has a data set."""
+    """Raise an `InputError` if a data set is not on the Hub or, without a connection, not in the local cache."""
     if not hub_is_reachable():
         caches = (
             Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME, "datasets")), name.replace("/", "___")),
@@ -118,7 +139,7 @@ def check_dataset(name: str) -> None:
 
 
 def _not_fetched(what: str, path: str, revision: str | None, error: BaseException) -> InputError:
-    """Return what to say of a repository of the Hub that cannot be had; `path` is that of its page."""
+    """Return the error for a repository on the Hub that cannot be fetched; `path` is that of its page."""
     for cause in chain(error):
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if isinstance(cause, GatedRepoError):
@@ -127,21 +148,31 @@ def _not_fetched(what: str, path: str, revision: str | None, error: BaseExceptio
             )
         if isinstance(cause, RevisionNotFoundError):
             return InputError(f"{what} has no revision {revision!r} on the Hub. Check the branch, tag or commit.")
-        # To those who are not logged in, the Hub says 401 of what is not there, too.
+        # Without a login, the Hub also answers 401 for repositories that do not exist.
         if isinstance(cause, RepositoryNotFoundError | HFValidationError) or status == 401:
             return InputError(
                 f"{what} not found: there is no such folder, and no public repository of that name on the Hub. Check "
                 "the name, or log in with `hf auth login` if it is private."
             )
         if status == 403:
-            return InputError(f"{what} is not open to you. Ask its owner for access, and log in with `hf auth login`.")
+            return InputError(
+                f"{what} is not open to your account. Ask its owner for access, and log in with `hf auth login`."
+            )
     return InputError(f"{what} could not be fetched from the Hub ({reason(error)}). Check the name, or try later.")
 
 
 def find_dcl_checkpoint(name: str, backend: str = "torch") -> Path:
-    """Return the folder of a checkpoint of DCL, see `find_model`; nothing is loaded. The backend is a key of `FILES`.
+    """Find a DCL checkpoint, see `find_model`, without loading it.
 
-    Raises `InputError` if there is no such model, it is of another kind, or a file is missing or unreadable.
+    Args:
+        name: the folder, or the id on the Hub.
+        backend: a key of `FILES`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: if there is no such model, it is of another type, or a file is missing or unreadable.
     """
     folder = find_model(name, FILES[backend])
     model_type = read_settings(folder, "config.json", name).get("model_type")
@@ -157,9 +188,18 @@ def find_dcl_checkpoint(name: str, backend: str = "torch") -> Path:
 
 
 def read_settings(folder: Path, file: str, name: str) -> dict[str, Any]:
-    """Return what a JSON file of a checkpoint says; `name` is what the user calls the checkpoint.
+    """Read a JSON file of a checkpoint.
 
-    Raises `InputError` if there is no such file, or it is no JSON object.
+    Args:
+        folder: of the checkpoint.
+        file: the name of the file.
+        name: the name of the checkpoint for errors.
+
+    Returns:
+        The JSON object.
+
+    Raises:
+        InputError: if there is no such file, or it is not a JSON object.
     """
     try:
         content = json.loads((folder / file).read_text(encoding="utf-8"))
@@ -178,11 +218,11 @@ def read_settings(folder: Path, file: str, name: str) -> dict[str, Any]:
 
 
 def no_weights(folder: Path, name: str) -> InputError:
-    """Return what to say of a checkpoint without weights: it may be an export."""
+    """Return the error for a checkpoint without weights, which may be an export."""
     if any(folder.glob("model*.onnx")):
         return InputError(
             f"Model {name!r} is an ONNX export without weights. Run it with the onnx backend, or give the checkpoint "
-            "that it was made of."
+            "that it was made from."
         )
     return InputError(f"Model {name!r} has no weights (*.safetensors). Give the folder of a whole checkpoint.")
 
@@ -198,7 +238,7 @@ def _ask(timeout: float) -> str | None:
         except Exception as error:
             failures.append(reason(error))
 
-    # The client's timeout holds for each address and phase anew, and not at all for the look-up of the name.
+    # The timeout of the client restarts for each address and phase, and does not cover the DNS lookup.
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
     thread.join(timeout)

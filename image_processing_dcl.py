@@ -12,7 +12,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .media_dcl import read_picture, to_8_bits
 
-#: Above this many pixels per output pixel a bilinear sample passes pixels over.
+#: Above this many pixels per output pixel, bilinear sampling would skip pixels.
 MAX_BILINEAR_SHRINK = 1.5
 
 
@@ -23,21 +23,21 @@ class DCLImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class DCLImageProcessor(TorchvisionBackend):
-    r"""Make model input from face crops: square resize, [0, 1], mean and standard deviation 0.5 a channel.
+    r"""Turn face crops into model input: resize to a square, scale to [0, 1], normalise with mean and std 0.5.
 
-    It works on crops, not on pictures with a face somewhere: `crop` says how the faces of the training data were cut,
-    and whoever finds faces for this checkpoint must cut them in the same way.
+    It expects face crops, not whole images. `crop` says how the faces of the training data were cut; cut new faces in
+    the same way.
 
-    PIL images and paths are read as detection reads them: upright, in sRGB, and 16 bits per channel scaled to 8, as
-    they are in arrays of integers of 16 or 32 bits, which Pillow makes of 16-bit pictures.
-    `pipeline("image-classification")` opens paths by itself and turns 16-bit grey pictures white before this processor
-    gets them: give it `np.asarray(PIL.Image.open(path))` instead.
+    PIL images and paths are read as in detection: upright, in sRGB, and 16 bits per channel scaled to 8. Arrays of 16-
+    or 32-bit integers, which Pillow makes of 16-bit images, are scaled as well. `pipeline("image-classification")`
+    opens paths itself and turns 16-bit grey images white before this processor gets them: pass
+    `np.asarray(PIL.Image.open(path))` instead.
 
     Args:
         size (`dict`, *optional*, defaults to `{"height": 299, "width": 299}`):
-            The backbone's input in pixels.
+            Input size of the backbone in pixels.
         crop (`dict`, *optional*):
-            `{"kind", "margin", "size", "detector"}`, how the training data was cut; `None` while it is not known.
+            `{"kind", "margin", "size", "detector"}`, how the training data was cut; `None` if unknown.
     """
 
     valid_kwargs = DCLImageProcessorKwargs
@@ -53,7 +53,7 @@ class DCLImageProcessor(TorchvisionBackend):
     crop = None
 
     def fetch_images(self, images: Any) -> Any:
-        """Read the files that paths name, and make grey arrays images; the rest is left to the base class."""
+        """Read paths, and add a channel axis to grey arrays; the base class handles everything else."""
         if isinstance(images, os.PathLike):
             images = os.fspath(images)
         if isinstance(images, str) and os.path.isfile(images):
@@ -63,7 +63,7 @@ class DCLImageProcessor(TorchvisionBackend):
         return super().fetch_images(images)
 
     def process_image(self, image: Any, do_convert_rgb: bool | None = None, **kwargs: Any) -> torch.Tensor:
-        """Turn a PIL image, an array or a tensor into a tensor (channels, height, width)."""
+        """Convert a PIL image, an array or a tensor to a tensor (channels, height, width)."""
         if isinstance(image, Image.Image) and do_convert_rgb:
             image = Image.fromarray(read_picture(image))
         elif isinstance(image, np.ndarray) and image.dtype.kind in "iu" and image.dtype.itemsize in (2, 4):
@@ -80,7 +80,7 @@ class DCLImageProcessor(TorchvisionBackend):
         antialias: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Resize as training does: bilinear, with a prefilter only where more than 1.5 pixels would become one."""
+        """Resize as in training: bilinear, with antialiasing only when shrinking more than 1.5 times."""
         shrink = max(image.shape[-2] / size.height, image.shape[-1] / size.width)
         return super().resize(image, size, resample=resample, antialias=shrink > MAX_BILINEAR_SHRINK, **kwargs)
 

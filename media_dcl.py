@@ -1,11 +1,11 @@
-"""Open pictures, and tell what a file is: by its content, whatever it is called.
+"""Open images, and identify files by their content, whatever their extension.
 
-The file kind is known from the first bytes, and the number of pixels before any of them is decoded. Pictures come out
-upright, as sRGB in 8 bits: ICC profiles, a PNG's gamma, and colour spaces named by number are converted (relative
-colorimetric with black-point compensation). Of a TIFF, previews and masks are passed over.
+The first bytes give the file type. The header gives the number of pixels before any of them is decoded. Images are
+returned upright, as 8-bit sRGB: ICC profiles, the gamma of a PNG and CICP colour spaces are converted (relative
+colorimetric with black-point compensation). In a TIFF, previews and masks are skipped.
 
-Long because remote code comes in few files. Its parts: kinds of files; pages of a TIFF; colours; opening; what the
-pipeline takes as input.
+The module is long because remote code should be few files. Its parts: file types, pages of a TIFF, colours, opening,
+and the inputs of the pipeline.
 """
 
 import functools
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     import torch
 
 PICTURE_KINDS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-#: Suffixes by which pictures are found in a folder: those that Pillow and pillow-heif have for these kinds.
+#: Extensions of the images that are found in a folder: those that Pillow and pillow-heif use for these kinds.
 PICTURE_SUFFIXES = {
     *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".heic", ".heics", ".heif", ".heifs", ".hif", ".jfif"),
     *(".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 }
-#: Suffixes of RAW photos and other pictures that cannot be read; a folder's are named and not passed over.
+#: Extensions of RAW photos and other unsupported images. In a folder they are reported, not skipped silently.
 UNREAD_PICTURE_SUFFIXES = {
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".kdc", ".mef", ".mos"),
     *(".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f"),
@@ -56,14 +56,14 @@ UNREAD_PICTURE_SUFFIXES = {
 _HEIF_BRANDS = (b"heic", b"heim", b"heis", b"heix", b"hevc", b"hevm", b"hevs", b"hevx", b"mif1", b"msf1")
 _AVIF_BRANDS = (b"avif", b"avis")
 _UNREAD_PICTURES = (
-    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
-    (rb"\0\0\0\x0cJXL |\xff\x0a", "a JPEG XL picture"),
-    (rb"....ftyp(avci|avcs|j2ki|j2is|jpeg|jpgs|miaf|mif2|mif3|vvic|vvis)", "a HEIF picture of a rare kind"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (rb"\0\0\0\x0cJXL |\xff\x0a", "a JPEG XL image"),
+    (rb"....ftyp(avci|avcs|j2ki|j2is|jpeg|jpgs|miaf|mif2|mif3|vvic|vvis)", "a HEIF image of a rare kind"),
     (rb"....ftypcrx |II\*\0....CR\x02", "a Canon RAW photo"),
     (rb"FUJIFILMCCD-RAW", "a Fujifilm RAW photo"),
     (rb"II[RU][OS\0]|MMOR|FOVb|\0MRM", "a RAW photo"),  # of Olympus, Panasonic, Sigma and Minolta
 )
-#: What files begin with that are mistaken for pictures, or passed off as them.
+#: First bytes of files that are mistaken for images, or disguised as images.
 _OTHERS = (
     (rb"%PDF", "a PDF"),
     (rb"PK\x03\x04", "a ZIP archive"),
@@ -87,12 +87,12 @@ _VIDEOS = (
 )
 _MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|!doctype|!--|[a-z])", re.IGNORECASE)
 
-#: Text of a PNG that is kept: it may say how the picture is turned.
+#: Text chunks of a PNG that are kept, because they may give the orientation.
 _ORIENTATION = (b"XML:com.adobe.xmp\0", b"Raw profile type ")
-_MOST_UNPACKED = 1 << 20  # bytes in one chunk of a PNG: Pillow refuses more
+_MOST_UNPACKED = 1 << 20  # bytes in one chunk of a PNG; Pillow refuses more
 _MOST_PACKED_CHUNKS = 16  # of a PNG, which needs one or two
 
-_FILLING = 512  # zeros at the end of a file from which on a part may be missing that was never written
+_FILLING = 512  # this many zeros at the end of a file may stand for a part that was never written
 _JPEG_END = b"\xff\xd9"
 _JPEG_RESTARTS = tuple(bytes([0xFF, 0xD0 + number]) for number in range(8))
 #: Other markers of a JPEG, none of which stands among the pixels.
@@ -101,7 +101,12 @@ _MOST_MARKERS = 10_000  # of 64 KB each, before and between the scans
 
 
 def content_kind(head: bytes) -> str:
-    """Return what a file is by its first 512 bytes: one of `PICTURE_KINDS`, "video", or in words, as "a PDF"."""
+    """Identify a file by its first 512 bytes.
+
+    Returns:
+        One of `PICTURE_KINDS`, "video", "empty", "no picture" if the type is not known, or a description such as
+        "a PDF".
+    """
     for pattern, name in _UNREAD_PICTURES:
         if re.match(pattern, head, re.DOTALL):
             return name
@@ -141,7 +146,7 @@ def _kind_by_brand(head: bytes) -> str | None:
 
 
 def is_text(head: bytes) -> bool:
-    """Whether a file whose first bytes these are holds text: UTF-8, and no control characters but white space."""
+    """Whether these first bytes are text: UTF-8 without control characters other than white space."""
     try:
         text = head.decode()
     except UnicodeDecodeError as error:
@@ -161,10 +166,9 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _without_burdens(data: bytes) -> tuple[bytes, set[bytes]]:
-    """Return a PNG without what Pillow refuses, and the names of the oversized chunks among it.
+    """Remove the chunks that Pillow refuses from a PNG; also return the names of the oversized ones.
 
-    Text goes, unless it may say how the picture is turned. Oversized are profiles and such text that unpack to more
-    than 1 MiB.
+    Text is removed unless it may give the orientation. Profiles and text that unpack to more than 1 MiB are oversized.
     """
     oversized, packed = set(), 0
     kept, at = [], 0
@@ -196,11 +200,11 @@ def _is_oversized(name: bytes, chunk: bytes) -> bool:
 
 
 def breaks_off(kind: str, data: bytes, decode: Callable[[bytes], bytes]) -> bool:
-    """Whether a part of a picture is missing at its end, which decoders would fill with grey.
+    """Whether the end of an image is missing; decoders would fill the gap with grey.
 
-    Where the end is not there, or zeros are in its place, other bytes are put there: if nothing is missing, they
-    change no pixel. `decode` returns the pixels of such a version. In a WebP and where pixels are not compressed,
-    zeros may be right, and are let be.
+    If the end is absent or consists of zeros, it is replaced by other bytes: if nothing is missing, no pixel changes.
+    `decode` returns the pixels of such a version. A WebP or an uncompressed image may rightly end in zeros, so these
+    are not tested.
     """
     if kind not in ("AVIF", "GIF", "HEIF", "JPEG", "PNG") or (kind == "JPEG" and _has_jpeg_end(data)):
         return False
@@ -222,7 +226,7 @@ def breaks_off(kind: str, data: bytes, decode: Callable[[bytes], bytes]) -> bool
 
 
 def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the markers of a JPEG up to its end, and where what belongs to each begins."""
+    """Yield the markers of a JPEG up to its end, each with the position of its content."""
     at = 2
     for _ in range(_MOST_MARKERS):
         match = _JPEG_MARKER.search(data, at)
@@ -239,7 +243,7 @@ def _has_jpeg_end(data: bytes) -> bool:
 
 
 def _may_be_whole(jpeg: bytes) -> bool:
-    """Whether a JPEG reaches into its last part: it is not progressive, and no restart among its pixels is missing."""
+    """Whether a JPEG may be complete: it has one scan, and no restart marker is missing."""
     blocks = interval = scan = 0
     for marker, at in _jpeg_markers(jpeg):
         if marker in (0xC0, 0xC1) and len(jpeg) > at + 8:
@@ -258,16 +262,16 @@ def _may_be_whole(jpeg: bytes) -> bool:
     return not interval or sum(jpeg.count(each, scan) for each in _JPEG_RESTARTS) >= (blocks - 1) // interval
 
 
-_MOST_PAGES = 16  # that are told apart
-_SHARED = 8 << 20  # bytes that pages may read in common, such as a profile
+_MOST_PAGES = 16  # that are examined
+_SHARED = 8 << 20  # bytes that several pages may read, such as a profile
 _PREVIEW = 1.5  # a page is a preview of another that has so many times its width and height
 _SUB_IFDS, _NEW_SUBFILE, _OLD_SUBFILE, _ICC = 330, 254, 255, 34675  # tags of TIFF
 
 
 class BoundedReader(BytesIO):
-    """A TIFF in memory whose reading ends in a ValueError once more was read than its pages can hold.
+    """A TIFF in memory that raises a ValueError once more bytes are read than its pages can contain.
 
-    Many pages or tags may point to one large table, so that a small file takes minutes to open.
+    If many pages or tags point to one large table, a small file would take minutes to open.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -279,19 +283,19 @@ class BoundedReader(BytesIO):
         part = super().read(size)
         self._left -= len(part)
         if self._left < 0:
-            raise ValueError("its pages or tags share large tables")
+            raise ValueError("many of its pages or tags point to the same data")
         return part
 
     def lift(self) -> None:
-        """Let everything be read from now on, as decoding does."""
+        """Remove the limit, so that the pixels can be decoded."""
         self._left = math.inf
 
 
 def choose_page(image: Image.Image, name: str | Path) -> tuple[int, list[str]]:
-    """Find the first page of a TIFF that is no preview or mask of another.
+    """Find the first page of a TIFF that is not a preview or mask of another page.
 
-    Returns its number, from 0, and a note if there are more pages, or they cannot be read; raises `PictureError` if
-    the picture itself is in no page, as that of a RAW photo. An image of several pages cannot be used afterwards.
+    Returns its number, from 0, and a note if there are more pages or some are unreadable. Raises `PictureError` if the
+    file contains only previews, as some RAW photos do. A multi-page image cannot be used afterwards.
     """
     pages: list[tuple[int, tuple[int, int], str]] = []
     has_parts = is_damaged = False
@@ -306,12 +310,12 @@ def choose_page(image: Image.Image, name: str | Path) -> tuple[int, list[str]]:
         pages.append((number, image.size, _role(image)))
         has_parts |= _SUB_IFDS in image.tag_v2
     full = [page for page in pages if page[2] not in ("mask", "preview")]
-    if not full and has_parts:  # where the picture is of which these are previews
+    if not full and has_parts:  # the full image is in one of the parts
         raise PictureError(
-            f"{name} holds only previews of a picture, as RAW photos do: convert it to JPEG.",
-            "it holds only previews of a picture",
+            f"{name} contains only previews of an image, like a RAW photo. Convert it to JPEG.",
+            "it contains only previews of an image",
         )
-    # Of pages that are all called previews, the largest is none: there is no other that it could be one of.
+    # If all pages are marked as previews, the largest one is the image itself.
     full = full or [page for page in pages if page[2] != "mask"] or pages
     whole = [
         number
@@ -329,7 +333,7 @@ def choose_page(image: Image.Image, name: str | Path) -> tuple[int, list[str]]:
 
 
 def _role(image: Image.Image) -> str:
-    """Return what a TIFF says of its page: "mask" or "preview" of another, "page" of a document, or nothing."""
+    """Return how a TIFF marks its current page: "mask", "preview", "page" (of a document), or "" if it does not."""
     new, old = (image.tag_v2.get(tag) or 0 for tag in (_NEW_SUBFILE, _OLD_SUBFILE))
     if new & 0b100:
         return "mask"
@@ -339,28 +343,28 @@ def _role(image: Image.Image) -> str:
 
 
 def _is_preview(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether a page of a size may be another one made smaller: it has the same shape, up to a pixel."""
+    """Whether a page may be a smaller copy of another: it has the same aspect ratio, up to a pixel."""
     (width, height), (full_width, full_height) = size, other
     same_shape = abs(width * full_height - height * full_width) <= max(full_width, full_height)
     return same_shape and full_width >= _PREVIEW * width and full_height >= _PREVIEW * height
 
 
 def notes_on_frames(image: Image.Image) -> list[str]:
-    """Return a note if there are more frames; of a file that was decoded, since looking for them may turn to them."""
+    """Return a note if there are more frames. Call it after decoding: counting may change the current frame."""
     try:
         if image.format in ("TIFF", "MPO") or not getattr(image, "is_animated", False):  # TIFF: see `choose_page`
             return []
         if image.format == "HEIF":
-            return [f"The file has {image.n_frames} pictures; only the main one was analyzed."]
-        return ["The picture is animated; only its first frame was analyzed."]
+            return [f"The file has {image.n_frames} images; only the main one was analyzed."]
+        return ["The image is animated; only its first frame was analyzed."]
     except Exception:  # the second frame is damaged
         return []
 
 
-MOST_PROFILE_BYTES = 4 << 20  # the largest, of printers, have 3 MB
-_STRIP = 1 << 22  # pixels that are converted at once: intermediate images of a large picture would take gigabytes
-_BOXES = 65536  # bytes in which an AVIF or HEIC describes itself
-_SAME = 2  # of 255: the sRGB profiles in use differ by no more from each other
+MOST_PROFILE_BYTES = 4 << 20  # the largest profiles, those of printers, have 3 MB
+_STRIP = 1 << 22  # pixels converted at once: intermediate copies of a large image would take gigabytes
+_BOXES = 65536  # bytes at the start of an AVIF or HEIC that contain its metadata
+_SAME = 2  # of 255; common sRGB profiles differ by no more than this
 
 #: By the numbers of ITU-T H.273: name, then x and y of white, red, green and blue.
 _D65 = (0.3127, 0.3290)
@@ -379,11 +383,11 @@ _D50 = np.array([0.9642, 1.0, 0.8249])
 
 DAMAGED = "The colour profile is damaged and was ignored."
 OVERSIZED = "The colour profile is too large and was ignored."
-UNFITTING = "The colour profile does not fit the picture and was ignored."
+UNFITTING = "The colour profile does not fit the image and was ignored."
 
 
 class _Conversion(NamedTuple):
-    """From the pixels of a `mode` ("RGB", "L" or "CMYK") to sRGB, and what the space that they are in is called."""
+    """The conversion of pixels of a `mode` ("RGB", "L" or "CMYK") to sRGB, and the name of their colour space."""
 
     mode: str
     transform: ImageCms.ImageCmsTransform
@@ -392,10 +396,17 @@ class _Conversion(NamedTuple):
 
 
 def srgb_pixels(image: Image.Image, cicp: tuple[int, int] | None = None) -> tuple[np.ndarray, list[str]]:
-    """Return the pixels of a loaded picture as sRGB, uint8 (height, width, 3), perhaps read-only, and notes on them.
+    """Convert a loaded image to sRGB.
 
-    16 bits per channel are scaled to 8, and what is transparent is laid on white. `cicp` are the numbers of primaries
-    and transfer function that its file names, which come before a profile.
+    16 bits per channel are scaled to 8, and transparent areas become white.
+
+    Args:
+        image: a loaded image.
+        cicp: the numbers of its primaries and transfer function (ITU-T H.273), if the file gives them. They take
+            precedence over a profile.
+
+    Returns:
+        The pixels, uint8 (height, width, 3), possibly read-only, and notes on the conversion.
     """
     conversion, notes = _find_conversion(image, cicp)
     width, height = image.size
@@ -410,9 +421,9 @@ def srgb_pixels(image: Image.Image, cicp: tuple[int, int] | None = None) -> tupl
 
 
 def named_space(data: bytes, image: Image.Image) -> tuple[int, int] | None:
-    """Return the numbers (ITU-T H.273) by which a PNG, AVIF or HEIC names its primaries and transfer function.
+    """Return the numbers (ITU-T H.273) of the primaries and transfer function that a PNG, AVIF or HEIC gives.
 
-    None where there are none, or a profile says more.
+    Returns None if there are none, or if a profile is more precise.
     """
     if image.format == "PNG":
         for name, start, end in _png_chunks(data):
@@ -426,19 +437,19 @@ def named_space(data: bytes, image: Image.Image) -> tuple[int, int] | None:
 
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale values of 0 to 65535 to uint8; what is outside of that is clipped."""
+    """Scale values from [0, 65535] to uint8; values outside are clipped."""
     return np.round(values.clip(0, 65535) / 257).astype(np.uint8)
 
 
 def _find_conversion(image: Image.Image, cicp: tuple[int, int] | None) -> tuple[_Conversion | None, list[str]]:
-    """Return how a picture becomes sRGB, None where it is already, and notes."""
+    """Return the conversion of an image to sRGB, None if it is sRGB already, and notes."""
     info = image.info
     try:
         if cicp is not None:
             primaries, transfer = cicp
             if transfer in _HDR:
                 return None, [
-                    f"The picture is HDR ({_HDR[transfer]}) and was read without tone mapping; its colours may be off."
+                    f"The image is HDR ({_HDR[transfer]}) and was read without tone mapping; its colours may be off."
                 ]
             name, chromaticity = _PRIMARIES.get(primaries, ("linear sRGB", _SRGB_PRIMARIES))
             if primaries not in _PRIMARIES and transfer != _LINEAR:
@@ -477,7 +488,7 @@ def _modes_of_profiles(mode: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=8)
 def _conversion(profile: bytes, name: str | None = None) -> _Conversion | None:
-    """Return the conversion from an ICC profile to sRGB, None if it is of no pixels; raises if it is damaged."""
+    """Return the conversion from an ICC profile to sRGB, None if the profile is not for pixels; raises if damaged."""
     opened = ImageCms.ImageCmsProfile(BytesIO(profile))
     mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(opened.profile.xcolor_space.strip())
     if mode is None:  # such as a list of named colours
@@ -503,7 +514,7 @@ def _conversion(profile: bytes, name: str | None = None) -> _Conversion | None:
 
 @functools.cache
 def _sample(mode: str) -> Image.Image:
-    """Return an image of all greys and, if it has colours, of 216 of them."""
+    """Return an image of all greys and, unless it is grey, 216 colours."""
     grey = np.arange(256, dtype=np.uint8)[None]
     if mode == "L":
         return Image.fromarray(grey)
@@ -512,10 +523,10 @@ def _sample(mode: str) -> Image.Image:
 
 
 def _profile_of(chromaticity: Sequence[float], exponent: float | None) -> bytes:
-    """Return an ICC profile of a matrix and a curve.
+    """Return a matrix-and-curve ICC profile.
 
-    It takes x and y of white, red, green and blue, and the exponent of the curve from stored values to light; None for
-    that of sRGB.
+    It takes x and y of white, red, green and blue, and the exponent of the transfer curve; None means the curve of
+    sRGB.
     """
     with np.errstate(all="raise"):
         x, y = np.array(chromaticity, float).reshape(4, 2).T
@@ -585,18 +596,20 @@ def _grey_of_16_bits(image: Image.Image) -> Image.Image:
 
 
 MOST_PIXELS = 50_000_000
-MOST_BYTES = 256 << 20  # of a file: no picture of that many pixels needs more
-_AGAIN = "copy or download it again, or save it anew"
+MOST_BYTES = 256 << 20  # of a file; no image of that many pixels needs more
+_AGAIN = "Copy or download it again, or save it again as JPEG or PNG"
 _OVERSIZED_TEXT = "The metadata is too large and was ignored."
+#: The formats that are read, for errors.
+_READ = "JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, PBM, PGM, PPM, or HEIC with the extra `heif`"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that was read.
+    """A decoded image.
 
     Attributes:
-        pixels: upright, sRGB, uint8 (height, width, 3); perhaps read-only.
-        notes: short sentences on how they differ from what is in the file.
+        pixels: upright, sRGB, uint8 (height, width, 3), possibly read-only.
+        notes: short sentences on conversions, and on parts of the file that were not used.
     """
 
     pixels: np.ndarray
@@ -604,67 +617,83 @@ class Picture:
 
 
 def file_kind(path: str | Path) -> str:
-    """Return what a file is by its content, see `content_kind`; raises `InputError` if it cannot be read."""
+    """Identify a file by its content, see `content_kind`.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
     try:
         with Path(path).open("rb") as file:
             return content_kind(file.read(512))
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}): check its path and its permissions.") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}). Check its path and permissions.") from error
 
 
 def read_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> np.ndarray:
-    """Return the pixels of a picture, see `open_picture`."""
+    """Return the pixels of an image, uint8 (height, width, 3); see `open_picture`."""
     return open_picture(picture, most_pixels).pixels
 
 
 def open_picture(picture: Any, most_pixels: int = MOST_PIXELS) -> Picture:
-    """Read a picture: upright by its EXIF or XMP, converted to sRGB, 8 bits a channel, what is transparent on white.
+    """Read an image: upright by its EXIF or XMP, converted to 8-bit sRGB, with transparent areas white.
 
-    Of an animation it is the first frame. Of a TIFF it is the first page that is no preview or mask of another.
+    Animations give their first frame. A TIFF gives its first page that is not a preview or mask of another.
 
     Args:
-        picture: the path of a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, PBM, PGM or PPM file, or of a HEIC, if
+        picture: the path of a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, PBM, PGM or PPM file, or of a HEIC file if
             pillow-heif is installed; a `PIL.Image`; or an RGB array (height, width, 3), uint8 or floats in [0, 1].
-        most_pixels: a larger picture is refused before it is decoded.
+        most_pixels: larger images are rejected before they are decoded.
+
+    Returns:
+        The pixels, uint8 (height, width, 3), and notes.
 
     Raises:
-        PictureError: if it is too large, breaks off, is damaged, is something else as well, or is no picture.
+        PictureError: if the input is too large, truncated, damaged, or not an image.
     """
     if isinstance(picture, np.ndarray):
         return Picture(_checked_array(picture, most_pixels))
     if isinstance(picture, Image.Image):
-        name = getattr(picture, "filename", "") or "the picture"
+        name = getattr(picture, "filename", "") or "<image>"
         _check_size(name, picture.size, most_pixels)
-        with _explained(f"the picture {name} cannot be decoded", _AGAIN):
+        with _explained(f"Image {name} cannot be decoded", _AGAIN):
             return _decoded(name, picture)
     if not isinstance(picture, str | Path):
         raise PictureError(
-            f"an object of the type {type(picture).__name__} is no picture: give a path, a PIL image, or an RGB array "
+            f"An object of type {type(picture).__name__} is not an image. Pass a path, a PIL image, or an RGB array "
             "(height, width, 3)."
         )
     return decode_picture(_read(Path(picture)), picture, most_pixels)
 
 
 def decode_picture(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) -> Picture:
-    """Read a picture as `open_picture` does, out of all bytes of its file; `name` is for errors."""
+    """Read an image as `open_picture` does, from the bytes of its file; `name` is for errors."""
     image, notes = _opened(data, name, most_pixels)
-    with image, _explained(f"the picture {name} cannot be decoded", _AGAIN):
+    with image, _explained(f"Image {name} cannot be decoded", _AGAIN):
         decoded = _decoded(name, image, named_space(data, image), owned=True)
         return Picture(decoded.pixels, (*decoded.notes, *notes, *notes_on_frames(image)))
 
 
 def read_values(source: bytes | str | Path, name: str | Path, mode: str, most_pixels: int = MOST_PIXELS) -> np.ndarray:
-    """Return the values that a picture holds, upright, whatever colours they are meant to show: those of a mask.
+    """Read the stored values of an image, such as a mask, upright and without colour conversion.
 
-    The source is its path, or all bytes of its file; in mode "L" or "RGB" they are uint8 (height, width) or (height,
-    width, 3), writable. Raises `PictureError` as `open_picture` does, or if it has more than 8 bits a channel.
+    Args:
+        source: the path, or all bytes of the file.
+        name: the name of the image in errors.
+        mode: "L" or "RGB".
+        most_pixels: larger images are rejected before they are decoded.
+
+    Returns:
+        uint8 (height, width) or (height, width, 3), writable.
+
+    Raises:
+        PictureError: as in `open_picture`, or if there are more than 8 bits per channel.
     """
     image, _ = _opened(source if isinstance(source, bytes) else _read(Path(source)), name, most_pixels)
-    with image, _explained(f"the picture {name} cannot be decoded", _AGAIN):
+    with image, _explained(f"Image {name} cannot be decoded", _AGAIN):
         if image.mode.startswith(("I", "F")):
             raise PictureError(
-                f"the pixels of {name} are {image.mode}, not 8 bits a channel: save it in 8 bits.",
-                f"its pixels are {image.mode}, not 8 bits a channel",
+                f"The pixels of {name} are {image.mode}, not 8 bits per channel. Save it with 8 bits.",
+                f"its pixels are {image.mode}, not 8 bits per channel",
             )
         image.load()
         return np.array(_upright(image, owned=True).convert(mode))
@@ -674,16 +703,16 @@ def _checked_array(array: np.ndarray, most_pixels: int) -> np.ndarray:
     is_float = array.dtype.kind == "f"
     if not (is_float or array.dtype == np.uint8) or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise PictureError(
-            f"an array of the shape {array.shape} and type {array.dtype} is no picture: give RGB (height, width, 3), "
+            f"An array of shape {array.shape} and type {array.dtype} is not an image. Pass RGB (height, width, 3), "
             "uint8 or floats in [0, 1]."
         )
-    _check_size("the picture", array.shape[1::-1], most_pixels)
+    _check_size("<image>", array.shape[1::-1], most_pixels)
     if is_float:
         low, high = array.min(), array.max()
         if not (low >= 0 and high <= 1):  # NaN is neither
             raise PictureError(
-                f"the values of a floating-point picture range from {low:g} to {high:g}: scale them to [0, 1], "
-                "or give uint8."
+                f"The values of a floating-point image range from {low:g} to {high:g}. Scale them to [0, 1], "
+                "or pass uint8."
             )
         array = np.rint(array.astype(np.float32) * 255).astype(np.uint8)
     return np.ascontiguousarray(array)
@@ -692,10 +721,10 @@ def _checked_array(array: np.ndarray, most_pixels: int) -> np.ndarray:
 def _check_size(name: str | Path, size: tuple[int, int], most_pixels: int) -> None:
     has = f"has {size[0]}x{size[1]} pixels"
     if size[0] * size[1] == 0:
-        raise PictureError(f"{name} {has}: give a picture that shows something.", f"it {has}")
+        raise PictureError(f"{name} {has}. Pass an image that is not empty.", f"it {has}")
     if size[0] * size[1] > most_pixels:
         raise PictureError(
-            f"{name} {has}, more than {most_pixels:,}: make it smaller, or raise most_pixels.",
+            f"{name} {has}, more than {most_pixels:,}. Make it smaller, or raise most_pixels.",
             f"it {has}, more than {most_pixels:,}",
         )
 
@@ -703,45 +732,44 @@ def _check_size(name: str | Path, size: tuple[int, int], most_pixels: int) -> No
 def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise PictureError(f"there is no file {path}: check its path.", "there is no such file")
+            raise PictureError(f"File {path} not found. Check the path.", "file not found")
         size = path.stat().st_size
         if size > MOST_BYTES:
             raise PictureError(
-                f"{path} has {size >> 20} MiB, too much for a picture: make it smaller.", f"it has {size >> 20} MiB"
+                f"{path} has {size >> 20} MiB, too much for an image. Make it smaller.", f"it has {size >> 20} MiB"
             )
         data = path.read_bytes()
     except PictureError:
         raise
     except (OSError, ValueError) as error:
         raise PictureError(
-            f"{path} cannot be read ({reason(error)}): check its path and its permissions.", reason(error)
+            f"{path} cannot be read ({reason(error)}). Check its path and permissions.", reason(error)
         ) from error
     if not data:
-        raise PictureError(f"{path} is empty: copy or download it again.", "it is empty")
+        raise PictureError(f"{path} is empty. Copy or download it again.", "it is empty")
     return data
 
 
 def _check_kind(data: bytes, name: str | Path) -> str:
-    """Return the kind of a picture; raise a `PictureError` if it is something else, or cannot be read here."""
+    """Return the kind of an image; raise a `PictureError` if it is not an image, or not supported here."""
     kind = content_kind(data[:512])
     if kind == "HEIF" and not _reads_heif():
-        what, remedy = "a HEIC photo", "run `pip install pillow-heif`, or convert it to JPEG"
+        what, remedy = "a HEIC photo", "Run `pip install pillow-heif`, or convert it to JPEG"
     elif kind == "AVIF" and not features.check("avif"):
-        what, remedy = "an AVIF picture", "run `pip install --upgrade pillow`, or convert it to JPEG"
+        what, remedy = "an AVIF image", "Run `pip install --upgrade pillow`, or convert it to JPEG"
     elif kind in PICTURE_KINDS:
         return kind
     elif any(kind == name for _, name in _UNREAD_PICTURES):
-        what, remedy = kind, "convert it to JPEG"
+        what, remedy = kind, "Convert it to JPEG"
     else:
-        what = "a video" if kind == "video" else kind
-        why = "it is no image" if kind == "no picture" else f"it is {what}"
-        raise PictureError(f"{name} is {what}: give a JPEG, PNG, WebP, BMP, GIF or TIFF.", why)
-    raise PictureError(f"{name} is {what}: {remedy}.", f"it is {what}: {remedy}")
+        what = {"video": "a video", "no picture": "not an image"}.get(kind, kind)
+        raise PictureError(f"{name} is {what}. Pass an image: {_READ}.", f"it is {what}")
+    raise PictureError(f"{name} is {what}. {remedy}.", f"it is {what}; {remedy[0].lower()}{remedy[1:]}")
 
 
 @functools.cache
 def _reads_heif() -> bool:
-    """Whether HEIC can be read; from then on Pillow does, too."""
+    """Whether HEIC can be read; if so, register it with Pillow."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -752,7 +780,7 @@ def _reads_heif() -> bool:
 
 @contextmanager
 def _explained(what: str, remedy: str) -> Iterator[None]:
-    """Raise whatever Pillow raises as a `PictureError`: what it says itself is about its own inner parts."""
+    """Turn every error of Pillow into a `PictureError`: its own messages are about its internals."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF and of a limit that is another one here
@@ -760,15 +788,15 @@ def _explained(what: str, remedy: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # OSError, SyntaxError, ValueError, struct.error and others, by the format
-        why = "it breaks off" if "truncated" in str(error).lower() else "it is damaged"
-        raise PictureError(f"{what} ({why}): {remedy}.", why) from error
+        why = "it is truncated" if "truncated" in str(error).lower() else "it is damaged"
+        raise PictureError(f"{what} ({why}). {remedy}.", why) from error
 
 
 def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Image, list[str]]:
-    """Open a picture at the page or frame that is to be decoded, and return notes on what that passes over."""
+    """Open an image at the page or frame to decode, and return notes on the parts that are skipped."""
     kind, notes = _check_kind(data, name), []
-    remedy = "convert it to JPEG if it is a RAW photo, else save it anew" if kind == "TIFF" else "save it anew"
-    with _explained(f"the picture {name} cannot be opened", remedy):
+    remedy = "Convert it to JPEG" if kind == "TIFF" else "Save it again as JPEG or PNG"
+    with _explained(f"Image {name} cannot be opened", remedy):
         if kind == "PNG":
             data, oversized = _without_burdens(data)
             notes += [OVERSIZED] if b"iCCP" in oversized else []
@@ -779,20 +807,20 @@ def _opened(data: bytes, name: str | Path, most_pixels: int) -> tuple[Image.Imag
             image = Image.open(source, formats=[kind])  # other formats start programs
         except Image.DecompressionBombError as error:
             what = f"has more than {most_pixels:,} pixels"
-            raise PictureError(f"{name} {what}: make it smaller.", f"it {what}") from error
+            raise PictureError(f"{name} {what}. Make it smaller.", f"it {what}") from error
         if isinstance(source, BoundedReader):
             number, passed_over = choose_page(image, name)
             notes += passed_over
             source.lift()
-            if image.is_animated:  # a damaged page that was looked at may have left traces
+            if image.is_animated:  # reading a damaged page may have changed its state
                 image = Image.open(BytesIO(data), formats=[kind])
                 image.seek(number)
                 if _ICC not in image.tag_v2:
                     image.info.pop("icc_profile", None)  # of the first page
         _check_size(name, image.size, most_pixels)
-    with _explained(f"the picture {name} cannot be decoded", _AGAIN):
+    with _explained(f"Image {name} cannot be decoded", _AGAIN):
         if breaks_off(kind, data, lambda version: Image.open(BytesIO(version), formats=[kind]).tobytes()):
-            raise OSError("the picture is truncated")
+            raise OSError("the image is truncated")
     return image, notes
 
 
@@ -801,7 +829,7 @@ def _decoded(
 ) -> Picture:
     if image.mode == "F":
         raise PictureError(
-            f"the pixels of {name} are floating-point numbers, whose white is not known: save it in 8 bits.",
+            f"The pixels of {name} are floating-point numbers without a known white. Save it with 8 bits.",
             "its pixels are floating-point numbers",
         )
     image.load()
@@ -816,35 +844,43 @@ def _upright(image: Image.Image, owned: bool) -> Image.Image:
     try:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             return ImageOps.exif_transpose(image, in_place=owned) or image
-    except Exception:  # what cannot be read of the EXIF turns nothing
+    except Exception:  # unreadable EXIF: leave the image as it is
         pass
     return image
 
 
 _BYTES = bytes | bytearray | memoryview
-#: What can be iterated over, and is one input nevertheless.
+#: Types that are iterable but are one input.
 _SINGLE = _BYTES | Image.Image | Mapping
-#: Suffixes by which files are found in a folder.
+#: Extensions of the files that are found in a folder.
 _LOOKED_AT = PICTURE_SUFFIXES | UNREAD_PICTURE_SUFFIXES | VIDEO_SUFFIXES
-#: Suffixes of videos that TypeScript and Go have, too.
+#: Extensions of videos that TypeScript and Go use, too.
 _OF_CODE = {".mod", ".mts", ".ts"}
-#: What systems keep in folders for themselves: lists, thumbnails, copies, and what was deleted.
+#: Names of files and folders that systems create: lists, thumbnails, snapshots, and deleted files.
 _OF_SYSTEMS = {
     *("$recycle.bin", "__macosx", "desktop.ini", "lost+found", "recycler", "system volume information", "thumbs.db"),
     *("#recycle", "#snapshot", "@eadir", "@recently-snapshot", "@recycle", "@tmp"),  # of network drives
 }
 _KINDS_SHOWN = 5
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
-_MOST_COPIED = 2 << 30  # bytes of a download, or of what has no path
+_MOST_COPIED = 2 << 30  # bytes of a download, or of an input without a path
 _PATIENCE, _LONGEST_DOWNLOAD = 30.0, 600.0  # seconds without a byte of a download, and for all of it
 
 
 def find_files(folder: str | Path) -> list[Path]:
-    """Return the pictures and videos of a folder and its sub-folders by their suffixes, in the order of their paths.
+    """Find the images and videos of a folder and its sub-folders by their extensions.
 
-    What is hidden or the system's own is left out, and links to folders are not followed. Unreadable kinds of pictures
-    and folders that cannot be listed are among them, so that the results name them. Raises `InputError` if there are
-    none.
+    Hidden and system files are skipped, and links to folders are not followed. Images of unsupported formats and
+    folders that cannot be listed are included, so that the results report them.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        The paths, sorted.
+
+    Raises:
+        InputError: if there are none.
     """
     found: list[Path] = []
 
@@ -864,9 +900,9 @@ def find_files(folder: str | Path) -> list[Path]:
 
 
 def skipped_files(folder: str | Path) -> Counter[str]:
-    """Count by suffix, in lower case, the files of a folder that `find_files` passes over; "" is no usual suffix.
+    """Count the files of a folder that `find_files` skips, by their lower-case extension ("" if it has no usual one).
 
-    What is hidden or the system's own is not counted.
+    Hidden and system files are not counted.
     """
     skipped: Counter[str] = Counter()
     for place, folders, names in os.walk(folder):
@@ -876,7 +912,7 @@ def skipped_files(folder: str | Path) -> Counter[str]:
 
 
 def count_skipped(files: Iterable[Path], looked_at: Collection[str]) -> Counter[str]:
-    """Count as `skipped_files` does the files whose suffixes are not among those that are `looked_at`."""
+    """Count the files whose extension is not in `looked_at`, as `skipped_files` does."""
     suffixes = (
         path.suffix.lower() for path in files if not is_of_system(path.name) and not is_looked_at(path, looked_at)
     )
@@ -884,12 +920,12 @@ def count_skipped(files: Iterable[Path], looked_at: Collection[str]) -> Counter[
 
 
 def is_of_system(name: str) -> bool:
-    """Whether a file or folder is hidden or the system's own by its name, so that nobody means it."""
+    """Whether the name is that of a hidden or system file or folder."""
     return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
 
 def is_looked_at(path: Path, suffixes: Collection[str]) -> bool:
-    """Whether a file of a folder has one of some suffixes, and is no source code that has it by chance."""
+    """Whether a file has one of these extensions and is not source code that happens to share it."""
     return path.suffix.lower() in suffixes and not _is_code(path)
 
 
@@ -899,12 +935,12 @@ def _is_code(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return is_text(file.read(512))
-    except OSError:  # said where it is read
+    except OSError:  # reported when the file is read
         return False
 
 
 def say_skipped(skipped: Counter[str], videos: bool = True) -> str:
-    """Return a sentence or two on the files that `skipped_files` counted, an empty text if there were none."""
+    """Return a sentence or two on the files that `skipped_files` counted, "" if there were none."""
     unread = Counter({suffix: skipped[suffix] for suffix in UNREAD_PICTURE_SUFFIXES & skipped.keys()})
     others = skipped - unread
     sentences = []
@@ -932,11 +968,11 @@ def _shown(skipped: Counter[str]) -> str:
 
 
 def _nothing_in(folder: str | Path) -> InputError:
-    return InputError(f"{folder} holds no picture and no video: give a folder that does.")
+    return InputError(f"Folder {folder} contains no images or videos. Check the path.")
 
 
 def is_several(inputs: Any) -> bool:
-    """Whether this is a folder, a list or a stack, and not one picture or video."""
+    """Whether this is a folder, a list or a stack, not a single image or video."""
     if isinstance(inputs, str | Path):
         return not is_address(inputs) and os.path.isdir(inputs)
     if isinstance(inputs, np.ndarray) or _is_tensor(inputs):
@@ -945,12 +981,12 @@ def is_several(inputs: Any) -> bool:
 
 
 def _is_tensor(item: Any) -> bool:
-    torch = sys.modules.get("torch")  # who has a tensor has imported it, and others need not wait for it
+    torch = sys.modules.get("torch")  # whoever has a tensor has imported it; others need not wait for the import
     return torch is not None and isinstance(item, torch.Tensor)
 
 
 def _is_file_object(item: Any) -> bool:
-    return hasattr(item, "read")  # those of `tempfile` are no `io.IOBase`
+    return hasattr(item, "read")  # the files of `tempfile` are not `io.IOBase`
 
 
 def is_address(item: Any) -> bool:
@@ -959,20 +995,20 @@ def is_address(item: Any) -> bool:
 
 
 def each_of(inputs: Any) -> Iterator[Any]:
-    """Yield the single inputs of a folder, a list or a stack; in a list there may be folders."""
+    """Yield the single inputs of a folder, a list or a stack; a list may contain folders."""
     for item in find_files(inputs) if isinstance(inputs, str | Path) else inputs:
         if not isinstance(item, str | Path) or not is_several(item):
             yield item
             continue
         try:
             files = find_files(item)
-        except InputError:  # said where an input is looked at, so that it costs the others nothing
+        except InputError:  # reported when this input is opened, so that the others are still analyzed
             files = [item]
         yield from files
 
 
 def name_of(item: Any) -> str | None:
-    """Return how results call an input, None if it has no name."""
+    """Return the name of an input in results, None if it has none."""
     if isinstance(item, str | Path):
         return str(item)
     if _is_file_object(item):
@@ -983,17 +1019,25 @@ def name_of(item: Any) -> str | None:
 
 @contextmanager
 def opened(item: Any, most_pixels: int, allow_urls: bool = False) -> Iterator[Path | Picture]:
-    """Open one input: a video as the path of its file, which is there inside the `with`; all else as a picture.
+    """Open one input: a video as the path of a file that exists inside the `with`, anything else as an image.
 
-    The item is the path of a picture or video, its address, where `allow_urls`, its encoded bytes, or a binary file
-    object, which is read from its beginning; a `PIL.Image`; an array (height, width, 3) or a tensor (3, height,
-    width), RGB, uint8 or floats in [0, 1]. Raises `InputError` if it cannot be read, or is neither a picture nor a
-    video.
+    Args:
+        item: the path of an image or video; its http or https address; its encoded bytes, or a binary file object,
+            which is read from the beginning; a `PIL.Image`; or an array (height, width, 3) or tensor (3, height,
+            width), RGB, uint8 or floats in [0, 1].
+        most_pixels: larger images are rejected before they are decoded.
+        allow_urls: whether addresses are fetched.
+
+    Yields:
+        The path of a video, or an image.
+
+    Raises:
+        InputError: if the input cannot be read, or is neither an image nor a video.
     """
     with ExitStack() as stack:
         if is_address(item):
             if not allow_urls:
-                raise InputError(f"{item} is an address: pass allow_urls=True to have it fetched.")
+                raise InputError(f"{item} is a URL. Pass allow_urls=True to fetch it.")
             item = stack.enter_context(downloaded(item))
         elif isinstance(item, _BYTES) or _is_file_object(item):
             item = stack.enter_context(_copied(item))
@@ -1006,8 +1050,8 @@ def _array_of(tensor: "torch.Tensor") -> np.ndarray:
     """Return a tensor (3, height, width) as an array (height, width, 3)."""
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise InputError(
-            f"a tensor of the shape {tuple(tensor.shape)} is no image: give RGB as torchvision does, (3, height, "
-            "width), or a stack (N, 3, height, width)."
+            f"A tensor of shape {tuple(tensor.shape)} is not an image. Pass RGB (3, height, width), or a stack "
+            "(N, 3, height, width)."
         )
     if tensor.is_floating_point():
         tensor = tensor.float()  # NumPy has no bfloat16
@@ -1015,44 +1059,45 @@ def _array_of(tensor: "torch.Tensor") -> np.ndarray:
 
 
 def is_video(item: Any) -> bool:
-    """Whether an input is the path of a video, by what is in it.
+    """Whether an input is the path of a video, judged by the content of the file.
 
     Raises:
-        InputError: if nothing can be read there, or its name says that it is another thing.
+        InputError: if the file cannot be read, or its extension contradicts its content.
     """
     if not isinstance(item, str | Path):
         return False
     path = Path(item)
     if not str(item):  # to a Path, the current folder
-        raise InputError("the name of the file is empty: give its path.")
+        raise InputError("The path is empty. Pass the path of a file.")
     try:
         if path.is_dir():
             try:
                 os.scandir(item).close()
             except OSError as error:
-                raise InputError(f"the folder {path} cannot be listed: check its permissions.") from error
+                raise InputError(f"Folder {path} cannot be listed. Check its permissions.") from error
             raise _nothing_in(path)
         if not path.is_file():
             if os.path.exists(item):
-                raise InputError(f"{path} is no regular file: copy what it gives into one.")
-            raise InputError(f"there is no file {path}: check its path.")
+                raise InputError(f"{path} is not a regular file. Copy its content to one.")
+            raise InputError(f"File {path} not found. Check the path.")
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}): check its path and its permissions.") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}). Check its path and permissions.") from error
     kind, suffix = file_kind(path), path.suffix.lower()
     if _is_code(path):
-        raise InputError(f"{path} is no video, it holds text: give a video or a picture.")
+        raise InputError(f"{path} is a text file with a video extension. Pass an image or a video.")
     if kind == "video" and suffix in PICTURE_SUFFIXES:
-        raise InputError(f"{path} is a video under the name of a picture: give it the name of what it is.")
+        raise InputError(f"{path} is a video with an image extension. Rename it, for example to .mp4.")
     if kind in PICTURE_KINDS and suffix in VIDEO_SUFFIXES:
-        raise InputError(f"{path} is a picture under the name of a video: give it the name of what it is.")
+        raise InputError(f"{path} is an image with a video extension. Rename it, for example to .{kind.lower()}.")
     return kind == "video" or (kind in ("no picture", "empty") and suffix in VIDEO_SUFFIXES)
 
 
 @contextmanager
 def downloaded(address: str) -> Iterator[Path]:
-    """Fetch an address into a file that is there inside of the `with`, where errors name the address instead.
+    """Download an address to a file that exists inside the `with`; errors name the address, not the file.
 
-    Raises `InputError` if it cannot be fetched, is too large, or takes too long.
+    Raises:
+        InputError: if it cannot be fetched, is too large, or takes too long.
     """
     with _temporary_file(address, address.split("?")[0].split("#")[0]) as path:
         with path.open("wb") as file:
@@ -1062,7 +1107,7 @@ def downloaded(address: str) -> Iterator[Path]:
 
 @contextmanager
 def _temporary_file(name: str, path: str) -> Iterator[Path]:
-    """Give a path in a folder that goes with the `with`; errors name the input instead, and the suffix is its own."""
+    """Give a path in a temporary folder with the extension of the input; errors name the input, not the path."""
     suffix = Path(path).suffix.lower()
     with tempfile.TemporaryDirectory(prefix="dcl-") as folder:
         place = Path(folder, f"file{suffix if suffix in PICTURE_SUFFIXES | VIDEO_SUFFIXES else ''}")
@@ -1074,7 +1119,7 @@ def _temporary_file(name: str, path: str) -> Iterator[Path]:
 
 @contextmanager
 def _copied(source: Any) -> Iterator[Path]:
-    """Copy bytes or a binary file object into a temporary file: FFmpeg reads paths, and what holds for files holds."""
+    """Copy bytes or a binary file object to a temporary file: FFmpeg reads paths, and the same checks apply."""
     if isinstance(source, _BYTES):
         name, source = "<bytes>", io.BytesIO(source)
     else:
@@ -1086,22 +1131,22 @@ def _copied(source: Any) -> Iterator[Path]:
             with path.open("wb") as file:
                 while part := source.read(1 << 20):
                     if isinstance(part, str):
-                        raise InputError(f"{name} is open as text: open it in binary mode, 'rb'.")
+                        raise InputError(f"{name} is open in text mode. Open it in binary mode ('rb').")
                     file.write(part)
                     if file.tell() > _MOST_COPIED:
-                        raise InputError(f"{name} has more than {_MOST_COPIED >> 30} GiB: give a smaller file.")
+                        raise InputError(f"{name} has more than {_MOST_COPIED >> 30} GiB. Pass a smaller file.")
         except InputError:
             raise
         except Exception as error:  # of whatever kind of file object it is, or of the disk
             raise InputError(
-                f"{name} cannot be copied into {path.parent.parent} ({reason(error)}): give its path, or free some "
-                "space."
+                f"{name} cannot be copied to {path.parent.parent} ({reason(error)}). Pass its path instead, or free "
+                "some space."
             ) from error
         yield path
 
 
 def _download(address: str, file: BinaryIO) -> None:
-    """Fetch an address, with a bound for all of it: the timeout of a connection begins anew with every byte."""
+    """Fetch an address within a total time limit: the timeout of a connection restarts with every byte."""
     failures: list[Exception] = []
 
     def fetch() -> None:
@@ -1115,22 +1160,23 @@ def _download(address: str, file: BinaryIO) -> None:
     thread.join(_LONGEST_DOWNLOAD)
     if thread.is_alive():  # its next write fails, as the file will be closed
         raise InputError(
-            f"{address} has not come within {_LONGEST_DOWNLOAD:g} s: fetch it by other means, and give the file."
+            f"{address} could not be downloaded within {_LONGEST_DOWNLOAD:g} s. Download it by other means, and pass "
+            "the file."
         )
     if failures:
         error = failures[0]
         if isinstance(error, InputError):
             raise error
         if isinstance(error, http.client.IncompleteRead):
-            why = "it broke off"
+            why = "the connection was interrupted"
         else:
             why = getattr(error, "reason", error)  # of a URLError, a text or what lies beneath
             why = reason(why) if isinstance(why, Exception) else why
-        raise InputError(f"{address} cannot be fetched ({why}): check it and the network.") from error
+        raise InputError(f"{address} cannot be fetched ({why}). Check the address and the network.") from error
 
 
 def _fetch(address: str, file: BinaryIO) -> None:
-    opener = urllib.request.OpenerDirector()  # the usual one follows redirections to FTP, too
+    opener = urllib.request.OpenerDirector()  # the default one also follows redirects to FTP
     for handler in (
         urllib.request.ProxyHandler,
         urllib.request.HTTPHandler,
@@ -1146,6 +1192,6 @@ def _fetch(address: str, file: BinaryIO) -> None:
         while part := answer.read1(1 << 16):
             file.write(part)
             if file.tell() > _MOST_COPIED:
-                raise InputError(f"{address} has more than {_MOST_COPIED >> 30} GiB: give a smaller file.")
-        if answer.length:  # of what the server said there would be, what did not come
+                raise InputError(f"{address} has more than {_MOST_COPIED >> 30} GiB. Pass a smaller file.")
+        if answer.length:  # bytes that the server announced and did not send
             raise http.client.IncompleteRead(b"", answer.length)

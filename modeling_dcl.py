@@ -2,14 +2,14 @@
 
 Three models share one backbone and one checkpoint format:
 
-- `DCLModel`: image to feature map.
-- `DCLForImageClassification`: feature map to real or fake, with the evidence of each cell.
-- `DCLForPreTraining`: the same, with what the contrastive losses need: an embedding, its momentum copy, and the
-  memory of hard keys.
+- `DCLModel`: the backbone; images to feature maps.
+- `DCLForImageClassification`: adds the classifier (real or fake), with the evidence of each cell.
+- `DCLForPreTraining`: adds what the contrastive losses need: an embedding, its momentum copy, and the memory of hard
+  keys.
 
 Source: Sun et al., "Dual Contrastive Learning for General Face Forgery Detection", AAAI 2022, arXiv 2112.13522.
 
-Long because transformers wants all networks of a checkpoint in one file, `ReferenceNetwork` with them.
+The module is long because transformers needs all networks of a checkpoint in one file, including `ReferenceNetwork`.
 """
 
 import copy
@@ -43,7 +43,7 @@ from .faces_dcl import YUNET_FILE, copy_yunet
 from .hub_dcl import REFERENCE_FILE, file_of_checkpoint
 
 if TYPE_CHECKING:
-    # What is imported relatively anywhere in a file ships with it: so every checkpoint carries its pipeline.
+    # transformers saves the relative imports of a file with it, so this import adds the pipeline to each checkpoint.
     from .pipeline_dcl import FaceForgeryDetectionPipeline  # noqa: F401
 
 logger = logging.get_logger(__name__)
@@ -56,9 +56,9 @@ class DCLImageClassifierOutput(ModelOutput):
     Args:
         loss: scalar cross-entropy, when labels are given.
         logits: float32 (N, 2), real and fake.
-        evidence: float32 (N, h, w), the share of each cell in the margin z_fake - z_real: its mean over the cells plus
-            the difference of the two biases is the margin.
-        embedding: float32 (N, C), the mean of the feature map over its cells, as a unit vector.
+        evidence: float32 (N, h, w), the contribution of each cell to the margin z_fake - z_real. The margin is its
+            mean over the cells plus the difference of the two biases.
+        embedding: float32 (N, C), the mean of the feature map over its cells, normalised to unit length.
     """
 
     loss: torch.FloatTensor | None = None
@@ -73,9 +73,9 @@ class DCLForPreTrainingOutput(ModelOutput):
 
     Args:
         logits: float32 (N, 2), real and fake, of the query view.
-        evidence: float32 (N, h, w), the share of each cell in the margin z_fake - z_real.
-        feature_map: (N, C, h, w), the backbone's map of the query view.
-        embedding: float32 (N, C), its mean over the cells, as a unit vector; in evaluation only.
+        evidence: float32 (N, h, w), the contribution of each cell to the margin z_fake - z_real.
+        feature_map: (N, C, h, w), of the query view.
+        embedding: float32 (N, C), its mean over the cells, normalised to unit length; only without a key view.
         query: float32 (N, D), unit embedding of the query view.
         key: float32 (N, D), unit embedding of the key view by the momentum encoder, without gradient.
     """
@@ -93,7 +93,7 @@ class DCLForPreTrainingOutput(ModelOutput):
 
 @dataclass(frozen=True)
 class BackboneGeometry:
-    """What a backbone gives for a square input: its feature map, and the modules that have no part in it."""
+    """The shape of the feature map of a backbone for a square input, and the modules that do not contribute to it."""
 
     channels: int
     height: int
@@ -102,11 +102,19 @@ class BackboneGeometry:
 
 
 def create_backbone(config: DCLConfig) -> tuple[nn.Module, BackboneGeometry]:
-    """Build the timm model of a configuration, with timm's own initialisation, less what comes after its map.
+    """Build the timm model of a configuration, with timm's initialisation, without the layers after its feature map.
 
-    A classifier, an attention pooling, and convolutions after the pooling (as in MobileNetV3) are dropped, so that the
-    mean over cells and one linear layer are the whole head. Raises `InputError` if timm has no such model, it gives no
-    spatial map, or it cannot take images of `image_size`.
+    A classifier, an attention pooling, and convolutions after the pooling (as in MobileNetV3) are removed, so the head
+    consists only of the mean over cells and one linear layer.
+
+    Args:
+        config: `backbone`, `backbone_kwargs` and `image_size` are used.
+
+    Returns:
+        The backbone and the shape of its feature map.
+
+    Raises:
+        InputError: if timm has no such model, it has no spatial feature map, or it does not accept `image_size`.
     """
     arguments = backbone_arguments(config)
     geometry = _measure(config.backbone, json.dumps(arguments, sort_keys=True), config.image_size)
@@ -115,23 +123,29 @@ def create_backbone(config: DCLConfig) -> tuple[nn.Module, BackboneGeometry]:
         backbone.set_submodule(name, nn.Identity())
     if not next(backbone.parameters()).is_meta:
         for module in backbone.modules():
-            module._is_hf_initialized = True  # else `post_init` draws all weights anew, from normal(0, 0.02)
+            module._is_hf_initialized = (
+                True  # otherwise `post_init` would reinitialise all weights from normal(0, 0.02)
+            )
     return backbone, geometry
 
 
 def backbone_arguments(config: DCLConfig) -> dict[str, Any]:
-    """Return the arguments of `timm.create_model`; raises `InputError` if timm has no such model."""
+    """Return the arguments of `timm.create_model`.
+
+    Raises:
+        InputError: if timm has no such model.
+    """
     arguments = {"num_classes": 0, **(config.backbone_kwargs or {})}
     try:
         if not timm.is_model(config.backbone):
             raise RuntimeError("unknown model")
-        cfg = timm.get_pretrained_cfg(config.backbone)  # raises RuntimeError where only the tag is unknown
+        cfg = timm.get_pretrained_cfg(config.backbone)  # raises RuntimeError if only the tag is unknown
     except RuntimeError as error:
         known = [*timm.list_models(), *timm.list_models(pretrained=True)]
         close = difflib.get_close_matches(config.backbone, known, n=3)
         raise InputError(
-            f"timm has no model {config.backbone!r}"
-            + (f"; did you mean {' or '.join(close)}?" if close else ": `timm.list_models()` names those there are.")
+            f"Backbone {config.backbone!r} is not a timm model. "
+            + (f"Did you mean {' or '.join(close)}?" if close else "Run `timm.list_models()` for the available ones.")
         ) from error
     if cfg and cfg.fixed_input_size:
         arguments.setdefault("img_size", config.image_size)
@@ -140,23 +154,23 @@ def backbone_arguments(config: DCLConfig) -> dict[str, Any]:
 
 @functools.cache
 def _measure(name: str, arguments: str, image_size: int) -> BackboneGeometry:
-    """Run a backbone once on the meta device, which computes nothing: its geometry, and what got no gradient."""
+    """Run a backbone once on the meta device, without computation, for its geometry and unused modules."""
     try:
         with torch.device("meta"):
             backbone = timm.create_model(name, pretrained=False, **json.loads(arguments))
             features = feature_map(backbone, torch.empty(2, 3, image_size, image_size))
     except InputError:
         raise
-    except Exception as error:  # whatever a timm model asserts about its arguments and its input
+    except Exception as error:  # timm models check their arguments and inputs in many ways
         raise InputError(
-            f"the backbone {name!r} cannot take images of {image_size} px with {arguments} "
-            f"({' '.join(str(error).split())}): "
-            "choose another image_size or other backbone_kwargs."
+            f"Backbone {name!r} does not accept images of {image_size} px with {arguments} "
+            f"({' '.join(str(error).split()).removesuffix('.')}). "
+            "Choose another image_size or other backbone_kwargs."
         ) from error
     if features.shape[2:].numel() < 2:
         raise InputError(
-            f"images of {image_size} px leave the backbone {name!r} a map of {features.shape[2]}x{features.shape[3]} "
-            "cells, and nothing to contrast: choose a larger image_size."
+            f"Backbone {name!r} has a feature map of {features.shape[2]}x{features.shape[3]} cells for images of "
+            f"{image_size} px, too small for the contrast between cells. Choose a larger image_size."
         )
     features.sum().backward()
     unused, dropped = [], ()
@@ -169,16 +183,25 @@ def _measure(name: str, arguments: str, image_size: int) -> BackboneGeometry:
 
 
 def feature_map(backbone: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Compute the spatial map (N, C, h, w) of a timm model from (N, 3, H, W), normalised cell by cell.
+    """Compute the spatial feature map of a timm model.
 
-    Channels-last maps and token sequences with prefix tokens are understood. A norm that the model keeps for its
-    pooled feature (ConvNeXt, some ViTs) is applied to each cell. Raises `InputError` if the model gives no spatial
-    map.
+    Channels-last maps and token sequences with prefix tokens are converted. If the model normalises its pooled feature
+    (ConvNeXt, some ViTs), that norm is applied to each cell.
+
+    Args:
+        backbone: the timm model.
+        pixel_values: (N, 3, H, W).
+
+    Returns:
+        (N, C, h, w).
+
+    Raises:
+        InputError: if the model has no spatial feature map.
     """
     features = backbone.forward_features(pixel_values)
     norm = getattr(backbone, "fc_norm", None) or getattr(getattr(backbone, "head", None), "norm", None)
     of_features = norm is not None and all(p.numel() == backbone.num_features for p in norm.parameters())
-    if isinstance(features, torch.Tensor) and of_features:  # else it is the norm of a hidden layer of the head
+    if isinstance(features, torch.Tensor) and of_features:  # otherwise it belongs to a hidden layer of the head
         features = norm(features)
     if isinstance(features, torch.Tensor) and features.ndim == 4:
         nhwc = Format(getattr(backbone, "output_fmt", "NCHW")) == Format.NHWC
@@ -190,8 +213,8 @@ def feature_map(backbone: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor
             return tokens.transpose(1, 2).unflatten(2, grid)
     shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
     raise InputError(
-        f"the backbone {type(backbone).__name__} has no spatial feature map (it gives {shape}): "
-        "DCL contrasts regions of the face, choose a convolutional network or a plain vision transformer."
+        f"Backbone {type(backbone).__name__} has no spatial feature map (it gives {shape}). DCL contrasts regions of "
+        "the face: choose a convolutional network or a plain vision transformer."
     )
 
 
@@ -206,17 +229,22 @@ def _token_grid(backbone: nn.Module, size: torch.Size) -> tuple[int, int] | None
 
 
 class DCLMemory(nn.Module):
-    """What the inter-instance loss remembers: two queues of hard keys and two class prototypes.
+    """The memory of the inter-instance loss: two queues of hard keys and two class prototypes.
 
-    All state is in persistent buffers, so a resumed run goes on with it. The first index is the class, real (0) or
-    fake (1). A row is a negative only once it was written. The settings are those of `DCLConfig`; D is the length of a
-    key.
+    All state is in persistent buffers, so a resumed run continues with it. The first index is the class, real (0) or
+    fake (1). Rows are used as negatives only after they were written.
 
-    Buffers:
+    Args:
+        queue_size: K, rows of each queue.
+        dim: D, length of a key.
+        hard_samples: keys of each class that enter its queue at every step.
+        prototype_momentum: share of itself that a prototype keeps at a step, in [0, 1].
+
+    Attributes:
         queue: float (2, K, D), unit keys.
         pointer: int64 (2,), the next row to write.
-        filled: int64 (2,), rows that were written.
-        prototype: float (2, D), moving average of each class's keys.
+        filled: int64 (2,), the number of rows written.
+        prototype: float (2, D), the moving average of the keys of each class.
     """
 
     def __init__(self, queue_size: int, dim: int, hard_samples: int, prototype_momentum: float):
@@ -230,15 +258,17 @@ class DCLMemory(nn.Module):
 
     @torch.no_grad()
     def update(self, keys: torch.Tensor, labels: torch.Tensor) -> None:
-        """Move the prototypes, then choose the hard keys of the batch and enqueue them.
+        """Update the prototypes, then enqueue the hard keys of the batch.
 
-        Prototype of a class: P <- a P + (1 - a) mean of its keys. Hard keys of a class: the `hard_samples` closest in
-        cosine to the other class's prototype, hardest first (Eq. 6 with a count in place of its threshold). A class
-        that is not in the batch changes nothing, and neither does a key that is not finite. Nothing here waits for the
-        device.
+        The prototype of a class is P <- a P + (1 - a) mean of its keys. Its hard keys are the `hard_samples` keys with
+        the highest cosine similarity to the prototype of the other class, hardest first (Eq. 6 with a count instead of
+        a threshold). A class without keys in the batch stays as it is, and keys that are not finite are ignored. No
+        operation synchronises with the device.
 
-        Keys are unit (N, D), of the whole batch: over processes, gathered, so that all of them stay equal; labels are
-        int64 (N,).
+        Args:
+            keys: unit vectors (N, D) of the whole batch. With several processes, gather them first, so that all
+                memories stay equal.
+            labels: int64 (N,), 0 real, 1 fake.
         """
         with torch.autocast(keys.device.type, enabled=False):
             keys = keys.float()
@@ -271,7 +301,7 @@ class DCLMemory(nn.Module):
 
 
 class DCLPreTrainedModel(PreTrainedModel):
-    """Base of the DCL models: how they are initialised and loaded."""
+    """Base class of the DCL models: initialisation, loading and saving."""
 
     config: DCLConfig
     base_model_prefix = "dcl"
@@ -285,17 +315,21 @@ class DCLPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
         if enable and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()):
             logger.warning(
-                "activation checkpointing runs parts of the query encoder twice a step, and its batch normalisation "
-                "moves the running statistics twice: leave it off, or use a backbone without batch normalisation."
+                "Gradient checkpointing runs parts of the query encoder twice per step, so batch normalisation "
+                "updates its running statistics twice. Turn it off, or use a backbone without batch normalisation."
             )
         for module in self.modules():
             if isinstance(module, DCLModel):
                 module.backbone.set_grad_checkpointing(enable)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save the model with its code, its pipeline, the reference network of its abstention, and the face detector.
+        """Save the model with its code, its pipeline, the reference network, and the face detector.
 
-        The face detector is left out where its file is not on this machine. `kwargs` are those of the base class.
+        The face detector is left out if its file is not on this machine.
+
+        Args:
+            save_directory: the folder.
+            **kwargs: those of the base class.
         """
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
@@ -304,7 +338,7 @@ class DCLPreTrainedModel(PreTrainedModel):
     def _upload_modified_files(
         self, working_dir: str | os.PathLike, repo_id: str, files_timestamps: dict[str, float], **kwargs: Any
     ) -> Any:
-        # `save_pretrained(push_to_hub=True)` uploads before it returns, and only what was written in between.
+        # `save_pretrained(push_to_hub=True)` uploads before it returns, and only the files that it wrote.
         self._copy_networks(working_dir)
         for file in (YUNET_FILE, REFERENCE_FILE):
             files_timestamps.pop(file, None)
@@ -316,20 +350,20 @@ class DCLPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        for parameter in module.parameters(recurse=False):  # timm has more kinds than the base class knows
+        for parameter in module.parameters(recurse=False):  # timm has module types that the base class does not know
             init.normal_(parameter, std=0.02)
         super()._init_weights(module)
         if isinstance(module, DCLMemory):
             for buffer in module.buffers():
-                buffer.zero_()  # those that were loaded too: counts without their rows would make zeros negatives
-        elif hasattr(module, "init_non_persistent_buffers"):  # timm's; no checkpoint holds them
+                buffer.zero_()  # also those that were loaded: counts without rows would turn zeros into negatives
+        elif hasattr(module, "init_non_persistent_buffers"):  # timm's buffers that are not in checkpoints
             module.init_non_persistent_buffers()
 
 
 class DCLModel(DCLPreTrainedModel):
-    """The backbone: image to feature map."""
+    """The backbone without a head: images to feature maps."""
 
-    # A checkpoint of the whole method is loaded without its head and its momentum copy.
+    # From a checkpoint of the whole method, head and momentum copy are not loaded.
     _keys_to_ignore_on_load_unexpected = (r"^classifier\.", r"^embedding_head\.", r"^momentum_", r"^memory\.")
 
     def __init__(self, config: DCLConfig):
@@ -338,7 +372,15 @@ class DCLModel(DCLPreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Map (N, 3, H, W) to `last_hidden_state` (N, C, h, w) and `pooler_output` (N, C), its mean over cells."""
+        """Compute feature maps.
+
+        Args:
+            pixel_values: (N, 3, H, W), from the image processor.
+            **kwargs: ignored.
+
+        Returns:
+            `last_hidden_state` (N, C, h, w) and `pooler_output` (N, C), its mean over the cells.
+        """
         features = feature_map(self.backbone, pixel_values.to(self.dtype))
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features.mean((2, 3)))
 
@@ -349,7 +391,7 @@ def unit_mean(features: torch.Tensor) -> torch.Tensor:
 
 
 class DCLClassifier(nn.Module):
-    """Mean over cells, dropout, linear: the head of DCL, in float32 whatever the precision around it."""
+    """The head of DCL: mean over cells, dropout, linear layer, always in float32."""
 
     def __init__(self, channels: int, dropout: float):
         super().__init__()
@@ -357,11 +399,14 @@ class DCLClassifier(nn.Module):
         self.linear = nn.Linear(channels, 2)
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Classify feature maps (N, C, h, w).
+        """Classify feature maps.
+
+        Args:
+            features: (N, C, h, w).
 
         Returns:
-            Logits, float32 (N, 2), and evidence, float32 (N, h, w): each cell's share of the margin, exact because the
-            mean over cells and the linear layer commute (dropout aside).
+            Logits, float32 (N, 2), and evidence, float32 (N, h, w): the contribution of each cell to the margin. It is
+            exact, apart from dropout, because the mean over cells and the linear layer commute.
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
@@ -372,7 +417,7 @@ class DCLClassifier(nn.Module):
 
 
 class DCLForImageClassification(DCLPreTrainedModel):
-    """Backbone and classifier: what detection needs, and nothing else."""
+    """Backbone and classifier, for detection."""
 
     _keys_to_ignore_on_load_unexpected = (r"^embedding_head\.", r"^momentum_", r"^memory\.")
 
@@ -385,26 +430,40 @@ class DCLForImageClassification(DCLPreTrainedModel):
     def forward(
         self, pixel_values: torch.FloatTensor, labels: torch.LongTensor | None = None, **kwargs
     ) -> DCLImageClassifierOutput:
-        """Tell real faces from forged ones, (N, 3, H, W); labels int64 (N,), 0 real, 1 fake, give a loss."""
+        """Classify face crops as real or fake.
+
+        Args:
+            pixel_values: (N, 3, H, W), from the image processor.
+            labels: int64 (N,), 0 real, 1 fake.
+            **kwargs: ignored.
+
+        Returns:
+            Logits, evidence and embedding, and the cross-entropy if labels are given.
+        """
         features = self.dcl(pixel_values).last_hidden_state
         logits, evidence = self.classifier(features)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return DCLImageClassifierOutput(loss=loss, logits=logits, evidence=evidence, embedding=unit_mean(features))
 
     def p_fake(self, logits: torch.Tensor) -> torch.Tensor:
-        """Turn logits (N, 2) into calibrated probabilities, see `calibrate`: float32 (N,), on their device.
+        """Turn logits into calibrated probabilities, see `calibrate`.
 
-        It is the chance that a face is forged where real and forged ones are equally likely, without gradient.
+        Args:
+            logits: (N, 2), on any device.
+
+        Returns:
+            The probability that each face is forged if real and forged faces are equally likely: float32 (N,), on the
+            device of the logits, without gradient.
         """
-        exact = logits.detach().cpu().double()  # on the CPU: not every device has doubles
+        exact = logits.detach().cpu().double()  # on the CPU, since not every device supports float64
         margins = (exact[:, 1] - exact[:, 0]).numpy()
         return torch.from_numpy(calibrate(margins, self.config.calibration)).to(logits.device, torch.float32)
 
 
 class DCLEmbeddingHead(nn.Module):
-    """Feature map to the unit embedding that the inter-instance loss compares.
+    """Feature map to the unit embedding of the inter-instance loss.
 
-    `"map"` squeezes the channels to one by a 1x1 convolution and flattens the cells; `"pooled"` projects their mean.
+    `"map"` reduces the channels to one by a 1x1 convolution and flattens the cells; `"pooled"` projects their mean.
     """
 
     def __init__(self, config: DCLConfig, geometry: BackboneGeometry):
@@ -428,7 +487,7 @@ class DCLEmbeddingHead(nn.Module):
 class DCLForPreTraining(DCLPreTrainedModel):
     """The whole method: query encoder, classifier, momentum encoder and memory.
 
-    The losses are not here: `DCLTrainer.compute_loss` takes them from what `forward` returns.
+    `DCLTrainer.compute_loss` computes the losses from the output of `forward`.
     """
 
     def __init__(self, config: DCLConfig):
@@ -441,7 +500,7 @@ class DCLForPreTraining(DCLPreTrainedModel):
         self.memory = DCLMemory(
             config.queue_size, self.embedding_head.dim, config.hard_samples, config.prototype_momentum
         )
-        # Every process computes the same memory from gathered keys: there is nothing for DDP to broadcast.
+        # Every process computes the same memory from gathered keys, so DDP has nothing to broadcast.
         self._ddp_params_and_buffers_to_ignore = [f"memory.{name}" for name, _ in self.memory.named_buffers()]
         self.post_init()
         self.train(self.training)
@@ -450,29 +509,29 @@ class DCLForPreTraining(DCLPreTrainedModel):
         return (self.dcl, self.momentum_dcl), (self.embedding_head, self.momentum_embedding_head)
 
     def train(self, mode: bool = True) -> "DCLForPreTraining":
-        """Set the mode; the momentum encoder never learns by gradient."""
+        """Set the mode. The momentum encoder never gets gradients."""
         super().train(mode)
         for _, key in self._branches():
-            key.requires_grad_(False)  # `from_pretrained` makes every parameter trainable and ends in `eval()`
+            key.requires_grad_(False)  # `from_pretrained` makes all parameters trainable, then calls `eval()`
         return self
 
     @torch.no_grad()
     def synchronize_momentum_encoder(self) -> None:
-        """Copy the query encoder, its running statistics too, to the momentum encoder."""
+        """Copy the query encoder to the momentum encoder, including running statistics."""
         for query, key in self._branches():
             key.load_state_dict(query.state_dict())
 
     @torch.no_grad()
     def momentum_update(self) -> None:
-        """Move the momentum encoder: theta_k <- m theta_k + (1 - m) theta_q, once per optimizer step.
+        """Update the momentum encoder, once per optimizer step: theta_k <- m theta_k + (1 - m) theta_q.
 
-        Parameters only: the running statistics of its normalisation layers follow the key views by themselves.
+        This applies to parameters only. The running statistics of its normalisation layers come from the key views.
         """
         for query, key in self._branches():
             torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1.0 - self.config.momentum)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Where a checkpoint has no momentum encoder, start it from the query encoder."""
+        """If a checkpoint has no momentum encoder, initialise it from the query encoder."""
         # transformers calls this at the end of `post_init` (missing_keys is None) and of `from_pretrained`.
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
         if next(self.parameters()).is_meta:
@@ -486,9 +545,15 @@ class DCLForPreTraining(DCLPreTrainedModel):
     def forward(
         self, pixel_values: torch.FloatTensor, key_pixel_values: torch.FloatTensor | None = None, **kwargs
     ) -> DCLForPreTrainingOutput:
-        """Encode the query view and the key view, (N, 3, H, W), of the same images.
+        """Encode two views of the same images.
 
-        Without the key view there is neither query nor key, as in evaluation.
+        Args:
+            pixel_values: the query view, (N, 3, H, W).
+            key_pixel_values: the key view, (N, 3, H, W); None in evaluation.
+            **kwargs: ignored.
+
+        Returns:
+            Logits, evidence and feature map of the query view; with a key view query and key, otherwise the embedding.
         """
         features = self.dcl(pixel_values).last_hidden_state
         logits, evidence = self.classifier(features)
@@ -509,18 +574,24 @@ DCLForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 
 
 REFERENCE_SHA256 = "58deee5febaee7670e8778cfd78a12aac21370e7b5e5994543165679e7119910"
-_SIZE = 112  # pixels; 160 tell little more of a face, and take twice as long
-_STAGES = 3  # of the seven; the last two describe a face: 24 and 40 channels
-#: Numbers that describe a face: mean and standard deviation of each channel.
+_SIZE = 112  # pixels; 160 take twice as long and add little
+_STAGES = 3  # of seven; the last two of these, with 24 and 40 channels, give the features
+#: Features of a face: mean and standard deviation of each channel.
 REFERENCE_FEATURES = 2 * (24 + 40)
 
 
 class ReferenceNetwork(nn.Module):
-    """The first stages of EfficientNet-Lite0 (ImageNet weights, Apache-2.0), in float32: tells unfamiliar faces.
+    """A fixed network that detects unfamiliar faces: the first stages of EfficientNet-Lite0, in float32.
 
-    A detector's own features cannot: training keeps what separates real from forged faces and forgets the rest, and
-    what is left changes with every run. Nothing here is ever trained, so it is the same for every checkpoint. Raises
-    `InputError` if the file of its weights, see `find_reference`, cannot be read, or is another one.
+    The weights are those trained on ImageNet (Apache-2.0). The features of the detector itself are not suited:
+    training keeps only what separates real from forged faces, and this changes with every run. This network is never
+    trained, so it is the same for every checkpoint.
+
+    Args:
+        path: the weights, see `find_reference`.
+
+    Raises:
+        InputError: if the file cannot be read, or is not the released one.
     """
 
     def __init__(self, path: Path):
@@ -531,9 +602,9 @@ class ReferenceNetwork(nn.Module):
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise InputError(f"{path} cannot be read ({reason(error)}): check its permissions.") from error
+            raise InputError(f"{path} cannot be read ({reason(error)}). Check its permissions.") from error
         if hashlib.sha256(content).hexdigest() != REFERENCE_SHA256:
-            raise InputError(f"{path} is not the reference network that distances are measured by: download it again.")
+            raise InputError(f"{path} is not the released reference network (its SHA-256 differs). Download it again.")
         weights = load(content)
         floats = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
         self.load_state_dict(floats, assign=True)
@@ -541,10 +612,14 @@ class ReferenceNetwork(nn.Module):
 
     @torch.inference_mode()
     def forward(self, crops: Sequence[np.ndarray]) -> np.ndarray:
-        """Describe face crops, uint8 RGB (S, S, 3), all of one size.
+        """Compute features of face crops.
 
-        Returns float32 (N, `REFERENCE_FEATURES`): of the channels of stage 2 their means, then their standard
-        deviations over the cells, and the same of stage 3.
+        Args:
+            crops: N crops, uint8 RGB (S, S, 3), all of one size.
+
+        Returns:
+            float32 (N, `REFERENCE_FEATURES`): the means and then the standard deviations of the channels of stage 2
+            over the cells, followed by those of stage 3.
         """
         x = torch.from_numpy(np.stack(crops)).to(self.conv_stem.weight.device).permute(0, 3, 1, 2).float()
         x = F.interpolate(x / 127.5 - 1, (_SIZE, _SIZE), mode="bilinear", antialias=True)
@@ -558,16 +633,22 @@ class ReferenceNetwork(nn.Module):
 
 
 def copy_reference(name: str, revision: str | None, folder: str | Path) -> None:
-    """Copy the weights of the reference network, see `find_reference`, to the folder of a checkpoint that is saved."""
+    """Copy the weights of the reference network, see `find_reference`, to the folder of a checkpoint."""
     source, target = find_reference(name, revision, ask_hub=False), Path(folder, REFERENCE_FILE)
     if source is not None and not target.exists():
         shutil.copyfile(source, target)
 
 
 def find_reference(name: str = "", revision: str | None = None, ask_hub: bool = True) -> Path | None:
-    """Return the weights of the reference network: those that came with a checkpoint, else the package's, or None.
+    """Find the weights of the reference network: those of a checkpoint, else those of the package.
 
-    The checkpoint is given by its `name_or_path` and its commit, see `hub_dcl.file_of_checkpoint`.
+    Args:
+        name: the `name_or_path` of the checkpoint.
+        revision: its commit.
+        ask_hub: whether to download the file if necessary.
+
+    Returns:
+        The path, or None if there is no such file.
     """
-    own = Path(__file__).with_name(REFERENCE_FILE)  # not there where the code came with a checkpoint
+    own = Path(__file__).with_name(REFERENCE_FILE)  # absent if this code came with a checkpoint
     return file_of_checkpoint(REFERENCE_FILE, name, revision, ask_hub) or (own if own.is_file() else None)

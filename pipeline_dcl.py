@@ -1,18 +1,18 @@
-"""The pipeline `face-forgery-detection`: pictures and videos in, a verdict on each face and each person out.
+"""The pipeline `face-forgery-detection`: finds the faces of images and videos and gives verdicts.
 
     detect = pipeline("face-forgery-detection", model=FOLDER_OR_ID, trust_remote_code=True)
     result = detect("photograph.jpg")
-    detect.annotate("photograph.jpg", result)  # a PIL image; of a video, frames or an MP4
-    detect.crops("photograph.jpg")  # the faces as the model takes them
+    detect.annotate("photograph.jpg", result)  # a PIL image; for a video, frames or an MP4
+    detect.crops("photograph.jpg")  # the face crops that the model gets
     for event in detect.stream(["holiday/", "interview.mp4"]): ...
 
-Everything that decides an answer comes with the checkpoint: how faces are cut, how margins become probabilities, the
-thresholds, and how unfamiliar a face may be before it gets no score.
+The checkpoint contains all settings: how faces are cut, the calibration, the thresholds, and the limits beyond which a
+face gets no score.
 
-`media_dcl.py` opens the pictures and videos, `decision_dcl.py` has the rules of the verdicts, `drawing_dcl.py` draws,
-and `detect.to_json(result)` makes plain JSON values of a result.
+`media_dcl.py` opens images and videos, `decision_dcl.py` decides verdicts, `drawing_dcl.py` draws them, and
+`detect.to_json(result)` converts a result to plain JSON values.
 
-Long because transformers wants a pipeline to be one class, and remote code comes in few files.
+The module is long because a transformers pipeline is one class, and remote code should be few files.
 """
 
 import copy
@@ -65,41 +65,41 @@ from .modeling_dcl import (
 from .onnx_dcl import GRAPH, OnnxClassifier
 from .video_dcl import Video, evenly_spaced
 
-try:  # drawing and finding faces needs it, and says so
+try:  # drawing and finding faces need it, and report if it is missing
     import cv2
 except ImportError:
     cv2 = None
 
 BACKENDS = ("torch", "onnx")
-_GAP = 3  # frames that a person may be out of sight
-_PASSED = 32  # frames that are decoded on the way to a wanted one, after which the caller is asked whether to go on
-#: Of 255, mean difference of the thumbnails of two frames above which the scene is another: within the talking face's
-#: four seconds it is 22 at most, and between pictures of two people 17 to 65, of 66 pairs 4 below 25.
+_GAP = 3  # analyzed frames that a person may be missing
+_PASSED = 32  # frames decoded on the way to a wanted one between two progress events, at which the caller can stop
+#: Mean difference (of 255) of the thumbnails of two frames above which a new scene begins. Within the four seconds of
+#: the talking face it is at most 22. Between images of two people it is 17 to 65; 4 of 66 pairs are below 25.
 _CUT = 25.0
 
 
 @dataclass(frozen=True)
 class DetectionOptions:
-    """How pictures and videos are looked at; given to the pipeline when it is made, or to a call.
+    """Options of detection, for the pipeline or for a single call.
 
     Attributes:
-        num_frames: of a video, evenly spaced, at most.
-        batch_size: faces that go through the model at once, of one file or of several; None: 4 on a CPU, where more
-            are slower (their feature maps exceed what malloc keeps, and each is paged in anew), else 16.
-        operating_point: which of the checkpoint's thresholds flags, a name of `OPERATING_POINTS`; None is "eer"
-            where the checkpoint has it, else 0.5, and each sentence says so.
-        threshold: a number in (0, 1) that decides in place of the checkpoint's thresholds and its inconclusive range,
-            for faces and for people.
-        abstain: whether faces that are too small, too blurred, too much turned, or too far from what the model saw,
-            are left without a number.
+        num_frames: frames of each video to analyze at most, evenly spaced.
+        batch_size: faces per forward pass, from one or several files. None: 4 on a CPU, where larger batches are
+            slower (their feature maps exceed what malloc keeps, so memory is paged in each time), otherwise 16.
+        operating_point: the threshold of the checkpoint to use, a name of `OPERATING_POINTS`. None: "eer" if the
+            checkpoint has it, otherwise 0.5; each sentence then says so.
+        threshold: a number in (0, 1) that replaces the thresholds and the inconclusive range of the checkpoint, for
+            faces and for people.
+        abstain: whether faces that are too small, too blurred, turned too far, or unlike the training data get no
+            score.
         allow_urls: whether http and https addresses are fetched.
-        most_pixels: a larger picture or frame is refused before it is decoded.
-        most_seconds: a longer video is refused; None: none is.
-        most_frames: a video of more frames is refused, as soon as so many were counted; None: none is.
-        largest_only: whether only the largest face of a picture or frame is looked at.
+        most_pixels: larger images and frames are rejected before they are decoded.
+        most_seconds: longer videos are rejected; None: no limit.
+        most_frames: videos with more frames are rejected; None: no limit.
+        largest_only: whether to analyze only the largest face of each image or frame.
 
     Raises:
-        InputError: if a value is out of its range.
+        InputError: if a value is out of range.
     """
 
     num_frames: int = 32
@@ -117,29 +117,33 @@ class DetectionOptions:
         for name in ("num_frames", "batch_size", "most_pixels", "most_frames"):
             value = getattr(self, name)
             if not is_count(value, least=1) and not (name in ("batch_size", "most_frames") and value is None):
-                raise InputError(f"{name} is {value!r}: choose a whole number from 1 on.")
+                raise InputError(f"{name} is {value!r}. Choose a whole number, at least 1.")
         if self.operating_point not in (None, *OPERATING_POINTS):
             raise InputError(
-                f"operating_point is {self.operating_point!r}: choose one of {', '.join(OPERATING_POINTS)}."
+                f"operating_point is {self.operating_point!r}. Choose one of {', '.join(OPERATING_POINTS)}."
             )
         if self.threshold is not None and not (is_number(self.threshold) and 0 < self.threshold < 1):
-            raise InputError(f"threshold is {self.threshold!r}: choose a number between 0 and 1, or None.")
+            raise InputError(f"threshold is {self.threshold!r}. Choose a number between 0 and 1, or None.")
         if self.threshold is not None and self.operating_point is not None:
             raise InputError(
-                f"threshold is {self.threshold!r} and operating_point is {self.operating_point!r}: choose one of them."
+                f"threshold is {self.threshold!r} and operating_point is {self.operating_point!r}. Pass one of them."
             )
         if self.most_seconds is not None and not (is_number(self.most_seconds) and self.most_seconds > 0):
-            raise InputError(f"most_seconds is {self.most_seconds!r}: choose a number above 0, or None.")
+            raise InputError(f"most_seconds is {self.most_seconds!r}. Choose a number above 0, or None.")
         for name in ("abstain", "allow_urls", "largest_only"):
             if not isinstance(value := getattr(self, name), bool):
-                raise InputError(f"{name} is {value!r}: choose True or False.")
+                raise InputError(f"{name} is {value!r}. Choose True or False.")
 
     def changed(self, changes: dict[str, Any]) -> "DetectionOptions":
-        """Return these options with some changed; raises `InputError` if there is no such option."""
+        """Return these options with some changed.
+
+        Raises:
+            InputError: if there is no such option, or a value is out of range.
+        """
         known = [each.name for each in fields(self)]
         for name in changes:
             if name not in known:
-                raise InputError(f"there is no option {name!r}: choose from {', '.join(known)}.")
+                raise InputError(f"Unknown option {name!r}. Choose from {', '.join(known)}.")
         for name, other in (("threshold", "operating_point"), ("operating_point", "threshold")):
             if changes.get(name) is not None and other not in changes:
                 changes = {**changes, other: None}
@@ -148,7 +152,7 @@ class DetectionOptions:
 
 @dataclass
 class _Found:
-    """A face on its way to the model."""
+    """A face that waits for the model."""
 
     record: dict[str, Any]
     who: str
@@ -159,10 +163,10 @@ class _Found:
 
 @dataclass
 class _Step:
-    """How far the reading of a picture or video is, and what was found since the last step."""
+    """Progress in reading an image or video, and the faces found since the last step."""
 
     done: int
-    total: int | None  # of a picture, None
+    total: int | None  # None for an image
     faces: list[_Found] = field(default_factory=list)
     frame: int | None = None
     image: np.ndarray | None = None
@@ -170,11 +174,11 @@ class _Step:
 
 @dataclass
 class _Subject:
-    """A picture or video on its way through the pipeline."""
+    """An image or video in the pipeline."""
 
     name: str | None
     rule: Rule | None = None  # for the verdict
-    waiting: int = 0  # faces that the model has not seen yet
+    waiting: int = 0  # faces without a model output yet
     read: bool = False
     result: dict[str, Any] = field(default_factory=dict)
     people: "_People | None" = None
@@ -184,12 +188,12 @@ class _Subject:
 @dataclass
 class _Person:
     box: np.ndarray
-    step: int  # at which the face was seen last
+    step: int  # when the face was last seen
     frames: list[dict[str, Any]] = field(default_factory=list)
 
 
 class _People:
-    """Links the faces of a video's frames to people: by place, within a scene."""
+    """Links the faces in the frames of a video to people, by position within a scene."""
 
     def __init__(self):
         self.all: list[_Person] = []
@@ -198,7 +202,7 @@ class _People:
         self._scene_began = 0
 
     def follow(self, image: np.ndarray, boxes: list[np.ndarray]) -> list[_Person]:
-        """Return whose faces those of the next frame are, by their boxes, in their order."""
+        """Return the person of each face of the next frame, given their boxes."""
         thumbnail = cv2.resize(image, (16, 9), interpolation=cv2.INTER_AREA).astype(np.float32)
         if self._thumbnail is not None and np.abs(thumbnail - self._thumbnail).mean() > _CUT:
             self._scene_began = self._step
@@ -216,28 +220,28 @@ class _People:
 
 
 class FaceForgeryDetectionPipeline(Pipeline):
-    """Finds the faces of pictures and videos, and gives each a verdict, a calibrated probability and the evidence.
+    """Finds the faces of images and videos, and gives each a verdict, a calibrated probability and an evidence map.
 
-    `pipeline("face-forgery-detection", model=FOLDER_OR_ID, trust_remote_code=True)` runs the code that a checkpoint
-    brings; `from_pretrained` runs that of this package. A call detects, `stream` does so step by step, `annotate`
-    draws a result, and `crops` cuts out the faces.
+    `pipeline("face-forgery-detection", model=FOLDER_OR_ID, trust_remote_code=True)` runs the code in the checkpoint;
+    `from_pretrained` runs the code of this package. Call the pipeline to detect, `stream` for progress, `annotate` to
+    draw a result, and `crops` for the face crops.
 
     Args:
         model: a `DCLForImageClassification` or an `OnnxClassifier`.
-        *args: as of `Pipeline`.
-        backend: "onnx" runs a graph that lies beside the weights instead of them, on the CPU.
-        graph: which one, such as `model_int8.onnx`.
-        **kwargs: as of `Pipeline`, `image_processor` among them, and fields of `DetectionOptions`.
+        *args: as for `Pipeline`.
+        backend: "torch", or "onnx" to run a graph in the same folder on the CPU instead of the weights.
+        graph: the file name of the graph, such as `model_int8.onnx`.
+        **kwargs: as for `Pipeline`, including `image_processor`, and fields of `DetectionOptions`.
 
     Attributes:
-        options: what holds for calls that do not say otherwise; `image_processor.crop` says how faces are cut.
+        options: the default options of calls. `image_processor.crop` says how faces are cut.
 
     Raises:
-        InputError: if an option is wrong, the face detector is not there, or the checkpoint does not say how its faces
-            are cut for it, or says of other embeddings than its own how far is too far.
+        InputError: if an option is invalid, the face detector is missing, or the checkpoint does not say how to cut
+            faces or contains statistics that do not fit its features.
     """
 
-    # With the pipeline, whoever has no other code than the checkpoint's has these.
+    # Users who have only the code of the checkpoint get these with the pipeline.
     InputError = InputError
     file_kind, read_picture, to_json = staticmethod(file_kind), staticmethod(read_picture), staticmethod(to_json)
 
@@ -258,16 +262,16 @@ class FaceForgeryDetectionPipeline(Pipeline):
         known = {each.name for each in fields(DetectionOptions)}
         self.options = DetectionOptions(**{name: kwargs.pop(name) for name in known & kwargs.keys()})
         if backend not in BACKENDS:
-            raise InputError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}.")
+            raise InputError(f"backend is {backend!r}. Choose one of {', '.join(BACKENDS)}.")
         if graph != GRAPH and backend != "onnx":
-            raise InputError(f"graph is {graph!r}, and what runs is {backend}: choose the backend onnx.")
+            raise InputError(f"graph is {graph!r}, but the backend is {backend}. Choose the backend onnx.")
         if backend == "onnx" and isinstance(model, PreTrainedModel):
             model = OnnxClassifier.from_pretrained(
                 model.name_or_path, graph, revision=getattr(model.config, "_commit_hash", None)
             )
         if not isinstance(model, PreTrainedModel):
             kwargs["device"] = "cpu"
-        # `pipeline()` puts classes in place of their names, which no config.json can hold.
+        # `pipeline()` replaces names by classes, which cannot be saved in config.json.
         others = getattr(model.config, "custom_pipelines", None) or {}
         model.config.custom_pipelines = {**others, **copy.deepcopy(CUSTOM_PIPELINES)}
         super().__init__(model, *args, **kwargs)
@@ -277,33 +281,36 @@ class FaceForgeryDetectionPipeline(Pipeline):
         self._reference = self._load_reference()
         found = file_of_checkpoint(YUNET_FILE, *_origin(model))
         self._detector = YUNETS[self._crop["detector"]](found or find_yunet())
-        self._detecting = threading.Lock()  # YuNet keeps the size of its image
+        self._detecting = threading.Lock()  # YuNet stores the image size
 
     @classmethod
     def from_pretrained(
         cls, name: str | Path, backend: str = "torch", device: str | None = None, graph: str = GRAPH, **options: Any
     ) -> "FaceForgeryDetectionPipeline":
-        """Load a checkpoint, or what `dcl-export` made of one, by the code of this package.
+        """Load a checkpoint, or an export of `dcl-export`, with the code of this package.
 
         Args:
-            name: its folder, or its id on the Hub.
+            name: the folder, or the id on the Hub.
             backend: "torch" runs the weights, "onnx" a graph.
-            device: such as cpu, cuda:1 or mps; the fastest there is if None.
-            graph: which one, such as `model_int8.onnx`.
+            device: such as cpu, cuda:1 or mps; None: the fastest available.
+            graph: the file name of the graph, such as `model_int8.onnx`.
             **options: fields of `DetectionOptions`.
 
+        Returns:
+            The pipeline.
+
         Raises:
-            InputError: if there is no such checkpoint or device, or an option is wrong.
+            InputError: if there is no such checkpoint or device, or an option is invalid.
         """
         name = str(name)
         if backend not in BACKENDS:
-            raise InputError(f"backend is {backend!r}: choose one of {', '.join(BACKENDS)}.")
+            raise InputError(f"backend is {backend!r}. Choose one of {', '.join(BACKENDS)}.")
         find_dcl_checkpoint(name, backend)
         if device is not None:
             try:
                 torch.zeros(1, device=device).item()
             except Exception as error:  # RuntimeError, AssertionError or others, by the kind of device
-                raise InputError(f"there is no device {device!r} here: choose another one, such as cpu.") from error
+                raise InputError(f"Device {device!r} is not available. Choose another one, such as cpu.") from error
         try:
             processor = DCLImageProcessor.from_pretrained(name)
             model = (
@@ -313,7 +320,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
             )
         except InputError:
             raise
-        except Exception as error:  # of the files, or of what they say
+        except Exception as error:  # of reading the files, or of their content
             raise InputError(
                 f"Model {name!r} cannot be loaded ({reason(error)}). Copy or download the checkpoint again."
             ) from error
@@ -321,34 +328,34 @@ class FaceForgeryDetectionPipeline(Pipeline):
 
     @property
     def _name(self) -> str:
-        """How sentences call the checkpoint."""
+        """The name of the checkpoint in errors."""
         return name_of(self.model) or "the checkpoint"
 
     def _checked_crop(self) -> dict[str, Any]:
-        """Return how faces are cut, once it is known that the image processor makes of them what the model takes."""
+        """Return how to cut faces, after checking that the image processor gives valid model input."""
         crop = getattr(self.image_processor, "crop", None)
         if why := why_not_cut(crop):
             raise InputError(
-                f"no faces can be cut for {self._name}: {why}. Judge ready crops by "
-                "pipeline('image-classification'), or train on data that dcl-prepare cut by YuNet."
+                f"Faces cannot be cut for {self._name}: {why}. Use pipeline('image-classification') on face crops, or "
+                "train on data that dcl-prepare cut with YuNet."
             )
         size = self.model.config.image_size
         try:
             made = self.preprocess([np.zeros((crop["size"], crop["size"], 3), np.uint8)])["pixel_values"]
             fits = tuple(made.shape) == (1, 3, size, size) and bool(torch.isfinite(made).all())
-        except Exception as error:  # whatever its settings lead to
+        except Exception as error:  # settings can cause any error
             raise InputError(
-                f"the preprocessor_config.json of {self._name} cannot be followed ({reason(error)}): save it again."
+                f"The preprocessor_config.json of {self._name} is invalid ({reason(error)}). Save it again."
             ) from error
         if not fits:
             raise InputError(
-                f"the preprocessor_config.json of {self._name} makes input of the shape {tuple(made.shape)}, and its "
-                f"model takes finite numbers of the shape (1, 3, {size}, {size}): it is of another one, save it again."
+                f"The preprocessor_config.json of {self._name} gives input of shape {tuple(made.shape)}, but "
+                f"the model takes finite numbers of shape (1, 3, {size}, {size}). Use the file saved with the model."
             )
         return dict(crop)
 
     def _load_reference(self) -> ReferenceNetwork | None:
-        """Return the network in whose features distances are measured; None if there are none, or of embeddings."""
+        """Return the network whose features measure distances; None if there are no statistics or of embeddings."""
         channels = REFERENCE_FEATURES
         if embedding := by_embedding(self._familiarity):
             channels = (
@@ -357,63 +364,69 @@ class FaceForgeryDetectionPipeline(Pipeline):
         try:
             check_dimension(self._familiarity, channels)
         except ValueError as error:
-            raise InputError(f"the config.json of {self._name} is of another model: {error}") from error
+            raise InputError(
+                f"The config.json of {self._name} is of another model: {error} Download the checkpoint again."
+            ) from error
         if embedding or (self._familiarity or {}).get("statistics") is None:
             return None
         path = find_reference(*_origin(self.model))
         if path is None:
             raise InputError(
-                f"{self._name} lacks {REFERENCE_FILE}, which tells faces that are unlike its training data: download "
-                "the checkpoint again, with all its files."
+                f"{self._name} has no {REFERENCE_FILE}, which detects faces unlike the training data. Download the "
+                "checkpoint again, with all its files."
             )
         return ReferenceNetwork(path).to(self.device)
 
-    # ------------------------------------------------------------------------------------------------- what is called
+    # ------------------------------------------------------------------------------------------------ public methods
 
     def __call__(self, inputs: Any, **options: Any) -> dict[str, Any] | list[dict[str, Any]]:
-        """Find the faces of a picture or video, or of several, and return a verdict on each.
+        """Detect forged faces in an image or video, or in several.
 
         Args:
-            inputs: the path of a picture, video or folder; an http or https address, with `allow_urls`; the bytes of
-                a picture or video file, or a file object opened in binary mode, which is read from its beginning; a
+            inputs: the path of an image, video or folder; an http or https address, with `allow_urls`; the bytes of an
+                image or video file, or a file object opened in binary mode, which is read from the beginning; a
                 `PIL.Image`; an RGB array (height, width, 3) or tensor (3, height, width), uint8 or floats in [0, 1];
                 a stack of those, (N, height, width, 3) or (N, 3, height, width); or a list of any of these.
-            **options: fields of `DetectionOptions` that differ in this call.
+            **options: fields of `DetectionOptions` to change for this call.
 
         Returns:
-            For one picture `{"kind": "image", "name", "width", "height", "notes", "verdict", "sentence",
-            "threshold", "operating_point", "band", "expected_fpr", "faces"}`. The verdict is "flagged" (from the
-            threshold on), "inconclusive" (within the band), "not_flagged", or "abstained"; see `Rule`. Each face has
-            `"box"` (left, top, right, bottom in pixels), `"p_fake"` in [0, 1] or None, `"verdict"`, `"sentence"`,
-            `"reason"` where there is no score, and `"evidence"`, float32 (h, w), the part of each cell in the logit
-            of `p_fake`. For one video, `"people"` in place of
-            the faces, each with its own verdict, its mean `"p_fake"`, `"moments"`, and `"frames"`, which are records
-            like those of faces. For a folder, list or stack, a list with one result for each input, in order, where
-            `{"kind": "error", "name", "sentence"}` stands for what cannot be read.
+            For one image, `{"kind": "image", "name", "width", "height", "notes", "verdict", "sentence", "threshold",
+            "operating_point", "band", "expected_fpr", "faces"}`. The verdict is "flagged" (at or above the threshold),
+            "inconclusive" (within the band), "not_flagged", or "abstained"; see `Rule`. Each face has `"box"` (left,
+            top, right, bottom in pixels), `"p_fake"` in [0, 1] or None, `"verdict"`, `"sentence"`, `"reason"` if
+            it has no score, and `"evidence"`, float32 (h, w), the contribution of each cell to the logit of `p_fake`.
+
+            For one video, `"people"` instead of `"faces"`. Each person has a verdict, the mean `"p_fake"`,
+            `"moments"`, and `"frames"`, which are records like those of faces.
+
+            For a folder, list or stack, a list with one result per input, in order. Inputs that cannot be read give
+            `{"kind": "error", "name", "sentence"}`.
 
         Raises:
-            InputError: if an option is wrong, or a single input cannot be read.
+            InputError: if an option is invalid, or a single input cannot be read.
         """
         several = is_several(inputs)
         results = [result for event in self.stream(inputs, **options) if (result := result_of(event)) is not None]
         return results if several else results[0]
 
     def stream(self, inputs: Any, **options: Any) -> Iterator[dict[str, Any]]:
-        """Detect as a call does, and yield progress and results as they come; closing the iterator frees everything.
+        """Detect as a call does, and yield progress and results as they come.
+
+        Closing the iterator frees all resources.
 
         Args:
-            inputs: as of `__call__`; of a list, also any iterable, which is read as it is needed.
-            **options: as of `__call__`.
+            inputs: as for `__call__`. A list may be any iterable; it is read as needed.
+            **options: as for `__call__`.
 
         Yields:
             `{"event": "progress", "name", "done", "total", "frame", "image"}` after each frame of a video, with its
-            number and what it shows (RGB, uint8 (height, width, 3), upright). With None for both it comes where a
-            frame could not be read, and now and then on the way: to the next frame, or, of a picture, whose total is
-            None, through its faces. For each input, in order, `{"event": "result", "result"}` or, in a list or
+            number and pixels (RGB, uint8 (height, width, 3), upright). Frame and image are None if a frame could not
+            be read, and for events in between: on the way to the next frame, or while the faces of an image, whose
+            total is None, are analyzed. For each input, in order, `{"event": "result", "result"}` or, in a list or
             folder, `{"event": "error", "name", "sentence"}`.
 
         Raises:
-            InputError: if an option is wrong, or a single input cannot be read, or is a video and the checkpoint has
+            InputError: if an option is invalid, or a single input cannot be read, or is a video and the checkpoint has
                 no such threshold for videos.
         """
         chosen = self.options.changed(options)
@@ -433,51 +446,52 @@ class FaceForgeryDetectionPipeline(Pipeline):
         evidence: float = 0.4,
         **options: Any,
     ) -> Image.Image | list[Image.Image] | Path:
-        """Draw a result into a copy of its picture or video: boxes, verdicts, and the evidence of faces with a score.
+        """Draw a result on a copy of its image or video: boxes, verdicts, and the evidence of faces with a score.
 
-        In an annotated video, boxes and evidence move evenly from one analyzed frame to the next while the person is
-        found in both. The sound is left out.
+        In an annotated video, boxes and evidence are interpolated between analyzed frames if the person is found in
+        both. The output has no sound.
 
         Args:
-            inputs: the picture or video that the result is of, in any form that a call takes.
-            result: of this pipeline, or read from its JSON, which has no evidence unless `to_json` was told to keep
-                it.
-            output: for a video, the path of an MP4 with all frames, annotated.
-            frames: for a video, the numbers of the frames to draw, in place of the moments of each person.
-            evidence: opacity of the evidence in [0, 1]; 0 leaves it out.
-            **options: `most_pixels` and `allow_urls` of `DetectionOptions`, where the call had others.
+            inputs: the image or video of the result, in any form that a call takes.
+            result: from this pipeline, or read from its JSON, which has evidence only if `to_json` kept it.
+            output: for a video, the path of an MP4 for all frames, annotated.
+            frames: for a video, the numbers of the frames to draw; None: the moments of each person.
+            evidence: opacity of the evidence in [0, 1]; 0 draws none.
+            **options: `most_pixels` and `allow_urls` of `DetectionOptions`, if they differ from the defaults.
 
         Returns:
-            Of a picture, its annotated copy. Of a video, a list of frames: those of `frames`, or the moments of each
-            person, and of a person without a score, the frame with the largest face. With `output`, its path.
+            For an image, the annotated copy. For a video, a list of frames: those of `frames`, or the moments of each
+            person (without a score, the frame with the largest face). With `output`, its path.
 
         Raises:
-            InputError: if an argument is wrong, the input cannot be read, it is not what the result is of, or the
+            InputError: if an argument is invalid, the input cannot be read or does not belong to the result, or the
                 output cannot be written.
         """
         if others := options.keys() - {"most_pixels", "allow_urls"}:
-            raise InputError(f"annotate takes no option {min(others)!r}: it draws the result as it is.")
+            raise InputError(f"annotate has no option {min(others)!r}. Pass only most_pixels and allow_urls.")
         if output is not None and frames is not None:
-            raise InputError("output has all frames of the video: leave frames out, or output.")
+            raise InputError("output writes all frames of the video. Pass either frames or output.")
         chosen = self.options.changed(options)
         if not (is_number(evidence) and 0 <= evidence <= 1):
-            raise InputError(f"the opacity of the evidence is {evidence!r}: choose a number in [0, 1].")
+            raise InputError(f"evidence is {evidence!r}. Choose an opacity in [0, 1].")
         kind = result.get("kind") if isinstance(result, Mapping) else None
         if is_several(inputs) or kind not in ("image", "video"):
-            what = "that of a file that could not be read" if kind == "error" else f"a {type(result).__name__}"
+            what = "of a file that could not be read" if kind == "error" else f"a {type(result).__name__}"
             raise InputError(
-                "annotate takes several inputs: call it for each one and its result."
+                "annotate takes one image or video. Call it for each input and its result."
                 if is_several(inputs)
-                else f"the result is {what}: give what the pipeline returned for this one picture or video."
+                else f"The result is {what}. Pass the result of the pipeline for this image or video."
             )
         with opened(inputs, chosen.most_pixels, chosen.allow_urls) as found:
             is_film = isinstance(found, Path)
             if is_film != (kind == "video"):
-                names = {True: "a video", False: "a picture"}
-                raise InputError(f"the result is of {names[not is_film]}, and this is {names[is_film]}: give its own.")
+                names = {True: "a video", False: "an image"}
+                raise InputError(
+                    f"The result is of {names[not is_film]}, but the input is {names[is_film]}. Pass its own result."
+                )
             if not is_film:
                 if output is not None or frames is not None:
-                    raise InputError("output and frames are for videos: save the annotated picture by its save().")
+                    raise InputError("output and frames are only for videos. Save the returned image with its save().")
                 return annotate_picture(found.pixels, result, evidence)
             with Video(found, most_pixels=chosen.most_pixels) as video:
                 if output is None:
@@ -485,25 +499,25 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 return annotate_video(video, result, output, evidence)
 
     def crops(self, inputs: Any, **options: Any) -> list[Image.Image] | list[list[Image.Image]]:
-        """Cut out the faces of a picture or video as the checkpoint takes them: input of its image processor.
+        """Cut out the faces of an image or video as the image processor of the checkpoint takes them.
 
-        The processor and the model give each crop the `p_fake_raw` and, by `model.p_fake`, the `p_fake` that a call
-        gives the face. Faces that get no score are cut out, too.
+        Processor and model give each crop the same `p_fake_raw`, and `model.p_fake` the same `p_fake`, as a call.
+        Faces without a score are included.
 
         Args:
-            inputs: one picture or video, in any form that a call takes.
-            **options: as of a call.
+            inputs: one image or video, in any form that a call takes.
+            **options: as for a call.
 
         Returns:
-            PIL images, RGB, as large as the faces of the training data: they can be looked at and saved, and
-            `pipeline("image-classification")` takes them. Of a picture, one for each of `result["faces"]`; of a
-            video, for each of `result["people"]` a list with one for each of its `frames`.
+            RGB PIL images of the size of the training crops, also valid for `pipeline("image-classification")`. For an
+            image, one for each of `result["faces"]`; for a video, a list for each of `result["people"]`, with one for
+            each of its `frames`.
 
         Raises:
-            InputError: if an option is wrong, or the input cannot be read.
+            InputError: if an option is invalid, or the input cannot be read.
         """
         if is_several(inputs):
-            raise InputError("crops takes one picture or video: call it for each one.")
+            raise InputError("crops takes one image or video. Call it for each input.")
         chosen = self.options.changed({**options, "abstain": False})
         subject = _Subject(name_of(inputs), self._rule("frame", chosen))
         steps = self._look(inputs, subject, chosen)
@@ -513,13 +527,13 @@ class FaceForgeryDetectionPipeline(Pipeline):
             return [cut_out[id(face)] for face in result["faces"]]
         return [[cut_out[id(face)] for face in person["frames"]] for person in result["people"]]
 
-    # -------------------------------------------------------------------------------------------- one after the other
+    # -------------------------------------------------------------------------------------------------- inputs in turn
 
     def _stream(
         self, inputs: Iterator[Any], several: bool, rule: Rule, options: DetectionOptions
     ) -> Iterator[dict[str, Any]]:
         subjects: deque[_Subject] = deque()
-        faces: list[_Found] = []  # of the last subjects, fewer than a batch
+        faces: list[_Found] = []  # of the last subjects, less than a batch
         for item in inputs:
             subject = _Subject(name_of(item), rule)
             subjects.append(subject)
@@ -541,7 +555,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 subject.waiting = 0
                 faces = [face for face in faces if face.subject is not subject]
             subject.read = True
-            if len(subjects) > options.batch_size:  # pictures without a face wait behind one with a face
+            if len(subjects) > options.batch_size:  # images without a face wait behind one with a face
                 self._judge(faces, options)
                 faces = []
             while subjects and subjects[0].read and not subjects[0].waiting:
@@ -573,16 +587,16 @@ class FaceForgeryDetectionPipeline(Pipeline):
             yield _Step(0, None, [face for face in prepared if face is not None])
 
     def _look_at_video(self, path: Path, subject: _Subject, options: DetectionOptions) -> Iterator[_Step]:
-        subject.rule = self._rule("video", options)  # pictures can do without it
+        subject.rule = self._rule("video", options)  # raises if the checkpoint has no such threshold for videos
         with Video(path, most_pixels=options.most_pixels, most_frames=options.most_frames) as video:
             if options.most_seconds is not None and video.duration > options.most_seconds:
                 raise InputError(
-                    f"{path} lasts {video.duration:.1f} s, more than {options.most_seconds:g} s: cut it, or raise "
+                    f"{path} lasts {video.duration:.1f} s, more than {options.most_seconds:g} s. Cut it, or raise "
                     "most_seconds."
                 )
             numbers = evenly_spaced(len(video.numbers), options.num_frames)
             subject.people, step, passed, frames_read, error = _People(), _Step(0, len(numbers)), 0, 0, None
-            width = height = 0  # of the first frame; a recording may change its size midway
+            width = height = 0  # of the first frame; the size may change later
             for number, image in video.walk(numbers):
                 if image is None:
                     passed += 1
@@ -611,7 +625,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 raise error
             notes = list(video.notes)
             if video.breaks_off:
-                notes.append("The video is truncated; only the part that is there was analyzed.")
+                notes.append("The video is truncated; only the readable part was analyzed.")
             if frames_read < len(numbers):
                 notes.append(f"Only {frames_read} of {len(numbers)} frames could be read.")
             subject.result = {
@@ -641,9 +655,9 @@ class FaceForgeryDetectionPipeline(Pipeline):
         options: DetectionOptions,
         scale: np.ndarray | float = 1.0,
     ) -> _Found | None:
-        """Fill a face's record as far as it is known, and cut it out; None where it need not be judged.
+        """Cut out a face and fill its record; returns None if it gets no score.
 
-        Its coordinates in the record are those in the image times `scale` (x, y).
+        The coordinates in the record are those in the image times `scale` (x, y).
         """
         size = self._crop["size"]
         transform = crop_transform(face, self._crop)
@@ -662,7 +676,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         }
         pixels = cut(image, transform, size)
         quality = measure_face(pixels, face, transform)
-        if options.abstain:  # what needs no look of the model
+        if options.abstain:  # reasons that need no model
             abstention = reason_to_abstain(quality, None, self._familiarity)
             if abstention is not None:
                 abstain(record, who, abstention)
@@ -674,7 +688,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         return getattr(self.model.config, "familiarity", None)
 
     def _judge(self, faces: list[_Found], options: DetectionOptions) -> None:
-        """Let the model look at faces, and write into their records what it says."""
+        """Run the model on faces, and write its output into their records."""
         if not faces:
             return
         crops = [face.pixels for face in faces]
@@ -705,7 +719,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
     def _rule(self, level: str, options: DetectionOptions) -> Rule:
         return Rule.of(self.model.config.calibration, level, options.operating_point, options.threshold)
 
-    # ------------------------------------------------------------------------------------- the steps of a `Pipeline`
+    # ------------------------------------------------------------------------------------------- steps of a `Pipeline`
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         if parameters:
@@ -713,7 +727,7 @@ class FaceForgeryDetectionPipeline(Pipeline):
         return {}, {}, {}
 
     def preprocess(self, crops: list[np.ndarray]) -> dict[str, torch.Tensor]:
-        """Make model input of face crops, uint8 (size, size, 3), all in one go, as they are of one size."""
+        """Convert face crops, uint8 (size, size, 3), to one batch of model input."""
         return {
             "pixel_values": self.image_processor(crops, return_tensors="pt", disable_grouping=False)["pixel_values"]
         }
@@ -722,14 +736,14 @@ class FaceForgeryDetectionPipeline(Pipeline):
         return self.model(inputs["pixel_values"])
 
     def postprocess(self, outputs: Any) -> dict[str, np.ndarray]:
-        """Make arrays of the model's answers: `p_fake` and `p_fake_raw` (N,), `evidence` (N, h, w), `embedding`.
+        """Convert model output to arrays: `p_fake` and `p_fake_raw` (N,), `evidence` (N, h, w), `embedding`.
 
-        The evidence is that of verdicts: each cell's share of the logit of `p_fake`, which is its mean over the cells.
+        The evidence is the contribution of each cell to the logit of `p_fake`; the logit is its mean over the cells.
         """
         logits, shares = outputs["logits"].double().numpy(), outputs["evidence"].double().numpy()
         margins = logits[:, 1] - logits[:, 0]
         slope, offset = slope_and_offset(self.model.config.calibration)
-        shares += (margins - shares.mean((1, 2)))[:, None, None]  # the biases, which the model leaves out
+        shares += (margins - shares.mean((1, 2)))[:, None, None]  # add the biases, which the model leaves out
         return {
             "p_fake": self.model.p_fake(outputs["logits"]).numpy(),
             "p_fake_raw": calibrate(margins, None),
@@ -744,7 +758,7 @@ TASK = next(iter(CUSTOM_PIPELINES))
 
 
 def _origin(model: Any) -> tuple[str, str | None]:
-    """Return from which folder or repository a model came, and from which commit of it."""
+    """Return the folder or repository of a model, and its commit."""
     if isinstance(model, PreTrainedModel):
         return model.name_or_path, getattr(model.config, "_commit_hash", None)
     return str(model.path.parent), None
@@ -780,7 +794,7 @@ def _event(subject: _Subject) -> dict[str, Any]:
 
 
 def result_of(event: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the result that an event of `stream` brings, None if none: of an error, one of the kind "error"."""
+    """Return the result in an event of `stream`; None for progress. Errors give a result of kind "error"."""
     if event["event"] == "error":
         return {"kind": "error", "name": event["name"], "sentence": event["sentence"]}
     return event.get("result")

@@ -1,7 +1,7 @@
 """Train DCL: `python train.py -c configs/demo.yaml [--flags over the file]`; also `dcl-train`, and under `torchrun`.
 
-A run that was killed goes on from its last complete checkpoint when the same command is given again; one that has
-ended says so and does nothing.
+To resume a run that was killed, give the same command again: training continues from the last complete checkpoint.
+For a finished run, the command prints that it is finished and trains nothing.
 """
 
 import sys
@@ -15,9 +15,9 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the command line, train, and save the best checkpoint with its card into the output folder.
 
     Args:
-        argv: the arguments; those of the process if None.
+        argv: command-line arguments; None reads `sys.argv`.
     """
-    # Imported step by step: --help and wrong names need no torch.
+    # Imports come late: --help and errors about names must not wait for torch.
     from dcl_face_forgery.hub_dcl import find_dcl_checkpoint
     from dcl_face_forgery.prepared.names import check_names, split_names
     from dcl_face_forgery.training.arguments import parse_training_run
@@ -25,12 +25,16 @@ def main(argv: list[str] | None = None) -> None:
     run = parse_training_run(sys.argv[1:] if argv is None else argv)
     output_dir = Path(run.options.output_dir or "trainer_output")
     if output_dir.resolve() == Path(__file__).resolve().parent:
-        raise InputError("output_dir is the folder of the code, which would be overwritten: choose another.")
+        raise InputError(
+            f"output_dir is the code folder ({output_dir}), which training would overwrite. Choose another."
+        )
     if output_dir.exists() and not output_dir.is_dir():
-        raise InputError(f"the output folder {output_dir} is a file: choose another --output_dir.")
+        raise InputError(f"Output folder {output_dir} is a file. Choose another --output_dir.")
     data = run.data
     if data.overwrite and run.options.resume_from_checkpoint:
-        raise InputError("overwrite starts again, and resume_from_checkpoint goes on: pass one of them.")
+        raise InputError(
+            "overwrite and resume_from_checkpoint exclude each other: one restarts, one resumes. Pass one."
+        )
     check_names(split_names(data.dataset), [data.train_split, data.validation_split], data.data_root)
     if run.model.model is not None:
         find_dcl_checkpoint(run.model.model)

@@ -1,7 +1,7 @@
-"""Read the wanted frames of a video by number: in one pass, one frame in memory at a time, as 8-bit SDR RGB.
+"""Read frames of a video by number as 8-bit SDR RGB, in one pass, with one frame in memory at a time.
 
-Long because remote code comes in few files. Its parts: what packets contain, without decoding them; colours of decoded
-frames; reading.
+The module is long because remote code should be few files. Its parts: the content of packets, known without decoding;
+the colours of decoded frames; reading.
 """
 
 import bisect
@@ -22,18 +22,18 @@ from .errors_dcl import InputError, reason
 
 #: Kinds of NAL units that go with the pictures of H.264 and HEVC: parameter sets, SEI messages, delimiters, filler.
 _COMPANIONS = {"h264": range(6, 16), "hevc": range(32, 41)}
-#: By how much to shift the first byte of a unit, and what to keep of it, to get its kind.
+#: The shift and the mask that give the kind of a unit from its first byte.
 _KIND = {"h264": (0, 31), "hevc": (1, 63)}
-#: Where the configuration record (ISO/IEC 14496-15) says how many bytes tell the length of a unit.
+#: The byte of the configuration record (ISO/IEC 14496-15) that gives the size of the length field of a unit.
 _LENGTH_FIELD = {"h264": 4, "hevc": 21}
 _UNIT = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)  # a start code, and the first byte of its unit
-_MOST_UNITS = 64  # of a packet that are looked at: a packet of megabytes may be nothing but tiny units
+_MOST_UNITS = 64  # of a packet that are examined: a packet of megabytes may consist of tiny units
 _IDR = 5  # the kind of an H.264 unit from which decoding can begin anew
 _SHOWN_VP8 = 0x10  # in the first byte of a frame: RFC 6386, section 9.1
 
 
 class PacketReader:
-    """Tells what packets of one video track, an `av.VideoStream` that can be decoded, hold."""
+    """Determines what the packets of a decodable video track, an `av.VideoStream`, contain."""
 
     def __init__(self, stream: Any):
         self._codec = stream.codec_context.codec.canonical_name
@@ -43,10 +43,10 @@ class PacketReader:
         self._may_lack_pictures = self._codec in _COMPANIONS and self._length_size > 0
 
     def holds_picture(self, packet: Any) -> bool:
-        """Whether an `av.Packet` holds a picture that is shown; damaged ones count as such.
+        """Whether an `av.Packet` contains a picture that is shown; damaged packets count as such.
 
-        Empty packets repeat the last picture. VP8 has pictures that are never shown, from which others are predicted.
-        Some recorders store what goes with the pictures of H.264 and HEVC in packets of its own.
+        Empty packets repeat the last picture. VP8 has pictures that are never shown, only used to predict others.
+        Some recorders store the parameter sets and SEI messages of H.264 and HEVC in separate packets.
         """
         if not packet.size:
             return False
@@ -55,16 +55,16 @@ class PacketReader:
         return self._codec != "vp8" or bool(memoryview(packet)[0] & _SHOWN_VP8)
 
     def is_clean_start(self, packet: Any) -> bool:
-        """Whether a decoder surely shows what an `av.Packet` holds without those before it.
+        """Whether a decoder can surely decode an `av.Packet` without the packets before it.
 
         A key frame of H.264 may be a recovery point, from which the picture is complete only some frames later.
         """
         return packet.is_keyframe and (self._codec != "h264" or self._kind_of_picture(packet) == _IDR)
 
     def _kind_of_picture(self, packet: Any) -> int | None:
-        """Return the kind of the first NAL unit of a picture, None if there is none, -1 if only the decoder can tell.
+        """Return the kind of the first NAL unit of a picture, None if there is none, -1 if it cannot be determined.
 
-        It cannot be told if lengths are wrong, or too many other units come first.
+        This happens if lengths are wrong, or if too many other units come first.
         """
         companions, (shift, mask) = _COMPANIONS[self._codec], _KIND[self._codec]
         data, at = memoryview(packet), 0
@@ -82,7 +82,7 @@ class PacketReader:
         return -1
 
 
-try:  # a checkpoint that is given images works without PyAV
+try:  # only videos need PyAV
     import av
 except ImportError:
     av = None
@@ -109,8 +109,8 @@ def to_rgb(frame: Any, width: int, height: int, note: Callable[[str], None]) -> 
     """Convert an `av.VideoFrame` to SDR with the primaries of BT.709, and scale it: RGB, uint8 (height, width, 3).
 
     HDR (PQ or HLG) is tone-mapped, BT.2020 and Display P3 are converted, and transparent parts become white. If the
-    frame does not say which matrix it was coded with, the usual one is written into it. `note` is called with a
-    sentence for the user where colours were changed on purpose or may be wrong.
+    frame does not name its colour matrix, the usual one is assumed and set. `note` is called with a sentence for the
+    user if colours were changed on purpose or may be wrong.
     """
     if frame.colorspace not in _CONVERTIBLE:
         frame.colorspace = _matrix(frame, note)
@@ -131,15 +131,15 @@ def to_rgb(frame: Any, width: int, height: int, note: Callable[[str], None]) -> 
 
 
 def side_data(frame: Any) -> Mapping[str, Any]:
-    """Return what goes with a frame beside its pixels, by FFmpeg's names; nothing if PyAV does not know all of it."""
+    """Return the side data of a frame by FFmpeg's names; empty if it has a kind that PyAV does not know."""
     try:
         return frame.side_data
-    except ValueError:  # raised for kinds that are newer than PyAV's list of them, such as Exif
+    except ValueError:  # raised for kinds that PyAV does not list yet, such as Exif
         return {}
 
 
 def _matrix(frame: Any, note: Callable[[str], None]) -> int:
-    """Return the matrix to convert a frame with that names none, or one that swscale does not know."""
+    """Return the matrix for a frame that names none, or one that swscale does not support."""
     if frame.format.is_rgb:
         return _RGB
     named, wide = frame.colorspace, frame.color_primaries == _BT2020
@@ -161,7 +161,7 @@ def _has_alpha(pixel_format: str) -> bool:
 
 
 def _on_white(image: np.ndarray) -> np.ndarray:
-    """Lay RGBA, uint8 (height, width, 4), on white, as pictures are."""
+    """Blend RGBA, uint8 (height, width, 4), onto white, as for images."""
     colour, alpha = image[..., :3], image[..., 3:].astype(np.uint16)
     if alpha.min() == 255:
         return np.ascontiguousarray(colour)
@@ -169,7 +169,7 @@ def _on_white(image: np.ndarray) -> np.ndarray:
 
 
 def _peak(frame: Any) -> float:
-    """Return how bright a PQ video gets, in cd/m2, as far as it says so."""
+    """Return the peak luminance of a PQ video in cd/m2, if the file gives it."""
     known, peak = side_data(frame), 0.0
     if "CONTENT_LIGHT_LEVEL" in known:
         peak = struct.unpack_from("=I", bytes(known["CONTENT_LIGHT_LEVEL"]))[0]
@@ -268,7 +268,7 @@ _ERRORS = (OSError, ValueError, *([] if av is None else [av.FFmpegError]))  # Py
 # From 19 on, PyAV itself tolerates titles and comments that are not UTF-8.
 _TOLERANT = {"metadata_errors": "ignore"} if av is not None and int(av.__version__.split(".")[0]) < 19 else {}
 
-#: Suffixes of what is taken for a video: those of `_CONTAINERS`, without what mostly holds sound.
+#: Extensions of videos: those of `_CONTAINERS`, except those that are mostly used for audio.
 VIDEO_SUFFIXES = {
     *(".3g2", ".3gp", ".3gpp", ".f4v", ".ismv", ".m4v", ".mj2", ".mov", ".mp4", ".qt"),
     *(".mk3d", ".mkv", ".webm"),
@@ -278,75 +278,79 @@ VIDEO_SUFFIXES = {
     *(".264", ".265", ".avc", ".h264", ".h265", ".hevc"),
     *(".asf", ".avi", ".dv", ".flv", ".mxf", ".ogm", ".ogv", ".wmv"),
 }
-#: Containers that are opened, by FFmpeg's names. Others, as playlists, lead to further files or into the network,
+#: Containers that are opened, by FFmpeg's names. Others, such as playlists, refer to further files or to the network,
 #: whatever the name of the file.
 _CONTAINERS = (
     *("mov", "matroska", "webm", "avi", "dv", "mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "flv", "asf"),
     *("ogg", "mxf"),
 )
 _OPTIONS = {"format_whitelist": ",".join(_CONTAINERS), "protocol_whitelist": "file"}
-#: Containers in which a frame is found again by its time, by FFmpeg's names.
+#: Containers in which frames can be found by time, by FFmpeg's names.
 _SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-#: Those that tell of frames that lean on later ones when they are decoded, and those that tell no times at all.
+#: Those that store decoding times instead of display times, and those that store no times.
 _TIMED_BY_DECODING, _UNTIMED = ("avi", "asf", "mxf"), ("mpegvideo", "m4v", "h264", "hevc")
 #: Those without a header: a recording may begin anywhere, and decoders report errors until they find parameter sets.
 _HEADERLESS = ("mpegts", "mpeg", *_UNTIMED)
-#: What the decoder allows of the pixels that are allowed: it pads frames to whole blocks.
+#: The pixels that the decoder may allocate, as a multiple of those allowed: it pads frames to whole blocks.
 _PADDED, _MOST_OF_FFMPEG = 2, 2**31 - 1
-#: Pixels that are this close to square are shown as they are: encoders that round a size write such shapes.
+#: Pixels this close to square are left as they are: encoders that round a size write such shapes.
 _NEARLY_SQUARE = 0.01
-_MOST_STRETCHED = 4  # a pixel that is longer than that is a mistake in the header
-_TURN_TOLERANCE = 1 / 90  # of a quarter turn, within which FFmpeg takes a turn for it
-_DEFAULT_TRACK = 5_000_000  # pixels by which FFmpeg favours the track that is marked as the default
-_RECOVERY_POINTS = 2  # to go back at most, to decode the frames after a recovery point
-_HEAD, _SEGMENT = 1024, b"\x18\x53\x80\x67"  # what is read of a header; the element that holds all of a Matroska
-_LONGEST_LEAD = 300  # packets after the first key frame, among which the first decodable frame is looked for
+_MOST_STRETCHED = 4  # a larger aspect ratio of a pixel is an error in the header
+_TURN_TOLERANCE = 1 / 90  # of a quarter turn, as in FFmpeg
+_DEFAULT_TRACK = 5_000_000  # pixels that FFmpeg adds to the size of the default track
+_RECOVERY_POINTS = 2  # to go back at most to decode the frames after a recovery point
+_HEAD, _SEGMENT = 1024, b"\x18\x53\x80\x67"  # bytes of a header that are read; the top element of a Matroska file
+_LONGEST_LEAD = 300  # packets after the first key frame that are searched for the first decodable frame
 
 
 class Video:
-    """A video file whose frames are numbered from 0 in the order in which they are shown.
+    """A video file whose frames are numbered from 0 in display order.
 
-    Of several video tracks it reads the one that FFmpeg would choose; cover pictures are no videos. Frames come as
-    players show them: upright, with square pixels, in SDR colours.
+    If there are several video tracks, it reads the one that FFmpeg would choose; cover images do not count. Frames are
+    returned as players show them: upright, with square pixels, in SDR colours.
 
-    Opening it reads the packets once, without decoding: they say how many frames there really are, whatever the header
-    claims, and which of them a decoder can start from. Use it as a context manager. The decoder chooses the number of
-    its threads if that is 0. Frames of more than `most_pixels` are refused, by the header if it says so, else before
-    they are decoded or handed on, and videos of more than `most_frames`.
+    Opening the file reads all packets once, without decoding them. This gives the true number of frames, whatever the
+    header claims, and the frames from which decoding can start. Use it as a context manager.
 
-    Raises:
-        InputError: if PyAV is missing, or the file cannot be read or holds no video, or is too large.
+    Args:
+        path: the file.
+        threads: decoder threads; 0 lets the decoder choose.
+        most_pixels: larger frames are rejected, by the header if possible, otherwise when they are decoded.
+        most_frames: longer videos are rejected.
 
     Attributes:
-        notes: sentences about what was done to the frames, or left out; complete once the wanted frames were read.
+        notes: sentences about changes to the frames and parts that were not used; complete after reading.
+
+    Raises:
+        InputError: if PyAV is missing, or if the file cannot be read, contains no video, or is too large.
     """
 
     def __init__(
         self, path: str | Path, threads: int = 0, most_pixels: int | None = None, most_frames: int | None = None
     ):
         if av is None:
-            raise InputError("reading videos needs PyAV: pip install av.")
+            raise InputError("Reading videos needs PyAV. Install it with `pip install av`.")
         self.path, self._most_pixels = Path(path), most_pixels
-        # Without a protocol FFmpeg would look for one in the name. The path is not normalised: ".." after a link does
+        # Without a protocol FFmpeg would look for one in the name. The path is not normalised: after a link, ".." does
         # not lead back.
         self._address = f"file:{self.path.absolute()}"
         self.notes: list[str] = []
         self._sizes: list[tuple[int, int]] = []  # of the frames that were given, each once
         if os.path.isfile(path) and not os.path.getsize(path):
-            raise InputError(f"the video {path} is empty: copy or download it again.")
+            raise InputError(f"Video {path} is empty. Copy or download it again.")
         self._container = self._open()
         try:
             self._stream = self._choose_stream()
             if self._stream.codec_context is None:
-                raise InputError(f"the video {path} is of a kind that cannot be decoded here: convert it to H.264.")
+                raise InputError(f"Video {path} uses a codec that is not supported here. Convert it to H.264.")
             self._pixel_shape = self._plausible_pixel_shape()
             self._check_size(*self._claimed_size())
             self._packets = PacketReader(self._stream)
             self._read_packets(most_frames)
-            # With more threads an error comes up some packets later: those of packets without a picture are ignored.
+            # With several threads errors arrive some packets later; those of packets without a picture are ignored.
             self._prepare(self._stream, threads=threads if self._all_hold_pictures else 1)
             if not self._times:
-                raise InputError(f"the video {path} holds no frame: copy or download it again.")
+                raise InputError(f"Video {path} contains no frames. Copy or download it again.")
         except InputError:
             self.close()
             raise
@@ -359,18 +363,18 @@ class Video:
             return av.open(self._address, options=_OPTIONS, **_TOLERANT)
         except _ERRORS as error:
             raise InputError(
-                f"the video {self.path} cannot be opened ({_why(error)}): copy or download it again."
+                f"Video {self.path} cannot be opened ({_why(error)}). Copy or download it again."
             ) from error
 
     def _choose_stream(self) -> "av.VideoStream":
-        """Return the video track that FFmpeg's command line chooses, among those that can be decoded if there are any.
+        """Return the video track that FFmpeg's command line would choose, preferring those that can be decoded.
 
-        It takes the largest that has frames, and adds some pixels to the size of a default track.
+        This is the largest track with frames; the default track gets a bonus.
         """
         still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
         tracks = [stream for stream in self._container.streams.video if not stream.disposition & still]
         if not tracks:
-            raise InputError(f"{self.path} holds no video: give a file that does.")
+            raise InputError(f"{self.path} contains no video track. Pass a video.")
         if len(tracks) > 1:
             filled = self._indices_with_frames([stream.index for stream in tracks])
             tracks = [stream for stream in tracks if stream.index in filled] or tracks[:1]
@@ -389,7 +393,7 @@ class Video:
         return chosen
 
     def _indices_with_frames(self, indices: list[int]) -> set[int]:
-        """Return which streams hold frames."""
+        """Return which streams contain frames."""
         found: set[int] = set()
         with self._open() as container:
             try:
@@ -399,11 +403,11 @@ class Video:
                     if len(found) == len(indices):
                         break
             except _ERRORS:
-                pass  # what comes before the break counts
+                pass  # use what comes before the damage
         return found
 
     def _plausible_pixel_shape(self) -> float:
-        """Return how many times as wide as high a pixel is, 1 if that is not said, or cannot be meant."""
+        """Return the pixel aspect ratio (width to height), 1 if it is missing or implausible."""
         ratio = self._stream.sample_aspect_ratio  # the container's, else the codec's
         if not ratio or abs(ratio - 1) <= _NEARLY_SQUARE:
             return 1.0
@@ -415,11 +419,11 @@ class Video:
         return float(ratio)
 
     def _claimed_size(self) -> tuple[int, int]:
-        """Return the size that the header claims for frames with square pixels, before they are turned."""
+        """Return the frame size by the header, with square pixels, before rotation."""
         return self._square(self._stream.codec_context.width, self._stream.codec_context.height)
 
     def _square(self, width: int, height: int) -> tuple[int, int]:
-        """Return the size of a frame with square pixels. Its shorter axis grows, to an even number, as codecs want."""
+        """Return the size of a frame with square pixels. The shorter axis grows, to an even number for codecs."""
         if self._pixel_shape > 1:
             return 2 * round(width * self._pixel_shape / 2), height
         if self._pixel_shape < 1:
@@ -438,11 +442,11 @@ class Video:
             stream.codec_context.options = {"max_pixels": str(most)}
 
     def _read_packets(self, most_frames: int | None) -> None:
-        """Count the frames, and note when they are shown and which of them a decoder can start from."""
+        """Count the frames, and record when they are shown and which of them decoding can start from."""
         shown: list[int | None] = []
         decoded: list[int | None] = []
         starts = []
-        self._opening: av.Packet | None = None  # the first that holds a picture, even if an editor cut it off
+        self._opening: av.Packet | None = None  # the first with a picture, even if an editor cut it off
         self._all_hold_pictures = True
         try:
             for packet in self._container.demux(self._stream):
@@ -451,9 +455,7 @@ class Video:
                     continue
                 is_start = packet.is_keyframe
                 if (is_start or self._opening is None) and packet.has_sidedata("encryption_info"):
-                    raise InputError(
-                        f"the video {self.path} is encrypted and cannot be read: give an unprotected copy."
-                    )
+                    raise InputError(f"Video {self.path} is encrypted. Pass an unprotected copy.")
                 if self._opening is None:
                     self._opening = packet
                 if packet.is_discard:
@@ -464,21 +466,21 @@ class Video:
                 decoded.append(packet.dts)
                 if most_frames is not None and len(shown) > most_frames:
                     raise InputError(
-                        f"{self.path} has more than {most_frames:,} frames: cut it, or raise most_frames."
+                        f"{self.path} has more than {most_frames:,} frames. Cut it, or raise most_frames."
                     )
         except _ERRORS as error:
             if isinstance(error, InputError):
                 raise
-            # A file that breaks off has the frames before the break.
+            # A truncated file has the frames before its end.
         self._number_frames(shown, decoded, starts)
 
     def _number_frames(self, shown: list[int | None], decoded: list[int | None], starts: list[int]) -> None:
         """Number the frames in the order in which they are shown.
 
-        Of the packets that hold a frame, in the order of the file, it takes when they are shown and when they are
-        decoded, and which of them are key frames.
+        The arguments describe the packets with a frame, in the order of the file: their display times, their decoding
+        times, and which of them are key frames.
         """
-        # Some containers tell when frames are decoded, not when they are shown, and what PyAV says of that is made up.
+        # Some containers store decoding times, not display times; the display times that PyAV gives are made up.
         name = self._container.format.name
         made_up = name in _UNTIMED or (name in _TIMED_BY_DECODING and self._stream.codec_context.has_b_frames)
         in_order = _in_order(decoded, starts)
@@ -489,7 +491,7 @@ class Video:
         elif in_order and None not in decoded and len(set(decoded)) == len(decoded):
             self._times = sorted(decoded)
         else:
-            # An unknown rate is None, or 0/1 from PyAV 19 on, whose own products are rounded.
+            # An unknown rate is None, or 0/1 from PyAV 19 on. PyAV rounds its own products.
             rate = Fraction(self._stream.average_rate or self._stream.guessed_rate or 25)
             self._times = [number / (rate * self._stream.time_base) for number in range(len(shown))]
         self._skipped = 0
@@ -498,7 +500,7 @@ class Video:
             self._first_seek = max(self._times[0], self._opening.pts) if self._shown_times else None
             if before_key or not self._packets.is_clean_start(self._opening):
                 self._skip_what_is_not_shown(most_packets=min(starts, default=0) + _LONGEST_LEAD)
-        self._starts = [0]  # what an editor cut off may begin before it, and lead into it
+        self._starts = [0]  # frames that an editor cut off may come before it and be needed
         if self._seekable:
             self._starts = sorted({0, *(bisect.bisect_left(self._times, shown[start]) for start in starts)})
 
@@ -510,18 +512,18 @@ class Video:
                     self._skipped = number
                     self._times = self._times[number:]
                 if frame is not None or self._container.format.name not in _HEADERLESS:
-                    return  # with a header, an error means damage: the frames keep their numbers
+                    return  # in a file with a header, an error means damage, and the frames keep their numbers
         except _ERRORS:
             pass  # reported when frames are read
 
     @property
     def numbers(self) -> range:
-        """The numbers of the frames that are there."""
+        """The numbers of all frames."""
         return range(len(self._times))
 
     @property
     def breaks_off(self) -> bool:
-        """Whether it is an MP4, MOV, AVI, Matroska or WebM that announces more than the file holds."""
+        """Whether it is an MP4, MOV, AVI, Matroska or WebM file that is shorter than its header says."""
         size = self.path.stat().st_size
         if self._container.format.name in ("avi", "matroska,webm"):
             with self.path.open("rb") as file:
@@ -533,7 +535,7 @@ class Video:
 
     @property
     def duration(self) -> float:
-        """How long all frames are shown, in seconds; the last one as long as the others on average."""
+        """The duration in seconds; the last frame counts as long as the others on average."""
         length = len(self._times)
         return self.time(length - 1) * length / (length - 1) if length > 1 else 0.0
 
@@ -552,9 +554,16 @@ class Video:
         self._container.close()
 
     def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Decode frames by their numbers, in order: yield each, and the frame upright, RGB, uint8 (height, width, 3).
+        """Decode frames by number.
 
-        Raises `InputError` at the first one that cannot be decoded.
+        Args:
+            numbers: the wanted frames, in any order.
+
+        Yields:
+            Each number in ascending order, and its frame: upright, RGB, uint8 (height, width, 3).
+
+        Raises:
+            InputError: at the first frame that cannot be decoded.
         """
         for number, image in self.read_readable(numbers):
             if isinstance(image, InputError):
@@ -566,14 +575,14 @@ class Video:
         return ((number, image) for number, image in self.walk(numbers) if image is not None)
 
     def walk(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray | InputError | None]]:
-        """Decode as `read_readable`, and yield the number of each other frame that is decoded on the way with None.
+        """Decode as `read_readable` does, and also yield each other frame that is decoded on the way, with None.
 
-        So the caller can end what takes too long. What lies between two wanted frames is decoded, unless the decoder
-        can start anew after it.
+        This lets the caller stop when it takes too long. Frames between two wanted ones are decoded unless decoding
+        can restart after them.
         """
         at, frame, before, decoded = -1, None, (-1, None), iter(())
-        failed: tuple[int, str] | None = None  # from where on nothing came, and why
-        in_fields = False  # each of the two fields of a frame has a packet, and so a number
+        failed: tuple[int, str] | None = None  # the start after which decoding failed, and why
+        in_fields = False  # whether each of the two fields of a frame has its own packet, and so its own number
         for wanted in sorted(set(numbers)):
             start = self._starts[bisect.bisect_right(self._starts, wanted) - 1]
             if failed is None or failed[0] != start:
@@ -584,7 +593,7 @@ class Video:
                     while at < wanted:
                         before = at, frame
                         at, frame = next(decoded)
-                        # In other videos, a number that is passed over is a frame that is lost.
+                        # In other videos, a skipped number means a lost frame.
                         in_fields = in_fields or (
                             at == before[0] + 2 and before[1] is not None and before[1].interlaced_frame
                         )
@@ -592,10 +601,10 @@ class Video:
                             yield at, None
                 except StopIteration:
                     if not (in_fields and at == wanted - 1 and frame is not None):
-                        failed = start, "gives no frame {wanted}: it breaks off" + (f" after frame {at}" * (at >= 0))
+                        failed = start, "has no frame {wanted}: it is truncated" + (f" after frame {at}" * (at >= 0))
                 except _ERRORS as error:
                     failed = start, f"cannot be decoded at frame {{wanted}} ({_why(error)})"
-            # The second field of a frame shows what the first one does.
+            # The second field of a frame shows the same as the first.
             shown = frame if at == wanted else before[1] if in_fields and before[0] == wanted - 1 else None
             if failed is not None:
                 yield wanted, self._refusal(failed[1].format(wanted=wanted))
@@ -612,7 +621,7 @@ class Video:
 
     def _as_shown(self, frame: "av.VideoFrame") -> np.ndarray:
         width, height = self._square(frame.width, frame.height)
-        self._check_size(width, height)  # the header may claim another one
+        self._check_size(width, height)  # the header may be wrong
         matrix = _display_matrix(frame)
         image = to_rgb(frame, width, height, self._note)
         if matrix is not None:
@@ -631,12 +640,12 @@ class Video:
         return image
 
     def _refusal(self, what: str) -> InputError:
-        return InputError(f"the video {self.path} {what}: copy or download it again.")
+        return InputError(f"Video {self.path} {what}. Copy or download it again.")
 
     def _decode_from(self, start: int) -> Iterator[tuple[int, "av.VideoFrame | None"]]:
-        """Yield frames and their numbers, from a frame that a decoder can start from.
+        """Yield frames and their numbers from a frame at which decoding can start.
 
-        After a recovery point the decoder returns no frame until the picture is complete: it then starts earlier.
+        After a recovery point the decoder returns no frame until the picture is complete; it then starts earlier.
         """
         place = bisect.bisect_left(self._starts, start)
         *tries, last = self._starts[max(place - _RECOVERY_POINTS, 0) : place + 1][::-1]
@@ -661,17 +670,17 @@ class Video:
                 raise frames
             for frame in frames:
                 number = self._number_of(frame, number + 1)
-                yield number, frame if number >= start else None  # those before it lean on others that were skipped
+                yield number, frame if number >= start else None  # earlier ones depend on frames that were skipped
 
     def _decode_all(self, most_packets: float = math.inf) -> Iterator[tuple[int, "av.VideoFrame | None"]]:
-        """Yield all frames and their numbers, where seeking is not to be relied on, or no frame's time is known.
+        """Yield all frames and their numbers, for files in which seeking is unreliable or times are unknown.
 
-        A frame comes out of the decoder with some packet after its own, always as many later. What leans on a packet
-        that cannot be decoded is None: all up to the next frame that leans on no other.
+        The decoder returns a frame a fixed number of packets after its own. After a packet that cannot be decoded,
+        frames are None up to the next one that depends on no other.
         """
         with self._open() as container:
             stream = container.streams[self._stream.index]
-            self._prepare(stream, threads=1)  # more of them hold frames back, and tell of errors later
+            self._prepare(stream, threads=1)  # several threads delay frames and errors
             number, index, delay, first, sound = -1, -1, None, None, True
             for packet, frames in self._decode_packets(container, stream):
                 if packet is None or (self._packets.holds_picture(packet) and not packet.is_discard):
@@ -706,7 +715,7 @@ class Video:
                 yield packet, frames
 
     def _number_of(self, frame: "av.VideoFrame", else_number: int) -> int:
-        """Return the number of a frame by when it is shown, if a packet says the same, else another one."""
+        """Return the number of a frame by its display time if a packet has the same time, else `else_number`."""
         if not self._shown_times or frame.pts is None:
             return else_number
         number = bisect.bisect_left(self._times, frame.pts)
@@ -715,22 +724,22 @@ class Video:
     def _check_size(self, width: int, height: int) -> None:
         if self._most_pixels is not None and width * height > self._most_pixels:
             raise InputError(
-                f"the frames of {self.path} have {width}x{height} pixels, more than {self._most_pixels:,}: make them "
+                f"The frames of {self.path} have {width}x{height} pixels, more than {self._most_pixels:,}. Make them "
                 "smaller, or raise most_pixels."
             )
 
 
 def _in_order(decoded: list[int | None], starts: list[int]) -> bool:
-    """Whether decoding times never step back, as they do where recordings were joined.
+    """Whether decoding times never go back, as they do where recordings were joined.
 
-    Only key frames are compared: between them, times that FFmpeg guessed may be out of order in a right file.
+    Only key frames are compared: between them, times that FFmpeg guessed may be out of order even in a valid file.
     """
     latest = list(itertools.accumulate((-math.inf if time is None else time for time in decoded), max))
     return all(decoded[start] is None or decoded[start] == latest[start] for start in starts)
 
 
 def _end_of_matroska(head: bytes) -> int:
-    """Return where the segment of a Matroska file ends by its header; 0 if that is not said, as in live recordings."""
+    """Return where the segment of a Matroska file ends by its header; 0 if unknown, as in live recordings."""
     _, _, rest = head.partition(_SEGMENT)
     if not rest or not rest[0]:
         return 0
@@ -741,22 +750,22 @@ def _end_of_matroska(head: bytes) -> int:
 
 
 def _why(error: Exception) -> str:
-    """Return why FFmpeg failed in words that say something to those who do not write decoders."""
+    """Return why FFmpeg failed, in words for users."""
     if av is not None and isinstance(error, av.InvalidDataError | av.ArgumentError):
-        return "it is damaged, breaks off, or is something else"
+        return "damaged, truncated, or not a video"
     return reason(error)
 
 
 def _display_matrix(frame: "av.VideoFrame") -> tuple[float, float, float, float] | None:
-    """Return how a frame is to be turned and mirrored; None if it is not.
+    """Return the rotation and mirroring of a frame; None if there is none.
 
-    By (a, b, c, d), what is at (x, y) is to be shown at (a x + c y, b x + d y), but for a shift.
+    With (a, b, c, d), the point (x, y) is shown at (a x + c y, b x + d y), up to a shift.
     """
     data = side_data(frame).get("DISPLAYMATRIX")
     if data is not None:
         values = np.frombuffer(data, np.int32)
         return tuple(float(values[place]) for place in (0, 1, 3, 4))
-    if frame.rotation:  # where PyAV does not give the matrix
+    if frame.rotation:  # if PyAV does not give the matrix
         turn = math.radians(frame.rotation)
         return math.cos(turn), -math.sin(turn), math.sin(turn), math.cos(turn)
     return None
@@ -771,5 +780,8 @@ def _upright(image: np.ndarray, matrix: tuple[float, float, float, float]) -> np
 
 
 def evenly_spaced(length: int, number: int) -> list[int]:
-    """Return so many frame numbers of a video of a length, first and last among them; all if it has fewer."""
+    """Return `number` evenly spaced frame numbers of a video with `length` frames, including first and last.
+
+    Returns all of them if there are fewer.
+    """
     return sorted(set(np.linspace(0, length - 1, min(number, length), dtype=int).tolist()))

@@ -1,9 +1,9 @@
-"""Count what checkpoints abstain from: `python benchmarks/abstention.py --model runs/demo --data_root data`.
+"""Count abstentions by kind of picture: `python benchmarks/abstention.py --model runs/demo --data_root data`.
 
-Clean faces of the test split should get a score. The same blurred or enlarged, pictures without a face, a cartoon,
-and, where the training data is grey, colour photographs and videos should not. Crops of a prepared data set tell
-nothing of the size of the face in its photograph: of them, only pose, sharpness and distance count. Pictures and
-videos go through the whole pipeline. With several checkpoints, such as those of several seeds, numbers become ranges.
+Clean faces of the test split should get a score. Blurred or enlarged faces, pictures without a face, a cartoon and, if
+the training data is grey, colour photographs and videos should not. Prepared crops do not record the size of the face
+in its photograph, so for them only pose, sharpness and distance count. Pictures and videos go through the whole
+pipeline. With several checkpoints, such as those of several seeds, numbers become ranges.
 """
 
 import argparse
@@ -33,27 +33,27 @@ from dcl_face_forgery.video_dcl import Video, evenly_spaced
 REASONS = ("no_face", "too_small", "extreme_pose", "too_blurred", "unfamiliar")
 BLURS = (1, 2, 4)  # standard deviations in pixels of the crop
 SMALL = 20  # pixels
-#: Unmanipulated colour photographs of people, of several packages.
+#: Unmanipulated colour photographs of people, from several packages.
 EVERYDAY = ("astronaut", "hopper", "adminlte", "ultralytics")
 CLEAN, COLOUR = "clean held-out crops", "colour"
-LARGEST_SHARE = 0.05  # of clean faces refused, and of colour faces scored by a checkpoint that knows grey ones alone
+LARGEST_SHARE = 0.05  # of clean faces without a score, and of unfamiliar colour faces with one
 
 
 @report_input_errors
 def main() -> None:
     """Parse the command line, count, and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", nargs="+", default=["runs/demo"], help="folders or ids of checkpoints")
+    parser.add_argument("--model", nargs="+", default=["runs/demo"], help="checkpoints (folders or Hub ids)")
     parser.add_argument("--dataset", default="demo", help="prepared data set with the clean faces")
     parser.add_argument("--split", default="test")
     parser.add_argument("--data_root", type=Path, default=Path("data"))
-    parser.add_argument("--frames", type=int, default=30, help="of each video, evenly spaced")
-    parser.add_argument("--pictures", nargs="*", type=Path, default=[], help="folders of further colour pictures")
+    parser.add_argument("--frames", type=int, default=30, help="evenly spaced frames of each video")
+    parser.add_argument("--pictures", nargs="*", type=Path, default=[], help="folders with more colour pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument(
         "--check",
         action="store_true",
-        help="exit with status 1 if more than 5 %% of the clean faces get no score, or of the colour faces get one",
+        help="exit with status 1 if over 5 %% of clean faces get no score, or over 5 %% of colour faces get one",
     )
     options = parser.parse_args()
     tables = {name: measure(name, options) for name in options.model}
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, dict[str, int]]:
-    """Return, by kind of picture, how many faces there are and how many of them get no score, by reason."""
+    """Return the numbers of faces and of abstentions by reason, for each kind of picture."""
     judge = Judge(name)
     (data,) = load_splits([options.dataset], options.split, options.data_root)
     rows = [data.dataset[index] for index in range(len(data.dataset))]
@@ -104,17 +104,19 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, dict[str, int]]
 
 
 class Judge:
-    """A checkpoint, and what it abstains from."""
+    """A checkpoint, and counts of its abstentions."""
 
     def __init__(self, name: str):
         self.pipe = FaceForgeryDetectionPipeline.from_pretrained(name, device="cpu")
         self.familiarity = self.pipe.model.config.familiarity
         if self.familiarity is None:
-            raise InputError(f"the checkpoint {name!r} has no familiarity: train it again without --calibration none.")
+            raise InputError(
+                f"Checkpoint {name!r}: has no limits of familiarity. Train it again without --calibration none."
+            )
         self.reference = ReferenceNetwork(find_reference(name))
 
     def crops(self, faces: list[tuple[np.ndarray, Face]]) -> dict[str, int]:
-        """Count the reasons over ready-made crops, each with its face in coordinates of the crop."""
+        """Count the reasons over prepared crops, each with its face in coordinates of the crop."""
         reasons = []
         for crop, face in faces:
             quality = measure_face(crop, face, np.eye(2, 3))
@@ -124,7 +126,7 @@ class Judge:
         return counted(reasons)
 
     def pictures(self, pictures: Iterable[np.ndarray]) -> dict[str, int]:
-        """Count the reasons over all faces of pictures; a picture without one counts as one."""
+        """Count the reasons over all faces of pictures; a picture without a face counts as one."""
         reasons: list[str | None] = []
         for picture in pictures:
             faces = self.pipe(picture)["faces"]
@@ -133,25 +135,25 @@ class Judge:
 
 
 def face_of_crop(row: dict[str, Any], where: str) -> tuple[np.ndarray, Face]:
-    """Return the crop of a prepared row, and the face in it: all of the crop, with its landmarks if they are known."""
+    """Return the crop of a prepared row and its face: the whole crop, with landmarks if known."""
     crop = decode_image(row["image"], where)
     landmarks = None if row["landmarks"] is None else np.asarray(row["landmarks"], np.float32)
     return crop, Face(np.array([0, 0, *crop.shape[1::-1]], np.float32), 1.0, landmarks)
 
 
 def enlarged(crop: np.ndarray, side: int) -> np.ndarray:
-    """Return a crop as it would be had it been stored at that side: shrunk, and enlarged again."""
+    """Return a crop at the resolution of a smaller side, by shrinking and enlarging it."""
     small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
     return cv2.resize(small, crop.shape[1::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def in_grey(picture: np.ndarray) -> np.ndarray:
-    """Return an RGB picture without its colours."""
+    """Return an RGB picture in grey."""
     return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def counted(reasons: Iterable[str | None]) -> dict[str, int]:
-    """Count faces, abstentions, and each reason."""
+    """Count faces, abstentions, and reasons."""
     counts = Counter(reasons)
     faces = sum(counts.values())
     return {"faces": faces, "abstained": faces - counts[None]} | {name: counts[name] for name in REASONS}
@@ -170,19 +172,19 @@ def frames_of(path: str | Path, number: int) -> Iterator[np.ndarray]:
 
 
 def broken_promises(name: str, table: dict[str, dict[str, int]]) -> Iterator[str]:
-    """Yield a sentence if more than `LARGEST_SHARE` of clean faces get no score, or of a kind of colour faces do."""
+    """Yield a sentence for clean faces without a score, and colour faces with one, above `LARGEST_SHARE`."""
     clean = [counts for kind, counts in table.items() if kind.startswith(CLEAN)]
     faces, refused = (sum(counts[column] for counts in clean) for column in ("faces", "abstained"))
     if refused > LARGEST_SHARE * faces:
-        yield f"{name} gives no score to {refused} of {faces} clean faces of its own kind."
+        yield f"{name} gives no score to {refused} of {faces} clean faces like its training data."
     for kind, counts in table.items():
         scored = counts["faces"] - counts["abstained"]
         if kind.startswith(COLOUR) and scored > LARGEST_SHARE * counts["faces"]:
-            yield f"{name} scores {scored} of {counts['faces']} faces that are unlike its training data ({kind})."
+            yield f"{name} scores {scored} of {counts['faces']} faces unlike its training data ({kind})."
 
 
 def as_markdown(tables: list[dict[str, dict[str, int]]]) -> str:
-    """Lay out the counts as a table of Markdown; of several checkpoints, with the range over them."""
+    """Format the counts as a Markdown table, with ranges over several checkpoints."""
     titles = ["no score", "95 % interval", *(name.replace("_", " ") for name in REASONS)]
     lines = [f"| | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for kind, first in tables[0].items():
@@ -197,7 +199,7 @@ def as_markdown(tables: list[dict[str, dict[str, int]]]) -> str:
 
 
 def ranged(counts: Iterable[int]) -> str:
-    """Return a count, or from the least to the most of several."""
+    """Return a count, or the range of several counts."""
     least, *_, most = sorted([*counts] * 2)
     return str(least) if least == most else f"{least} to {most}"
 

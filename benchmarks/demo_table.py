@@ -1,9 +1,9 @@
-"""Make the README's table: a linear probe, cross-entropy alone and DCL, on the demo's data, budget and views.
+"""Make the README's results table: a linear probe, cross-entropy alone and DCL, with the demo's data and budget.
 
-Every network is trained by `train.py -c configs/demo.yaml`, the one without contrastive losses with
-`--contrastive_weight 0`, and all are scored on the test split by `evaluate_dcl.py`. The probe is a logistic regression
-on the frozen features of the same pretrained backbone, its strength chosen on the validation split. Runs that are
-there are reused; a killed run goes on.
+`train.py -c configs/demo.yaml` trains every network, with `--contrastive_weight 0` for cross-entropy alone, and
+`evaluate_dcl.py` scores them on the test split. The probe is a logistic regression on frozen features of the same
+pretrained backbone, with the regularisation chosen on the validation split. Finished runs are reused, and killed runs
+resume.
 """
 
 import argparse
@@ -41,7 +41,9 @@ def main() -> None:
     """Parse the command line, run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/demo_table"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run of each network for each")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; each network is trained once for each"
+    )
     options = parser.parse_args()
     settings = yaml.safe_load(CONFIG.read_text())
     rows = {"Linear probe": [probe(settings)]}
@@ -119,7 +121,7 @@ def train_and_evaluate(
 
 
 def as_markdown(rows: dict[str, list[dict[str, float]]], seen: list[str], seeds: int) -> str:
-    """Lay out the frame AUCs, mean over seeds and, where there are several, their range."""
+    """Format the frame AUCs, as means over seeds and, with several seeds, ranges."""
     methods = sorted(rows["DCL"][0], key=lambda method: (method not in seen, method))
     groups = {"seen, mean": [m for m in methods if m in seen], "unseen, mean": [m for m in methods if m not in seen]}
     columns = {method: [method] for method in methods} | groups
@@ -133,7 +135,7 @@ def as_markdown(rows: dict[str, list[dict[str, float]]], seen: list[str], seeds:
             cells.append(f"{statistics.mean(values):.3f}{spread}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines.append("")
-    lines.append(f"Mean over {seeds} seed{'s' if seeds > 1 else ''}, and the lowest and highest in brackets.")
+    lines.append(f"Mean of {seeds} seed{'s' if seeds > 1 else ''} (min to max in brackets).")
     return "\n".join(lines) + "\n"
 
 

@@ -1,10 +1,9 @@
-"""Time detection in videos against bare decoding, detection and forward passes: `python benchmarks/detect.py --json`.
+"""Time detection in videos against its bare components: `python benchmarks/detect.py --json`.
 
-The whole path is that of the pipeline: a video is opened, the wanted frames decoded, faces found, followed, cut out,
-measured and judged. The floor is what no such path can do without: PyAV decodes the same frames, YuNet looks at each,
-and the model runs once over as many inputs in the same batches, without anything around it. Both take turns in one
-process, over the same clips of ten seconds; the shares are those of the parts of the floor in the time of the whole.
-`--cpu_time` counts the seconds of the processor on one thread, where other work shares the machine.
+The pipeline opens a video, decodes the chosen frames, and finds, tracks, crops, measures and scores faces. The lower
+bound is the time of the components alone: PyAV decodes the same frames, YuNet detects faces in them, and the model
+runs on as many inputs in the same batches. Both alternate in one process, on the same clips of ten seconds. The shares
+compare the components with the whole pipeline. `--cpu_time` measures CPU time on a single thread, for busy machines.
 """
 
 import argparse
@@ -29,13 +28,13 @@ from dcl_face_forgery.video_dcl import evenly_spaced
 def main() -> None:
     """Parse the command line, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="runs/demo", help="folder of a checkpoint (default: runs/demo)")
-    parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="what runs it")
-    parser.add_argument("--clips", type=int, default=2, help="clips of ten seconds")
-    parser.add_argument("--frames", type=int, default=32, help="of each clip")
-    parser.add_argument("--batch_size", type=int, default=4, help="faces at a time (default: 4)")
-    parser.add_argument("--turns", type=int, default=5, help="timed turns of each, after one to warm up")
-    parser.add_argument("--cpu_time", action="store_true", help="count seconds of the processor, on one thread")
+    parser.add_argument("--model", default="runs/demo", help="checkpoint folder (default: runs/demo)")
+    parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="runtime for the checkpoint")
+    parser.add_argument("--clips", type=int, default=2, help="number of clips of ten seconds")
+    parser.add_argument("--frames", type=int, default=32, help="frames of each clip")
+    parser.add_argument("--batch_size", type=int, default=4, help="faces in a batch (default: 4)")
+    parser.add_argument("--turns", type=int, default=5, help="timed turns of each, after a warm-up turn")
+    parser.add_argument("--cpu_time", action="store_true", help="measure CPU time on a single thread")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +43,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, float | int]:
-    """Time both in turns, and take the median of the ratios within a turn."""
+    """Time both in turns, and return the median ratio within a turn."""
     if options.cpu_time:
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
@@ -77,19 +76,19 @@ def _clock(options: argparse.Namespace) -> Callable[[], float]:
 
 
 def whole(pipe: FaceForgeryDetectionPipeline, paths: Sequence[Path], options: argparse.Namespace) -> float:
-    """Judge the clips by the pipeline, and return the seconds."""
+    """Run the pipeline on the clips, and return the seconds."""
     clock = _clock(options)
     start = clock()
     results = pipe(list(paths), num_frames=options.frames, batch_size=options.batch_size)
     seconds = clock() - start
     found = sum(person["judged"] for result in results for person in result["people"])
     if found != len(paths) * options.frames:
-        sys.exit(f"error: {found} faces were found in {len(paths) * options.frames} frames.")
+        sys.exit(f"error: the detector found {found} faces in {len(paths) * options.frames} frames.")
     return seconds
 
 
 def floor(pipe: FaceForgeryDetectionPipeline, paths: Sequence[Path], options: argparse.Namespace) -> dict[str, float]:
-    """Decode the same frames, look for faces in them, run the model as often, and return the seconds of each."""
+    """Decode the same frames, detect faces, run the model as often, and return the seconds of each."""
     detector, clock = fetch_detector(), _clock(options)
     seconds = {"decode": 0.0, "detection": 0.0, "model": 0.0}
     for path in paths:

@@ -1,8 +1,8 @@
-"""Measure what each encoding of face crops costs: `python benchmarks/encodings.py --data data/demo --split test`.
+"""Measure size and time of face crop encodings: `python benchmarks/encodings.py --data data/demo --split test`.
 
-The images of a prepared split are decoded, encoded in each way that `dcl-prepare --encoding` knows, and decoded again
-as training does; the ways take turns, image by image. What an encoding costs in AUC is seen by preparing, training and
-evaluating the demo with it.
+The images of a prepared split are decoded, encoded with each option of `dcl-prepare --encoding`, and decoded again as
+in training. The encodings alternate for each image. To measure the effect on AUC, prepare, train and evaluate the demo
+with an encoding.
 """
 
 import argparse
@@ -19,22 +19,22 @@ from dcl_face_forgery.prepared.names import ENCODINGS
 def main() -> None:
     """Parse the command line, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", required=True, help="folder of a prepared data set without loss")
+    parser.add_argument("--data", required=True, help="folder of a losslessly encoded data set")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--images", type=int, default=200, help="so many, evenly spaced over the split")
+    parser.add_argument("--images", type=int, default=200, help="number of images, evenly spaced over the split")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
     result = measure(options)
     if options.json:
         print(json.dumps(result))
         return
-    print("| Encoding | KB a face | encode, ms | decode, ms |\n|---|---|---|---|")
+    print("| Encoding | KB per face | encode (ms) | decode (ms) |\n|---|---|---|---|")
     for name, costs in result.items():
         print(f"| {name} | {costs['kilobytes']:.1f} | {costs['encode_ms']:.2f} | {costs['decode_ms']:.2f} |")
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return, for each encoding, the mean size and the median times of a face."""
+    """Return the mean size and the median times per face of each encoding."""
     dataset = load_prepared(options.data, options.split)
     step = max(1, len(dataset) // options.images)
     cells = dataset.select(range(0, len(dataset), step))["image"]

@@ -1,9 +1,9 @@
-"""Time the classifier on the CPU in the ways there are to run it: `python benchmarks/export.py --json`.
+"""Time the classifier on the CPU with each runtime: `python benchmarks/export.py --json`.
 
-PyTorch in float32, eager; PyTorch under bf16 autocast; PyTorch compiled (`--compile`, which takes minutes); the ONNX
-graph in float32, and in int8. All take turns in one process, so that a busy machine slows all of them alike; the ratio
-to eager float32 is taken within a turn, and of all turns the median. Weights and images are random: they do not matter
-for time.
+PyTorch in eager float32; PyTorch under bf16 autocast; compiled PyTorch (`--compile`, which takes minutes); the ONNX
+graph in float32 and in int8. All alternate in one process, so that a busy machine slows all of them equally. Results
+are medians over turns, with the ratio to eager float32 within each turn. Weights and images are random, which does not
+affect the time.
 """
 
 import argparse
@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=160)
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=21, help="timed runs of each, after two to warm up")
-    parser.add_argument("--compile", action="store_true", help="time torch.compile, too")
+    parser.add_argument("--turns", type=int, default=21, help="timed runs of each, after two warm-up runs")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
     result = measure(options)
@@ -50,11 +50,11 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Time all ways in turns.
+    """Time all runtimes in turns.
 
     Returns:
-        The options, the name of the CPU, and of each way its median `seconds` a batch and how many `times_as_fast` as
-        eager float32 it is: the median over turns, with the least and the largest.
+        The options, the name of the CPU, and for each runtime its median `seconds` per batch, and its speed-up over
+        eager float32, `times_as_fast`: the median over turns, with minimum and maximum.
     """
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -82,11 +82,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def build(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """Return the ways to classify one batch of random images."""
+    """Return the runtimes, as functions that classify one batch of random images."""
     size = options.image_size
     model = DCLForImageClassification(DCLConfig(backbone=options.backbone, image_size=size)).eval()
     pixel_values = torch.rand(options.batch_size, 3, size, size) * 2 - 1
-    with tempfile.TemporaryDirectory() as folder:  # a session keeps what it has read
+    with tempfile.TemporaryDirectory() as folder:  # a session keeps the graph in memory
         graph, int8_graph = Path(folder) / "model.onnx", Path(folder) / "model_int8.onnx"
         write_graph(model, graph)
         write_int8(graph, int8_graph, torch.rand(2, 3, size, size) * 2 - 1, "minmax")
@@ -103,7 +103,7 @@ def build(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 
     ways = {EAGER: eager, "bf16 autocast": bf16}
     if options.compile:
-        torch.compiler.config.force_disable_caches = True  # what was compiled for other numbers of threads
+        torch.compiler.config.force_disable_caches = True  # avoid code compiled for another number of threads
         compiled = torch.compile(ClassifierOutputs(model))
 
         @torch.inference_mode()
@@ -115,8 +115,8 @@ def build(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
 
 
 def cpu_name() -> str:
-    """Return what the system calls its CPU."""
-    cpuinfo = Path("/proc/cpuinfo")  # on Linux, where `platform` does not know it
+    """Return the name of the CPU."""
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux, `platform` does not give the name
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

@@ -1,9 +1,9 @@
 """Time the preparation of videos against bare decoding and detection: `python benchmarks/extract.py --json`.
 
-The whole path is that of `dcl-prepare`: frames are decoded, a face is found in each, followed, cut out, encoded, and
-written into shards. The floor is what no such path can do without: PyAV decodes the same frames, and YuNet
-looks at each, on one thread, without anything around it. Both take turns in one process, over the same clips; then one
-process and two take turns over as many clips as keep two busy for a while.
+`dcl-prepare` decodes frames, finds a face in each, tracks, crops and encodes it, and writes shards. The lower bound is
+the time of the components alone: PyAV decodes the same frames, and YuNet detects faces in them, on one thread. Both
+alternate in one process, on the same clips. Then one process and two processes alternate on more clips, enough to keep
+two busy for a while.
 """
 
 import argparse
@@ -33,10 +33,14 @@ from dcl_face_forgery.video_dcl import evenly_spaced
 def main() -> None:
     """Parse the command line, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clips", type=int, default=8, help="clips of ten seconds, timed against the floor")
-    parser.add_argument("--copies", type=int, default=6, help="times these clips, to time two processes against one")
-    parser.add_argument("--frames", type=int, default=32, help="of each clip")
-    parser.add_argument("--turns", type=int, default=2, help="timed turns of each, after one to warm up")
+    parser.add_argument(
+        "--clips", type=int, default=8, help="number of clips of ten seconds, timed against the lower bound"
+    )
+    parser.add_argument(
+        "--copies", type=int, default=6, help="copies of these clips, for timing two processes against one"
+    )
+    parser.add_argument("--frames", type=int, default=32, help="frames of each clip")
+    parser.add_argument("--turns", type=int, default=2, help="timed turns of each, after a warm-up turn")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +49,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, float | int]:
-    """Time all in turns, and take the median of the ratios within a turn."""
+    """Time all in turns, and return the median ratios within a turn."""
     clips = [write_clip(folder / f"{index:03}.mp4", index) for index in range(options.clips)]
     seconds: dict[str, list[float]] = {"whole": [], "floor": [], "one": [], "two": []}
     for turn in range(options.turns + 1):
@@ -74,7 +78,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, float | int]
 
 
 def prepare(paths: Sequence[Path], frames: int, processes: int = 1) -> float:
-    """Prepare clips as `dcl-prepare` does, each a family of its own, and return the seconds."""
+    """Prepare clips as in `dcl-prepare`, each as its own family, and return the seconds."""
     clips = [Clip(f"real/{i}", f"real/{i}", "real", 0, VideoFrames(path)) for i, path in enumerate(paths)]
     found = RawDataSet("benchmark", {"test": [ClipFamily((clip,)) for clip in clips]})
     how = Extraction("benchmark", frames, {"kind": "box", "margin": MARGIN, "size": SIZE}, "yunet")
@@ -85,12 +89,12 @@ def prepare(paths: Sequence[Path], frames: int, processes: int = 1) -> float:
         )
         seconds = time.perf_counter() - start
     if done.total.faces != len(paths) * frames:
-        sys.exit(f"error: {done.total.faces} faces were found in {len(paths) * frames} frames.")
+        sys.exit(f"error: the detector found {done.total.faces} faces in {len(paths) * frames} frames.")
     return seconds
 
 
 def floor(paths: Sequence[Path], frames: int) -> float:
-    """Decode the same frames and look for faces in them, and return the seconds."""
+    """Decode the same frames, detect faces in them, and return the seconds."""
     detector, threads = fetch_detector(), cv2.getNumThreads()
     cv2.setNumThreads(1)
     start = time.perf_counter()

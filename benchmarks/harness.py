@@ -1,4 +1,4 @@
-"""What benchmarks share: clips of ten seconds of a talking face, and how figures are printed."""
+"""Shared code of the benchmarks: clips of a talking face, and printing of results."""
 
 import json
 from collections.abc import Mapping
@@ -33,6 +33,6 @@ def write_clip(path: Path, index: int) -> Path:
 
 
 def print_result(result: Mapping[str, float | int | str], as_json: bool) -> None:
-    """Print figures: as one JSON object and nothing else, or a line each."""
+    """Print results as one JSON object, or one per line."""
     width = max(map(len, result))
     print(json.dumps(result) if as_json else "\n".join(f"{key:{width}} {value}" for key, value in result.items()))

@@ -1,12 +1,11 @@
-"""Many visitors of the app at once: is every request answered or refused in words, in turn, and does memory stay flat?
+"""Load test of the app: are all requests answered or refused with a reason, in order, and is memory stable?
 
     python benchmarks/load.py --model runs/demo --json
 
-The app runs in a process of its own, on loopback. Each visitor uploads a picture, a short video, or something hostile,
-waits for what becomes of it, and comes again; who finds the line full comes back a moment later. Prints how many
-requests were answered, refused and turned away, the memory of the app's process, and how long requests waited against
-what is fair: the number of requests ahead of them in their line, of pictures or of videos, times the mean time that
-one of that line takes that is answered.
+The app runs in its own process, on loopback. Each client repeatedly uploads a picture, a short video, or a hostile
+file and waits for the result; if the queue is full, it retries after a moment. The output has the numbers of answered,
+refused and rejected requests, the memory of the app, and waiting times relative to a fair wait: the number of requests
+ahead in the queue of pictures or of videos, times the mean time of an answered request in that queue.
 """
 
 import argparse
@@ -30,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = (ROOT / "examples" / "portrait.jpg").read_bytes()
 VIDEO = (ROOT / "examples" / "portrait_forged_from_2_s.mp4").read_bytes()
 API = "/gradio_api"
-#: What is sent, with its share: name of the file, its content, endpoint, options.
+#: Kinds of requests: share, file name, content, endpoint, options.
 WORK = {
     "picture": (0.55, "portrait.jpg", PICTURE, "detect_image", ["default", None]),
     "video": (0.2, "clip.mp4", VIDEO, "detect_video", [8, "default", None]),
@@ -40,14 +39,14 @@ WORK = {
     "address": (0.05, None, "http://127.0.0.1:9/a.jpg", "detect_image", ["default", None]),
     "foreign path": (0.05, None, "/etc/passwd", "detect_image", ["default", None]),
 }
-WARM_UP = 0.25  # share of the time after which memory counts
+WARM_UP = 0.25  # share of the time before memory counts
 TURNED_AWAY = "Queue is full"
-_SKEW = 0.05  # seconds by which visitors who share a core may see what happened too late
+_SKEW = 0.05  # seconds of delay with which clients on a shared core may notice events
 
 
 @dataclass
 class Request:
-    """One request that was let into a line: which one, and when it was sent, let in, begun, and ended, in seconds."""
+    """One queued request: its queue, and the times in seconds when it was sent, queued, started and finished."""
 
     line: str
     sent: float
@@ -58,12 +57,12 @@ class Request:
 
 
 class Visitors:
-    """What visitors do, and what becomes of it.
+    """Simulated clients and the outcomes of their requests.
 
     Args:
-        url: of the app.
-        seconds: how long they come.
-        seed: of what they send.
+        url: URL of the app.
+        seconds: duration of the test.
+        seed: random seed of the requests.
     """
 
     def __init__(self, url: str, seconds: float, seed: int):
@@ -73,7 +72,7 @@ class Visitors:
         self.unexplained: list[str] = []
 
     async def come_and_go(self, number: int) -> None:
-        """Be one visitor until the time is over."""
+        """Run one client until the time is over."""
         kinds, shares = list(WORK), [work[0] for work in WORK.values()]
         async with httpx.AsyncClient(base_url=self.url, timeout=300) as http:
             count = 0
@@ -91,7 +90,7 @@ class Visitors:
                     await asyncio.sleep(self.random.uniform(0.5, 2))
 
     async def ask(self, http: httpx.AsyncClient, kind: str, session: str) -> tuple[str, str]:
-        """Send one request and return what became of it, and in which words."""
+        """Send one request and return its outcome and message."""
         _, name, content, endpoint, options = WORK[kind]
         path = content
         if name is not None:
@@ -125,21 +124,21 @@ class Visitors:
         return "no answer", ""
 
     async def run(self, clients: int) -> None:
-        """Let so many visitors come at once."""
+        """Run several clients at once."""
         config = httpx.get(f"{self.url}/config").json()
         self.functions = {each["api_name"]: {"fn_index": each["id"]} for each in config["dependencies"]}
         await asyncio.gather(*(self.come_and_go(number) for number in range(clients)))
 
 
 def waiting(requests: list[Request]) -> dict[str, float]:
-    """Return how long requests waited against what is fair, for those that were not alone in their line.
+    """Return the waiting times relative to a fair wait, for requests with others ahead in their queue.
 
-    Fair is the number of requests ahead times the mean time of one that is answered. Not every one takes the mean, so
-    also against the time that those ahead really took. Ahead is who was begun before; nobody should be who was sent
-    after a request had been let in.
+    A fair wait is the number of requests ahead times the mean time of an answered request. A second ratio uses the
+    actual times of the requests ahead. A request is ahead if it started earlier; it has overtaken another one if it
+    was sent after that one was queued.
     """
     served = [each for each in requests if each.ended == each.ended and each.begun == each.begun]
-    waits: dict[str, list[tuple[float, float]]] = {"fair": [], "time_of_those_ahead": []}  # and what they are held to
+    waits: dict[str, list[tuple[float, float]]] = {"fair": [], "time_of_those_ahead": []}  # wait, and reference
     result: dict[str, float] = {"requests": len(served), "overtaken": 0}
     for line in sorted({each.line for each in served}):
         of_line = [each for each in served if each.line == line]
@@ -182,7 +181,7 @@ def resident_mib(pid: int) -> float:
 
 
 async def measure(process: subprocess.Popen, url: str, clients: int, seconds: float, seed: int) -> dict:
-    """Let visitors come and return what was measured."""
+    """Run the load test and return the measurements."""
     await Visitors(url, 5, seed).run(2)
     visitors, memory = Visitors(url, seconds, seed + 1), []
 
@@ -212,9 +211,9 @@ async def measure(process: subprocess.Popen, url: str, clients: int, seconds: fl
 
 
 def main() -> None:
-    """Parse the command line, start the app, and print what was measured."""
+    """Parse the command line, start the app, and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(ROOT / "runs" / "demo"), help="folder or id of the checkpoint")
+    parser.add_argument("--model", default=str(ROOT / "runs" / "demo"), help="checkpoint (folder or Hub id)")
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
@@ -233,7 +232,7 @@ def main() -> None:
     )
     try:
         if "The app is at" not in (process.stdout.readline() or ""):
-            sys.exit(f"error: the app did not start: run DCL_MODEL={arguments.model} python app.py to see why.")
+            sys.exit(f"error: The app did not start. Run DCL_MODEL={arguments.model} python app.py to see why.")
         url = f"http://127.0.0.1:{port}"
         result = asyncio.run(measure(process, url, arguments.clients, arguments.seconds, arguments.seed))
     finally:

@@ -1,9 +1,9 @@
 """Time one training step of DCL against its bare backbone: `python benchmarks/train_step.py --json`.
 
-The DCL step is the trainer's own: views on the device, both encoders, losses, memory, backward, optimizer, momentum
-update. The bare step is what no such method can do without: a forward and a backward pass of the query encoder, a
-forward pass of the key encoder, the optimizer. Both use the same backbone, memory format, autocast and optimizer, and
-take turns in one process; their peak memory is taken in a process of its own for each.
+The DCL step has the trainer's parts: views on the device, both encoders, losses, memory, backward pass, optimizer and
+momentum update. The bare step is the minimum for such a method: a forward and a backward pass of the query encoder, a
+forward pass of the key encoder, and the optimizer. Both use the same backbone, memory format, autocast and optimizer,
+and alternate in one process. Peak memory is measured in a separate process for each.
 """
 
 import argparse
@@ -36,10 +36,10 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=299)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--precision", choices=("float32", "bf16", "fp16"), default="float32")
-    parser.add_argument("--channels_last", action="store_true", help="memory format of both")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of each, after one to warm up")
+    parser.add_argument("--channels_last", action="store_true", help="use the channels_last memory format in both")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each, after a warm-up step")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--peak_of", choices=STEPS, help="print the peak memory of one kind of step, in GiB, and end")
+    parser.add_argument("--peak_of", choices=STEPS, help="print the peak memory of one kind of step in GiB, and exit")
     options = parser.parse_args()
     if options.peak_of:
         print(peak_memory(STEPS[options.peak_of](options)))
@@ -49,8 +49,8 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
-    """Time both steps in turns and take the median of each, in seconds, and of their ratio within a turn."""
-    # First, while this process is small: on Linux a child's peak is counted from that of its parent.
+    """Time both steps in turns and return the median seconds of each, and the median ratio within a turn."""
+    # First, while this process is small: on Linux, a child's peak memory starts at that of its parent.
     peaks = {name: peak_in_own_process(name) for name in STEPS}
     step = {name: build(options) for name, build in STEPS.items()}
     times: dict[str, list[float]] = {name: [] for name in step}
@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
 
 
 def dcl_step(options: argparse.Namespace) -> Callable[[], None]:
-    """Build a step of the trainer on random faces, past the warm-up, its queues full."""
+    """Build a training step on random faces, after the warm-up and with full queues."""
     config = DCLConfig(backbone=options.backbone, image_size=options.image_size)
     model = DCLForPreTraining(config)
     nn.functional.normalize(torch.randn_like(model.memory.queue), dim=2, out=model.memory.queue)
@@ -114,7 +114,7 @@ def dcl_step(options: argparse.Namespace) -> Callable[[], None]:
 
 
 def bare_step(options: argparse.Namespace) -> Callable[[], None]:
-    """Build the passes over the backbone that the method cannot do without."""
+    """Build the step with the bare passes over the backbone."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
     config = DCLConfig(backbone=options.backbone, image_size=options.image_size)
@@ -151,7 +151,7 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def random_batch(options: argparse.Namespace, device: torch.device) -> dict[str, torch.Tensor]:
-    """Make a batch as the data loader gives it, half of it fakes with a square mask."""
+    """Make a batch like those of the data loader; half of it are fakes with a square mask."""
     count, size = options.batch_size, options.image_size
     generator = torch.Generator().manual_seed(0)
     mask = torch.zeros(count, size, size, dtype=torch.uint8)
@@ -176,7 +176,7 @@ def timed(step: Callable[[], None]) -> float:
 
 
 def peak_memory(step: Callable[[], None]) -> float:
-    """Run a step twice, so that the optimizer has its state, and return the peak of this process, in GiB."""
+    """Run a step twice, to include the optimizer state, and return the peak memory of this process in GiB."""
     for _ in range(2):
         step()
     if torch.cuda.is_available():
@@ -185,7 +185,7 @@ def peak_memory(step: Callable[[], None]) -> float:
 
 
 def peak_in_own_process(name: str) -> float:
-    """Return the peak memory of one kind of step, in GiB: allocated on a GPU, resident in all on a CPU."""
+    """Return the peak memory of one kind of step in GiB: allocated on a GPU, or resident on a CPU."""
     command = [sys.executable, __file__, *sys.argv[1:], "--peak_of", name]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 

@@ -1,4 +1,4 @@
-"""Prepare data sets: `dcl-prepare demo`, `blend`, a layout of `LAYOUTS`, `check` or `assets` (each with --help)."""
+"""The command `dcl-prepare`: `demo`, `blend`, a layout of `LAYOUTS`, `check` or `assets` (each with --help)."""
 
 import argparse
 import inspect
@@ -34,16 +34,16 @@ from dcl_face_forgery.prepared.names import DEFAULT_ENCODING, ENCODINGS, split_f
 if TYPE_CHECKING:
     from dcl_face_forgery.data_scripts.shards import Report
 
-#: What `dcl-prepare` reads, by the name of the command.
+#: The data set layouts, by the name of their command.
 _LAYOUTS = (folder, ffpp, celeb_df, dfdc, dfdcp, deeperforensics, uadfv, wild_deepfake, deepfakebench)
 LAYOUTS = {layout.__name__.rpartition(".")[2]: layout for layout in _LAYOUTS}
 _LEAST = {  # of the options that are numbers
     **{"size": 32, "margin": 0.5, "variants": 1, "frames": 1},
     **{"num_proc": 1, "num_shards": 1, "families_per_shard": 1},
 }
-_SHOWN = 20  # so many of those that were left out are named
-_INTERRUPTED = 130  # as shells have it
-_SOME_LEFT_OUT = 3  # exit status of a raw data set of which not all could be prepared
+_SHOWN = 20  # skipped files that are listed
+_INTERRUPTED = 130  # exit status, as in shells
+_SOME_LEFT_OUT = 3  # exit status if some of a raw data set could not be prepared
 
 
 def _path(text: str) -> str:
@@ -53,7 +53,7 @@ def _path(text: str) -> str:
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Says defaults where there are any."""
+    """Shows defaults if there are any."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
@@ -64,15 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("dcl-prepare", description="Prepare data sets for training and evaluation.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    demo = commands.add_parser("demo", help="the demo data set: forgeries made from the ORL photographs", **formatter)
+    demo = commands.add_parser(
+        "demo", help="prepare the demo data set: forgeries made from the ORL photographs", **formatter
+    )
     demo.add_argument("--size", type=int, default=112, help="side of the face crops in pixels")
 
-    blend = commands.add_parser("blend", help="forgeries made from your own real photographs", **formatter)
+    blend = commands.add_parser("blend", help="make forgeries from your own real photographs", **formatter)
     blend.add_argument(
         "--source",
         type=_path,
         required=True,
-        help="folder of photographs (a sub-folder = one person), or a prepared data set",
+        help="folder of photographs (one sub-folder per person), or a prepared data set",
     )
     blend.add_argument(
         "--methods",
@@ -80,21 +82,21 @@ def _parser() -> argparse.ArgumentParser:
         default=list(METHODS),
         choices=METHODS,
         metavar="METHOD",
-        help="of these, separated by spaces",
+        help="forgery methods, separated by spaces",
     )
     blend.add_argument("--variants", type=int, default=1, help="forgeries of each method per photograph")
-    blend.add_argument("--split", default="train", help="which split photographs become")
+    blend.add_argument("--split", default="train", help="split for the photographs")
     _add_shares(blend)
-    blend.add_argument("--name", help="name of the data set that photographs become (else that of the folder)")
-    blend.add_argument("--size", type=int, help=f"side of the crops cut from photographs, in pixels (else {SIZE})")
+    blend.add_argument("--name", help="name of the data set made from photographs (default: name of the folder)")
+    blend.add_argument("--size", type=int, help=f"side of the crops cut from photographs, in pixels (default: {SIZE})")
     blend.add_argument(
-        "--margin", type=float, help=f"side of these crops over the longer side of the face (else {MARGIN})"
+        "--margin", type=float, help=f"side of these crops over the longer side of the face (default: {MARGIN})"
     )
 
-    check = commands.add_parser("check", help="say what is there of a data set, and what is missing")
+    check = commands.add_parser("check", help="list what a data set contains and what is missing")
     checked = check.add_subparsers(dest="layout", required=True, metavar="LAYOUT")
     prepared = checked.add_parser(
-        "prepared", help="a prepared data set: its splits, and pictures that two of them share"
+        "prepared", help="a prepared data set: its splits, and images that two of them share"
     )
     prepared.add_argument("--root", type=_path, required=True, help="folder of the prepared data set")
     for name, layout in LAYOUTS.items():
@@ -107,12 +109,16 @@ def _parser() -> argparse.ArgumentParser:
         _add_preparation(raw)
 
     for command in (demo, blend):
-        command.add_argument("--seed", type=int, default=0, help="of everything random")
+        command.add_argument("--seed", type=int, default=0, help="random seed")
         _add_output(command)
 
-    assets = commands.add_parser("assets", help="fetch photographs, face detector or weights, and print their paths")
-    assets.add_argument("--output", type=Path, help="folder that gets a copy of each")
-    assets.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ASSETS)} (else all)")
+    assets = commands.add_parser(
+        "assets", help="download photographs, face detector or weights, and print their paths"
+    )
+    assets.add_argument("--output", type=Path, help="folder for a copy of each")
+    assets.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"assets to download, of {', '.join(ASSETS)} (default: all)"
+    )
     return parser
 
 
@@ -128,39 +134,49 @@ def _add_shares(parser: argparse.ArgumentParser) -> None:
         type=float,
         nargs="+",
         metavar="PERCENT",
-        help="divide the people (or videos, or loose files) into train, validation and test: 80 10 10, or 80 20",
+        help="split people (or videos, or loose files) into train, validation and test, such as 80 10 10, or 80 20",
     )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=_path, required=True, help="folder of the prepared data set")
-    parser.add_argument("--encoding", choices=ENCODINGS, default=DEFAULT_ENCODING, help="of the face crops")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set that was prepared otherwise")
+    parser.add_argument("--encoding", choices=ENCODINGS, default=DEFAULT_ENCODING, help="encoding of the face crops")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a data set that was prepared with other settings"
+    )
 
 
 def _add_preparation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", help="name of the data set (else that of the layout, or of the folder)")
-    parser.add_argument("--frames", type=int, default=32, help="frames of each clip at most, evenly spaced")
-    faces = parser.add_argument_group("faces", "not for data sets whose frames are crops of faces already")
-    faces.add_argument("--size", type=int, help=f"side of the face crops in pixels (else {SIZE})")
+    parser.add_argument("--name", help="name of the data set (default: name of the layout or folder)")
+    parser.add_argument("--frames", type=int, default=32, help="frames per clip at most, evenly spaced")
+    faces = parser.add_argument_group("faces", "not for data sets that consist of face crops")
+    faces.add_argument("--size", type=int, help=f"side of the face crops in pixels (default: {SIZE})")
     faces.add_argument(
-        "--margin", type=float, help=f"side of the crop over the longer side of the face (else {MARGIN})"
+        "--margin", type=float, help=f"side of the crop over the longer side of the face (default: {MARGIN})"
     )
-    faces.add_argument("--crop", choices=CROP_KINDS, help="upright square, or aligned on five landmarks (else box)")
-    faces.add_argument("--detector", choices=DETECTORS, help=f"finds the faces (else {DETECTORS[0]})")
-    work = parser.add_argument_group("work", "the rows do not depend on it")
-    work.add_argument("--num_proc", type=int, default=1, help="processes on this machine, of one thread each")
-    work.add_argument("--shard_index", type=int, default=0, help="which job this is, from 0, of --num_shards")
-    work.add_argument("--num_shards", type=int, default=1, help="jobs, each started by itself, that share the work")
+    faces.add_argument(
+        "--crop", choices=CROP_KINDS, help="box: upright square; aligned5: aligned by five landmarks (default: box)"
+    )
+    faces.add_argument("--detector", choices=DETECTORS, help=f"face detector (default: {DETECTORS[0]})")
+    work = parser.add_argument_group("work", "options that do not change the rows")
+    work.add_argument("--num_proc", type=int, default=1, help="processes on this machine, with one thread each")
+    work.add_argument("--shard_index", type=int, default=0, help="number of this job, from 0 to --num_shards - 1")
     work.add_argument(
-        "--ray", nargs="?", const="", metavar="ADDRESS", help="let a Ray cluster do it, or without address a local one"
+        "--num_shards", type=int, default=1, help="number of jobs, started separately, that share the work"
     )
-    work.add_argument("--families_per_shard", type=int, default=FAMILIES_PER_SHARD, help="families of clips in a file")
-    work.add_argument("--retry_failed", action="store_true", help="make shards again in which something was left out")
-    work.add_argument("--strict", action="store_true", help="stop at the first thing that cannot be prepared")
+    work.add_argument(
+        "--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster; without ADDRESS, on a local one"
+    )
+    work.add_argument("--families_per_shard", type=int, default=FAMILIES_PER_SHARD, help="clip families per file")
+    work.add_argument(
+        "--retry_failed", action="store_true", help="prepare shards again in which something was skipped"
+    )
+    work.add_argument("--strict", action="store_true", help="stop at the first error instead of skipping files")
     hub = parser.add_argument_group("Hub")
-    hub.add_argument("--push_to_hub", metavar="ID", help="push the data set there, with a card, when it is done")
-    hub.add_argument("--public", action="store_true", help="let everybody see it (ask the owners of the data first)")
+    hub.add_argument("--push_to_hub", metavar="ID", help="upload the finished data set with a card to this repository")
+    hub.add_argument(
+        "--public", action="store_true", help="make the repository public (ask the owners of the data first)"
+    )
     _add_output(parser)
 
 
@@ -176,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for option, least in _LEAST.items():
         value = getattr(options, option, None)
         if isinstance(value, int | float) and not least <= value <= 10_000:
-            raise InputError(f"--{option} {value} cannot be used: give a value from {least} to 10000.")
+            raise InputError(f"--{option} is {value}. Choose a value from {least} to 10000.")
     shares = getattr(options, "split_shares", None)
     if shares is not None:
         check_shares(shares)
@@ -186,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = commands.get(options.command, _prepare_raw)(options)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it was.", file=sys.stderr)
+        print("Interrupted. Run the same command again to continue.", file=sys.stderr)
         status = _INTERRUPTED
     if status is not None:
         sys.exit(status)
@@ -197,12 +213,12 @@ def _find(options: argparse.Namespace, name: str) -> RawDataSet:
 
 
 def _arguments_of(function: Callable[..., Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options that a function takes, by their names."""
+    """Return the options that a function takes, by name."""
     return {name: value for name, value in vars(options).items() if name in inspect.signature(function).parameters}
 
 
 def _check(options: argparse.Namespace) -> int:
-    """Print what is there of a data set; return the exit status."""
+    """Print what a data set contains; return the exit status."""
     if options.layout == "prepared":
         return _check_prepared(options.root)
     found = _find(options, options.layout)
@@ -215,14 +231,14 @@ def _check(options: argparse.Namespace) -> int:
     _print_skipped(found.skipped)
     short = [part.name for part in found.parts if part.published is not None and part.found < part.published]
     if short:
-        print(f"fewer than published: {', '.join(short)}")
+        print(f"Fewer than published: {', '.join(short)}")
     return _SOME_LEFT_OUT if short or found.failures else 0
 
 
 def _check_prepared(root: str) -> int:
-    """Print the splits of a prepared data set and the pictures that they share; return the exit status."""
+    """Print the splits of a prepared data set and the images that they share; return the exit status."""
     if not split_files(Path(root)):
-        raise InputError(f"Folder {root} holds no prepared data set (no train.parquet, for example). Check --root.")
+        raise InputError(f"Folder {root} contains no prepared data set (for example, no train.parquet). Check --root.")
     from dcl_face_forgery.data_scripts.splitting import count_faces, describe_shared_pictures, pictures_of_splits
 
     splits, rows = pictures_of_splits(root), []
@@ -235,7 +251,7 @@ def _check_prepared(root: str) -> int:
     for sentence in shared[:_SHOWN]:
         print(f"{sentence}.")
     if len(shared) > _SHOWN:
-        print(f"and {len(shared) - _SHOWN} more pairs")
+        print(f"... and {len(shared) - _SHOWN} more pairs")
     return _SOME_LEFT_OUT if shared else 0
 
 
@@ -257,9 +273,8 @@ def _prepare_demo(options: argparse.Namespace) -> None:
 def _prepare_forgeries(options: argparse.Namespace) -> None:
     """Prepare forgeries made from photographs."""
     if not Path(options.source).is_dir():
-        raise InputError(
-            f"Folder {options.source} not found. Give --source a folder of photographs, or of a prepared data set."
-        )
+        what = "is not a folder" if Path(options.source).exists() else "not found"
+        raise InputError(f"--source {options.source} {what}. Pass a folder of photographs, or of a prepared data set.")
     from dcl_face_forgery.data_scripts.forging import prepare_forgeries
 
     _report(options.output, prepare_forgeries(**_arguments_of(prepare_forgeries, options)))
@@ -271,13 +286,13 @@ def _prepare_raw(options: argparse.Namespace) -> int:
     """Prepare a raw data set; return the exit status."""
     if not 0 <= options.shard_index < options.num_shards:
         raise InputError(
-            f"--shard_index {options.shard_index} does not go with --num_shards {options.num_shards}: of n jobs the "
-            "first is 0 and the last n - 1."
+            f"--shard_index is {options.shard_index}, but --num_shards is {options.num_shards}. Choose an index from "
+            f"0 to {options.num_shards - 1}."
         )
     if options.overwrite and options.num_shards > 1:
-        raise InputError("--overwrite of one job would remove what the others wrote: remove the old shards by hand.")
+        raise InputError("--overwrite would remove the shards of other jobs. Remove the old shards by hand.")
     if options.public and not options.push_to_hub:
-        raise InputError("--public says how a data set is pushed: give --push_to_hub, too, or leave it away.")
+        raise InputError("--public has no effect without --push_to_hub. Add --push_to_hub, or remove --public.")
     if options.push_to_hub:
         from dcl_face_forgery.data_scripts.publishing import check_hub, push_prepared
 
@@ -289,7 +304,7 @@ def _prepare_raw(options: argparse.Namespace) -> int:
         crop = {"kind": options.crop or "box", "margin": options.margin or MARGIN, "size": options.size or SIZE}
         detector = options.detector or DETECTORS[0]
     elif named := [name for name, value in given.items() if value is not None]:
-        raise InputError(f"the faces of {options.root} are cut already: leave --{named[0]} away.")
+        raise InputError(f"The faces of {options.root} are already cropped. Remove --{named[0]}.")
     from dcl_face_forgery.data_scripts.extract import Extraction
     from dcl_face_forgery.data_scripts.raw import Execution, prepare_raw, prepare_shares
 
@@ -309,16 +324,16 @@ def _prepare_raw(options: argparse.Namespace) -> int:
         preparation = prepare_shares(found, *where, options.split_shares, execution, options.families_per_shard)
     else:
         preparation = prepare_raw(found, *where, execution, options.families_per_shard)
-    if options.command == "folder" and not preparation.waiting:  # published data sets are split as published
+    if options.command == "folder" and not preparation.waiting:  # published data sets keep their splits
         from dcl_face_forgery.data_scripts.splitting import refuse_shared_pictures
 
         refuse_shared_pictures(options.output)
     total = preparation.total
     _report(options.output, preparation.reports, total)
     _print_skipped(found.skipped)
-    print(f"{total.clips:,} clips, {total.frames:,} frames, {total.faces:,} faces; all in {preparation.summary}")
+    print(f"{total.clips:,} clips, {total.frames:,} frames, {total.faces:,} faces; details in {preparation.summary}")
     if preparation.waiting:
-        print(f"{preparation.waiting} of {preparation.shards} shards are left to the other jobs")
+        print(f"{preparation.waiting} of {preparation.shards} shards remain for the other jobs")
     elif options.push_to_hub:
         left_out = total.failures.by_reason()
         print(push_prepared(options.output, options.push_to_hub, left_out, private=not options.public))
@@ -336,7 +351,7 @@ def _report(output: str, reports: "Mapping[str, Report]", total: "Report | None"
         print(f"{output}: {split}, {report.faces} faces")
     _print_failures(total.failures)
     for reason, number in total.missing.items():
-        print(f"not made: {number} of {reason}")
+        print(f"Not made: {number} of {reason}")
 
 
 def _print_skipped(skipped: Counter[str], videos: bool = True) -> None:
@@ -346,15 +361,15 @@ def _print_skipped(skipped: Counter[str], videos: bool = True) -> None:
 
 def _print_failures(failures: Failures) -> None:
     if failures:
-        print("left out:")
+        print("Skipped:")
         for reason, number in failures.by_reason().items():
             counts = [f"{count} {what if count > 1 else what[:-1]}" for what, count in number.items() if count]
             print(f"  {reason}: {', '.join(counts)}")
-        print("one by one:")
+        print("Details:")
         for failure in itertools.islice(failures, _SHOWN):
             print(f"  {failure}")
         if len(failures) > _SHOWN:
-            print(f"  and {len(failures) - _SHOWN} more")
+            print(f"  ... and {len(failures) - _SHOWN} more")
 
 
 if __name__ == "__main__":

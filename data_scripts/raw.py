@@ -31,19 +31,19 @@ from .shards import FORMAT, STATE, PreparedFolder, Report, bytes_of, read_record
 from .splitting import Families, count_faces
 
 STAGING_SPLIT = "all"
-STAGING = ".families"  # folder of the shards from which a set that is split by shares is made
-SUMMARY = ".preparation.json"  # hidden, so that `load_dataset` on the folder does not take it for data
-_SAMPLED = 8  # families of which some faces are cut, to learn what a face takes on disk
+STAGING = ".families"  # folder of the intermediate shards for --split_shares
+SUMMARY = ".preparation.json"  # hidden, so that `load_dataset` ignores it
+_SAMPLED = 8  # families whose faces are sampled to estimate the size on disk
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how the work is done; the rows do not depend on it.
+    """Where and how to do the work. None of this changes the rows.
 
-    Of `jobs`, each started by itself, this one, counted from 0, makes every `jobs`-th shard. Without an address, Ray
-    is a local cluster. `strict` stops at the first thing that cannot be prepared, `retry_failed` makes those shards
-    again in which something was left out, and `overwrite` replaces a data set that was prepared otherwise.
+    `job` counts from 0 and makes every `jobs`-th shard. Without an address, Ray runs on a local cluster. `strict`
+    stops at the first error, `retry_failed` prepares shards again in which something was skipped, and `overwrite` replaces a
+    data set that was prepared with other settings.
     """
 
     processes: int = 1
@@ -58,7 +58,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard to be made: a task of `executors`."""
+    """A shard to make: a task of `executors`."""
 
     split: str
     path: Path
@@ -68,7 +68,7 @@ class Shard:
     strict: bool
 
     def run(self, step: Callable[[], None]) -> tuple[str, Report]:
-        """Make it, on one thread, calling `step` after each family; returns its split and report."""
+        """Make the shard on one thread, and call `step` after each family; returns its split and report."""
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)
         try:
@@ -91,13 +91,13 @@ def _detector(name: str) -> FaceDetector:
 
 @dataclass
 class Preparation:
-    """What `prepare_raw` did, and what earlier runs did of the same work.
+    """The result of `prepare_raw`, including earlier runs of the same work.
 
     Attributes:
-        reports: of each split.
-        waiting: how many of the `shards` are left to other jobs.
-        total: all reports, and what the layout found wrong, in one.
-        summary: the file that says it as JSON.
+        reports: by split.
+        waiting: the number of `shards` that other jobs still have to make.
+        total: the sum of all reports and of the failures of the layout.
+        summary: the JSON file with this summary.
     """
 
     reports: dict[str, Report]
@@ -107,7 +107,7 @@ class Preparation:
     summary: Path
 
     def to_json(self) -> dict[str, Any]:
-        """Return a summary as plain values."""
+        """Return the summary as JSON values."""
         return {
             "splits": {split: report.counts() for split, report in self.reports.items()},
             "shards": {"done": self.shards - self.waiting, "of": self.shards},
@@ -126,12 +126,25 @@ def prepare_raw(
     families_per_shard: int = FAMILIES_PER_SHARD,
     say: Callable[[str], None] = print,
 ) -> Preparation:
-    """Prepare what a layout found below a root; shards that are there with the same settings are kept.
+    """Prepare the clips that a layout found; existing shards with the same settings are kept.
 
-    The families of a split are dealt to its shards, so many at most, in an order that is random, and always the same,
-    so that every shard is like the whole. `say` gets the bytes that the output will need, before the work begins.
-    Raises `InputError` if there is nothing to prepare, `output` cannot be written or holds another data set, no face
-    was found in a whole split, or at the first failure where `execution` is strict.
+    The families of a split are assigned to shards in a fixed random order, so every shard is a fair sample.
+
+    Args:
+        found: from the `find` of a layout.
+        root: folder of the raw data set.
+        output: folder of the prepared data set.
+        how: settings of the rows.
+        execution: where and how to do the work.
+        families_per_shard: families in each shard at most.
+        say: gets a sentence on the expected size before the work begins.
+
+    Returns:
+        What was prepared and what was skipped.
+
+    Raises:
+        InputError: if there is nothing to prepare, `output` cannot be written or contains another data set, no face
+            was found in a whole split, or at the first failure if `execution` is strict.
     """
     execution = execution or Execution()
     Failures(execution.strict).extend(found.failures)
@@ -155,16 +168,16 @@ def prepare_raw(
                 reports[split].add(done)
                 continue
             if done is not None:
-                path.unlink()  # else it would be taken for one that another process made
+                path.unlink()  # otherwise it would count as one that another process made
             elif folder.is_there(split, index):
-                logger.warning("%s is made again: its source has changed.", path)
+                logger.warning("%s is prepared again because its source has changed.", path)
             here.append(Shard(split, path.resolve(), members, how, settings | {STATE: state}, execution.strict))
     if here:
         say(_announce(here, how, folder.path))
         folder.discard_replaced()
         for split, report in _run(here, execution):
             reports[split].add(report)
-    # What the other jobs did while this one worked counts, too.
+    # Include the shards that other jobs made in the meantime.
     records = [(split, read_record(path)) for split, path in others]
     for split, record in records:
         if record is not None:
@@ -174,11 +187,11 @@ def prepare_raw(
     total.failures.extend(found.failures)
     for split, report in reports.items():
         if not report.faces and not waiting:
-            if not others:  # of several jobs none removes what another wrote
+            if not others:  # with several jobs, none removes the files of another
                 for index in range(shards[split]):
                     folder.file(split, index).unlink(missing_ok=True)
-            first = next(iter(report.failures), "its clips hold no frame")
-            raise InputError(f"no face was found in {root} ({split}; {first}): give videos or images that show faces.")
+            first = next(iter(report.failures), "its clips contain no frames")
+            raise InputError(f"No face was found in {root} ({split}; {first}). Use videos or images that show faces.")
         total.add(report)
     preparation = Preparation(reports, sum(shards.values()), waiting, total, folder.path / SUMMARY)
     _write_summary(preparation)
@@ -195,17 +208,31 @@ def prepare_shares(
     families_per_shard: int = FAMILIES_PER_SHARD,
     say: Callable[[str], None] = print,
 ) -> Preparation:
-    """Prepare what a layout found as one split, and divide it by family into train, validation and test.
+    """Prepare clips of one split, and divide them by family into train, validation and test.
 
-    All families are prepared first, in a hidden folder of the output: only then is it known how many faces each has,
-    and which of them share a picture. While the splits are written, the faces take their space twice. `shares` are
-    percentages, as of `clips.check_shares`; all else is as of `prepare_raw`. Raises `InputError` also if there are too
-    few families, or several splits.
+    All families are first prepared in a hidden folder of the output: the split needs their numbers of faces, and which
+    of them share an image. While the splits are written, the faces take twice their space.
+
+    Args:
+        found: from the `find` of a layout; only one split.
+        root: folder of the raw data set.
+        output: folder of the prepared data set.
+        how: settings of the rows.
+        shares: percentages of train, validation and test, see `clips.check_shares`.
+        execution: where and how to do the work.
+        families_per_shard: families in each shard at most.
+        say: gets sentences on the expected size.
+
+    Returns:
+        What was prepared and what was skipped.
+
+    Raises:
+        InputError: as in `prepare_raw`, and if there are too few families, or several splits.
     """
     execution, fractions = execution or Execution(), check_shares(shares)
     splits = _families_of(found, root)
     if len(splits) > 1:
-        raise InputError(f"{root} is split already, into {', '.join(splits)}: leave --split_shares out.")
+        raise InputError(f"{root} is already split into {', '.join(splits)}. Remove --split_shares.")
     families = next(iter(splits.values()))
     state = _state_of_families(Path(root), families)
     settings = asdict(how) | {"families_per_shard": families_per_shard, "format": FORMAT, "split_shares": [*shares]}
@@ -226,12 +253,12 @@ def prepare_shares(
 
     staging, done = folder.path / STAGING, finished()
     if done is not None and not (execution.retry_failed and done.total.failures):
-        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed at its very end
+        shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed at the end
         return done
 
     def announce(text: str) -> None:
         say(text.replace(str(staging), str(output)))
-        say(f"{output}: the faces are cut, then divided; meanwhile they take their space twice.")
+        say(f"{output}: faces are first cropped, then split. Until then they take twice their space.")
 
     pooled = replace(found, splits={STAGING_SPLIT: families})
     prepared = prepare_raw(pooled, root, staging, how, execution, families_per_shard, announce)
@@ -239,9 +266,9 @@ def prepare_shares(
         return prepared
     lock = filelock.FileLock(folder.path / ".shares.lock")
     with lock:
-        if staging.exists():  # else another job, which ended at the same time, was faster
+        if staging.exists():  # otherwise another job finished first
             folder.discard_replaced()
-            for split, index in places:  # of another state of the source, whose families were divided otherwise
+            for split, index in places:  # from another state of the source, with another split
                 record = read_record(folder.file(split, index))
                 if record is not None and (done is not None or record[0] != settings | {STATE: state}):
                     folder.file(split, index).unlink()
@@ -262,7 +289,7 @@ def _divide(
     total: Report,
     say: Callable[[str], None],
 ) -> None:
-    """Write the splits from the shards of all families; the first shard keeps the report of the whole."""
+    """Write the splits from the shards of all families; the first shard stores the report of all."""
     files = split_files(staging)[STAGING_SPLIT]
     pictures = Pictures.of_files(files, str(root))
     families = Families(count_faces(pictures.table.source_id, pictures.table.label))
@@ -280,7 +307,7 @@ def _divide(
 
 
 def _rows_of(files: Sequence[Path], families: set[str]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of each of these families, in the order of the files."""
+    """Yield the rows of each of these families in file order."""
     for path in files:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
@@ -296,19 +323,19 @@ def _rows_of(files: Sequence[Path], families: set[str]) -> Iterator[list[dict[st
 def _families_of(found: RawDataSet, root: str | Path) -> dict[str, list[Family]]:
     splits = {split: families for split, families in found.splits.items() if families}
     if not splits:
-        raise InputError(f"{root} holds no clip to prepare: `dcl-prepare check` says what is there.")
+        raise InputError(f"{root} contains no clips to prepare. Run `dcl-prepare check` to list its content.")
     return splits
 
 
 def _deal(families: Sequence[Family], number: int) -> Iterator[tuple[Family, ...]]:
-    """Yield the families of each shard, so many, in their order: which they are is random, and always the same."""
+    """Yield the families of each shard; the assignment is random but always the same."""
     dealt = np.random.default_rng(0).permutation(len(families))
     for start in range(0, len(families), number):
         yield tuple(families[place] for place in sorted(dealt[start : start + number]))
 
 
 def _state_of_families(root: Path, families: Sequence[Family]) -> str:
-    """Return a hash of what rows depend on: what the layout says of the clips, and the files, wherever the root is."""
+    """Return a hash of the clips and files that rows depend on, independent of the location of the root."""
     said = "".join(repr(family) for family in families).replace(str(root.absolute()), "")
     files = state_of(root, (path for family in families for path in family.files()))
     return hashlib.sha256(f"{said}{files}".encode()).hexdigest()
@@ -326,20 +353,20 @@ def _run(shards: Sequence[Shard], execution: Execution) -> Iterator[tuple[str, R
 
 
 def _announce(shards: Sequence[Shard], how: Extraction, output: Path) -> str:
-    """Return a sentence on what the shards will need on disk, from faces that are cut here and now."""
+    """Return a sentence on the disk space that the shards will need, estimated from sample faces."""
     families = [family for shard in shards for family in shard.families]
     known = [family for family in families if isinstance(family, ClipFamily)]
     free = shutil.disk_usage(output).free
-    if len(known) < len(families):  # archives of crops, whose content is not known before they are read
+    if len(known) < len(families):  # archives of crops have unknown content before they are read
         need = sum(path.stat().st_size for family in families for path in family.files() if path.exists())
         faces = "as the archives that are read"
     else:
         number = how.frames * sum(len(family.clips) for family in known)
         size = _bytes_of_a_face(known, how)
         if not size:
-            return f"{output}: no face was found in a sample, from which to tell the bytes of {number:,} faces."
+            return f"{output}: the size of {number:,} faces is unknown, since a sample contained no face."
         need, faces = number * size, f"for {number:,} faces at most"
-    short = "" if need < free else "; that will not do: free some, and give the same command again"
+    short = "" if need < free else "; too little: free some space, and run the same command again"
     return f"{output}: about {_gigabytes(need)} {faces}, and {_gigabytes(free)} are free{short}."
 
 

@@ -39,7 +39,7 @@ try:
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
-except ImportError:  # evaluation does without
+except ImportError:  # evaluation does not need ONNX
     onnx = quantization = None
 
 logger = logging.getLogger(__name__)
@@ -47,46 +47,46 @@ logger = logging.getLogger(__name__)
 INT8_MODEL, RECORD = "model_int8.onnx", "export.json"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CODE = Path(__file__).parents[1]
-#: How far an output may be from the model's: of one whose values exceed 1, as a part of the largest.
+#: Largest difference of an output from the model's; relative to the largest value if that exceeds 1.
 TOLERANCE = 1e-4
 PARITY_BATCHES = (1, 2, 7)
-#: Images of each class that calibrate int8: half set the ranges of activations, half choose the method.
+#: Images of each class that calibrate int8: half for the activation ranges, half for the choice of method.
 CALIBRATION_IMAGES = 128
 METHODS = ("minmax", "percentile", "entropy")
 PERCENTILE = 99.99
-#: Convolutions next to the image that stay in float32: most of the error of int8 comes from them, little of the time.
+#: First convolutions that stay in float32: they cause most of the int8 error, but take little time.
 FLOAT_CONVOLUTIONS = 6
 BATCH_SIZE = 8
-#: What int8 changes, as tables and messages call it.
+#: Effects of int8, and their names in tables and messages.
 CHANGES = {
     "auc_loss": "loss of frame AUC",
     "mean_shift": "mean shift of p_fake",
     "largest_shift": "largest shift of p_fake",
-    "flips": "share of flipped verdicts",
+    "flips": "share of changed verdicts",
 }
-#: How much int8 may change on held-out frames; above any limit, nothing is written without `force`. A shift of .03 on
-#: average and .25 at most leaves a reader with the same answer.
+#: Limits for int8 on held-out frames; beyond any of them, nothing is written without `force`. Within a shift of .03 on
+#: average and .25 at most, a reader draws the same conclusion.
 LIMITS = {"auc_loss": 0.01, "mean_shift": 0.03, "largest_shift": 0.25, "flips": 0.05}
-#: With fewer held-out frames of either class, a single frame can decide whether AUC and verdicts are within limits.
+#: With fewer held-out frames of a class, a single frame can decide the checks of AUC and verdicts.
 LEAST_FRAMES = 20
-MOST_BYTES = 2**31 - 1  # a protobuf holds no more
+MOST_BYTES = 2**31 - 1  # maximum size of a protobuf
 
 
 class ClassifierOutputs(nn.Module):
-    """The classifier with a tuple for an output, as a graph has it: logits, evidence, embedding."""
+    """The classifier with a tuple as its output, like the graph: logits, evidence, embedding."""
 
     def __init__(self, model: DCLForImageClassification):
         super().__init__()
         self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the outputs that a graph has, in its order."""
+        """Return the outputs in the order of the graph."""
         outputs = self.model(pixel_values)
         return tuple(getattr(outputs, name) for name in OUTPUTS)
 
 
 def check_packages() -> None:
-    """Raise an `InputError` if what exports and runs graphs is not installed."""
+    """Raise an `InputError` if a package for exporting and running graphs is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"Export needs {', '.join(missing)}: pip install 'dcl-face-forgery[onnx]'.")
@@ -96,15 +96,15 @@ def check_packages() -> None:
 
 
 def write_graph(model: DCLForImageClassification, path: Path) -> None:
-    """Write the graph of a model, in float32 and on the CPU, for batches of any size.
+    """Write the graph of a float32 model on the CPU, for batches of any size.
 
-    Raises `InputError` if the backbone cannot be exported, or the graph has more bytes than one file can hold.
+    Raises `InputError` if the backbone cannot be exported, or the graph is too large for one file.
     """
     size = model.config.image_size
     model_bytes = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
     if model_bytes > MOST_BYTES:
         raise InputError(
-            f"the model has {model_bytes / 2**30:.1f} GiB of weights, and an ONNX file holds no more than 2: choose a "
+            f"The model has {model_bytes / 2**30:.1f} GiB of weights, but an ONNX file holds at most 2 GiB. Choose a "
             "smaller backbone."
         )
     try:
@@ -118,9 +118,9 @@ def write_graph(model: DCLForImageClassification, path: Path) -> None:
                 dynamic_shapes=({0: "batch"},),
                 verbose=False,
             )
-    except Exception as error:  # whatever in a timm model the exporter does not understand
+    except Exception as error:  # the exporter may fail on any part of a timm model
         raise InputError(
-            f"the backbone {model.config.backbone!r} cannot be exported to ONNX ({reason(error)}): train another one."
+            f"Backbone {model.config.backbone!r}: cannot be exported to ONNX ({reason(error)}). Train another one."
         ) from error
     graph = program.model_proto
     remove_traces(graph)
@@ -128,7 +128,7 @@ def write_graph(model: DCLForImageClassification, path: Path) -> None:
 
 
 def remove_traces(model: "onnx.ModelProto") -> None:
-    """Remove what the exporter notes of the code it came through: paths on this machine, which nothing needs."""
+    """Remove the exporter's notes on source code, which contain local paths."""
     for part in (model, model.graph, *model.functions):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
@@ -145,10 +145,10 @@ def remove_traces(model: "onnx.ModelProto") -> None:
 def measure_parity(
     model: DCLForImageClassification, graph: OnnxClassifier, pixel_values: torch.Tensor
 ) -> dict[str, float]:
-    """Compare a graph with its model, in batches of 1, 2 and 7 of some images, float32 (N, 3, H, W), N at least 1.
+    """Compare a graph with its model on images, float32 (N, 3, H, W) with N at least 1, in batches of 1, 2 and 7.
 
-    Returns of each output the largest difference; where the model's values exceed 1, as a part of the largest of them.
-    Raises `InputError` if one is above `TOLERANCE`, or the model gives what is not finite.
+    Returns the largest difference of each output, relative to the model's largest value if that exceeds 1. Raises
+    `InputError` if a difference is above `TOLERANCE`, or an output of the model is not finite.
     """
     largest = dict.fromkeys(OUTPUTS, 0.0)
     for count in PARITY_BATCHES:
@@ -156,15 +156,13 @@ def measure_parity(
         expected, actual = model(batch), graph(batch)
         for name in OUTPUTS:
             if not expected[name].isfinite().all():
-                raise InputError(
-                    f"the {name} of the model are not finite numbers: train it again before exporting it."
-                )
+                raise InputError(f"The {name} of the model are not finite. Train it again before exporting it.")
             scale = max(1.0, expected[name].abs().max().item())
             difference = (actual[name] - expected[name]).abs().max().item() / scale
             if not difference <= TOLERANCE:
                 raise InputError(
-                    f"the exported graph does not answer as the model does: its {name} differ by {difference:.2g} in "
-                    f"a batch of {count}, and {TOLERANCE:g} is allowed; nothing was written. Use the model as it is."
+                    f"The exported graph does not match the model: its {name} differ by {difference:.2g} in a batch "
+                    f"of {count} (limit {TOLERANCE:g}). Nothing was written. Use the model without ONNX."
                 )
             largest[name] = max(largest[name], difference)
     return largest
@@ -174,11 +172,11 @@ def measure_parity(
 
 
 def split_rows(data: PreparedSplit) -> tuple[list[int], list[int], list[int]]:
-    """Split the rows of a data set for int8; families are not divided between calibration and measurement.
+    """Split the rows of a data set for int8, without dividing families between calibration and measurement.
 
-    Returns rows that set the ranges of activations and rows that choose the method, both from every second family, at
-    most `CALIBRATION_IMAGES` of each class in all; and all rows of the other families, which measure the result.
-    Raises `InputError` if there are too few families for both classes to be in every part.
+    Returns rows for the activation ranges and rows for the choice of method, both from every second family and at most
+    `CALIBRATION_IMAGES` of each class in total; and all rows of the other families, for measurement. Raises
+    `InputError` if there are too few families for both classes in every part.
     """
     rows = data.dataset.select_columns(["label", "video_id", "source_id"]).to_pandas()
     families, labels = rows["source_id"].fillna(rows["video_id"]).to_numpy(), rows["label"].to_numpy()
@@ -190,8 +188,8 @@ def split_rows(data: PreparedSplit) -> tuple[list[int], list[int], list[int]]:
         calibrating = np.flatnonzero((labels == label) & ~measuring)
         if len(calibrating) < 2 or not (measuring & (labels == label)).any():
             raise InputError(
-                f"{data.where} has too few families with {name} frames for int8: some calibrate it and others measure "
-                "it. Pass a --dataset with more, or leave out --int8."
+                f"{data.where} has too few families with {name} frames for int8, which needs separate families for "
+                "calibration and measurement. Pass a --dataset with more, or leave out --int8."
             )
         count = min(len(calibrating), CALIBRATION_IMAGES)
         spread = calibrating[np.linspace(0, len(calibrating) - 1, count).astype(int)]
@@ -201,13 +199,13 @@ def split_rows(data: PreparedSplit) -> tuple[list[int], list[int], list[int]]:
 
 
 def read_pixels(data: PreparedSplit, processor: BaseImageProcessor, rows: Sequence[int]) -> torch.Tensor:
-    """Decode rows and make model input of them, float32 (N, 3, H, W)."""
+    """Decode and preprocess rows: float32 (N, 3, H, W)."""
     images = [decode_image(data.dataset[row]["image"], name_row(row, data.where)) for row in rows]
     return torch.cat([processor([image], return_tensors="pt")["pixel_values"] for image in images])
 
 
 class _Images:
-    """Images one by one, as the calibration of ONNX Runtime asks for them: what a pass leaves in memory is small."""
+    """Yields single images to the calibration of ONNX Runtime, so that each pass needs little memory."""
 
     def __init__(self, pixel_values: torch.Tensor):
         self.pixel_values = pixel_values
@@ -225,7 +223,7 @@ class _Images:
 
 
 def head_nodes(model: "onnx.ModelProto") -> list[str]:
-    """Return the names of the nodes after the feature map, those that are not on the way to all outputs."""
+    """Return the names of the nodes after the feature map: those that do not lead to all outputs."""
     producers = {output: node for node in model.graph.node for output in node.output}
     ways = []
     for output in OUTPUTS:
@@ -245,12 +243,12 @@ def write_int8(source: Path, path: Path, pixel_values: torch.Tensor, method: str
     The first `FLOAT_CONVOLUTIONS` and the head after the feature map stay in float32.
 
     x86 CPUs without VNNI add pairs of uint8 x int8 products in 16 bits. Weights in [-64, 64] cannot overflow them (2 x
-    255 x 64 = 32,640), those in [-127, 127] can. The graph therefore gives the same answers on every CPU.
+    255 x 64 = 32,640), while those in [-127, 127] can. With 7 bits, the graph gives the same results on every CPU.
 
-    Images, float32 (N, 3, H, W), set the ranges of activations by one of `METHODS`: the least and largest values, the
-    middle 99.98 % of them, or the range that loses the least information. Raises `InputError` if this fails.
+    Images, float32 (N, 3, H, W), define the activation ranges by one of `METHODS`: minimum and maximum, the middle
+    99.98 % of the values, or the range that loses the least information. Raises `InputError` if quantization fails.
     """
-    extra: dict[str, Any] = {"CalibStridedMinMax": 1}  # one image at a time, whatever the method
+    extra: dict[str, Any] = {"CalibStridedMinMax": 1}  # one image at a time, for every method
     if method == "percentile":
         extra["CalibPercentile"] = PERCENTILE
     try:
@@ -259,7 +257,7 @@ def write_int8(source: Path, path: Path, pixel_values: torch.Tensor, method: str
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
             graph = onnx.load(prepared)
             for number, node in enumerate(graph.graph.node):
-                node.name = node.name or f"{node.op_type}_{number}"  # what is left out is left out by name
+                node.name = node.name or f"{node.op_type}_{number}"  # nodes are excluded by name
             onnx.save_model(graph, prepared)
             convolutions = [node.name for node in graph.graph.node if node.op_type == "Conv"]
             quantization.quantize_static(
@@ -268,7 +266,7 @@ def write_int8(source: Path, path: Path, pixel_values: torch.Tensor, method: str
                 _Images(pixel_values),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,  # on x86 the kernels are for unsigned activations
+                activation_type=quantization.QuantType.QUInt8,  # x86 kernels expect unsigned activations
                 weight_type=quantization.QuantType.QInt8,
                 reduce_range=True,
                 nodes_to_exclude=convolutions[:FLOAT_CONVOLUTIONS] + head_nodes(graph),
@@ -280,7 +278,7 @@ def write_int8(source: Path, path: Path, pixel_values: torch.Tensor, method: str
                 extra_options=extra,
             )
     except Exception as error:
-        raise InputError(f"the graph cannot be quantized to int8 ({reason(error)}): leave out --int8.") from error
+        raise InputError(f"The graph cannot be quantized to int8 ({reason(error)}). Leave out --int8.") from error
 
 
 def margins_of(graph: OnnxClassifier, pixel_values: torch.Tensor) -> np.ndarray:
@@ -290,7 +288,7 @@ def margins_of(graph: OnnxClassifier, pixel_values: torch.Tensor) -> np.ndarray:
 
 
 def correct_margins(path: Path, offset: float) -> None:
-    """Subtract from the margins of a graph what quantization adds to them on average; the evidence stays as it is."""
+    """Subtract the mean quantization error from the margins of a graph; the evidence stays unchanged."""
     model = onnx.load(path)
     head = next(node for node in model.graph.node if "logits" in node.output)
     head.output[list(head.output).index("logits")] = "uncorrected_logits"
@@ -304,15 +302,15 @@ def correct_margins(path: Path, offset: float) -> None:
 def quantize(
     graph: OnnxClassifier, path: Path, processor: BaseImageProcessor, data: PreparedSplit, force: bool = False
 ) -> dict[str, Any]:
-    """Write the int8 graph whose margins follow those of the float32 graph best, and measure what it changes.
+    """Write the int8 graph whose margins best match those of the float32 graph, and measure the differences.
 
-    Quantization moves all margins by much the same amount, which is subtracted in the head. Methods are compared by
-    what is left.
+    Quantization shifts all margins by about the same amount, which the head subtracts. Methods are compared by the
+    remaining error.
 
     Returns:
-        `method`; `calibration_images` and `choosing_images`; the `margin_errors` of each method, standard deviations
-        over the images that choose; what `compare_margins` returns; `limits`, those that could be checked; and
-        `exceeded`.
+        `method`; `calibration_images` and `choosing_images`, numbers of images; the `margin_errors` of each method,
+        standard deviations over the choosing images; the result of `compare_margins`; `limits`, those that could be
+        checked; and `exceeded`.
 
     Raises:
         InputError: if a limit is exceeded and `force` is not set, or the graph cannot be quantized.
@@ -342,8 +340,8 @@ def quantize(
     where = f"{changes['frames']} held-out frames of {data.where}"
     if len(limits) < len(LIMITS):
         logger.warning(
-            "%s (%d real, %d forged) are too few to check AUC and verdicts in int8, which takes %d of each class: "
-            "pass a larger --dataset.",
+            "%s (%d real, %d forged) are too few to check AUC and verdicts of int8, which needs %d of each class. "
+            "Pass a larger --dataset.",
             *(where, changes["reals"], changes["fakes"], LEAST_FRAMES),
         )
     if exceeded:
@@ -352,9 +350,9 @@ def quantize(
         if not force:
             raise InputError(
                 f"{sentence} Nothing was written. Leave out --int8 and use {GRAPH}, or pass --force to write "
-                f"{INT8_MODEL} all the same."
+                f"{INT8_MODEL} anyway."
             )
-        logger.warning("%s --force writes %s all the same.", sentence, INT8_MODEL)
+        logger.warning("%s With --force, %s is written anyway.", sentence, INT8_MODEL)
     return {
         "method": method,
         "calibration_images": len(setting),
@@ -369,14 +367,14 @@ def quantize(
 def compare_margins(
     labels: np.ndarray, before: np.ndarray, after: np.ndarray, calibration: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Measure how far the scores of the same frames differ between two graphs, given labels and margins (n,).
+    """Measure the score differences of two graphs on the same frames, given labels and margins (n,).
 
-    The default rule for frames of the calibration gives the verdicts.
+    Verdicts follow the calibration's default rule for frames.
 
     Returns:
-        `frames`, `reals` and `fakes`, how many were measured; `auc_float32`, `auc_int8` and `auc_loss`, the
-        difference; `mean_shift` and `largest_shift` of the calibrated `p_fake`; `not_flagged_below` and
-        `flagged_from`, where verdicts change; and `flips`, the share of frames with another verdict.
+        `frames`, `reals` and `fakes`, their numbers; `auc_float32`, `auc_int8` and their difference `auc_loss`;
+        `mean_shift` and `largest_shift` of the calibrated `p_fake`; `not_flagged_below` and `flagged_from`, the
+        verdict thresholds; and `flips`, the share of frames with a changed verdict.
     """
     auc_before, auc_after = (float(roc_auc_score(labels, margins)) for margins in (before, after))
     rule = Rule.of(calibration, "frame", None, None)
@@ -400,9 +398,9 @@ def compare_margins(
 
 
 def check_limits(changes: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """Check what `compare_margins` returned: return those of `LIMITS` that could be checked, and the exceeded ones.
+    """Check the result of `compare_margins`: return the `LIMITS` that could be checked, and the exceeded ones.
 
-    Those of AUC and flips cannot where a class has fewer than `LEAST_FRAMES` frames.
+    If a class has fewer than `LEAST_FRAMES` frames, AUC and flips cannot be checked.
     """
     enough = min(changes["reals"], changes["fakes"]) >= LEAST_FRAMES
     limits = {name: limit for name, limit in LIMITS.items() if enough or name not in ("auc_loss", "flips")}
@@ -411,7 +409,7 @@ def check_limits(changes: Mapping[str, Any]) -> tuple[dict[str, float], list[str
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what the exporter and the quantizer print of their progress and of what they may do better."""
+    """Suppress the progress messages and hints of the exporter and the quantizer."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -426,11 +424,11 @@ def _quiet() -> Iterator[None]:
 
 
 def check_output(folder: Path) -> None:
-    """Raise an `InputError` if a folder holds anything that an export does not write, which would be lost."""
+    """Raise an `InputError` if a folder holds files other than those of an export, since they would be lost."""
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir():
-        raise InputError(f"{str(folder)!r} is a file: choose a folder for --output.")
+        raise InputError(f"{str(folder)!r} is a file. Choose a folder for --output.")
     names = sorted(path.name for path in folder.iterdir())
     if not names:
         return
@@ -439,8 +437,8 @@ def check_output(folder: Path) -> None:
     foreign = [name for name in names if name not in ours and not name.endswith("_dcl.py")]
     if foreign or RECORD not in names:
         raise InputError(
-            f"{str(folder)!r} is there and is no export alone (it has {(foreign or names)[0]}): choose another "
-            "--output, or empty it."
+            f"{str(folder)!r} exists and holds files other than an export (such as {(foreign or names)[0]}). Choose "
+            "another --output, or empty the folder."
         )
 
 
@@ -454,38 +452,40 @@ def export(
     int8: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
-    """Export a checkpoint, whole or not at all; returns the content of `export.json`.
+    """Export a checkpoint, completely or not at all; returns the content of `export.json`.
 
-    The model is in float32, on the CPU, in evaluation mode; name and revision are for the record. An export that is in
-    the folder, see `check_output`, is replaced. Graph and model are compared on rows of the validation split, or
-    without `data` on random images; `int8` takes `data`, and `force` accepts what exceeds `LIMITS`. Raises
-    `InputError` if the checkpoint cannot be exported, a graph differs too much from it, or nothing can be written.
+    The model must be in float32, on the CPU and in evaluation mode; name and revision are for the record. An earlier
+    export in the folder, see `check_output`, is replaced. Graph and model are compared on validation rows, or without
+    `data` on random images. `int8` needs `data`, and `force` accepts differences beyond `LIMITS`. Raises `InputError`
+    if the checkpoint cannot be exported, a graph differs too much from it, or the folder cannot be written.
     """
     if data is not None and crop_matches(data.crop, processor.crop) is False:
         logger.warning(
-            "the faces of %s were cut otherwise than %s learned them: what is measured on them holds of such faces.",
+            "The face crops of %s differ from the training data of %s. The results may not hold for its own crops.",
             data.name,
             name,
         )
-    target = folder.resolve()  # a link to a folder stays one
+    target = folder.resolve()  # keep a link to a folder
     partial = target.with_name(f".{target.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
         partial.mkdir(parents=True)
         record = {"checkpoint": name, "revision": revision}
         _fill(partial, record, model, processor, data, int8, force)
         _replace(target, partial)
     except OSError as error:
-        raise InputError(f"nothing can be written to {str(folder)!r} ({error}): choose another --output.") from error
+        raise InputError(
+            f"Output folder {str(folder)!r}: cannot be written ({error}). Choose another --output."
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return record
 
 
 def _replace(folder: Path, complete: Path) -> None:
-    check_output(folder)  # hours may have passed
+    check_output(folder)  # again, since hours may have passed
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(old, ignore_errors=True)  # left by a killed run
     if folder.exists():
         folder.replace(old)
     complete.replace(folder)
@@ -532,7 +532,7 @@ def _fill(
 
 
 def write_code(folder: Path) -> None:
-    """Copy the code that ships with a checkpoint: the pipeline, and all that it imports."""
+    """Copy the code of a checkpoint: the pipeline and its imports."""
     pipeline = CODE / "pipeline_dcl.py"
     for source in (pipeline, *map(Path, get_relative_import_files(pipeline))):
         shutil.copyfile(source, folder / source.name)

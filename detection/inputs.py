@@ -1,4 +1,4 @@
-"""What a detection run is given, checked before torch is imported."""
+"""Checks of the inputs and outputs of a detection run, before torch is imported."""
 
 import os
 from argparse import Namespace
@@ -13,29 +13,29 @@ from ..video_dcl import VIDEO_SUFFIXES
 
 
 def check_files(arguments: Namespace) -> tuple[list[str], dict[str, Path]]:
-    """Find the files that a command line of `dcl-detect` names, and check that its outputs can be written.
+    """Find the input files of a `dcl-detect` command, and check that its outputs can be written.
 
-    Returns the files, each once, and the folder to which the drawing of each is relative. Raises `InputError` if a
-    name is of nothing, a folder holds nothing to judge, or an output cannot be written, would overwrite an input, or
-    be judged by the next run.
+    Returns the distinct files, and for each the root folder for the relative path of its annotated picture. Raises
+    `InputError` if a file does not exist, a folder has no pictures and videos, or an output cannot be written, would
+    overwrite an input, or would become an input of the next run.
     """
     try:
         files, roots = _find_inputs(arguments.files)
         _check_outputs(arguments, roots)
-    except OSError as error:  # a name that is too long, or lies where nothing may be looked up
+    except OSError as error:  # such as a name that is too long, or a folder without permission
         raise InputError(
-            f"{error.filename} cannot be reached ({reason(error)}): check its path and its permissions."
+            f"{error.filename} cannot be accessed ({reason(error)}). Check its path and permissions."
         ) from error
     return files, roots
 
 
 def _find_inputs(names: Sequence[str]) -> tuple[list[str], dict[str, Path]]:
     roots: dict[str, Path] = {}
-    seen: set[str] = set()  # absolute paths: one file may be named in two ways
+    seen: set[str] = set()  # absolute paths, since one file may have two spellings
     for name in names:
         path = Path(name)
-        if not name:  # to a Path, the current folder
-            raise InputError("one of the names of files and folders is empty: leave it out.")
+        if not name:  # Path would read it as the current folder
+            raise InputError("One of the file names is empty. Leave it out.")
         if path.is_dir():
             found = {str(file): path for file in find_files(path)}
         elif path.is_file():
@@ -53,23 +53,23 @@ def _check_outputs(arguments: Namespace, roots: dict[str, Path]) -> None:
     outputs = [arguments.csv, None if arguments.json in (None, "-") else Path(arguments.json)]
     for path in outputs:
         if path is not None and path.exists() and any(path.samefile(name) for name in roots):
-            raise InputError(f"{path} would be overwritten by the results: choose another file for them.")
+            raise InputError(f"{path} is an input, and the results would overwrite it. Choose another output file.")
         if path is not None and not path.parent.is_dir():
-            raise InputError(f"there is no folder {path.parent} for {path.name}: make it.")
+            raise InputError(f"Folder {path.parent} for {path.name} not found. Create it.")
         if path is not None and path.is_dir():
-            raise InputError(f"{path} is a folder: give the name of a file in it.")
+            raise InputError(f"{path} is a folder. Pass a file name.")
         if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise InputError(f"{path} cannot be written: check its permissions, or choose another file.")
+            raise InputError(f"{path} cannot be written. Check its permissions, or choose another file.")
     if outputs[0] is not None and outputs[1] is not None and outputs[0].resolve() == outputs[1].resolve():
-        raise InputError(f"--csv and --json are both {outputs[0]}: choose two files.")
+        raise InputError(f"--csv and --json are both {outputs[0]}. Choose different files.")
     if arguments.annotate is not None:
         place = next(path for path in (arguments.annotate, *arguments.annotate.absolute().parents) if path.exists())
         if not (place.is_dir() and os.access(place, os.W_OK)):
-            raise InputError(f"no drawings can be written to {arguments.annotate}: choose another folder for them.")
+            raise InputError(f"--annotate folder {arguments.annotate} cannot be written. Choose another folder.")
         for name in arguments.files:
             if Path(name).is_dir() and arguments.annotate.resolve().is_relative_to(Path(name).resolve()):
                 raise InputError(
-                    f"the drawings in {arguments.annotate} would lie in {name}, among what is judged: choose a folder "
+                    f"--annotate folder {arguments.annotate} lies inside the input folder {name}. Choose a folder "
                     "outside of it."
                 )
         targets: dict[Path, str] = {}
@@ -77,12 +77,13 @@ def _check_outputs(arguments: Namespace, roots: dict[str, Path]) -> None:
             other = targets.setdefault(Path(name).relative_to(root), name)
             if other != name:
                 raise InputError(
-                    f"the drawings of {other} and {name} would have one name: give one --annotate folder to each."
+                    f"The annotated pictures of {other} and {name} would have the same name. Annotate each file into "
+                    "its own --annotate folder."
                 )
 
 
 def check_operating_point(folder: Path, operating_point: str, files: Sequence[str]) -> None:
-    """Raise `InputError` if a checkpoint has no threshold for an operating point and the kind of some files."""
+    """Raise `InputError` if a checkpoint lacks the threshold of an operating point for a kind of input file."""
     calibration = read_settings(folder, "config.json", str(folder)).get("calibration")
     try:
         check_calibration(calibration)

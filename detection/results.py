@@ -20,7 +20,7 @@ from ..drawing_dcl import telling_frames
 from ..errors_dcl import InputError, reason, whole_file
 from ..pipeline_dcl import FaceForgeryDetectionPipeline
 
-_LONGEST_NAME = 255  # bytes that file systems allow
+_LONGEST_NAME = 255  # bytes in a file name
 _COLUMNS = (
     *("name", "kind", "number", "verdict", "p_fake", "reason", "threshold", "operating_point"),
     *("band_low", "band_high", "expected_fpr", "expected_fpr_low", "expected_fpr_high"),
@@ -29,14 +29,14 @@ _COLUMNS = (
 
 
 def record_of(pipe: FaceForgeryDetectionPipeline, model: str, backend: str) -> dict[str, Any]:
-    """Return what the results depend on, beside the files: the first line of a file of results."""
+    """Return the settings that affect the results, for the first line of a results file."""
     options = asdict(pipe.options)
-    del options["batch_size"]  # changes the last digits only
+    del options["batch_size"]  # affects only the last digits
     return {"kind": "run", "model": model, "fingerprint": fingerprint(pipe), "backend": backend, "options": options}
 
 
 def fingerprint(pipe: FaceForgeryDetectionPipeline) -> str:
-    """Return a hash of all that a checkpoint brings: weights or graph, configuration, and how faces are cut."""
+    """Return a hash of a checkpoint: weights or graph, configuration, and face crop."""
     digest = hashlib.sha256()
     if isinstance(pipe.model, torch.nn.Module):
         for name, tensor in pipe.model.state_dict().items():
@@ -51,11 +51,11 @@ def fingerprint(pipe: FaceForgeryDetectionPipeline) -> str:
 
 
 class UnreadableError(InputError):
-    """A file that was judged cannot be read again."""
+    """A file was analyzed but cannot be read again for its annotated picture."""
 
 
 def stamp_of(name: str) -> dict[str, Any] | None:
-    """Return by what it is told that a file is the same as before; None if it cannot be looked at."""
+    """Return path, size and time of a file, to detect changes; None if it cannot be accessed."""
     try:
         found = os.stat(name)
     except (OSError, ValueError):
@@ -65,31 +65,30 @@ def stamp_of(name: str) -> dict[str, Any] | None:
 
 @contextmanager
 def _writing(name: object) -> Iterator[None]:
-    """Say in a sentence that results cannot be written."""
+    """Turn errors of writing results into an `InputError`."""
     try:
         yield
-    except BrokenPipeError:  # of standard output: whoever read it has seen enough
+    except BrokenPipeError:  # the reader closed standard output
         raise
     except OSError as error:
         raise InputError(
-            f"{name} cannot be written ({reason(error)}): mend that, or choose another file; what is there stays."
+            f"{name} cannot be written ({reason(error)}). Fix this, or choose another file. Earlier results are kept."
         ) from error
 
 
 class JsonLines:
-    """A file of results that grows by whole lines, or standard output ("-").
+    """A results file that grows by whole lines, or standard output ("-").
 
-    What a killed run left is kept: a last line without an end is dropped, the others are not done again, unless their
-    file is one of those to judge, and has changed or could not be read. `done` has the absolute paths of the files to
-    judge that have a line, each with its verdict. Raises `InputError` if the file holds something else, or results
-    that were made with something else, or another run writes to it.
+    The lines of a killed run are kept, except for an incomplete last line, and for input files that have changed or
+    could not be read. `done` maps the absolute paths of input files with a line to their verdicts. Raises `InputError`
+    if the file has other content or results with other settings, or if another run writes to it.
     """
 
     def __init__(self, name: str, record: dict[str, Any], files: Iterable[str]):
         self.done: dict[str, str] = {}
         self._files = {os.path.abspath(file) for file in files}
         self._name = name
-        self._path = None if name == "-" else Path(name).resolve()  # of a link, what it leads to
+        self._path = None if name == "-" else Path(name).resolve()  # resolve links
         self._lock = None
         if self._path is None:
             self._file: TextIO = sys.stdout
@@ -104,7 +103,9 @@ class JsonLines:
             try:
                 self._lock.acquire(timeout=0)
             except filelock.Timeout:
-                raise InputError(f"another run writes to {name}: wait for its end, or choose another file.") from None
+                raise InputError(
+                    f"{name} is in use by another run. Wait until it ends, or choose another file."
+                ) from None
             if self._path.exists() and self._path.stat().st_size > 0:
                 self._take_up(json.loads(json.dumps(record)))
             self._file = self._path.open("a", encoding="utf-8")
@@ -112,7 +113,7 @@ class JsonLines:
             self.add(record)
 
     def _take_up(self, record: dict[str, Any]) -> None:
-        """Keep the lines that still hold, in a new file that takes the place of the old one."""
+        """Replace the file by one with its valid lines."""
         with whole_file(self._path) as new, self._path.open("rb") as file, new.open("wb") as kept:
             for number, line in enumerate(file):
                 if not line.endswith(b"\n") and (number or json.dumps(record).encode().startswith(line)):
@@ -121,16 +122,16 @@ class JsonLines:
                     kept.write(line)
 
     def _holds(self, line: bytes, number: int, record: dict[str, Any]) -> bool:
-        """Whether a line is kept, which is not for a file to judge that has changed, or could not be read."""
+        """Whether a line is valid: not if its input file has changed or could not be read."""
         try:
             entry = json.loads(line)
             kind, stamp, verdict = entry["kind"], entry.get("file"), entry.get("verdict")
             path = None if stamp is None else str(stamp["path"])
             if number and kind != "error" and verdict not in VERDICTS:
-                raise ValueError(f"an unknown verdict {verdict!r}")
+                raise ValueError(f"unknown verdict {verdict!r}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"line {number + 1} of {self._name} is no result of this command: choose another file."
+                f"Line {number + 1} of {self._name} is not a result of this command. Choose another file."
             ) from error
         if number == 0:
             if kind != "run" or _decisive(entry) != _decisive(record):
@@ -144,14 +145,14 @@ class JsonLines:
 
     def _difference(self, before: dict[str, Any], record: dict[str, Any]) -> str:
         if before.get("kind") != "run":
-            return f"{self._name} is there and holds no results of this command: choose another file."
+            return f"{self._name} exists and does not hold results of this command. Choose another file."
         then, now = _decisive(before), _decisive(record)
         names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
-        what = ", ".join(f"{name} {then.get(name, 'unset')} and not {now.get(name, 'unset')}" for name in names)
-        return f"the results in {self._name} were made with {what}: choose another file."
+        what = ", ".join(f"{name} was {then.get(name, 'unset')}, is {now.get(name, 'unset')}" for name in names)
+        return f"The results in {self._name} were made with other settings ({what}). Choose another file."
 
     def results(self) -> Iterator[dict[str, Any]]:
-        """Read the results that were there before; a pipe has none."""
+        """Read the earlier results; a pipe has none."""
         if self._lock is not None:
             with self._path.open(encoding="utf-8") as file:
                 next(file)
@@ -176,9 +177,9 @@ class JsonLines:
 
 
 def _decisive(record: dict[str, Any]) -> dict[str, Any]:
-    """Return of a record what results depend on: not by which path the checkpoint was found.
+    """Return the settings in a record that affect results; the path of the checkpoint does not.
 
-    Options that are None are left out: an older record may not have them.
+    Options with the value None are omitted, since an older record may not have them.
     """
     options = record.get("options")
     found = {key: record.get(key) for key in ("fingerprint", "backend")} | (
@@ -188,9 +189,9 @@ def _decisive(record: dict[str, Any]) -> dict[str, Any]:
 
 
 class Table:
-    """A CSV file of results, a row a face or person, or one for a file without any; without a path, there is none.
+    """A CSV file of results, with one row per face or person, or one for a file without any; None writes no file.
 
-    Raises `InputError` if the file cannot be written, or is something else than such a table.
+    Raises `InputError` if the file cannot be written, or an existing file is not such a table.
     """
 
     def __init__(self, path: Path | None):
@@ -202,7 +203,7 @@ class Table:
             if path.is_file():
                 with path.open("rb") as file:
                     if (start := file.read(len(header))) and start != header:
-                        raise InputError(f"{path} is there and is no table of this command: choose another file.")
+                        raise InputError(f"{path} exists and is not a table of this command. Choose another file.")
             self._file = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
         self._rows = csv.DictWriter(self._file, _COLUMNS, restval="")
         self._rows.writeheader()
@@ -223,15 +224,15 @@ class Table:
 
 
 def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a table that say what a result, as `to_json` gives it, says."""
+    """Return the table rows of a result in the form of `to_json`."""
     whole = {key: result.get(key) for key in ("name", "kind", "verdict", "sentence", "threshold", "operating_point")}
     for key, found, name in (
         *(("band", f"band_{end}", end) for end in ("low", "high")),
         *(("expected_fpr", f"expected_fpr{end}", end[1:] or "value") for end in ("", "_low", "_high")),
     ):
         whole[found] = result.get(key, {}).get(name)
-    for key in ("name", "sentence"):  # that of an error may begin with the name
-        if (whole[key] or "").startswith(tuple("=+-@\t\r")):  # spreadsheets would run it
+    for key in ("name", "sentence"):  # the sentence of an error may begin with the name
+        if (whole[key] or "").startswith(tuple("=+-@\t\r")):  # spreadsheets would run it as a formula
             whole[key] = f"'{whole[key]}"
     whole["notes"] = " ".join(result.get("notes", ()))
     rows = []
@@ -246,9 +247,9 @@ def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw(pipe: FaceForgeryDetectionPipeline, result: dict[str, Any], target: Path, evidence: float) -> None:
-    """Write the annotated picture, or of a video the most telling frame of each person, to a path and an ending.
+    """Write the annotated picture, or for a video the most telling frame of each person, to a path plus an ending.
 
-    Raises `UnreadableError` if the file cannot be read again, and `InputError` if nothing can be written there.
+    Raises `UnreadableError` if the file cannot be read again, and `InputError` if the picture cannot be written.
     """
     if result["kind"] == "image":
         with _reading():
@@ -265,7 +266,7 @@ def draw(pipe: FaceForgeryDetectionPipeline, result: dict[str, Any], target: Pat
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """Return in one line how many files there are, and of which verdicts, or of the kind "error"."""
+    """Return the number of files, and of each verdict and of errors, in one line."""
     number = sum(counts.values())
     words = {verdict: verdict.replace("_", " ") for verdict in VERDICTS}
     words |= {ABSTAINED: VERDICTS[ABSTAINED].lower(), "error": "unreadable"}
@@ -282,20 +283,20 @@ def _reading() -> Iterator[None]:
 
 
 def drawing_of(target: Path, ending: str) -> Path:
-    """Return the path with an ending of a drawing, cut where file systems would refuse so long a name."""
+    """Return the path of an annotated picture, with a name shortened to the limit of file systems."""
     name = os.fsencode(target.name)
     if len(name) + len(ending) <= _LONGEST_NAME:
         return target.with_name(target.name + ending)
-    digest = hashlib.sha256(name).hexdigest()[:12]  # tells names apart that begin alike
+    digest = hashlib.sha256(name).hexdigest()[:12]  # distinguishes names with the same beginning
     start = name[: _LONGEST_NAME - len(ending) - len(digest) - 1].decode(errors="ignore")
     return target.with_name(f"{start}~{digest}{ending}")
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    """Write pixels and nothing else, whole or not at all."""
+    """Write a picture without metadata, completely or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
             image.save(partial, "PNG")
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({reason(error)}): choose another --annotate folder.") from error
+        raise InputError(f"{path} cannot be written ({reason(error)}). Choose another --annotate folder.") from error

@@ -1,4 +1,4 @@
-"""Judge files one by one: progress, lines of JSON, a table, drawings, and the counts at the end."""
+"""Analyze files one by one: progress, JSON lines, a table, annotated pictures, and final counts."""
 
 import os
 import sys
@@ -20,11 +20,11 @@ from .results import JsonLines, Table, UnreadableError, counted, draw, record_of
 
 
 def detect(arguments: Namespace, files: list[str], roots: dict[str, Path]) -> Counter[str]:
-    """Judge files, write what was asked for, and count the verdicts, and what could not be read as "error".
+    """Analyze files, write the requested outputs, and count verdicts, with unreadable files as "error".
 
-    `roots` has the folder to which the drawing of each file is relative.
+    `roots` maps each file to the root folder for the relative path of its annotated picture.
     """
-    disable_progress_bar()  # of reading weights
+    disable_progress_bar()  # for reading weights
     pipe = FaceForgeryDetectionPipeline.from_pretrained(
         arguments.model,
         arguments.backend,
@@ -41,8 +41,8 @@ def detect(arguments: Namespace, files: list[str], roots: dict[str, Path]) -> Co
     left = [name for name in files if lines is None or os.path.abspath(name) not in lines.done]
     done = len(files) - len(left)
     if done and not arguments.quiet:
-        drawn = "" if arguments.annotate is None else ", of which no drawing is made now"
-        print(f"{done} of {len(files)} files were judged before{drawn}: {arguments.json}", file=sys.stderr)
+        drawn = "" if arguments.annotate is None else " (no new annotated pictures for these)"
+        print(f"{done} of {len(files)} files already have results{drawn}: {arguments.json}", file=sys.stderr)
     stamps: dict[str, dict | None] = {}
 
     def stamped() -> Iterator[str]:
@@ -70,7 +70,7 @@ def detect(arguments: Namespace, files: list[str], roots: dict[str, Path]) -> Co
                 target = arguments.annotate / Path(name).relative_to(roots[name])
                 try:
                     draw(pipe, result, target, arguments.evidence)
-                except UnreadableError as error:  # it was changed or went in between
+                except UnreadableError as error:  # the file was changed or removed in the meantime
                     result = {"kind": "error", "name": name, "sentence": str(error)}
             plain = to_json(result) | {"file": stamps.pop(name)}
             table.add(plain)
@@ -94,5 +94,5 @@ def detect(arguments: Namespace, files: list[str], roots: dict[str, Path]) -> Co
 
 
 def _shown(text: str) -> str:
-    """Return a text as a terminal can show it, whatever a file in it is called."""
+    """Return a text that is safe for a terminal, with any file name in it."""
     return text if text.isprintable() else ascii(text)[1:-1]

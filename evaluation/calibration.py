@@ -19,32 +19,32 @@ from .metrics.bootstrap import CONFIDENCE, family_codes
 from .metrics.levels import video_scores
 from .metrics.ranking import Ranking
 
-#: Operating points by their false positive rate: how many reals there are to one false alarm.
+#: Operating points by false positive rate: the number of reals for each false alarm.
 RATES = {"fpr_0.05": 20, "fpr_0.01": 100}
-ERROR_RATE = 0.1  # of either kind, from which on scores are inconclusive
-FLATTEST = 1e-4  # slope, in mean margins, below which `p_fake` is .5 for all
+ERROR_RATE = 0.1  # of either kind, above which scores are inconclusive
+FLATTEST = 1e-4  # slope, in units of the mean margin, below which every `p_fake` would be .5
 _GRID = np.arange(101) / 100  # thresholds at which the false positive rate is stored
 
 
 def fit_calibration(predictions: pd.DataFrame, error_rate: float = ERROR_RATE) -> dict[str, Any]:
-    """Fit what `DCLConfig.calibration` holds, by Platt scaling (Platt, 1999).
+    """Fit `DCLConfig.calibration` by Platt scaling (Platt, 1999).
 
-    Reals and fakes weigh the same in sum, as in the balanced batches of training, so that `p_fake` reads "if reals and
-    fakes are equally likely" however many there are of each. Within a class every video weighs the same: its frames
-    are much alike, and a long video tells no more of the next one than a short one does. So Platt's smoothed targets
-    count videos: no `p_fake` is surer than their number allows, and classes that a threshold separates have a finite
-    fit. Thresholds count frames, or videos, one by one, as the metrics do that use them.
+    Reals and fakes have equal total weight, as in the balanced batches of training. So `p_fake` assumes that reals and
+    fakes are equally likely, whatever their numbers in the split. Within a class, every video has equal weight: its
+    frames are similar, and a long video says no more about a new one than a short video does. Platt's smoothed targets
+    therefore count videos. They limit how close `p_fake` comes to 0 or 1, and keep the fit finite for separable
+    classes. Thresholds count single frames or videos, as the metrics do.
 
     Args:
-        predictions: rows of the validation split with the columns `dataset`, `video_id`, `source_id`, `label` and
-            `logit`, the margin. Their order does not matter.
+        predictions: rows of the validation split, in any order, with the columns `dataset`, `video_id`, `source_id`,
+            `label` and `logit`, the margin.
         error_rate: see `_band`; in (0, .5).
 
     Returns:
-        `{"method": "platt", "slope", "offset"}` as `calibrate` takes it, with `"frame"` and `"video"`: `families`,
-        what `operating_points` returns, `band` (see `_band`) and `fpr` (see `_false_positive_rates`). A video is
-        scored by the mean calibrated `p_fake` of its frames. Where the split does not determine a calibration, the
-        method is `"none"`, with a `"reason"`; the rest then is that of the plain logistic function.
+        `{"method": "platt", "slope", "offset"}` for `calibrate`, with `"frame"` and `"video"`: `families`, the result
+        of `operating_points`, `band` (see `_band`) and `fpr` (see `_false_positive_rates`). The score of a video is
+        the mean calibrated `p_fake` of its frames. If the split does not determine a calibration, the method is
+        `"none"`, with a `"reason"`, and the rest applies to the plain logistic function.
     """
     try:
         calibration: dict[str, Any] = {"method": "platt", **_fit_platt(*_weighted_margins(predictions))}
@@ -72,7 +72,7 @@ def fit_calibration(predictions: pd.DataFrame, error_rate: float = ERROR_RATE) -
 
 
 def _level(rows: pd.DataFrame, units: str, error_rate: float, why: str | None) -> dict[str, Any]:
-    """Return what a calibration holds of frames or videos; `why` says why their families are not known."""
+    """Return the calibration's entries for frames or videos; `why` explains why families are unknown, if they are."""
     labels, p_fake = rows["label"].to_numpy(), rows["p_fake"].to_numpy()
     points = operating_points(labels, p_fake, units)
     families = rows["family"].to_numpy() if why is None else None
@@ -91,7 +91,7 @@ def _without_families(error_rate: float, why: str) -> dict[str, Any]:
 
 
 def _weighted_margins(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray, Mapping[int, int]]:
-    """Return margins, labels, weights that sum to 1 in either class, and how many videos each class has.
+    """Return margins, labels, weights that sum to 1 in each class, and the number of videos in each class.
 
     Raises:
         ValueError: if a class is missing, or margins are not finite or all the same.
@@ -103,8 +103,8 @@ def _weighted_margins(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray
         raise ValueError(f"all {len(margins)} frames have the margin {margins[0]:g}")
     named = predictions["video_id"].notna().to_numpy()
     sizes = predictions.groupby(["dataset", "video_id"], dropna=False)["label"].transform("size").to_numpy()
-    sizes = np.where(named, sizes, 1)  # a frame of no video stands for itself
-    order = np.lexsort((sizes, labels, margins))  # sums must not depend on the order of the rows, to the last bit
+    sizes = np.where(named, sizes, 1)  # a frame without a video counts as one
+    order = np.lexsort((sizes, labels, margins))  # makes the sums independent of the order of rows, to the last bit
     margins, labels, weights = margins[order], labels[order], 1 / sizes[order]
     videos = {}
     for label in (REAL, FAKE):
@@ -117,7 +117,7 @@ def _weighted_margins(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray
 def _fit_platt(
     margins: np.ndarray, labels: np.ndarray, weights: np.ndarray, videos: Mapping[int, int]
 ) -> dict[str, Any]:
-    """Find slope and offset with the least negative log-likelihood of the smoothed targets."""
+    """Find the slope and offset that minimise the negative log-likelihood of the smoothed targets."""
     targets = np.where(labels == FAKE, (videos[FAKE] + 1) / (videos[FAKE] + 2), 1 / (videos[REAL] + 2))
     unit = weights @ np.abs(margins) / 2
     scaled = margins / unit
@@ -129,23 +129,23 @@ def _fit_platt(
 
     slope, offset = minimize(loss, [1.0, 0.0], jac=True, method="BFGS", options={"gtol": 1e-9}).x
     if slope < FLATTEST:
-        raise ValueError("the margins of fakes are not higher than those of reals")
+        raise ValueError("fakes do not have higher margins than reals")
     return {"slope": float(slope / unit), "offset": float(offset)}
 
 
 def operating_points(labels: np.ndarray, p_fake: np.ndarray, units: str) -> dict[str, Any]:
-    """Find from which score on to flag something.
+    """Find the thresholds from which scores are flagged.
 
     Args:
         labels: integers (n,), 0 real, 1 fake.
         p_fake: floats (n,), higher is more likely fake.
-        units: what is counted, for the reasons.
+        units: "frames" or "videos", for the reasons.
 
     Returns:
-        `reals` and `fakes`, how many there are; `thresholds`: `eer`, where the shares of false alarms and of misses
-        are closest; `fpr_0.05` and `fpr_0.01`, the lowest at which no more than that share of the reals is
-        flagged. Each lies midway between two neighbouring scores, which a tie never straddles. None where it is not
-        defined, or where the reals are fewer than 5/FPR; `reasons` then says why.
+        `reals` and `fakes`, their numbers; `thresholds`: `eer`, where false alarm rate and miss rate are closest;
+        `fpr_0.05` and `fpr_0.01`, the lowest thresholds that flag at most that share of the reals. Each threshold lies
+        midway between two neighbouring scores and never splits a tie. It is None if it is undefined, or if there are
+        fewer than 5/FPR reals; `reasons` explains why.
     """
     reals, fakes = (np.sort(p_fake[labels == label]) for label in (REAL, FAKE))
     thresholds: dict[str, float | None] = dict.fromkeys(OPERATING_POINTS)
@@ -156,10 +156,10 @@ def operating_points(labels: np.ndarray, p_fake: np.ndarray, units: str) -> dict
     if reason:
         found["reasons"] = dict.fromkeys(OPERATING_POINTS, reason)
         return found
-    alarms = len(reals) - np.searchsorted(reals, scores)  # where the threshold is that score
+    alarms = len(reals) - np.searchsorted(reals, scores)  # with that score as the threshold
     misses = np.searchsorted(fakes, scores)
-    unequal = np.abs(alarms * len(fakes) - misses * len(reals))  # of the rates, in whole numbers
-    # The first score flags everything and is never nearest; of two that are, the higher one gives fewer alarms.
+    unequal = np.abs(alarms * len(fakes) - misses * len(reals))  # difference of the rates, in whole numbers
+    # Skip the first score, which flags everything. Of two equally near scores, the higher one gives fewer alarms.
     nearest = len(scores) - 1 - np.argmin(unequal[:0:-1])
     thresholds["eer"] = _midway(scores, nearest)
     for name, one_in in RATES.items():
@@ -168,8 +168,8 @@ def operating_points(labels: np.ndarray, p_fake: np.ndarray, units: str) -> dict
             found["reasons"][name] = why
         elif len(few_enough) == 0:
             found["reasons"][name] = (
-                f"{alarms[-1]} of {len(reals)} real {units} share the highest score: an FPR of {1 / one_in:g} would "
-                "flag nothing"
+                f"{alarms[-1]} of {len(reals)} real {units} share the highest score, so at an FPR of {1 / one_in:g} "
+                "nothing would be flagged"
             )
         else:
             thresholds[name] = _midway(scores, few_enough[0])
@@ -177,31 +177,31 @@ def operating_points(labels: np.ndarray, p_fake: np.ndarray, units: str) -> dict
 
 
 def _midway(scores: np.ndarray, index: int) -> float:
-    """Return the middle between a score and the next lower one; where doubles have none, the score."""
+    """Return the midpoint of a score and the next lower one, or the score if no double lies between."""
     middle = scores[index - 1] + (scores[index] - scores[index - 1]) / 2
     return float(middle if middle > scores[index - 1] else scores[index])
 
 
 def _band(labels: np.ndarray, p_fake: np.ndarray, families: np.ndarray, error_rate: float) -> dict[str, Any]:
-    """Find the range of scores that are inconclusive, as too many reals and too many fakes lie there.
+    """Find the range of inconclusive scores, in which too many reals and too many fakes lie.
 
-    People differ, so a share of the faces of the validation split says little about new people when those faces are of
-    few families. The band holds for the faces of new families instead: of m exchangeable families whose shares of
-    errors are s_1 ... s_m, the expected share of a new one is at most (s_1 + ... + s_m + 1) / (m + 1) (Lee,
-    Barber and Willett, 2023, arXiv 2306.06342). Where that is above `error_rate` even without any error, the band
-    lies around all errors of the split and says which rate that can promise: 1 / (m + 1), at 4 families .2. That the
-    checkpoint and its calibration were chosen on the same split is not accounted for.
+    People differ, so an error rate over the validation faces says little about new people if those faces come from few
+    families. The band holds for faces of new families instead: for m exchangeable families with error rates s_1 ...
+    s_m, the expected error rate of a new family is at most (s_1 + ... + s_m + 1) / (m + 1) (Lee, Barber and Willett,
+    2023, arXiv 2306.06342). If this bound exceeds `error_rate` even without errors, the band covers all errors of the
+    split, and the returned rate is the one it can promise: 1 / (m + 1), or .2 for 4 families. The bound ignores that
+    the checkpoint and its calibration were chosen on the same split.
 
     Args:
-        labels: integers (n,), 0 real, 1 fake; both are there.
-        p_fake: floats (n,) in [0, 1], of which two differ.
+        labels: integers (n,), 0 real, 1 fake, with both classes.
+        p_fake: floats (n,) in [0, 1], not all the same.
         families: integers (n,).
-        error_rate: the expected share of new reals at or above `high`, and of new fakes below `low`, at most.
+        error_rate: the largest expected share of new reals at or above `high`, and of new fakes below `low`.
 
     Returns:
-        `error_rate`, that which holds for both classes; `high`, the lowest threshold that keeps that of reals; and
-        `low`, the highest that keeps that of fakes. Scores from `low` to `high` are inconclusive, none where `low` is
-        above. Both are None, with a `reason`, where a class has a single family.
+        `error_rate`, the rate that holds for both classes; `high`, the lowest threshold that keeps it for reals; and
+        `low`, the highest that keeps it for fakes. Scores from `low` to `high` are inconclusive; if `low` is above
+        `high`, none are. Both are None, with a `reason`, if a class has a single family.
     """
     scores = np.unique(p_fake)
     middles = scores[:-1] + np.diff(scores) / 2
@@ -223,25 +223,26 @@ def _band(labels: np.ndarray, p_fake: np.ndarray, families: np.ndarray, error_ra
         return {
             **found,
             "error_rate": error_rate,
-            "reason": "it takes two families of each class to see how they differ",
+            "reason": "each class needs at least two families",
         }
     kept = {label: (errors[label] + 1) / (counts[label] + 1) <= held[label] + 1e-9 for label in errors}
     low, high = edges[kept[FAKE]][-1], edges[kept[REAL]][0]
     if high > 1:
-        return {**found, "reason": "real faces have the score 1"}
+        return {**found, "reason": "real faces score 1"}
     return {**found, "low": float(low), "high": float(high)}
 
 
 def _false_positive_rates(p_fake: np.ndarray, families: np.ndarray, exact: list[float]) -> dict[str, list[float]]:
-    """Return which share of reals scores at or above each of some thresholds, with 95 % intervals.
+    """Return the share of reals at or above each threshold, with 95 % intervals.
 
     Args:
         p_fake: floats (n,) of the reals.
         families: integers (n,).
-        exact: thresholds that are there beside those of the grid.
+        exact: thresholds to include besides those of the grid.
 
     Returns:
-        `thresholds`, rising from 0, without those at which nothing changes; and at each `value`, `low` and `high`.
+        `thresholds`, rising from 0, without those at which the rate does not change; and their `value`, `low` and
+        `high`.
     """
     thresholds = np.union1d(_GRID, exact)
     codes = np.unique(families, return_inverse=True)[1]
@@ -261,16 +262,16 @@ def _false_positive_rates(p_fake: np.ndarray, families: np.ndarray, exact: list[
 
 
 def rate_interval(alarms: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of a rate that was counted in families whose members are alike.
+    """Return the 95 % interval of a rate over families with similar members.
 
-    The rate is the mean over families, each of which counts the same: one person with many photographs says no more
-    about the next person than one with few. The interval is that of Korn and Graubard (1998): Clopper and Pearson's,
-    with as many observations as would vary as much if they were independent; no fewer than there are families, and as
-    many where all members or none are counted.
+    The rate is the mean over families with equal weights, since a person with many photographs says no more about the
+    next person than one with few. The interval is that of Korn and Graubard (1998): Clopper and Pearson's with the
+    effective sample size, the number of independent observations with the same variance. It is at least the number of
+    families, and equals it if all members or none are counted.
 
     Args:
-        alarms: floats (m,), how many members of each family are counted.
-        sizes: integers (m,), how many it has.
+        alarms: floats (m,), the number of counted members in each family.
+        sizes: integers (m,), the number of members in each family.
     """
     families, total, shares = len(sizes), sizes.sum(), alarms / sizes
     rate = float(shares.mean())
@@ -292,14 +293,14 @@ def reliability(labels: np.ndarray, p_fake: np.ndarray, balanced: bool = False) 
 
     Args:
         labels: integers (n,), 0 real, 1 fake.
-        p_fake: floats (n,) in [0, 1]; give those before and those after calibration for a curve of each.
-        balanced: the share of fakes as it would be were reals and fakes equally many, which is what a calibrated
-            `p_fake` claims; otherwise it moves with the make-up of the data set. Both classes must be there.
+        p_fake: floats (n,) in [0, 1], before or after calibration.
+        balanced: reweight the share of fakes to equal numbers of reals and fakes, as a calibrated `p_fake` assumes;
+            otherwise it depends on the proportions of the data set. Needs both classes.
 
     Returns:
-        Of each bin, from the lowest scores to the highest: `mean_p`, the mean score; `share_fake`, with `low` and
-        `high`, its 95 % Wilson interval; and `n`, how many scores it has. Frames of one video are no independent
-        observations: of frames, the interval is too narrow.
+        For each bin, from the lowest scores to the highest: `mean_p`, the mean score; `share_fake`, with its 95 %
+        Wilson interval `low` and `high`; and `n`, the number of scores. For frames the interval is too narrow, since
+        frames of one video are not independent.
     """
     if len(labels) == 0:
         return []

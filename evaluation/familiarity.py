@@ -9,35 +9,34 @@ from scipy.stats import t as student
 from ..abstention_dcl import REFERENCE, REFUSED, distances, pack
 from .metrics.bootstrap import family_codes
 
-#: Directions in which faces differ most that get a variance of their own. Chosen on photographs that no table of ours
-#: counts: with 30 of the 128, ten families are enough to refuse no more than 2 % of other people.
+#: Principal directions with their own variance. Chosen on photographs that are not in our tables: with 30 of the 128
+#: directions, ten families suffice to refuse at most 2 % of other people.
 DIRECTIONS = 30
-#: Of fewer faces, 1 % is not one; of fewer families, none is left to be held out from two.
+#: Below 100 faces, 1 % is less than one face. Below 3 families, holding one out leaves fewer than two to fit on.
 FEWEST_FACES, FEWEST_FAMILIES = 100, 3
-#: Families are held out in so many parts, or each alone where there are fewer.
+#: Number of folds of families to hold out; with fewer families, each is its own fold.
 FOLDS = 10
-#: How sure it should be that no more than 1 % of the faces of other families are refused.
+#: Confidence that at most 1 % of the faces of other families are refused.
 CONFIDENCE = 0.9
-_BLURRED = 0.01  # what sharpness is counted from: below nothing is told apart, and 0 has no logarithm
+_BLURRED = 0.01  # added to sharpness before the logarithm: smaller differences do not matter
 
 
 def fit_familiarity(predictions: pd.DataFrame, features: np.ndarray, sharpness: np.ndarray) -> dict[str, Any]:
-    """Fit what `DCLConfig.familiarity` holds.
+    """Fit `DCLConfig.familiarity`.
 
-    Distances are measured in families that the statistics were not fitted on (`FOLDS` parts), since that is what every
-    face of a new person will be. A threshold is an approximate bound of its 1 % quantile, kept by new families with
-    the `CONFIDENCE` that their spread tells: of few families, less than 1 % lies beyond it, and of many 1 %. Reals and
-    fakes weigh the same in sum, as in the batches of training and in the calibration: else most of what is refused
-    could be real.
+    Distances are cross-validated over families (`FOLDS` folds), since every new person is a new family. Each threshold
+    is a 90 % confidence bound (`CONFIDENCE`) on the quantile that refuses 1 %, estimated from the spread between
+    families. With few families the bound is loose and fewer than 1 % are refused; with many it approaches 1 %. Reals
+    and fakes have equal total weight, as in training and calibration; otherwise most refused faces could be real.
 
     Args:
         predictions: rows of the validation split with the columns `video_id`, `source_id` and `label`.
-        features: floats (n, C), what the reference network says of each row.
+        features: floats (n, C), reference features of each row.
         sharpness: floats (n,), see `measure_sharpness`.
 
     Returns:
-        `{"faces", "families", "sharpness_threshold", "distance_threshold", "statistics"}`. Where the split is too
-        small the last three are None, and `"reason"` says so.
+        `{"faces", "families", "sharpness_threshold", "distance_threshold", "statistics"}`. If the split is too small,
+        the last three are None, with a `"reason"`.
     """
     found: dict[str, Any] = {"faces": len(predictions), "families": None}
     nothing = {"sharpness_threshold": None, "distance_threshold": None, "statistics": None}
@@ -64,20 +63,20 @@ def fit_familiarity(predictions: pd.DataFrame, features: np.ndarray, sharpness: 
 
 
 def _refuse(faces: int, families: int) -> None:
-    """Raise a ValueError if there is too little to be fitted on."""
+    """Raise a ValueError if there is too little data to fit."""
     if faces < FEWEST_FACES or families < FEWEST_FAMILIES:
         raise ValueError(
-            f"{faces} faces of {families} families do not tell it: it takes {FEWEST_FACES} of {FEWEST_FAMILIES}"
+            f"{faces} faces of {families} families are too few: {FEWEST_FACES} of {FEWEST_FAMILIES} are needed"
         )
 
 
 def _statistics(features: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """Fit mean and covariance of probabilistic PCA, rounded as the configuration holds it."""
+    """Fit mean and covariance of probabilistic PCA, with the rounding of the configuration."""
     weights = weights / weights.sum()
     centre = weights @ features
     deviation = features - centre
-    variances, directions = np.linalg.eigh((deviation.T * weights) @ deviation)  # in rising order
-    smallest = 2.0**-20 / len(centre)  # what is less than this is the rounding of the centre
+    variances, directions = np.linalg.eigh((deviation.T * weights) @ deviation)  # in ascending order
+    smallest = 2.0**-20 / len(centre)  # smaller variances are rounding errors of the centre
     return {
         "features": REFERENCE,
         "dimension": len(centre),
@@ -89,7 +88,7 @@ def _statistics(features: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
 
 
 def _threshold(values: np.ndarray, weights: np.ndarray, families: np.ndarray) -> float:
-    """Return the value above which, with `CONFIDENCE`, lies no more than `REFUSED` of what new families weigh."""
+    """Return the value that, with `CONFIDENCE`, at most `REFUSED` of the weight of new families exceeds."""
     logarithms = np.log(values)
     own = [_upper_quantile(logarithms[families == one], weights[families == one]) for one in np.unique(families)]
     error = np.std(own, ddof=1) / np.sqrt(len(own))
@@ -98,7 +97,7 @@ def _threshold(values: np.ndarray, weights: np.ndarray, families: np.ndarray) ->
 
 
 def _upper_quantile(values: np.ndarray, weights: np.ndarray) -> float:
-    """Return the smallest value above which lies no more than `REFUSED` of the weight."""
+    """Return the smallest value that at most `REFUSED` of the weight exceeds."""
     order = np.argsort(values, kind="stable")
     above = 1 - np.cumsum(weights[order]) / weights.sum()
     return float(values[order][np.argmax(above <= REFUSED + 1e-9)])

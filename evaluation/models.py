@@ -1,4 +1,4 @@
-"""Run models over data sets, one after the other, and write and print what comes of each."""
+"""Evaluate models on data sets, one after the other, and write and print the results."""
 
 import os
 from argparse import Namespace
@@ -38,14 +38,14 @@ def evaluate_models(
     run: dict[str, Any],
     scoring: dict[str, Any],
 ) -> list[Result]:
-    """Run models over the data sets, and write and print what comes of each.
+    """Evaluate models on the data sets, and write and print the results.
 
     Args:
-        arguments: of `dcl-evaluate`.
-        checkpoints: what `find_checkpoint` found.
-        folders: where the results of each go.
-        run: what the records shall say.
-        scoring: how metrics are computed: `group_by`, `bootstrap` and `seed`.
+        arguments: arguments of `dcl-evaluate`.
+        checkpoints: results of `find_checkpoint`.
+        folders: folder for the results of each checkpoint.
+        run: entries for the records.
+        scoring: options of the metrics: `group_by`, `bootstrap` and `seed`.
 
     Raises:
         InputError: if data or a model cannot be evaluated, or a result cannot be written.
@@ -61,13 +61,13 @@ def evaluate_models(
     if arguments.report:
         check_report()
 
-    # Of all models before the first runs for hours.
-    with first_process_ahead():  # remote code is copied to where all import it from
+    # Check all models before the first one runs for hours.
+    with first_process_ahead():  # one process copies remote code, and all import the copy
         checkpoints = find_classes(checkpoints, arguments.fake_labels, arguments.trust_remote_code)
     device = find_device(arguments.device)
     batch_size, num_workers = arguments.batch_size, arguments.num_workers
     if batch_size is None:
-        # On a CPU larger ones are slower: their feature maps exceed what malloc keeps, and each is paged in anew.
+        # Larger batches are slower on a CPU: malloc returns such large feature maps to the system every time.
         batch_size = 4 if device.type == "cpu" else 32
     if num_workers is None:
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -77,7 +77,7 @@ def evaluate_models(
     results: list[Result] = []
     for checkpoint, folder in zip(checkpoints, folders, strict=True):
         transformers.set_seed(arguments.seed)
-        with first_process_ahead():  # as above: the code of the model is another file
+        with first_process_ahead():  # as above, for the code of the model
             model, processor = load_checkpoint(checkpoint, device, arguments.trust_remote_code)
         record = {**run, **checkpoint.record()}
         metrics = evaluate_checkpoint(
@@ -91,37 +91,37 @@ def evaluate_models(
             robustness = evaluate_robustness(
                 checkpoint, model, processor, sets, metrics, folder, types, arguments.seed, keep_parts=True, **options
             )
-            print(f"\n{robustness_tables(robustness)}\nthese tables are in {folder}, too: robustness.json, .csv, .md")
+            print(f"\n{robustness_tables(robustness)}\nRobustness tables: robustness.json, .csv and .md in {folder}")
         if arguments.report and is_first_process():
             looks = look_at_results(model, processor, sets, folder, batch_size, arguments.seed)
-            print(f"the report is {write_report(folder, looks, arguments.bootstrap, arguments.seed)}")
-    for folder in folders:  # not before: what is complete of one model is not done again if another is interrupted
+            print(f"Report: {write_report(folder, looks, arguments.bootstrap, arguments.seed)}")
+    for folder in folders:  # at the end: an interrupted run then resumes without repeating finished models
         remove_work_folders(folder)
     return results
 
 
 def check_groups(sets: Sequence[PreparedSplit], column: str) -> None:
-    """Check that every data set can be divided by a column, before anything is scored; warn of a single group.
+    """Check before scoring that every data set can be grouped by a column; warn about a single group.
 
     Raises:
-        InputError: if one has no such column, or it is no plain one, or has no value, or more than there can be
-            groups.
+        InputError: if a data set lacks the column, or the column is not of a plain type, is empty, or has too many
+            values.
     """
     for data in sets:
         features = data.dataset.features
         plain = [name for name, feature in features.items() if isinstance(feature, Value | ClassLabel)]
         if column not in plain:
             raise InputError(
-                f"{data.where} cannot be grouped by {column!r}: pass --group_by with one of {', '.join(plain)}."
+                f"{data.where} has no column {column!r} to group by. Pass --group_by with one of {', '.join(plain)}."
             )
         values = metadata(data.dataset.select_columns([column])).to_pandas()[column]
         if isinstance(features[column], ClassLabel):
-            values = values.map(dict(enumerate(features[column].names)))  # a class that is not known is -1
+            values = values.map(dict(enumerate(features[column].names)))  # an unknown class is -1
         check_group_column(values, column, data.where)
 
 
 def find_device(name: str | None) -> torch.device:
-    """Return the device of that name, or the fastest one there is; each process of a machine has a GPU of its own.
+    """Return the device of that name, or the fastest available one; each process on a machine gets its own GPU.
 
     Raises:
         InputError: if this machine has no such device.
@@ -132,8 +132,8 @@ def find_device(name: str | None) -> torch.device:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         torch.zeros(1, device=name).item()
-    except Exception as error:  # RuntimeError, AssertionError or NotImplementedError, by the kind of device
+    except Exception as error:  # RuntimeError, AssertionError or NotImplementedError, depending on the device
         available = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         available += ["mps"] if torch.backends.mps.is_available() else []
-        raise InputError(f"there is no device {name!r} here; --device can be {', '.join(available)}.") from error
+        raise InputError(f"Device {name!r} not found. Pass --device with one of {', '.join(available)}.") from error
     return torch.device(name)

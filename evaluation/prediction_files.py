@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".parquet", ".json", ".jsonl")
 REQUIRED = ("dataset", "method", "video_id", "label", "p_fake")
-#: How labels are written besides by their number and their name.
+#: Other spellings of labels, besides number and name.
 _OTHER_LABELS = {"0.0": REAL, "false": REAL, "1.0": FAKE, "true": FAKE}
-#: What is kept of a table, in the order of `predictions.parquet`.
+#: Columns to keep, in the order of `predictions.parquet`.
 COLUMNS = (
     *("dataset", "split", "method", "video_id", "source_id", "frame", "label"),
     *("logit", "p_fake_raw", "p_fake"),
@@ -40,56 +40,62 @@ KEYS = ["dataset", "video_id", "frame"]
 
 @dataclass
 class PredictionTable:
-    """Predictions made elsewhere, checked."""
+    """Validated predictions from other software."""
 
     name: str
-    """The file, as the user gave it."""
+    """The file name that the user gave."""
     revision: str
-    """A hash of it."""
+    """A hash of the file."""
     rows: pd.DataFrame
-    """Those of `COLUMNS` that it has, and the one to group by; one row a frame, in the order of the file."""
+    """Its columns among `COLUMNS`, and the one to group by; one row per frame, in the order of the file."""
 
 
 def read_predictions(name: str, group_by: str | None = None) -> PredictionTable:
-    """Read a table of predictions from CSV, Parquet, JSON (a list of objects) or JSON lines, and check it.
+    """Read and validate a table of predictions: CSV, Parquet, JSON (a list of objects) or JSON lines.
 
-    It takes the columns `dataset`, `method`, `video_id`, `label` (0, real or false; 1, fake or true) and `p_fake` (in
-    [0, 1]). `source_id`, the video that a fake was made from, is the family of the intervals; with `frame` a table can
-    be compared with another one; `split` and `logit` are carried along.
+    Required columns are `dataset`, `method`, `video_id`, `label` (0, real or false; 1, fake or true) and `p_fake` (in
+    [0, 1]). `source_id`, the real video that a fake was made from, defines the families for intervals. `frame` allows
+    comparisons with other tables. `split` and `logit` are kept.
 
     Args:
-        name: the file, whose ending tells what it is.
-        group_by: a further column by which metrics shall be grouped.
+        name: the file; its extension gives the format.
+        group_by: another column to group metrics by.
 
     Raises:
-        InputError: if the file cannot be read, has no rows or lacks a column, or a value cannot be; the first such row
-            is named. Or if the column to group by has no values in a data set, or too many.
+        InputError: if the file cannot be read, has no rows, lacks a column or has an invalid value (the error names
+            the first such row), or if the column to group by is empty in a data set or has too many values.
     """
     path = Path(name)
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{name!r} is no table of predictions by its name: it must end in {', '.join(SUFFIXES)}.")
+        raise InputError(f"Table of predictions {name!r}: unknown file extension. Pass one of {', '.join(SUFFIXES)}.")
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         table = _read(path)
     except pd.errors.EmptyDataError:
         table = pd.DataFrame()
-    except (OSError, ValueError, RecursionError, csv.Error, pa.ArrowException) as error:  # of the disk or the format
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        csv.Error,
+        pa.ArrowException,
+    ) as error:  # of the disk and of each format
         raise InputError(
-            f"the table of predictions {name!r} cannot be read ({reason(error)}): write it again as "
+            f"Table of predictions {name!r}: cannot be read ({reason(error)}). Write it again as "
             f"{path.suffix.lower()[1:]}."
         ) from error
     if not len(table):
-        raise InputError(f"the table of predictions {name!r} has no rows: write it again, one row a frame.")
+        raise InputError(f"Table of predictions {name!r}: has no rows. Write it again, one row per frame.")
     missing = [column for column in REQUIRED if column not in table]
     if missing:
         raise InputError(
-            f"the table of predictions {name!r} has no column {missing[0]!r}: it takes {', '.join(REQUIRED)}, and has "
-            f"{', '.join(map(str, table.columns))}."
+            f"Table of predictions {name!r}: column {missing[0]!r} is missing (it has "
+            f"{', '.join(map(str, table.columns))}). Write the columns {', '.join(REQUIRED)}."
         )
     if group_by is not None and group_by not in table:
         raise InputError(
-            f"{name!r} cannot be grouped by {group_by!r}: pass --group_by with one of "
+            f"{name!r} has no column {group_by!r} to group by. Pass --group_by with one of "
             f"{', '.join(map(str, table.columns))}."
         )
     check = _Checks(table, name)
@@ -113,8 +119,8 @@ def read_predictions(name: str, group_by: str | None = None) -> PredictionTable:
         at = int(np.argmax(repeated))
         video, frame = rows["video_id"].iloc[at], rows["frame"].iloc[at]
         raise InputError(
-            f"{check.row(at)} has the video_id and frame of an earlier row of its data set ({video!r}, frame "
-            f"{frame}): give every clip a video_id of its own, and every compression a data set."
+            f"{check.row(at)} repeats the video_id and frame of an earlier row ({video!r}, frame {frame}). Give every "
+            "clip its own video_id, and every compression level its own data set."
         )
     return PredictionTable(name, f"sha256:{digest}", rows)
 
@@ -123,32 +129,32 @@ def _read(path: Path) -> pd.DataFrame:
     suffix = path.suffix.lower()
     if suffix == ".csv":
         _check_widths(path)
-        # As text: a video_id of "007" is no 7, nor a method "None" missing.
+        # As text: the video_id "007" is not 7, and the method "None" is not missing.
         return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
     if suffix == ".parquet":
         _check_names(pq.read_schema(path).names)
         return pd.read_parquet(path)
     text = path.read_bytes().decode("utf-8-sig")
-    if suffix == ".jsonl":  # texts may hold what else ends a line for Python, such as U+2028
+    if suffix == ".jsonl":  # strings may contain other line breaks of Python, such as U+2028
         rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     else:
         rows = json.loads(text) if text.strip() else []
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError("it is no list of objects, one a row")
+        raise ValueError("it is not a list of objects, one per row")
     return pd.DataFrame(rows, dtype=object)
 
 
 def _check_names(names: Sequence[str]) -> None:
-    """Raise a `ValueError` if a column is there twice: which of the two is meant?"""
+    """Raise a `ValueError` if two columns have the same name."""
     for name, times in Counter(names).items():
         if times > 1:
-            raise ValueError(f"{times} of its columns are called {name!r}")
+            raise ValueError(f"{times} columns have the name {name!r}")
 
 
 def _check_widths(path: Path) -> None:
-    """Raise a `ValueError` if a row has not as many fields as the header, or the header one name twice.
+    """Raise a `ValueError` if a row and the header differ in length, or the header repeats a name.
 
-    pandas fills, shifts, or cuts such rows, and renames such columns.
+    pandas would fill, shift, or cut such rows, and rename such columns.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
@@ -156,28 +162,28 @@ def _check_widths(path: Path) -> None:
         _check_names(header)
         for row in reader:
             if row and len(row) != len(header):
-                raise ValueError(f"line {reader.line_num} has {len(row)} fields, and the header {len(header)}")
+                raise ValueError(f"line {reader.line_num} has {len(row)} fields, but the header has {len(header)}")
 
 
 class _Checks:
-    """The columns of a table, checked and in the types of `predictions.parquet`; the first wrong row is named."""
+    """Validates the columns of a table and converts them to the types of `predictions.parquet`."""
 
     def __init__(self, table: pd.DataFrame, name: str):
         self.table, self.name = table, name
 
     def row(self, index: int) -> str:
-        """How errors call a row."""
-        return f"row {index + 1} of {self.name!r} (the first is 1)"
+        """Return the name of a row in errors."""
+        return f"Row {index + 1} of {self.name!r} (counted from 1)"
 
     def texts(self, column: str, needed: bool = False) -> pd.Series:
         values = self.table[column].astype(object)
         for at, value in enumerate(values):
-            if pd.api.types.is_list_like(value):  # also of objects in JSON, and of what is nested in Parquet
-                raise InputError(f"{self.row(at)} has the {column} {_shown(value)}: write a text or a number.")
+            if pd.api.types.is_list_like(value):  # includes objects in JSON and nested values in Parquet
+                raise InputError(f"{self.row(at)}: {column} is {_shown(value)}. Write a text or a number.")
         given = (values.notna() & (values != "")).to_numpy()
         if needed and not given.all():
-            raise InputError(f"{self.row(int(np.argmin(given)))} has no {column}: give every row one.")
-        # Whole numbers beside missing values are floats in most formats: 7.0 is the video 7.
+            raise InputError(f"{self.row(int(np.argmin(given)))}: {column} is missing. Give every row one.")
+        # Most formats store integers with missing values as floats: 7.0 is the video 7.
         texts = [
             (str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)) if known else None
             for value, known in zip(values, given, strict=True)
@@ -194,7 +200,7 @@ class _Checks:
         if labels.isna().any():
             at = int(np.argmax(labels.isna()))
             raise InputError(
-                f"{self.row(at)} has the label {_shown(self.table['label'].iloc[at])}: write 0 or real, 1 or fake."
+                f"{self.row(at)}: label is {_shown(self.table['label'].iloc[at])}. Write 0 or real, 1 or fake."
             )
         return labels.to_numpy(np.int8)
 
@@ -204,7 +210,7 @@ class _Checks:
         if not whole.all():
             at = int(np.argmin(whole))
             raise InputError(
-                f"{self.row(at)} has the frame {_shown(self.table['frame'].iloc[at])}: give every row a whole number, "
+                f"{self.row(at)}: frame is {_shown(self.table['frame'].iloc[at])}. Give every row a whole number, "
                 "or leave the column out."
             )
         return numbers.astype(np.int32)
@@ -218,15 +224,15 @@ class _Checks:
         if not valid.all():
             at = int(np.argmin(valid))
             what = "the probability of fake, from 0 to 1" if probability else "a number, or leave the column out"
-            raise InputError(f"{self.row(at)} has the {column} {_shown(values.iloc[at])}: give {what}.")
+            raise InputError(f"{self.row(at)}: {column} is {_shown(values.iloc[at])}. Give {what}.")
         return numbers
 
 
 def _floats(values: pd.Series) -> np.ndarray:
-    """Return values as float64 (n,); NaN where one is no number, or none that a float can be."""
+    """Return values as float64 (n,), with NaN for any value that is not a float."""
     try:
         return pd.to_numeric(values, errors="coerce").to_numpy(float, na_value=np.nan)
-    except (OverflowError, TypeError, ValueError):  # of a whole number of hundreds of digits, or of a list
+    except (OverflowError, TypeError, ValueError):  # integers with hundreds of digits, and lists
         return np.array([_float(value) for value in values], np.float64)
 
 
@@ -238,7 +244,7 @@ def _float(value: object) -> float:
 
 
 def _shown(value: object) -> str:
-    """Return a value as someone would write it: a plain number, not numpy's."""
+    """Return a value for an error: a plain number instead of numpy's."""
     return abridged(value.tolist() if isinstance(value, np.generic | np.ndarray) else value)
 
 
@@ -250,17 +256,18 @@ def evaluate_predictions(
     bootstrap: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Compute the metrics of a table made elsewhere; write `predictions.parquet`, `metrics.json` and `run.json`.
+    """Compute the metrics of a table of predictions; write `predictions.parquet`, `metrics.json` and `run.json`.
 
-    The files take their places once all are complete; what was made from others goes then.
+    The files replace earlier ones together, once all are complete. Outdated files derived from earlier results are
+    removed.
 
     Args:
-        table: what `read_predictions` read.
-        folder: where the files go; made if it is not there.
-        run: what else `run.json` shall say.
-        group_by: a column to compute metrics by.
-        bootstrap: how often families are drawn for the intervals; 0 for none.
-        seed: for the draws.
+        table: result of `read_predictions`.
+        folder: folder for the files; created if missing.
+        run: further entries for `run.json`.
+        group_by: a column to group metrics by.
+        bootstrap: number of bootstrap draws for the intervals; 0 for none.
+        seed: seed of the draws.
 
     Returns:
         The content of `metrics.json`, see `frame_and_video_metrics`.
@@ -270,8 +277,8 @@ def evaluate_predictions(
     """
     if "source_id" not in table.rows and bootstrap:
         logger.warning(
-            "%s has no column source_id: each video counts as a family of its own, and the intervals are too narrow "
-            "where several fakes were made from one real video.",
+            "%s has no column source_id, so every video counts as its own family. Intervals are too narrow if several "
+            "fakes share a real source video.",
             table.name,
         )
     metrics = frame_and_video_metrics(table.rows, group_by=group_by, bootstrap=bootstrap, seed=seed)
@@ -291,34 +298,34 @@ def evaluate_predictions(
 
 
 def shared_rows(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows that two tables of predictions both have, so that `compare_models` can take them.
+    """Return the shared rows of two tables of predictions, for `compare_models`.
 
-    A row that knows no `source_id` in one table gets that of the other.
+    A row without a `source_id` in one table gets that of the other.
 
     Args:
-        first: predictions with the columns that `frame_and_video_metrics` takes.
-        second: those of another model.
+        first: predictions with the columns of `frame_and_video_metrics`.
+        second: predictions of another model.
 
     Returns:
-        The rows of both whose data set, video and frame are the same, in one order.
+        The rows of both tables with the same data set, video and frame, in the same order.
 
     Raises:
-        InputError: if a table has no frame numbers, they share no row, or do not agree on a label.
+        InputError: if a table has no frame numbers, or the tables share no rows or disagree on a label.
     """
     for table in (first, second):
         if "frame" not in table or table["frame"].isna().any():
-            raise InputError("one of the tables has no frame numbers: add a column frame to compare frame by frame.")
+            raise InputError("One of the tables has no frame numbers. Add a column frame to compare them.")
     first, second = (table.assign(frame=table["frame"].astype(np.int64)).set_index(KEYS) for table in (first, second))
     shared = first.index.intersection(second.index).sort_values()
     if not len(shared):
-        raise InputError("they share no row: name data sets, videos and frames alike in both.")
+        raise InputError("The tables share no rows. Use the same names of data sets, videos and frames in both.")
     first, second = first.loc[shared], second.loc[shared]
     differ = (first["label"].to_numpy() != second["label"].to_numpy()).nonzero()[0]
     if len(differ):
         dataset, video, frame = shared[differ[0]]
         raise InputError(
-            f"they do not agree on the label of {len(differ)} rows (as frame {frame} of {video!r} of {dataset}): "
-            "correct the labels."
+            f"The tables disagree on the label of {len(differ)} rows (such as frame {frame} of {video!r} of "
+            f"{dataset}). Correct the labels."
         )
     pair = first, second
     empty = pd.Series(None, index=shared, dtype=object)

@@ -27,7 +27,7 @@ from .scoring.processes import meet, process_count, process_index
 
 logger = logging.getLogger(__name__)
 
-#: Of `predictions.parquet`, what metrics are computed from.
+#: Columns of `predictions.parquet` that the metrics need.
 METRIC_COLUMNS = ("dataset", "method", "video_id", "source_id", "label", "logit", "p_fake_raw", "p_fake")
 
 
@@ -48,31 +48,32 @@ def evaluate_checkpoint(
 ) -> dict[str, dict[str, Any]]:
     """Score data sets with a checkpoint and write `predictions.parquet`, `metrics.json` and `run.json`.
 
-    The predictions are made in parts, see `WorkFolder`: a run that was killed goes on where it was, and the processes
-    that `torchrun` started share them. The files take their places once all are complete: what a folder held before
-    stays as it was if the run dies. What was made from it goes when they come, see `remove_what_is_of_another_run`.
+    Predictions are made in parts, see `WorkFolder`, so a killed run can resume, and the processes of `torchrun` share
+    the work. New files replace the old ones together, once all are complete; if the run dies, the old files remain.
+    Outdated files derived from earlier results are removed, see `remove_what_is_of_another_run`.
 
     Args:
-        checkpoint: where the model came from, for `run.json`.
-        model: what `load_checkpoint` loaded.
+        checkpoint: origin of the model, for `run.json`.
+        model: result of `load_checkpoint`.
         processor: its image processor.
-        sets: what `load_splits` loaded.
-        folder: where the files go; made if it is not there.
-        run: what else `run.json` shall say.
-        batch_size: images at a time.
+        sets: result of `load_splits`.
+        folder: folder for the files; created if missing.
+        run: further entries for `run.json`.
+        batch_size: images in a batch.
         num_workers: processes that decode and resize.
-        skip_corrupt: leave out rows that cannot be decoded, and count them.
-        group_by: a column of the data sets to compute metrics by; the predictions carry it.
-        bootstrap: how often families are drawn for the intervals; 0 for none.
-        seed: for the draws.
-        keep_parts: leave the parts in the folder, for the case that more is to come and may be interrupted; then
-            `remove_work_folders` is the caller's to call.
+        skip_corrupt: skip rows that cannot be decoded, and count them.
+        group_by: a column of the data sets to group metrics by; it is kept in the predictions.
+        bootstrap: number of bootstrap draws for the intervals; 0 for none.
+        seed: seed of the draws.
+        keep_parts: keep the parts in the folder, so that an interruption of later work loses nothing; the caller must
+            then call `remove_work_folders`.
 
     Returns:
         The content of `metrics.json`, see `frame_and_video_metrics`; on every process.
 
     Raises:
-        InputError: if a row cannot be decoded (all of a data set, with `skip_corrupt`), or `folder` not be written.
+        InputError: if a row cannot be decoded (with `skip_corrupt`: if no row of a data set can), or `folder` cannot
+            be written.
     """
     for data in sets:
         _warn_of_crop(data, processor.crop, checkpoint)
@@ -91,9 +92,7 @@ def evaluate_checkpoint(
             records = {}
             for data, parts in zip(sets, predicted, strict=True):
                 if parts.corrupt:
-                    logger.warning(
-                        "%d of the %d images of %s were skipped.", len(parts.corrupt), len(data.dataset), data.where
-                    )
+                    logger.warning("Skipped %d of %d images of %s.", len(parts.corrupt), len(data.dataset), data.where)
                 rows = parts.read(columns).to_pandas()
                 metrics |= frame_and_video_metrics(
                     rows,
@@ -133,26 +132,28 @@ def open_work_folder(
     batch_size: int,
     seed: int,
 ) -> WorkFolder:
-    """Return where the predictions of a checkpoint are kept until its results are complete.
+    """Return the work folder for the predictions of a checkpoint until its results are complete.
 
     Args:
-        folder: where the results go; made if it is not there.
-        checkpoint: where the model came from.
-        model: what `load_checkpoint` loaded.
-        batch_size: images at a time.
-        seed: for whatever a model draws at random.
+        folder: folder for the results; created if missing.
+        checkpoint: origin of the model.
+        model: result of `load_checkpoint`.
+        batch_size: images in a batch.
+        seed: seed of any randomness in the model.
 
     Raises:
-        InputError: if the folder cannot be made.
+        InputError: if the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"nothing can be written to {folder} ({error}): choose another --output_dir.") from error
-    # Of what decodes, resizes and perturbs, too: another release may do it a little differently.
+        raise InputError(
+            f"Output folder {folder}: cannot be written ({error}). Choose another --output_dir."
+        ) from error
+    # Includes the libraries that decode, resize and perturb, since releases may differ slightly.
     settings = {
         "revision": checkpoint.revision,
-        "code": type(model).__module__,  # its own, or the checkpoint's
+        "code": type(model).__module__,  # from this package or from the checkpoint
         **checkpoint.record(),
         "device": model.device.type,
         "batch_size": batch_size,
@@ -170,13 +171,13 @@ def _record_of(
     crop: Mapping[str, Any] | None,
     seen_methods: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Return what `run.json` says of a data set."""
+    """Return the entry of a data set in `run.json`."""
     return {
         **count_rows(rows),
         "source": data.source,
         "split": data.split,
         "fingerprint": data.fingerprint,
-        "rows": len(data.dataset),  # those that were skipped, too
+        "rows": len(data.dataset),  # including skipped ones
         "skipped_corrupt": {"count": len(parts.corrupt), "rows": parts.corrupt},
         "crop": data.crop,
         "crop_is_mixed": data.crop_is_mixed,
@@ -207,16 +208,16 @@ def _write_results(
 def _warn_of_crop(data: PreparedSplit, crop: dict[str, Any] | None, checkpoint: Checkpoint) -> None:
     if crop is None:
         logger.warning(
-            "%s does not say how the faces it learned from were cut: whether those of %s match is not known.",
+            "%s does not record the face crop of its training data, so the crop of %s may not match.",
             checkpoint.name,
             data.name,
         )
     elif data.crop_is_mixed or not crop_matches(data.crop, crop):
         logger.warning(
-            "the faces of %s were cut otherwise than %s learned them (%s%s, not %s): its scores suffer from that.",
+            "The face crops of %s differ from the training data of %s (%s%s, not %s). Expect worse scores.",
             data.name,
             checkpoint.name,
-            "in several ways, mostly " if data.crop_is_mixed else "",
+            "several crops, mostly " if data.crop_is_mixed else "",
             data.crop,
             crop,
         )

@@ -41,34 +41,34 @@ def evaluate_robustness(
     skip_corrupt: bool = False,
     keep_parts: bool = False,
 ) -> dict[str, Any]:
-    """Score data sets again for each type and level of perturbation, and write what comes of it.
+    """Score data sets again for each type and level of perturbation, and write the results.
 
-    `robustness.json` has what is returned; `robustness.csv` a row a cell, `robustness.md` the tables and
-    `robustness.png` the heat map of it. As long as a run is not complete, the files stay as they were, and the
-    predictions are made in parts as by `evaluate_checkpoint`.
+    `robustness.json` holds the returned dictionary, `robustness.csv` one row per cell, `robustness.md` the tables, and
+    `robustness.png` the heat map. The old files remain until a run is complete. Predictions are made in parts, as in
+    `evaluate_checkpoint`.
 
     Args:
-        checkpoint: where the model came from, for the record.
-        model: what `load_checkpoint` loaded.
+        checkpoint: origin of the model, for the record.
+        model: result of `load_checkpoint`.
         processor: its image processor.
-        sets: what `load_splits` loaded.
-        clean: what `evaluate_checkpoint` returned for them.
-        folder: where the files go, which is there.
-        types: what `find_types` found.
-        seed: of the perturbations.
-        batch_size: images at a time.
+        sets: result of `load_splits`.
+        clean: result of `evaluate_checkpoint` for these sets.
+        folder: existing folder for the files.
+        types: result of `find_types`.
+        seed: seed of the perturbations.
+        batch_size: images in a batch.
         num_workers: processes that decode, perturb and resize.
-        skip_corrupt: leave out rows that cannot be decoded.
-        keep_parts: as of `evaluate_checkpoint`.
+        skip_corrupt: skip rows that cannot be decoded.
+        keep_parts: as for `evaluate_checkpoint`.
 
     Returns:
-        `{"model", "revision", "seed", "versions", "types", "datasets"}`; `types` tells of each type what its levels
-        mean, and `datasets` is `{name: {"fingerprint", "clean": {"frame": {"auc", "n"}, "video": {...}}, "types":
+        `{"model", "revision", "seed", "versions", "types", "datasets"}`; `types` has the meaning of each type's
+        levels, and `datasets` is `{name: {"fingerprint", "clean": {"frame": {"auc", "n"}, "video": {...}}, "types":
         {type: {"levels": [{"level", "value", "frame": {...}, "video": {...}}, ...], "mean": {"frame", "video"}}}}}`.
-        An AUC that is not defined is None and a `reason` stands beside it; then the mean of its type is None too.
+        An undefined AUC is None, with a `reason`, and the mean of its type is then None, too.
 
     Raises:
-        InputError: if a row cannot be decoded, or a file not be written.
+        InputError: if a row cannot be decoded, or a file cannot be written.
     """
     datasets = {}
     cells = [(name, level) for name in types for level in LEVELS]
@@ -95,7 +95,7 @@ def evaluate_robustness(
         "model": checkpoint.name,
         "revision": checkpoint.revision,
         "seed": seed,
-        # Of what encodes and draws, too: another release may do it a little differently.
+        # Includes the libraries that encode and draw, since releases may differ slightly.
         "versions": versions(*OF_MODELS, *OF_METRICS, *OF_PICTURES),
         "types": {name: {"parameter": TYPES[name].parameter, "values": TYPES[name].values} for name in types},
         "datasets": datasets,
@@ -119,7 +119,7 @@ def _mean(levels: Sequence[Mapping[str, Any]], unit: str) -> float | None:
 
 
 def robustness_rows(robustness: Mapping[str, Any]) -> pd.DataFrame:
-    """Return what `evaluate_robustness` returned as a table: a row a cell, clean pictures as level 0."""
+    """Return the result of `evaluate_robustness` as a table: one row per cell, clean pictures as level 0."""
     rows = []
     for dataset, results in robustness["datasets"].items():
         rows.append(_row(dataset, "clean", "", {"level": 0, "value": None} | results["clean"]))
@@ -135,13 +135,13 @@ def _row(dataset: str, name: str, parameter: str, level: Mapping[str, Any]) -> d
 
 
 def robustness_tables(robustness: Mapping[str, Any]) -> str:
-    """Return what `evaluate_robustness` returned as Markdown: of each data set, AUC of frames and of videos."""
+    """Return the result of `evaluate_robustness` as Markdown: frame and video AUC of each data set."""
     tables = []
     for dataset, results in robustness["datasets"].items():
         for unit in UNITS:
             clean = results["clean"][unit]
             lines = [
-                f"{cell(dataset)}: {unit} AUC of {clean['n']} {unit}s by type and level of perturbation\n",
+                f"{cell(dataset)}: {unit} AUC by type and level of perturbation ({clean['n']} {unit}s)\n",
                 f"| type (level 1 to 5) | clean | {' | '.join(map(str, LEVELS))} | mean of 1 to 5 |",
                 "|---" * (len(LEVELS) + 3) + "|",
             ]
@@ -152,7 +152,7 @@ def robustness_tables(robustness: Mapping[str, Any]) -> str:
                 label = cell(f"{name} ({robustness['types'][name]['parameter']} {values})")
                 lines.append(f"| {label} | {' | '.join(shown)} |")
             if why := clean.get("reason"):
-                lines.append(f"\nThere is no AUC: {why}.")
+                lines.append(f"\nNo AUC: {why}.")
             tables.append("\n".join(lines) + "\n")
     return "\n".join(tables)
 

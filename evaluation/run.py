@@ -1,7 +1,6 @@
-"""One evaluation from the command line: models and tables of predictions to metrics, tables and reports.
+"""One evaluation from the command line: from models and tables of predictions to metrics, tables and reports.
 
-Imports come step by step: a wrong name is reported before pandas and torch are imported, and tables of predictions do
-without torch.
+Imports come late: errors about names must not wait for pandas and torch, and tables of predictions do not need torch.
 """
 
 import os
@@ -20,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def evaluate(arguments: Namespace, command: str) -> None:
-    """Evaluate what the arguments name; on each process, if there are several.
+    """Evaluate the given models and tables of predictions; every process calls this.
 
     Args:
-        arguments: of `dcl-evaluate`.
-        command: for the record of the run.
+        arguments: arguments of `dcl-evaluate`.
+        command: the command line, for the record of the run.
 
     Raises:
-        InputError: if an input is not there or cannot be evaluated, or a result cannot be written.
+        InputError: if an input is missing or cannot be evaluated, or a result cannot be written.
     """
     for name in arguments.predictions:
         if not Path(name).exists():
@@ -60,25 +59,25 @@ def evaluate(arguments: Namespace, command: str) -> None:
         if arguments.report:
             from .reporting.report import write_report
 
-            print(f"the report is {write_report(folder, None, arguments.bootstrap, arguments.seed)}")
+            print(f"Report: {write_report(folder, None, arguments.bootstrap, arguments.seed)}")
     text = write_tables(results, arguments.output_dir, arguments.published)
     if arguments.published or len(results) > 1 or any(len(result.metrics) > 1 for result in results):
         print(f"\n{text}")
-    print(f"the tables over all models and data sets are in {arguments.output_dir}: table.md, .csv, .json")
+    print(f"Tables over all models and data sets: table.md, .csv and .json in {arguments.output_dir}")
 
 
 def process_count() -> int:
-    """Return how many processes `torchrun` started for this command."""
+    """Return the number of processes that `torchrun` started for this command."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first_process() -> bool:
-    """Whether this process writes and prints; a RANK without a WORLD_SIZE is that of no process of this command."""
+    """Whether this process writes and prints; a RANK without a WORLD_SIZE does not concern this command."""
     return process_count() == 1 or int(os.environ.get("RANK", "0")) == 0
 
 
 def _find_inputs(models: Sequence[str], arguments: Namespace) -> "list[Checkpoint]":
-    """Find the checkpoints, and check that data sets and perturbations are there."""
+    """Find the checkpoints, and check that data sets and perturbations exist."""
     if not models:
         return []
     if arguments.perturbations:
@@ -90,28 +89,25 @@ def _find_inputs(models: Sequence[str], arguments: Namespace) -> "list[Checkpoin
 
 
 def _refuse_to_overwrite(tables: Sequence[str], folders: Sequence[Path], output_dir: Path) -> None:
-    """Raise an `InputError` if a file that would be written, or removed, is one of the tables that are read."""
+    """Raise an `InputError` if the results would overwrite or remove one of the input tables."""
     written = [path for folder in folders for path in files_of_results(folder)]
     written += [output_dir / name for name in TABLE_FILES]
     for path in (path for path in written if path.exists()):
         for table in tables:
-            if path.samefile(table):  # by whatever way they are named
-                raise InputError(
-                    f"the results would overwrite {table!r}, from which they are computed: choose another "
-                    "--output_dir."
-                )
+            if path.samefile(table):  # whatever the spelling of their paths
+                raise InputError(f"The results would overwrite their input {table!r}. Choose another --output_dir.")
 
 
 def name_folders(models: Sequence[str], output_dir: Path) -> list[Path]:
-    """Choose where the results of each model go.
+    """Choose the folder for the results of each model.
 
     Args:
-        models: different folders or ids.
-        output_dir: where all results go.
+        models: distinct folders or ids.
+        output_dir: folder for all results.
 
     Returns:
-        `output_dir` for a single model; for several, a folder in it each, named after the last part of the model's
-        name, or after as many parts as it takes to tell the models apart.
+        `output_dir` for a single model. For several models, subfolders named after the last part of each model's name,
+        or after as many parts as make the names unique.
     """
     if len(models) == 1:
         return [output_dir]
@@ -120,10 +116,10 @@ def name_folders(models: Sequence[str], output_dir: Path) -> list[Path]:
         names = ["_".join(part.strip(os.sep) for part in path.parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):
             return [output_dir / name for name in names]
-    raise InputError(f"two of the models {', '.join(models)} are the same folder: give each once.")
+    raise InputError(f"Two of the models {', '.join(models)} are the same folder. Pass each model once.")
 
 
 def _name_tables(files: Sequence[str], models: Sequence[str]) -> list[str]:
-    """Return what the folders of tables of predictions are named after: the files, without endings if that will do."""
+    """Return names for the folders of tables of predictions: the files, without extensions if these are unique."""
     names = [os.path.splitext(name)[0] for name in files]
     return names if len({*names, *models}) == len(names) + len(models) else list(files)

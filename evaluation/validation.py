@@ -1,4 +1,4 @@
-"""What training needs of the validation split: metrics that choose the checkpoint, calibration and familiarity."""
+"""Validation for training: metrics that select the checkpoint, calibration and familiarity."""
 
 from typing import Any
 
@@ -19,17 +19,17 @@ from .scoring.predictions import predict
 
 
 def validation_metrics(prediction: EvalPrediction) -> dict[str, Any]:
-    """Score the validation split, frame and video level.
+    """Compute the metrics of the validation split, at frame and video level.
 
     Args:
-        prediction: logits (N, 2), and as label_ids the labels (N,) and the number of each frame's video (N,).
+        prediction: logits (N, 2), with the labels (N,) and the number of each frame's video (N,) as label_ids.
     """
     labels, videos = prediction.label_ids
     logits = np.asarray(prediction.predictions, np.float64)
     rows = pd.DataFrame({"video_id": videos, "label": labels, "p_fake": 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))})
     frame = binary_metrics(rows.label.to_numpy(), rows.p_fake.to_numpy(), "frames")
     if frame["auc"] is None:
-        raise InputError(f"the checkpoint cannot be validated ({frame['reason']}): lower the learning rate.")
+        raise InputError(f"The checkpoint cannot be validated ({frame['reason']}). Lower the learning rate.")
     per_video = video_scores(rows)
     video = binary_metrics(per_video.label.to_numpy(), per_video.p_fake.to_numpy(), "videos")
     return {"auc": frame["auc"], "eer": frame["eer"], "accuracy": frame["accuracy"], "video_auc": video["auc"]}
@@ -43,15 +43,15 @@ def fit_on_validation(
     num_workers: int,
     inconclusive_error_rate: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Fit calibration, thresholds and limits of familiarity on what a trained model says of the validation split.
+    """Fit calibration, thresholds and limits of familiarity on a trained model's scores for the validation split.
 
     Args:
-        model: on its device.
+        model: the model, on its device.
         processor: its image processor.
         data: the validation split.
-        batch_size: images at a time.
+        batch_size: images in a batch.
         num_workers: processes that decode and resize.
-        inconclusive_error_rate: see `fit_calibration`.
+        inconclusive_error_rate: `error_rate` of `fit_calibration`.
 
     Returns:
         `DCLConfig.calibration` and `DCLConfig.familiarity`.
@@ -64,7 +64,7 @@ def fit_on_validation(
         sharpness.append(batch.sharpness)
         cells.add(batch.evidence, batch.forged)
     predictions, keys = pd.concat(tables, ignore_index=True), keys_of(data.dataset)
-    predictions[["video_id", "source_id"]] = keys[["video_id", "source_id"]]  # apart from namesakes in other sets
+    predictions[["video_id", "source_id"]] = keys[["video_id", "source_id"]]  # unique across data sets
     calibration = fit_calibration(predictions, inconclusive_error_rate)
     calibration["evidence_threshold"] = best_iou_threshold(cells)
     return calibration, fit_familiarity(predictions, np.concatenate(features), np.concatenate(sharpness))

@@ -166,7 +166,7 @@ def test_where_nothing_was_fitted_no_distance_is_known():
 def test_statistics_of_another_number_of_features_are_told():
     check_dimension(FAMILIARITY, 4)
     check_dimension(None, 5)
-    with pytest.raises(ValueError, match="by 4 features, and there are 5"):
+    with pytest.raises(ValueError, match="by 4 features, but the network gives 5"):
         check_dimension(FAMILIARITY, 5)
 
 
@@ -197,7 +197,7 @@ def test_packing_keeps_what_float16_can():
         ({"sharpness": 0.49}, 1.0, "too_blurred", "0.49, below the limit of 0.50"),
         ({"sharpness": math.nan}, 1.0, "too_blurred", "blurred"),
         ({}, 2.01, "unfamiliar", "2.01"),
-        ({}, math.nan, "not_finite", "no finite number"),
+        ({}, math.nan, "not_finite", "output is not finite"),
         ({"size_px": 10.0, "yaw": 80.0, "sharpness": 0.0}, 9.0, "too_small", "small"),
     ],
 )
@@ -224,8 +224,8 @@ def changed(**statistics):
 @pytest.mark.parametrize(
     ("familiarity", "names"),
     [
-        ({**FAMILIARITY, "faces": -1}, "number of faces"),
-        ({**FAMILIARITY, "families": 2.5}, "number of families"),
+        ({**FAMILIARITY, "faces": -1}, "`familiarity`: faces"),
+        ({**FAMILIARITY, "families": 2.5}, "`familiarity`: families"),
         ({**FAMILIARITY, "sharpness_threshold": math.nan}, "sharpness_threshold"),
         ({**FAMILIARITY, "sharpness_threshold": "0.5"}, "sharpness_threshold"),
         ({**FAMILIARITY, "distance_threshold": -1.0}, "distance_threshold"),
@@ -234,18 +234,18 @@ def changed(**statistics):
         ({**FAMILIARITY, "reason": 3}, "reason"),
         ({**FAMILIARITY, "statistics": None}, "no statistics"),
         ({**FAMILIARITY, "statistics": [1]}, "statistics .* mapping"),
-        (changed(features="pixels"), "features that are not known here, 'pixels'"),
+        (changed(features="pixels"), "unknown features, 'pixels'"),
         (changed(dimension=0), "dimension"),
         (changed(dimension=4.0), "dimension"),
         (changed(dimension=3), "32 bytes|16 bytes"),
-        (changed(centres="%%%"), "centres .* no base64"),
+        (changed(centres="%%%"), "centres .* not base64"),
         (changed(centres="é"), "centres"),
         (changed(centres=""), "no centres"),
-        (changed(centres=7), "centres .* text"),
+        (changed(centres=7), "centres .* string"),
         (changed(centres=pack([[np.inf, 0, 0, 0]])), "centres .* finite"),
-        (changed(centres="A" * (5 << 20)), "centres .* text of base64"),
+        (changed(centres="A" * (5 << 20)), "centres .* base64 string"),
         (changed(directions=pack([[np.nan] * 4])), "directions .* finite"),
-        (changed(variances=[1.0, 2.0]), r"equally many, got \(1, 2\)"),
+        (changed(variances=[1.0, 2.0]), r"must be equal, got \(1, 2\)"),
         (changed(variances=[0.0]), "variances"),
         (changed(variances="1"), "variances"),
         (changed(rest=0), "rest"),

@@ -98,7 +98,9 @@ def test_takes_the_ends_of_the_ranges(name, value):
 
 
 def test_refuses_a_queue_smaller_than_the_hard_keys_of_a_batch():
-    with pytest.raises(StrictDataclassError, match=r"`queue_size` \(4\) must hold .* \(`hard_samples`, 5\).*enlarge"):
+    with pytest.raises(
+        StrictDataclassError, match=r"`queue_size` \(4\) must be at least `hard_samples` \(5\).*Enlarge"
+    ):
         DCLConfig(queue_size=4)
     assert DCLConfig(queue_size=5).queue_size == 5
 

@@ -164,7 +164,7 @@ def test_a_label_that_is_too_wide_for_the_picture_is_broken_and_in_a_tiny_one_le
 
 
 def test_a_picture_of_another_size_than_the_result_is_refused():
-    with pytest.raises(InputError, match="the picture has 240x320 pixels, and that of the result 320x240: give the"):
+    with pytest.raises(InputError, match=r"The image has 240x320 pixels, but the result is for 320x240\. Pass the"):
         annotate_picture(GREY.transpose(1, 0, 2), of_picture(GREY, face((0, 0, 9, 9))), 0)
 
 
@@ -322,11 +322,15 @@ def test_frames_come_in_the_order_that_was_asked_for_and_by_default_are_the_mome
 @pytest.mark.parametrize(
     ("changes", "output", "sentence"),
     [
-        ({"duration": 9.0}, "out.mp4", "lasts 0.36 s, and the video of the result 9.00 s: give the video that the"),
-        ({"width": 320}, "out.mp4", "the video has 256x192 pixels, and that of the result 320x192"),
-        ({}, "out.avi", r"out.avi does not end in \.mp4, and annotated videos are MP4"),
-        ({}, "none/out.mp4", "there is no folder .*none for out.mp4: create it"),
-        ({}, "video.mp4", "is the video itself"),
+        (
+            {"duration": 9.0},
+            "out.mp4",
+            "lasts 0.36 s, but the result is for a video of 9.00 s. Pass the video that the",
+        ),
+        ({"width": 320}, "out.mp4", "The video has 256x192 pixels, but the result is for 320x192"),
+        ({}, "out.avi", r"out.avi does not end in \.mp4. Choose another name: annotated videos are MP4"),
+        ({}, "none/out.mp4", "Folder .*none for out.mp4 not found. Create it"),
+        ({}, "video.mp4", "is the input video"),
         ({}, "folder.mp4", r"folder.mp4 cannot be written \(Is a directory\)"),
     ],
 )
@@ -339,7 +343,7 @@ def test_what_cannot_be_annotated_is_said_and_leaves_nothing(video, tmp_path, ch
 
 
 def test_a_frame_that_is_not_there_is_named(video):
-    with Video(video) as source, pytest.raises(InputError, match="has no frame 9: choose from 0 to 8"):
+    with Video(video) as source, pytest.raises(InputError, match=r"has no frame 9\. Choose numbers from 0 to 8"):
         annotate_frames(source, of_video(video, 3), [9], 0.4)
 
 

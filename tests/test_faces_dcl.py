@@ -270,7 +270,7 @@ def test_a_model_file_that_is_given_comes_first(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="cannot be read"):
         YuNet()
     (tmp_path / "mine.onnx").write_bytes(b"another network")
-    with pytest.raises(InputError, match="sha256 differs"):
+    with pytest.raises(InputError, match="SHA-256 differs"):
         YuNet()
 
 

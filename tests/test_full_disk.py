@@ -85,7 +85,7 @@ def test_every_writer_gets_one_sentence(writer, tmp_path, grow_again):
     assert message.startswith("error: ") and "\n" not in message and " disk" in message
     assert "run the same command again" in message
     if writer in ("a copy", "read-only"):
-        assert "that holds /x/y. Make room" in message
+        assert "that contains /x/y. Free some space" in message
 
 
 def test_the_disk_that_is_full_is_named(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_the_disk_that_is_full_is_named(tmp_path, monkeypatch):
     def command(arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(SystemExit, match=r"No space is left on the disk that holds /.*/out/new\. Make room"):
+    with pytest.raises(SystemExit, match=r"No space is left on the disk that contains /.*/out/new\. Free some space"):
         (tmp_path / "out").mkdir()
         command(["--source", str(tmp_path), "--output", str(tmp_path / "out" / "new")])
 
@@ -118,7 +118,7 @@ def test_a_preparation_without_room_goes_on_when_there_is_some(tmp_path, grow_ag
         for number in (1, 2):
             shutil.copy(fetch("orl") / f"s{person}" / f"{number}.pgm", tmp_path / "photos" / f"s{person}")
     command = ["blend", "--source", str(tmp_path / "photos"), "--output", str(tmp_path / "out"), "--size", "160"]
-    with pytest.raises(SystemExit, match="error: A file grew larger than allowed on the disk"):
+    with pytest.raises(SystemExit, match="error: A file exceeds the size limit on the disk"):
         main(command)
     assert not list((tmp_path / "out").iterdir())
     grow_again()

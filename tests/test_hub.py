@@ -211,7 +211,7 @@ ANSWERS = [
     (401, "-", "not found: there is no such folder, and no public repository of that name on the Hub"),
     (401, "GatedRepo", "is gated: accept its terms at http://127.0.0.1:.*/nobody/nothing, and log in with `hf auth"),
     (403, "GatedRepo", "is gated: accept its terms at http://127.0.0.1:.*/nobody/nothing, and log in with `hf auth"),
-    (403, "-", r"is not open to you\. Ask its owner for access"),
+    (403, "-", r"is not open to your account\. Ask its owner for access"),
     (418, "-", "could not be fetched from the Hub"),
 ]
 

@@ -95,19 +95,19 @@ def test_without_onnxruntime_one_sentence_says_how_to_install_it(folder, monkeyp
 
 @pytest.mark.parametrize("file", ["../model.onnx", "/model.onnx", "model.pt", "sub/model.onnx"])
 def test_only_names_of_graphs_are_opened(folder, file):
-    with pytest.raises(InputError, match="not the name of a graph"):
+    with pytest.raises(InputError, match="not the file name of a graph"):
         OnnxClassifier.from_pretrained(folder, file=file)
 
 
 def test_a_file_that_is_not_there_is_named_with_one_that_is(folder):
-    with pytest.raises(InputError, match=r"no model_int8\.onnx .*: choose model\.onnx"):
+    with pytest.raises(InputError, match=r"Graph model_int8\.onnx not found .*\. Choose model\.onnx"):
         OnnxClassifier.from_pretrained(folder, file="model_int8.onnx")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"<html>", b"version https://git-lfs.github.com/spec/v1\n"])
 def test_what_is_no_graph_is_refused(folder, content):
     (folder / "model.onnx").write_bytes(content)
-    with pytest.raises(InputError, match=r"cannot run .*model\.onnx.*export the checkpoint again"):
+    with pytest.raises(InputError, match=r"cannot run .*model\.onnx.*Export the checkpoint again"):
         OnnxClassifier.from_pretrained(folder)
 
 

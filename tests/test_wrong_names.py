@@ -67,9 +67,9 @@ def test_help_needs_no_torch(tmp_path, command):
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        ("train.py --temprature 0.1", "Unknown argument '--temprature': did you mean 'temperature'?"),
+        ("train.py --temprature 0.1", "Unknown argument '--temprature'. Did you mean 'temperature'?"),
         ("train.py --lr_scheduler_type cosin", "invalid choice: 'cosin' (choose from 'linear', 'cosine', "),
-        ("train.py -c typo.yaml", "Configuration file typo.yaml: unknown key 'temprature', did you mean"),
+        ("train.py -c typo.yaml", "Configuration file typo.yaml: unknown key 'temprature'. Did you mean"),
         ("train.py -c none.yaml", "Configuration file none.yaml not found."),
         ("train.py --dataset txtures", "Data set 'txtures' not found: looked for the folder txtures. Create it with"),
         ("train.py --dataset textures --train_split trian", "no split 'trian': it has train, validation."),

@@ -22,7 +22,7 @@ from .settings import AugmentationSettings, DataArguments, ModelArguments, Train
 if TYPE_CHECKING:
     from .trainer import DCLTrainingArguments
 
-#: Arguments of the Trainer that may change when a run is resumed: they do not touch what is learned.
+#: Arguments that may change when a run resumes, since they do not affect the trained weights.
 FREE_ON_RESUME = (
     *("output_dir", "overwrite", "skip_corrupt", "allow_copies", "config", "data_root", "resume_from_checkpoint"),
     *("disable_tqdm", "report_to", "run_name", "project", "log_level", "log_level_replica", "save_total_limit"),
@@ -34,46 +34,46 @@ FREE_PREFIXES = ("hub_", "logging_", "trackio_", "_")
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Everything that a training run is told."""
+    """All settings of a training run."""
 
     model: ModelArguments
     data: DataArguments
     views: ViewSettings
     augmentation: AugmentationSettings
     options: TrainingSettings
-    """The arguments of the Trainer as they were given; `training` has them as the Trainer takes them."""
+    """The Trainer's arguments as given; `training` holds them as `DCLTrainingArguments`."""
     given: frozenset[str]
-    """The settings that were named, whatever their values."""
+    """Names of the settings that the user gave, whatever their values."""
 
     @functools.cached_property
     def training(self) -> "DCLTrainingArguments":
-        """The arguments of the Trainer; the first look at them imports torch, and asks for the devices.
+        """The arguments of the Trainer; the first access imports torch and detects the devices.
 
-        Raises `InputError` if a package is missing, or the settings do not go together, or not with this machine.
+        Raises `InputError` if a package is missing, or settings conflict with each other or with this machine.
         """
         try:
             from .trainer import DCLTrainingArguments
 
             named = {item.name for item in fields(self.options)} & self.given
             return DCLTrainingArguments(**{name: getattr(self.options, name) for name in named})
-        except ImportError as error:  # the Trainer looks for what it needs when its arguments are made
+        except ImportError as error:  # the Trainer checks its dependencies when its arguments are built
             raise InputError(
                 f"Training needs extra packages ({reason(error)}): pip install 'dcl-face-forgery[train]'."
             ) from error
         except InputError:
             raise
-        except ValueError as error:  # settings of the Trainer that do not go together
+        except ValueError as error:  # conflicting settings of the Trainer
             raise InputError(" ".join(str(error).split())) from error
 
     def record(self) -> dict[str, Any]:
-        """Return the settings that decide what is learned, as plain values."""
+        """Return the settings that affect the trained weights, as plain values."""
         model = asdict(self.model)
-        if self.model.model is not None:  # the checkpoint has settings of its own
+        if self.model.model is not None:  # the checkpoint's own model settings apply
             model = {"model": self.model.model}
         named = model | asdict(self.data) | asdict(self.views) | asdict(self.augmentation)
         named |= self.training.to_dict() | {"world_size": self.training.world_size}
         free = set(FREE_ON_RESUME)
-        if self.data.streaming:  # each worker draws from row groups of its own
+        if self.data.streaming:  # each worker draws from its own row groups
             free.remove("dataloader_num_workers")
         return {
             key: value
@@ -83,10 +83,10 @@ class TrainingRun:
 
 
 def parse_training_run(argv: list[str]) -> TrainingRun:
-    """Read a command line in which `-c FILE` gives defaults that the other flags override.
+    """Parse a command line in which `-c FILE` gives defaults and the other flags override them.
 
-    A file may name another one, relative to itself, whose values are the defaults under its own: `base: FILE`. Raises
-    `InputError` if the file is missing or no YAML, a key or flag is unknown, or a value is of the wrong type.
+    A file can extend another one with `base: FILE`, a path relative to itself; its own values override the base.
+    Raises `InputError` if a file is missing or not valid YAML, or a key, a flag or the type of a value is wrong.
     """
     groups = (ModelArguments, DataArguments, ViewSettings, AugmentationSettings, _trainer_options())
     hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
@@ -103,17 +103,17 @@ def parse_training_run(argv: list[str]) -> TrainingRun:
     parser.error = _refuse
     settings = {} if config.config is None else _read_yaml(config.config, hints)
     parser.set_defaults(**{key: None for key, value in settings.items() if value is None})
-    # As flags before the others, settings are converted and checked as these are: 1e-4 is a number, `a` a list of one.
+    # YAML values become flags before the user's own, so both get the same conversion (1e-4 is a number) and checks.
     flags = [flag for key, value in settings.items() if value is not None for flag in _as_flags(key, value)]
     *parsed, unknown = parser.parse_args_into_dataclasses(
         [*flags, *rest], look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
-        raise InputError(f"Unknown argument {unknown[0]!r}: {_hint(name, hints)}")
+        raise InputError(f"Unknown argument {unknown[0]!r}. {_hint(name, hints)}")
     named = (flag[2:].partition("=")[0].replace("-", "_") for flag in [*flags, *rest] if flag.startswith("--"))
     given = frozenset(name if name in hints else name.removeprefix("no_") for name in named) | settings.keys()
-    run = TrainingRun(*parsed[: len(groups)], given)  # what is left of `parsed` is `config`
+    run = TrainingRun(*parsed[: len(groups)], given)  # the rest of `parsed` is `config`
     if not run.data.dataset:
         raise InputError("No data set given. Pass --dataset with a name, a folder, or an id on the Hub.")
     return run
@@ -121,10 +121,10 @@ def parse_training_run(argv: list[str]) -> TrainingRun:
 
 @functools.cache
 def _trainer_options() -> type[TrainingSettings]:
-    """Return `TrainingSettings` over the fields of transformers' `TrainingArguments`, which are read from its source.
+    """Return `TrainingSettings` plus the fields of transformers' `TrainingArguments`, read from its source.
 
-    To import that class is to import torch. Where the source computes a default, it is None here; it is for --help
-    alone, as only what was given is handed on. The choices are the values of the enumerations.
+    Importing that class would import torch. A default that the source computes is None here. Only --help shows these
+    defaults, since `TrainingRun` passes on only the settings that the user gave. Enumerations become choices.
     """
     folder = Path(find_spec("transformers").submodule_search_locations[0])
     sources = [folder / name for name in ("debug_utils.py", "trainer_utils.py", "training_args.py")]
@@ -136,7 +136,7 @@ def _trainer_options() -> type[TrainingSettings]:
             if "ExplicitEnum" in (ast.unparse(base) for base in getattr(classes.get(name), "bases", ())):
                 values = (_literal(item.value) for item in classes[name].body if isinstance(item, ast.Assign))
                 return Literal[tuple(values)]
-            return getattr(builtins, name, str)  # a class of another file is made of what was given
+            return getattr(builtins, name, str)  # a class from another file converts a string itself
 
     levels = dict.fromkeys([*logging.get_log_levels_dict(), "passive"])
     names = Names(Any=Any, Literal=Literal, trainer_log_levels=levels)
@@ -166,7 +166,7 @@ def _refuse(message: str) -> NoReturn:
 
 def _hint(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else "see `dcl-train --help`."
+    return f"Did you mean {close[0]!r}?" if close else "See `dcl-train --help`."
 
 
 def _as_flags(key: str, value: Any) -> list[str]:
@@ -176,26 +176,26 @@ def _as_flags(key: str, value: Any) -> list[str]:
 
 
 def _read_yaml(path: Path, hints: dict[str, Any], above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a file over the one that it is based on; `above` are those that are based on it."""
+    """Read a YAML file and its bases; `above` lists the files that extend this one."""
     if path.resolve() in above:
-        raise InputError(
-            f"the configuration file {above[-1]} is based on {path}, which is based on it: take `base` out."
-        )
+        raise InputError(f"Configuration file {above[-1]}: its base {path} is based on it in turn. Remove one `base`.")
     if not path.is_file():
         raise InputError(f"Configuration file {path} not found. Check its path, or use one such as configs/demo.yaml.")
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
-        raise InputError(f"the configuration file {path} is no YAML: {' '.join(str(error).split())}") from error
+        raise InputError(
+            f"Configuration file {path}: not valid YAML ({' '.join(str(error).split())}). Correct it."
+        ) from error
     if not isinstance(values, dict):
-        raise InputError(f"the configuration file {path} holds a {type(values).__name__}, not `key: value` lines.")
+        raise InputError(f"Configuration file {path}: holds a {type(values).__name__}. Write `key: value` lines.")
     based, base = "base" in values, values.pop("base", None)
     if based and not isinstance(base, str):
-        raise InputError(f"the configuration file {path} is based on {base!r}: name one file, or leave `base` out.")
+        raise InputError(f"Configuration file {path}: `base` is {base!r}. Name one file, or leave `base` out.")
     for key in values:
         if key not in hints:
             known = [*hints, "base"]
-            raise InputError(f"Configuration file {path}: unknown key {key!r}, {_hint(str(key), known)}")
+            raise InputError(f"Configuration file {path}: unknown key {key!r}. {_hint(str(key), known)}")
         if values[key] is None and type(None) not in get_args(hints[key]):
-            raise InputError(f"the configuration file {path} gives no value for {key!r}: give one, or leave it out.")
+            raise InputError(f"Configuration file {path}: key {key!r} has no value. Give one, or leave the key out.")
     return (_read_yaml(path.parent / base, hints, (*above, path.resolve())) if based else {}) | values

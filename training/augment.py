@@ -1,4 +1,4 @@
-"""Common augmentation of a face crop and its forgery mask: uint8 arrays, in the workers of the data loader.
+"""Common augmentation of a face crop and its forgery mask: uint8 arrays, in the data loader's workers.
 
 Rotation, crop, resize and flip are composed into one affine map, so that every pixel is interpolated once, and image
 and mask are warped by the same matrix. Changes of pixel values come after it, on the smaller image.
@@ -14,9 +14,9 @@ from ..errors_dcl import InputError
 from ..image_processing_dcl import MAX_BILINEAR_SHRINK
 from .settings import AugmentationSettings
 
-cv2.setNumThreads(0)  # the images are small and the workers many: OpenCV's own threads would fight over the cores
+cv2.setNumThreads(0)  # the workers already use all cores; OpenCV's threads would compete with them
 
-# Strengths that the original training left at the defaults of its augmentation library.
+# The original training used the default strengths of its augmentation library.
 NOISE_VARIANCE = (10.0, 50.0)  # grey levels squared
 BRIGHTNESS_SHIFT = 0.2  # share of the range of grey levels
 CONTRAST_CHANGE = 0.2  # share of the pixel's value
@@ -25,7 +25,7 @@ PCA_STRENGTH = 0.1  # standard deviations of the image's own colours
 
 
 class Augmentation:
-    """Turns a face crop and its mask into a view of `image_size` pixels, by draws of a given random generator."""
+    """Turns a face crop and its mask into a random view with sides of `image_size` pixels."""
 
     def __init__(self, settings: AugmentationSettings, image_size: int):
         self.settings = settings
@@ -38,12 +38,12 @@ class Augmentation:
 
         Args:
             image: uint8 RGB array (height, width, 3), of any size.
-            mask: uint8 array (height, width), the forged share of each pixel in 255ths; None where unknown. A place
-                that is blackened by the cutout stays marked as forged: it is where the forgery lies, seen or not.
+            mask: uint8 array (height, width), the forged share of each pixel times 255; None where unknown. The
+                cutout blackens the image but leaves the mask: a covered forgery still counts as forged.
             rng: the only source of randomness.
 
         Raises:
-            InputError: if the mask has not the height and width of the image.
+            InputError: if mask and image differ in height or width.
         """
         _check_size("mask", mask, image)
         height, width = image.shape[:2]
@@ -92,24 +92,24 @@ class Augmentation:
 
 
 def warp(values: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Sample an image or a mask, uint8, at the places an affine map sends the pixels of a square view to.
+    """Warp an image or a mask, uint8, into a square view by an affine map.
 
-    The matrix (3, 3) leads from view to source, in pixels counted from the outer corner, in which the centre of the
-    first pixel is (0.5, 0.5). Bilinear; beyond its border the source is mirrored.
+    The matrix (3, 3) maps view to source coordinates, in pixels from the outer corner: the centre of the first pixel
+    is (0.5, 0.5). Sampling is bilinear, and the source is mirrored beyond its border.
     """
-    # Source columns and rows per pixel of the view. Beyond the limit the source is first reduced to the resolution of
-    # the view by a low-pass, or thin structures would alias, and forged traces with them.
+    # Source columns and rows per pixel of the view. Above the limit, a low-pass filter first reduces the source to the
+    # resolution of the view; otherwise fine structures, and the traces of a forgery with them, would alias.
     shrink = np.maximum(np.hypot(matrix[:2, 0], matrix[:2, 1]), 1.0)
     if shrink.max() > MAX_BILINEAR_SHRINK:
         height, width = values.shape[:2]
         reduced_width, reduced_height = max(1, round(width / shrink[0])), max(1, round(height / shrink[1]))
-        # Pillow's filter is that of the image processor: a model must see the same sharpness in training and after it.
+        # The image processor uses Pillow's filter, too: images must be equally sharp in training and inference.
         reduced = Image.fromarray(values).resize((reduced_width, reduced_height), Image.Resampling.BILINEAR)
         values = np.asarray(reduced)
         matrix = np.diag([reduced_width / width, reduced_height / height, 1.0]) @ matrix
     matrix = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)  # OpenCV counts from the centre of the first pixel
-    # BORDER_REFLECT mirrors about the image's edge, hence repeats the last pixel within its half width as a resize
-    # does; BORDER_REFLECT_101 mirrors about the last pixel's centre, which shows along the rim of an enlarged image.
+    # BORDER_REFLECT mirrors at the image's edge, which repeats the last pixel as a resize does. BORDER_REFLECT_101
+    # mirrors at the last pixel's centre, and this shows along the rim of an enlarged image.
     return cv2.warpAffine(
         values, matrix[:2], (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
     )
@@ -118,11 +118,11 @@ def warp(values: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
 def corresponding_mix(
     fake: np.ndarray, source: np.ndarray, mask: np.ndarray | None, ratio: float
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Blend a fake with the frame of the real video it was made from: a fainter forgery, which stays a fake.
+    """Blend a fake with its real source frame: the forgery becomes fainter, and the label stays fake.
 
-    The paper names this view and no distribution of the ratio, the share of the fake in (0, 1]. Images are uint8 RGB
-    (height, width, 3), cut at the same place; the mask (height, width) is scaled by the ratio, rounded up: what was
-    marked as forged stays marked. Raises `InputError` if the sizes differ.
+    The ratio is the share of the fake, in (0, 1]; the paper names this view but gives no distribution of the ratio.
+    Images are uint8 RGB (height, width, 3), cropped at the same place. The mask (height, width) is scaled by the ratio
+    and rounded up, so forged pixels stay marked. Raises `InputError` if the sizes differ.
     """
     _check_size("source frame", source, fake)
     _check_size("mask", mask, fake)
@@ -134,8 +134,8 @@ def _check_size(name: str, values: np.ndarray | None, image: np.ndarray) -> None
     if values is not None and values.shape[:2] != image.shape[:2]:
         (height, width), (wanted_height, wanted_width) = values.shape[:2], image.shape[:2]
         raise InputError(
-            f"the {name} has {width}x{height} pixels, and its image {wanted_width}x{wanted_height}: cut image, mask "
-            "and source frame in one size."
+            f"{name.capitalize()}: has {width}x{height} pixels, but its image has {wanted_width}x{wanted_height}. "
+            "Crop image, mask and source frame to one size."
         )
 
 
@@ -144,7 +144,7 @@ def _shift(right: float, down: float) -> np.ndarray:
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Replace each value of each channel by its entry in a table (256, channels)."""
+    """Map the values of each channel through a lookup table (256, channels)."""
     return cv2.LUT(image, np.rint(table).clip(0, 255).astype(np.uint8)[None])
 
 
@@ -174,6 +174,6 @@ def _change_hue_and_saturation(image: np.ndarray, rng: np.random.Generator) -> n
 
 
 def _through_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    # OpenCV's codec takes blue first; in the wrong order red would lose its detail instead of blue.
+    # OpenCV's codec expects BGR; in RGB order, chroma subsampling would treat red as blue.
     encoded = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)

@@ -12,13 +12,13 @@ from ..errors_dcl import InputError, reason
 from ..hub_dcl import hub_is_reachable
 from ..modeling_dcl import DCLForPreTraining, backbone_arguments
 
-#: Where checkpoints nest their state dict, and what wrappers and trainers put before the names in it.
+#: Keys under which checkpoints nest their state dict, and prefixes that wrappers and trainers add to its names.
 NESTED_UNDER = ("state_dict", "model", "state_dict_ema", "model_state_dict")
 PREFIXES = ("model.", "backbone.", "encoder.", "dcl.backbone.", "encoder_q.encoder.")
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
-# Names of EfficientNets that are not timm's: the rules of the whole network, then of a block with and one without
-# an expansion, whose norms are counted one further.
+# Names of efficientnet-pytorch: rules for the whole network, then for a block with and one without an expansion, in
+# which the norms are numbered one higher.
 EFFICIENTNET_STEM = (
     (r"^_conv_stem\.", "conv_stem."),
     (r"^_bn0\.", "bn1."),
@@ -42,9 +42,9 @@ PLAIN_BLOCK = EXPANDED_BLOCK | {"_bn1": "bn1", "_project_conv": "conv_pw", "_bn2
 def load_backbone_weights(model: DCLForPreTraining, source: str) -> None:
     """Load pretrained weights into the query encoder of a fresh model, and copy them to the momentum encoder.
 
-    The source is `"timm"`, the weights that timm names for the backbone, from the Hub; or a `.safetensors` or PyTorch
-    file whose tensors, after well-known prefixes and names are rewritten, cover the whole backbone. Raises
-    `InputError` if they cannot be fetched or read, or a tensor is missing or of another shape.
+    The source is `"timm"`, for the weights that timm lists for the backbone on the Hub, or a `.safetensors` or PyTorch
+    file. Known prefixes and names in the file are rewritten; its tensors must then cover the whole backbone. Raises
+    `InputError` if the weights cannot be fetched or read, or a tensor is missing or has another shape.
     """
     config, backbone = model.config, model.dcl.backbone
     weights = _fetch_from_timm(config) if source == "timm" else _read(Path(source))
@@ -53,14 +53,14 @@ def load_backbone_weights(model: DCLForPreTraining, source: str) -> None:
     missing = [name for name in expected if name not in weights and not name.endswith("num_batches_tracked")]
     if missing:
         raise InputError(
-            f"the weights of {source} do not fit the backbone {config.backbone!r}: {len(missing)} of its "
-            f"{len(expected)} tensors are not there ({', '.join(missing[:3])}, ...)."
+            f"Weights from {source}: they do not fit the backbone {config.backbone!r}; {len(missing)} of its "
+            f"{len(expected)} tensors are missing ({', '.join(missing[:3])}, ...). Pass weights of this backbone."
         )
     wrong = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
     if wrong:
         raise InputError(
-            f"the weights of {source} do not fit the backbone {config.backbone!r}: {wrong[0]} has the shape "
-            f"{tuple(weights[wrong[0]].shape)}, not {tuple(expected[wrong[0]].shape)}."
+            f"Weights from {source}: they do not fit the backbone {config.backbone!r}; {wrong[0]} has the shape "
+            f"{tuple(weights[wrong[0]].shape)}, not {tuple(expected[wrong[0]].shape)}. Pass weights of this backbone."
         )
     backbone.load_state_dict({name: weights[name] for name in expected if name in weights}, strict=False)
     model.synchronize_momentum_encoder()
@@ -68,41 +68,41 @@ def load_backbone_weights(model: DCLForPreTraining, source: str) -> None:
 
 def _fetch_from_timm(config: DCLConfig) -> dict[str, torch.Tensor]:
     online = hub_is_reachable()
-    try:  # with the arguments of the backbone: timm resizes position embeddings to its image size
+    try:  # with the backbone's arguments: timm resizes position embeddings to the image size
         return timm.create_model(config.backbone, pretrained=True, **backbone_arguments(config)).state_dict()
-    except Exception as error:  # no such weights, no network, no cache: each layer below has its own class
+    except Exception as error:  # no such weights, no network, no cache: each library has its own class of error
         raise InputError(
-            f"the pretrained weights of {config.backbone!r} cannot be fetched "
-            f"({reason(error) if online else 'the Hub cannot be reached, and they are not in the local cache'}): "
-            "pass --backbone_weights PATH, or --backbone_weights none to start from random weights."
+            f"Pretrained weights of {config.backbone!r}: cannot be fetched "
+            f"({reason(error) if online else 'the Hub cannot be reached, and they are not in the local cache'}). "
+            "Pass --backbone_weights PATH, or --backbone_weights none to start from random weights."
         ) from error
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise InputError(
-            f"there is no weights file {path}: pass --backbone_weights timm, none, or a file that exists "
-            "(`dcl-prepare assets efficientnet_lite0 --output data/assets` fetches those of the demo)."
+            f"Weights file {path} not found. Pass --backbone_weights timm, none, or an existing file "
+            "(`dcl-prepare assets efficientnet_lite0 --output data/assets` fetches the demo's weights)."
         )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)  # tensors only: a pickle may hold any code
+        weights = torch.load(path, map_location="cpu", weights_only=True)  # tensors only: a pickle can run any code
     except Exception as error:
         raise InputError(
-            f"the weights file {path} cannot be read as tensors: give a .safetensors file, or a PyTorch file of "
-            "tensors alone."
+            f"Weights file {path}: cannot be read as tensors. Pass a .safetensors file, or a PyTorch file with "
+            "tensors only."
         ) from error
     for name in NESTED_UNDER:
         if isinstance(weights, dict) and isinstance(weights.get(name), dict):
             weights = weights[name]
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise InputError(f"the weights file {path} holds no table of tensors by name: give a state dict.")
+        raise InputError(f"Weights file {path}: does not hold a state dict. Pass a file with tensors by name.")
     return weights
 
 
 def _rename(weights: dict[str, torch.Tensor], expected: list[str]) -> dict[str, torch.Tensor]:
-    """Strip the prefix and rewrite the names under which most of the expected tensors are found."""
+    """Strip prefixes and rewrite names: of all combinations, use the one that finds most of the expected tensors."""
     weights = {WRAPPERS.sub("", name): value for name, value in weights.items()}
     candidates = [weights]
     for prefix in PREFIXES:
@@ -113,7 +113,7 @@ def _rename(weights: dict[str, torch.Tensor], expected: list[str]) -> dict[str, 
 
 
 def _timm_efficientnet_names(weights: dict[str, torch.Tensor], expected: list[str]) -> dict[str, torch.Tensor]:
-    """Rewrite the names of efficientnet-pytorch: its blocks are counted through all stages, timm's within each."""
+    """Rewrite the names of efficientnet-pytorch: it numbers blocks across all stages, timm within each stage."""
     blocks = dict(enumerate(dict.fromkeys(m[0] for name in expected if (m := re.match(r"blocks\.\d+\.\d+", name)))))
     expanded = {m[1] for name in weights if (m := re.match(r"_blocks\.(\d+)\._expand_conv\.", name))}
     renamed = {}

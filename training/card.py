@@ -13,7 +13,7 @@ from ..prepared.dataset import metadata
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
-#: Arguments that the card lists: those that change what is learned.
+#: Arguments that the card lists: those that affect the trained weights.
 HYPERPARAMETERS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -47,13 +47,13 @@ VALIDATION_METRICS = {"auc": "Frame AUC", "eer": "Frame EER", "video_auc": "Vide
 
 
 def write_model_card(trainer: Trainer, name: str, source: str, contrastive: bool) -> Path:
-    """Write README.md into the trainer's output folder, from what the trainer knows now.
+    """Write README.md into the trainer's output folder, from the trainer's current state.
 
     Args:
-        trainer: a trainer, before, in or after training.
+        trainer: a trainer before, during or after training.
         name: the title of the card.
-        source: what its example loads: the id of the repository, or the folder.
-        contrastive: whether the contrastive losses had a weight.
+        source: repository id or folder that the card's examples load.
+        contrastive: whether the contrastive losses had a weight above 0.
 
     Returns:
         The path of the card.
@@ -112,14 +112,14 @@ def _names_of(dataset: Any) -> list[str]:
 
 
 def _step_of_weights(trainer: Trainer) -> int:
-    """Return the step of the weights that the model has now: after the training, those of its best checkpoint."""
+    """Return the step of the current weights; after training, that of the best checkpoint."""
     state = trainer.state
     chosen = trainer.args.load_best_model_at_end and not trainer.is_in_train and state.best_model_checkpoint
     return state.best_global_step if chosen else state.global_step
 
 
 def _scores_at(trainer: Trainer, step: int) -> dict[str, float]:
-    """Return the validation metrics of a step; none where it was not validated."""
+    """Return the validation metrics of a step; empty if that step was not validated."""
     found = [entry for entry in trainer.state.log_history if entry["step"] == step and "eval_auc" in entry]
     entry = found[-1] if found else {}
     return {key: entry[f"eval_{key}"] for key in VALIDATION_METRICS if f"eval_{key}" in entry}

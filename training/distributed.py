@@ -11,11 +11,12 @@ def world_size() -> int:
 
 
 def mean_over_processes(values: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean of the valid values (N,) of all processes, in a form whose gradient DDP averages rightly.
+    """Mean of the valid values (N,) of all processes, scaled so that DDP averages its gradient correctly.
 
-    DDP averages the gradients of the processes as if each had as many images. A subset (fakes with a mask, say) has
-    other sizes on each, so every process gives its own sum, divided by the count of all and multiplied by their
-    number: the average over processes is then the mean over the whole batch; 0 where no process has a valid value.
+    DDP averages the gradients of the processes with equal weights, but the number of valid values, such as those of
+    fakes with a mask, differs between processes. Each process therefore returns its own sum, divided by the count over
+    all processes and multiplied by their number. The average over processes is then the mean over the whole batch, or
+    0 if no process has a valid value.
     """
     if valid is None:
         valid = torch.ones_like(values, dtype=torch.bool)
@@ -28,7 +29,7 @@ def mean_over_processes(values: torch.Tensor, valid: torch.Tensor | None = None)
 
 @torch.no_grad()
 def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """Concatenate the rows (N, ...) of all processes, in the order of their ranks, however many each has."""
+    """Concatenate the rows (N, ...) of all processes in rank order; the numbers of rows may differ."""
     if world_size() == 1:
         return tensor
     length = torch.tensor([len(tensor)], device=tensor.device)

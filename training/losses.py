@@ -27,7 +27,7 @@ def inter_instance_loss(
         key: (N, D) unit embeddings of the key views.
         labels: int64 (N,), 0 real, 1 fake.
         queue: (2, K, D) unit keys, real and fake.
-        filled: int64 (2,), how many rows of each queue were written; the others are no negatives.
+        filled: int64 (2,), how many rows of each queue are written; only these serve as negatives.
         temperature: t, above 0.
 
     Returns:
@@ -64,8 +64,8 @@ def intra_instance_loss(
         self_pairs: whether S_rr counts the pairs of a cell with itself, as published.
 
     Returns:
-        The loss, float32 (N,), at least 0, and bool (N,): whether the image has a forged and a real part (with two
-        real cells, without self-pairs). The loss of other images is 0 and has no gradient.
+        The loss, float32 (N,), at least 0, and bool (N,): whether the image has a forged part and a real part (of at
+        least two cells, without self-pairs). For other images the loss is 0 and has no gradient.
     """
     with torch.autocast(features.device.type, enabled=False):
         similarity = _cell_similarity(features, temperature)
@@ -76,15 +76,15 @@ def intra_instance_loss(
         if not self_pairs:
             real_pairs &= ~torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
         cross_pairs = forged[:, :, None] & real[:, None, :]
-        # An image without one of its parts has an empty sum, whose gradient is not a number: give it some pairs here,
-        # and take its value out below.
+        # Without forged or without real cells, a sum is empty and its gradient NaN. Use all pairs as a placeholder
+        # here; the value is discarded below.
         real_pairs, cross_pairs = real_pairs | ~valid[:, None, None], cross_pairs | ~valid[:, None, None]
         s_rr, s_fr = _log_sum_exp(similarity, real_pairs), _log_sum_exp(similarity, cross_pairs)
         return torch.where(valid, torch.logaddexp(s_rr, s_fr) - s_rr, 0.0), valid
 
 
 def uniformity_loss(features: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Draw the cells of a real face together (Intra-ICL for reals, Eq. 8).
+    """Pull the cells of a real face together (Intra-ICL for reals, Eq. 8).
 
     L = -log sum over all pairs of cells of e^{d/t}.
 
@@ -93,7 +93,8 @@ def uniformity_loss(features: torch.Tensor, temperature: float) -> torch.Tensor:
         temperature: t, above 0.
 
     Returns:
-        float32 (N,). It has no denominator and is negative: from -1/t - 2 log(hw), all cells alike, upwards.
+        float32 (N,). The loss has no denominator and can be negative: its minimum, with all cells alike, is
+        -1/t - 2 log(hw).
     """
     with torch.autocast(features.device.type, enabled=False):
         return -_cell_similarity(features, temperature).flatten(1).logsumexp(1)

@@ -35,7 +35,7 @@ from .views import draw_device_views, draw_pair_plan, draw_view, view_augmentati
 
 logger = logging.getLogger(__name__)
 
-Decoded = tuple[np.ndarray, np.ndarray | None]  # an image and its mask, None where it is not known
+Decoded = tuple[np.ndarray, np.ndarray | None]  # an image and its mask, None where unknown
 
 NO_ROW = -1
 MAX_CORRUPT_IN_A_ROW = 100
@@ -49,10 +49,10 @@ def load_rows(
     streaming: bool = False,
     split_alone: bool = False,
 ) -> Dataset | StreamedRows:
-    """Load a split of one or several prepared data sets, with all reals and the fakes of some methods, by default all.
+    """Load a split of one or several prepared data sets: all reals, and the fakes of `methods` (default: all).
 
-    With `streaming`, images stay where they are, to be read when they are drawn; all else is as of `load_prepared`.
-    Raises `InputError` if a set cannot be used, a method is in none of them, or a class has no row.
+    With `streaming`, images are read only when they are drawn; otherwise the same as `load_prepared`. Raises
+    `InputError` if a set cannot be used, no set has one of the methods, or a class has no rows.
     """
     if streaming:
         rows = concatenate_rows([stream_prepared(name, split, data_root) for name in names])
@@ -67,26 +67,26 @@ def load_rows(
         missing = sorted(set(methods) - set(there))
         if missing:
             raise InputError(
-                f"{where} has no fakes by {', '.join(missing)}; it has {', '.join(there) or 'no fakes at all'}."
+                f"{where} has no fakes by {', '.join(missing)}. It has {', '.join(there) or 'no fakes at all'}."
             )
         kept = (table.label == REAL) | table.method.isin(methods)
         rows, table = rows.select(np.flatnonzero(kept)), table[kept]
     for label, name in enumerate(CLASS_NAMES):
         if not (table.label == label).any():
-            raise InputError(f"{where} has no {name} faces: training and validation need both classes.")
+            raise InputError(f"{where} has no {name} faces. Training and validation need both classes.")
     return rows
 
 
 class PairDataset(TorchDataset):
-    """Query and key views of a prepared data set, drawn anew for every (epoch, row) and always alike for the same one.
+    """Query and key views of a prepared data set: random for each (epoch, row), and reproducible.
 
     Args:
         rows: a prepared data set, images encoded.
         image_size: side of the views in pixels.
-        views: which views are taken, how often.
+        views: probabilities of the views.
         augmentation: the common augmentation.
-        seed: with epoch and row, all that a sample's randomness depends on.
-        skip_corrupt: replace a row that cannot be decoded by another of its class, with a warning, instead of raising.
+        seed: a sample's random numbers depend on seed, epoch and row alone.
+        skip_corrupt: replace a row that cannot be decoded by another one of its class and warn, instead of raising.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class PairDataset(TorchDataset):
         self.methods = table.method.to_numpy()
         self.source = _source_rows(table)
         self.same_video = _Groups(table.video_id)
-        # A fake's clip is named alike under every method: method/clip.
+        # A clip has the same name under every method: method/clip.
         clip = table.video_id.str.partition("/")[2].where(table.label == FAKE, table.video_id)
         self.same_frame = _Groups(pd.MultiIndex.from_arrays([table.source_id, clip, table.frame, table.label]))
 
@@ -117,11 +117,11 @@ class PairDataset(TorchDataset):
         return len(self.rows)
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Any]:
-        """Make the sample of a draw (epoch, row), as a sampler gives it.
+        """Make the sample of a draw (epoch, row) of the sampler.
 
         Returns:
             `pixel_values` and `key_pixel_values` uint8 (3, size, size), `mask` uint8 (size, size) of the query,
-            `has_mask` bool, `labels`, and the draws of the views that are done on the device.
+            `has_mask` bool, `labels`, and the draws for `apply_device_views`.
 
         Raises:
             CorruptImageError: if an image cannot be decoded and corrupt rows are not skipped.
@@ -136,7 +136,7 @@ class PairDataset(TorchDataset):
                     raise
                 logger.warning("Skipped: %s.", error.cause)
                 row = int(rng.choice(np.flatnonzero(self.labels == self.labels[row])))
-        raise InputError(f"{MAX_CORRUPT_IN_A_ROW} rows drawn one after the other are corrupt: prepare the set again.")
+        raise InputError(f"{MAX_CORRUPT_IN_A_ROW} corrupt rows were drawn in succession. Prepare the set again.")
 
     def _sample(self, row: int, rng: np.random.Generator) -> dict[str, Any]:
         plan = draw_pair_plan(self.views, rng)
@@ -147,7 +147,7 @@ class PairDataset(TorchDataset):
         elif plan.frame_shift:
             others = self.same_video.members(row)
             key_row = _choose(others[others != row], row, rng)
-        decode = cache(self._decode)  # query and key are often made of one frame
+        decode = cache(self._decode)  # query and key often share a frame
         query, mask = self._view(row, plan.query_mix_ratio, rng, decode)
         key, _ = self._view(key_row, plan.key_mix_ratio, rng, decode)
         known = mask is not None
@@ -172,9 +172,9 @@ class PairDataset(TorchDataset):
 
 
 class FaceDataset(TorchDataset):
-    """The faces of a prepared data set as the image processor gives them, for validation.
+    """The faces of a prepared data set for validation, preprocessed by the image processor.
 
-    Rows that cannot be decoded are looked for at once, and left out with a warning, if `skip_corrupt`.
+    With `skip_corrupt`, all rows are decoded once at the start; corrupt ones are left out with a warning.
     """
 
     def __init__(self, rows: Dataset, processor: Any, skip_corrupt: bool = False):
@@ -198,7 +198,7 @@ class FaceDataset(TorchDataset):
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Return `pixel_values` float32 (3, size, size), `labels`, and `video_index`, the number of its video."""
+        """Return `pixel_values` float32 (3, size, size), `labels`, and `video_index`, the number of the video."""
         image, _ = decode_row(self.rows[row], row)
         return {
             "pixel_values": self.processor(image, return_tensors="np")["pixel_values"][0],
@@ -208,10 +208,10 @@ class FaceDataset(TorchDataset):
 
 
 class BalancedSampler(Sampler):
-    """Real and fake rows in turn, so that every batch of an even size holds as many of each.
+    """Alternates real and fake rows, so that every batch of an even size is balanced.
 
-    An epoch takes all rows of the smaller class once and as many of the larger one; the next epoch goes on where it
-    stopped, so none is drawn a second time before all were drawn. The order depends on seed and epoch alone.
+    An epoch draws every row of the smaller class once, and the same number of rows of the larger class. The next epoch
+    continues there: no row repeats before all are drawn. The order depends on seed and epoch alone.
     """
 
     def __init__(self, labels: np.ndarray, seed: int = 0):
@@ -221,7 +221,7 @@ class BalancedSampler(Sampler):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that is drawn next."""
+        """Set the epoch to draw next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -235,7 +235,7 @@ class BalancedSampler(Sampler):
                 yield self.epoch, int(row)
 
     def _rows_of_epoch(self, label: int) -> np.ndarray:
-        """Cut the epoch's part out of an endless row of permutations of the class."""
+        """Return the epoch's slice of an endless sequence of permutations of the class."""
         members = self.members[label]
         start = self.epoch * self.size
         first, last = start // len(members), (start + self.size - 1) // len(members)
@@ -253,7 +253,7 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def decode_row(cells: dict[str, Any], row: int) -> Decoded:
-    """Decode the image and the mask of a row; the mask of a real is zero where the set has none."""
+    """Decode the image and the mask of a row; a real without a mask gets a mask of zeros."""
     name = f"{name_row(row, cells['dataset'])} ({cells['video_id']}, frame {cells['frame']})"
     image = decode_image(cells["image"], name)
     mask = decode_mask(cells.get("mask"), name)
@@ -263,7 +263,7 @@ def decode_row(cells: dict[str, Any], row: int) -> Decoded:
 
 
 def _with_common_types(rows: Dataset) -> Dataset:
-    """Give the columns the types of `FEATURES`, so that several sets fit together; the images stay where they are."""
+    """Cast the columns to the types of `FEATURES`, so that sets can be concatenated; the images stay as they are."""
     rows = rows.select_columns([name for name in FEATURES if name in rows.column_names and name != "landmarks"])
     for name, feature in rows.features.items():
         if name not in ("image", "mask") and feature != FEATURES[name]:
@@ -277,7 +277,7 @@ def _choose(rows: np.ndarray, fallback: int, rng: np.random.Generator) -> int:
 
 
 def _source_rows(table: pd.DataFrame) -> np.ndarray:
-    """Return, for each fake, the row of the real frame it was made from, cut in the same way, or `NO_ROW`."""
+    """Return for each fake the row of its real source frame with the same crop, or `NO_ROW`."""
     table = table.assign(crop=table.crop.astype(str))
     reals = table[table.label == REAL].reset_index().drop_duplicates(["video_id", "frame"])
     found = table.merge(
@@ -290,7 +290,7 @@ def _source_rows(table: pd.DataFrame) -> np.ndarray:
 
 
 class _Groups:
-    """Rows that share a value, looked up by one of them."""
+    """Groups of rows that share a value; a row finds its group."""
 
     def __init__(self, values: pd.Series | pd.MultiIndex):
         self.group = pd.factorize(values)[0]

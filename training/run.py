@@ -1,4 +1,4 @@
-"""One training run: from settings to the best checkpoint with calibration and card; a killed run resumes."""
+"""One training run, from settings to the best checkpoint with calibration and card; a killed run can resume."""
 
 import json
 import logging
@@ -46,22 +46,22 @@ def train(run: TrainingRun, compute_metrics: Metrics, fit: Fit) -> None:
 
     Args:
         run: the settings.
-        compute_metrics: as `Trainer` takes it; scores the validation split.
-        fit: of (model, processor, validation data, batch size, workers, inconclusive error rate), returns
+        compute_metrics: scores the validation split, as for `Trainer`.
+        fit: given (model, processor, validation data, batch size, workers, inconclusive error rate), returns
             `DCLConfig.calibration` and `DCLConfig.familiarity`.
 
     Raises:
         InputError: if a setting, the data, the checkpoint to start from or the output folder cannot be used.
     """
     output_dir = Path(run.training.output_dir)
-    disable_progress_bar()  # of reading and writing weights; training and evaluation keep theirs
+    disable_progress_bar()  # for reading and writing weights; training and evaluation keep theirs
     rows = load_data(run)
     train_rows, validation_rows = rows
     learned = train_rows.fingerprint() if isinstance(train_rows, StreamedRows) else fingerprint(train_rows)
     record = run.record() | {"data": [learned, fingerprint(validation_rows)]}
     finished, checkpoint = find_start(run, output_dir, record)
     if finished:
-        print(f"{output_dir} holds this run, finished; pass --overwrite to train again.")
+        print(f"{output_dir} holds this run, and it is finished. Pass --overwrite to train again.")
         return
     trainer = build_trainer(run, compute_metrics, rows)
     claim_output_dir(run, output_dir, record)
@@ -71,7 +71,7 @@ def train(run: TrainingRun, compute_metrics: Metrics, fit: Fit) -> None:
         if not type(error).__module__.startswith("wandb"):
             raise
         raise InputError(
-            f"--report_to wandb cannot be followed ({reason(error)}): run `wandb login`, or set WANDB_MODE=offline."
+            f"--report_to wandb: cannot start ({reason(error)}). Run `wandb login`, or set WANDB_MODE=offline."
         ) from error
     calibrate_checkpoint(trainer, run, fit)
     if trainer.is_world_process_zero():
@@ -88,43 +88,45 @@ def train(run: TrainingRun, compute_metrics: Metrics, fit: Fit) -> None:
 
 
 def load_data(run: TrainingRun) -> tuple[Dataset | StreamedRows, Dataset]:
-    """Load the rows to learn from and those that choose the checkpoint."""
+    """Load the training rows and the validation rows."""
     data = run.data
     names, chosen = split_names(data.dataset), (data.data_root, data.methods)
     train_rows = load_rows(names, data.train_split, *chosen, streaming=data.streaming)
-    # Validation sees every row every time, and with the whole set what is streamed would be downloaded.
+    # Validation reads every row each time, so it is loaded, not streamed. Load this split alone: loading the whole
+    # data set would download the training images.
     validation_rows = load_rows(names, data.validation_split, *chosen, split_alone=data.streaming)
     return train_rows, validation_rows
 
 
 def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
-    """Raise an `InputError` if the folder holds a model, or checkpoints of a run with other settings or data."""
+    """Raise an `InputError` if the folder holds a foreign model, or a run with other settings or data."""
     if not (output_dir / RECORD).exists() and any(output_dir.glob("model*.safetensors")):
         raise InputError(
-            f"{output_dir} holds a model that no run here wrote: choose another --output_dir, or pass --overwrite."
+            f"{output_dir} holds a model from elsewhere. Choose another --output_dir, or pass --overwrite."
         )
     if not (output_dir / RESULTS).exists() and last_complete_checkpoint(output_dir) is None:
-        return  # a run that saved nothing, stopped by a misspelt setting perhaps, has nothing to be mixed with
+        return  # a run that saved nothing, perhaps stopped by a misspelt setting, leaves nothing to protect
     try:
         earlier = json.loads((output_dir / RECORD).read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{output_dir} holds checkpoints of an unknown run: choose another --output_dir.") from error
+        raise InputError(f"{output_dir} holds checkpoints of an unknown run. Choose another --output_dir.") from error
     changed = [key for key in record if key in earlier and earlier[key] != record[key]]
     if changed:
         shown = "; ".join(f"{key} was {earlier[key]!r}, is {record[key]!r}" for key in changed[:3])
         raise InputError(
-            f"{output_dir} holds a run with other settings ({shown}): choose another --output_dir or pass --overwrite."
+            f"{output_dir} holds a run with other settings ({shown}). Choose another --output_dir, or pass "
+            "--overwrite."
         )
 
 
 def find_start(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> tuple[bool, Path | None]:
-    """Decide where the run begins, the same for every process: the first one looks, and tells the others.
+    """Decide where the run starts: the first process checks the folder and informs the others.
 
     Returns:
-        Whether the folder holds this run, finished; and the checkpoint to go on from, if there is one.
+        Whether the folder holds this run, finished; and the checkpoint to resume from, or None.
 
     Raises:
-        InputError: if the folder holds another run, or a process does not find the checkpoint.
+        InputError: if the folder holds another run, or a process cannot find the checkpoint.
     """
     answer: list[Any] = [None, False, None]
     if run.training.process_index == 0:
@@ -144,20 +146,20 @@ def find_start(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> tu
         state = Path(checkpoint) / "trainer_state.json"
         if not state.is_file():
             raise InputError(
-                f"{checkpoint} is no complete checkpoint to resume from, it has no trainer_state.json here: "
-                "name another, and let all processes share the folder."
+                f"{checkpoint} is not a complete checkpoint: trainer_state.json is missing. Name another one. With "
+                "several processes, all must see the same folder."
             )
         done, last = json.loads(state.read_text())["global_step"], run.training.max_steps
         if run.training.resume_from_checkpoint and 0 < last <= done:
             raise InputError(
-                f"{checkpoint} was trained for {done} steps, and max_steps is {last}: nothing is left to train; start "
-                "from its weights by --model, or raise max_steps."
+                f"{checkpoint} has already been trained for {done} steps, and max_steps is {last}. Raise max_steps, "
+                "or start a new run from its weights with --model."
             )
     return finished, None if checkpoint is None else Path(checkpoint)
 
 
 def claim_output_dir(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> None:
-    """Record the settings of the run in its folder, and remove the run that it overwrites."""
+    """Record the settings of the run in its folder, and remove the run that it replaces."""
     with run.training.main_process_first(local=False, desc="output folder"):
         if run.training.process_index != 0:
             return
@@ -169,7 +171,7 @@ def claim_output_dir(run: TrainingRun, output_dir: Path, record: dict[str, Any])
             (output_dir / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True))
         except OSError as error:
             raise InputError(
-                f"the output folder {output_dir} cannot be written ({error.strerror}): choose another."
+                f"Output folder {output_dir}: cannot be written ({error.strerror}). Choose another --output_dir."
             ) from error
 
 
@@ -180,8 +182,8 @@ def build_trainer(
 
     Args:
         run: its settings.
-        compute_metrics: as `Trainer` takes it; scores the validation split.
-        rows: what `load_data` loaded, if that was done.
+        compute_metrics: scores the validation split, as for `Trainer`.
+        rows: the result of `load_data`; None loads the data.
 
     Raises:
         InputError: if a setting, the data or the checkpoint to start from cannot be used.
@@ -189,11 +191,11 @@ def build_trainer(
     data, args = run.data, run.training
     train_rows, validation_rows = rows or load_data(run)
     if args.push_to_hub and not hub_is_reachable():
-        raise InputError("push_to_hub was asked for, and the Hub cannot be reached: train without it, and push later.")
+        raise InputError("push_to_hub: the Hub cannot be reached. Train without push_to_hub, and push later.")
     shared = set(keys_of(train_rows).source_id) & set(keys_of(validation_rows).source_id)
     if shared:
         logger.warning(
-            "%d source videos (as %s) are in both %s and %s: the validation scores will be too good to be true.",
+            "%d source videos (such as %s) are in both %s and %s: the validation scores will be too high.",
             *(len(shared), min(shared), data.train_split, data.validation_split),
         )
     if not data.allow_copies and data.train_split != data.validation_split:
@@ -208,7 +210,9 @@ def build_trainer(
     set_seed(args.seed)
     model, processor = build_model(run.model, run.given)
     if processor.crop not in (None, crop):
-        logger.warning("The checkpoint learned faces cut as %s; it goes on with %s.", processor.crop, crop)
+        logger.warning(
+            "The checkpoint was trained on faces cropped as %s; this data set has %s.", processor.crop, crop
+        )
     processor.crop = crop
     size = model.config.image_size
     train_set = PairDataset(train_rows, size, run.views, run.augmentation, args.seed, data.skip_corrupt)
@@ -227,31 +231,31 @@ def build_trainer(
     except (HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
         name = args.hub_model_id or Path(args.output_dir).name
         raise InputError(
-            f"the repository {name!r} cannot be made on the Hub ({reason(error)}): log in by `hf auth login`, or "
+            f"Repository {name!r}: cannot be created on the Hub ({reason(error)}). Log in with `hf auth login`, or "
             "leave push_to_hub out."
         ) from error
     except (RuntimeError, ValueError) as error:
-        # What is said of a tracker that is not installed, and of one that is not known.
+        # The messages for a tracker that is not installed, and for an unknown one.
         if "requires" not in str(error) and "is not supported, only" not in str(error):
             raise
-        raise InputError(f"--report_to {' '.join(args.report_to)} cannot be followed: {error}") from error
+        raise InputError(f"--report_to {' '.join(args.report_to)}: cannot be used. {error}") from error
     if every := trainer.space_evaluations(run.given):
         logger.warning(
-            "Evaluating and saving every %d steps, since an epoch is shorter: set eval_strategy to change it.", every
+            "Evaluating and saving every %d steps, because epochs are short. Set eval_strategy to change this.", every
         )
     return trainer
 
 
 def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun, fit: Fit) -> None:
-    """Fit calibration and familiarity of the trained model on the validation split, for its configuration.
+    """Fit calibration and familiarity of the trained model on the validation split and store them in its config.
 
-    The first process scores the split, as an evaluation would, and tells the others. The model is saved before: it
-    must not be lost if that fails.
+    The first process scores the split and sends the results to the others. The model is saved beforehand, so that a
+    failure here cannot lose it.
 
     Args:
         trainer: after training.
         run: its settings.
-        fit: see `train`.
+        fit: as for `train`.
     """
     args = trainer.args
     trainer.save_model(_internal_call=True)
@@ -266,7 +270,7 @@ def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun, fit: Fit) -> Non
         )
         workers, rate = args.dataloader_num_workers, args.inconclusive_error_rate
         answer[:] = fit(trainer.model, processor, data, args.per_device_eval_batch_size, workers, rate)
-    if args.world_size > 1:  # it may take longer than the training's own group of processes would wait
+    if args.world_size > 1:  # scoring may exceed the time limit of the training's process group
         patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
         dist.broadcast_object_list(answer, group=patient)
         dist.destroy_process_group(patient)
@@ -274,7 +278,7 @@ def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun, fit: Fit) -> Non
 
 
 def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple[DCLForPreTraining, DCLImageProcessor]:
-    """Load the checkpoint a run starts from, or build a new model on pretrained weights, and its processor."""
+    """Load the checkpoint to start from, or build a new model with pretrained weights; with its processor."""
     if arguments.model is None:
         model = DCLForPreTraining(arguments.config())
         if arguments.backbone_weights != "none":
@@ -285,16 +289,16 @@ def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple
     try:
         processor = DCLImageProcessor.from_pretrained(folder)
         model, loading = DCLForPreTraining.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:  # of the file formats, or of the configuration
+    except Exception as error:  # file formats and configurations raise many classes of error
         raise InputError(
-            f"the checkpoint {arguments.model!r} cannot be loaded ({why_refused(error)}): copy or download it again."
+            f"Checkpoint {arguments.model!r}: cannot be loaded ({why_refused(error)}). Copy or download it again."
         ) from error
     arguments.refuse_conflicts(model.config, given)
-    model.config.calibration = model.config.familiarity = None  # of other weights, soon
+    model.config.calibration = model.config.familiarity = None  # outdated once the weights change
     missing = sorted(name for name in loading["missing_keys"] if name.startswith(("dcl.", "classifier.")))
     if missing:
         raise InputError(
-            f"the checkpoint {arguments.model!r} lacks {len(missing)} weights of backbone and classifier "
-            f"(as {missing[0]}): pass one that was saved whole."
+            f"Checkpoint {arguments.model!r}: {len(missing)} weights of backbone and classifier are missing (such as "
+            f"{missing[0]}). Pass a complete checkpoint."
         )
     return model, processor

@@ -14,7 +14,7 @@ from ..errors_dcl import InputError
 if TYPE_CHECKING:
     from ..configuration_dcl import DCLConfig
 
-#: The validation metrics that can choose a checkpoint, and whether more is better.
+#: Validation metrics that can select the best checkpoint, and whether higher is better.
 VALIDATION_METRICS = {"auc": True, "eer": False, "accuracy": True, "video_auc": True, "loss": False}
 
 
@@ -22,18 +22,18 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf) -> N
     """Raise `InputError` unless the setting `name` is a finite number from `low` to `high`."""
     if not isinstance(value, (int, float)) or not (low <= value <= high and value < math.inf):
         span = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:.10g}"
-        raise InputError(f"{name} is {value!r}: choose a number, {span}.")
+        raise InputError(f"{name} is {value!r}. Choose a number, {span}.")
 
 
 def check_interval(name: str, value: Any, low: float, high: float) -> None:
     """Raise `InputError` unless the setting `name` is two numbers from `low` to `high`, the smaller first."""
     numbers = isinstance(value, (list, tuple)) and all(isinstance(end, (int, float)) for end in value)
     if not (numbers and len(value) == 2 and low <= value[0] <= value[1] <= high):
-        raise InputError(f"{name} is {value!r}: choose two numbers from {low:g} to {high:g}, the smaller first.")
+        raise InputError(f"{name} is {value!r}. Choose two numbers from {low:g} to {high:g}, the smaller first.")
 
 
 def check_probabilities(settings: Any) -> None:
-    """Raise `InputError` unless every field of a settings dataclass that is named a probability is one."""
+    """Raise `InputError` unless every field with "probability" in its name is from 0 to 1."""
     for item in fields(settings):
         if item.name.endswith("_probability"):
             check_number(item.name, getattr(settings, item.name), 0.0, 1.0)
@@ -41,37 +41,41 @@ def check_probabilities(settings: Any) -> None:
 
 @dataclass
 class ModelArguments:
-    """The model: a checkpoint to go on from, or a new one on pretrained weights.
+    """The model: a checkpoint to start from, or a new one with pretrained weights.
 
-    The settings and their defaults are those of `DCLConfig`, which cannot be read without importing torch.
+    Settings and defaults repeat those of `DCLConfig`, since reading that class would import torch.
     """
 
     model: str | None = field(
         default=None,
-        metadata={"help": "Checkpoint to start from, a folder or Hub id; it keeps the settings below as it has them."},
+        metadata={"help": "Checkpoint to start from (folder or Hub id), with its own model settings."},
     )
     backbone: str = field(
         default="tf_efficientnet_b4.ns_jft_in1k", metadata={"help": "timm model with a spatial feature map."}
     )
-    backbone_kwargs: str | None = field(default=None, metadata={"help": "JSON: more arguments of timm.create_model."})
-    backbone_weights: str = field(
-        default="timm", metadata={"help": "Pretrained weights of a new model: timm (from the Hub), a file, or none."}
+    backbone_kwargs: str | None = field(
+        default=None, metadata={"help": "More arguments for timm.create_model, as JSON."}
     )
-    image_size: int = field(default=299, metadata={"help": "Side of the input in pixels."})
+    backbone_weights: str = field(
+        default="timm", metadata={"help": "Pretrained weights for a new model: timm (from the Hub), a file, or none."}
+    )
+    image_size: int = field(default=299, metadata={"help": "Side of the model input in pixels."})
     dropout: float = field(default=0.2, metadata={"help": "Dropout before the classifier."})
     embedding: Literal["map", "pooled"] = field(
-        default="map", metadata={"help": "What Inter-ICL compares: the squeezed map, or pooled features."}
+        default="map", metadata={"help": "Features that Inter-ICL compares: the squeezed map, or pooled features."}
     )
     embedding_dim: int = field(default=128, metadata={"help": "Length of the pooled embedding."})
-    queue_size: int = field(default=32768, metadata={"help": "Rows of each queue of hard keys."})
-    hard_samples: int = field(default=5, metadata={"help": "Keys of each class that enter its queue at a step."})
+    queue_size: int = field(default=32768, metadata={"help": "Length of each queue of hard keys."})
+    hard_samples: int = field(default=5, metadata={"help": "Keys of each class that enter its queue at each step."})
     momentum: float = field(default=0.999, metadata={"help": "Momentum of the key encoder."})
     prototype_momentum: float = field(default=0.9, metadata={"help": "Momentum of the class prototypes."})
     temperature: float = field(default=0.07, metadata={"help": "Temperature of all similarities."})
     self_pairs: bool = field(
         default=True, metadata={"help": "Whether Intra-ICL pairs a cell with itself, as published."}
     )
-    mask_threshold: float = field(default=0.01, metadata={"help": "Forged share above which a cell is forged."})
+    mask_threshold: float = field(
+        default=0.01, metadata={"help": "Share of forged pixels above which a cell counts as forged."}
+    )
 
     def config(self) -> "DCLConfig":
         """Build the configuration of a new model; raises `InputError` if a setting cannot be used."""
@@ -84,83 +88,85 @@ class ModelArguments:
             try:
                 settings["backbone_kwargs"] = json.loads(self.backbone_kwargs)
             except json.JSONDecodeError as error:
-                raise InputError(f"backbone_kwargs is no JSON object ({error}): {self.backbone_kwargs}") from error
+                raise InputError(f"backbone_kwargs is not a JSON object ({error}): {self.backbone_kwargs}") from error
         try:
             return DCLConfig(**settings)
         except StrictDataclassError as error:
             raise InputError(f"{why_refused(error)}.") from error
 
     def refuse_conflicts(self, config: "DCLConfig", given: Collection[str]) -> None:
-        """Raise an `InputError` if a setting that was given is not that of the checkpoint to start from, which counts.
+        """Raise an `InputError` if a given setting differs from that of the checkpoint to start from.
 
-        `given` are the settings that the command line or the configuration file names.
+        `given` names the settings of the command line and the configuration file.
         """
         wanted = self.config()
         for item in fields(self):
             compared = item.name in given and item.name not in ("model", "backbone_weights")
             if compared and getattr(wanted, item.name) != getattr(config, item.name):
                 raise InputError(
-                    f"{item.name} is {getattr(wanted, item.name)!r}, and {getattr(config, item.name)!r} in the "
-                    f"checkpoint {self.model!r}, which keeps its own settings: leave {item.name} out, or --model."
+                    f"{item.name} is {getattr(wanted, item.name)!r}, but the checkpoint {self.model!r} has "
+                    f"{getattr(config, item.name)!r}, which cannot change. Leave {item.name} out, or --model."
                 )
 
 
 @dataclass
 class DataArguments:
-    """The data: prepared data sets, and which of their rows are learned from."""
+    """The data: prepared data sets, and the rows to use."""
 
     dataset: list[str] = field(
         default_factory=list, metadata={"help": "Prepared data sets: names under data_root, folders or Hub ids."}
     )
-    data_root: str | None = field(default=None, metadata={"help": "Folder in which names are looked up first."})
-    train_split: str = field(default="train", metadata={"help": "Split to learn from."})
-    validation_split: str = field(default="validation", metadata={"help": "Split that chooses the checkpoint."})
+    data_root: str | None = field(default=None, metadata={"help": "Folder to search for data set names first."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str = field(default="validation", metadata={"help": "Split to select the best checkpoint on."})
     methods: list[str] | None = field(
-        default=None, metadata={"help": "Manipulation methods to learn and validate on; all by default."}
+        default=None, metadata={"help": "Manipulation methods to train and validate on (default: all)."}
     )
     streaming: bool = field(
         default=False,
-        metadata={"help": "Read training images where they lie, in the folder or on the Hub, as they are drawn."},
+        metadata={"help": "Read training images on demand, from the folder or the Hub, instead of loading them."},
     )
     skip_corrupt: bool = field(default=False, metadata={"help": "Skip images that cannot be decoded, with a warning."})
-    allow_mixed_crops: bool = field(default=False, metadata={"help": "Accept faces that were cut in several ways."})
+    allow_mixed_crops: bool = field(
+        default=False, metadata={"help": "Accept a data set with several kinds of face crops."}
+    )
     allow_copies: bool = field(
         default=False, metadata={"help": "Train even if the training and validation splits share pictures."}
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "Start again where output_dir holds a run with other settings."}
+        default=False, metadata={"help": "Restart, even if output_dir holds a finished or different run."}
     )
 
 
 @dataclass
 class ViewSettings:
-    """How often each view of DCL is taken; the defaults are the released ones where the released code has the view."""
+    """Probabilities of the views of DCL; the defaults follow the released code for the views that it has."""
 
     augment: bool = field(
-        default=True, metadata={"help": "Apply the common augmentation; without it images are only resized."}
+        default=True, metadata={"help": "Apply the common augmentation; otherwise images are only resized."}
     )
     random_patch_probability: float = field(
-        default=0.75, metadata={"help": "Share of the views whose patches are shuffled (RandomPatch)."}
+        default=0.75, metadata={"help": "Share of the views with shuffled patches (RandomPatch)."}
     )
     random_patch_grid: int = field(default=3, metadata={"help": "Patches along each side."})
     random_patch_on_key: bool = field(
-        default=False, metadata={"help": "Shuffle the patches of the key too, in an order of its own."}
+        default=False, metadata={"help": "Shuffle the patches of the key, too, in a different order."}
     )
     srm_probability: float = field(
-        default=0.5, metadata={"help": "Share of the views with the SRM high-pass residual added."}
+        default=0.5, metadata={"help": "Share of the views with an added SRM high-pass residual."}
     )
-    srm_shared: bool = field(default=True, metadata={"help": "Query and key both have the residual or both have not."})
+    srm_shared: bool = field(default=True, metadata={"help": "Add the residual to both query and key, or to neither."})
     frame_shift_probability: float = field(
         default=0.5, metadata={"help": "Share of the keys taken from another frame of the same clip."}
     )
     mix_probability: float = field(
         default=0.5,
-        metadata={"help": "Share of the views of fakes that are blended with their source frame (corresponding mix)."},
+        metadata={"help": "Share of the views of fakes blended with their source frame (corresponding mix)."},
     )
     mix_ratio: list[float] = field(
         default_factory=lambda: [0.3, 1.0],
         metadata={
-            "help": "Smallest and largest share of the fake in the blend; our choice, the paper's is not known."
+            "help": "Smallest and largest share of the fake in the blend. The paper gives none; this is our choice."
         },
     )
     corresponding_pair_probability: float = field(
@@ -171,44 +177,40 @@ class ViewSettings:
         check_probabilities(self)
         check_interval("mix_ratio", self.mix_ratio, 0.01, 1)
         if not isinstance(self.random_patch_grid, int) or self.random_patch_grid < 1:
-            raise InputError(f"random_patch_grid is {self.random_patch_grid!r}: choose a whole number, 1 or more.")
+            raise InputError(f"random_patch_grid is {self.random_patch_grid!r}. Choose a whole number, 1 or more.")
 
 
 @dataclass
 class AugmentationSettings:
-    """How often and how strongly images are augmented; the defaults are those of the original DCL training."""
+    """Probabilities and strengths of the common augmentation; the defaults are those of the original training."""
 
-    rotate_probability: float = field(
-        default=0.5, metadata={"help": "Share of the views that are rotated about their centre."}
-    )
-    rotate_degrees: float = field(default=30.0, metadata={"help": "Largest rotation, to either side."})
+    rotate_probability: float = field(default=0.5, metadata={"help": "Share of the views rotated about their centre."})
+    rotate_degrees: float = field(default=30.0, metadata={"help": "Largest rotation in degrees, in either direction."})
     resized_crop_probability: float = field(
-        default=0.5, metadata={"help": "Share of the views that show only a part of the crop, enlarged."}
+        default=0.5, metadata={"help": "Share of the views cropped at random and resized."}
     )
     resized_crop_scale: list[float] = field(
-        default_factory=lambda: [0.5, 1.0], metadata={"help": "Smallest and largest area of that part, as a share."}
+        default_factory=lambda: [0.5, 1.0], metadata={"help": "Smallest and largest area of that crop, as a share."}
     )
     resized_crop_ratio: list[float] = field(
-        default_factory=lambda: [0.75, 4 / 3], metadata={"help": "Smallest and largest width / height of that part."}
+        default_factory=lambda: [0.75, 4 / 3], metadata={"help": "Smallest and largest width / height of that crop."}
     )
-    flip_probability: float = field(
-        default=0.5, metadata={"help": "Share of the views that are mirrored left to right."}
-    )
+    flip_probability: float = field(default=0.5, metadata={"help": "Share of the views flipped horizontally."})
     cutout_probability: float = field(
-        default=0.1, metadata={"help": "Share of the views in which a square is blackened."}
+        default=0.1, metadata={"help": "Share of the views with a black square (cutout)."}
     )
     cutout_side: float = field(
         default=25 / 299, metadata={"help": "Side of that square, as a share of the image's side."}
     )
-    gray_probability: float = field(default=0.1, metadata={"help": "Share of the views without colour."})
+    gray_probability: float = field(default=0.1, metadata={"help": "Share of the views converted to grey."})
     noise_probability: float = field(default=0.1, metadata={"help": "Share of the views with Gaussian noise."})
     color_probability: float = field(
         default=0.7,
-        metadata={"help": "Share of the views with one change: of brightness and contrast, main colours, or hue."},
+        metadata={"help": "Share of the views with a change of brightness and contrast, of main colours, or of hue."},
     )
-    blur_probability: float = field(default=0.05, metadata={"help": "Share of the views smoothed by a 3x3 Gaussian."})
+    blur_probability: float = field(default=0.05, metadata={"help": "Share of the views blurred by a 3x3 Gaussian."})
     jpeg_probability: float = field(
-        default=0.0, metadata={"help": "Share of the views that pass through JPEG; the paper has none."}
+        default=0.0, metadata={"help": "Share of the views compressed as JPEG; the paper has none."}
     )
     jpeg_quality: list[int] = field(
         default_factory=lambda: [40, 100], metadata={"help": "Smallest and largest JPEG quality."}
@@ -224,75 +226,84 @@ class AugmentationSettings:
 
     @classmethod
     def none(cls) -> "AugmentationSettings":
-        """Return settings under which an image is resized and nothing else."""
+        """Return settings that only resize."""
         return cls(**{item.name: 0.0 for item in fields(cls) if item.name.endswith("_probability")})
 
 
 @dataclass
 class TrainingSettings:
-    """What DCL adds to the `TrainingArguments` of transformers, and what it sets otherwise; as in the paper's code.
+    """What DCL adds to transformers' `TrainingArguments`, and new defaults, which follow the paper's code.
 
-    It is mixed into their class, or into their fields alone, which it checks, too: `InputError` if one is out of its
-    range, or does not go with DCL.
+    A mixin for their class or for its fields alone. It also checks their fields: `InputError` if one is out of range
+    or does not fit DCL.
 
     The loss is `a * ce + (1 - a) * (inter + intra_weight * (intra_fake + intra_real_weight * intra_real))` with `a` 1
-    during the warm-up and `1 - contrastive_weight` after it (Eq. 10). With gradient accumulation, the memory moves at
-    every micro-batch and the momentum encoder at every optimizer step: this is not the same as one large batch.
+    during the warm-up and `1 - contrastive_weight` after it (Eq. 10). With gradient accumulation, every micro-batch
+    updates the memory and every optimizer step the momentum encoder, so it is not equivalent to one large batch.
     """
 
     contrastive_weight: float = field(
         default=0.5,
-        metadata={"help": "Weight of the contrastive losses after the warm-up, 1 - a; 0 is plain cross-entropy."},
+        metadata={"help": "Weight of the contrastive losses after the warm-up (1 - a); 0: cross-entropy alone."},
     )
-    intra_weight: float = field(default=0.1, metadata={"help": "Weight of Intra-ICL beside Inter-ICL."})
+    intra_weight: float = field(default=0.1, metadata={"help": "Weight of Intra-ICL relative to Inter-ICL."})
     intra_real_weight: float = field(default=0.01, metadata={"help": "Weight of the real term within Intra-ICL."})
     contrastive_warmup_epochs: float = field(
-        default=2.0, metadata={"help": "Epochs of cross-entropy alone, while momentum encoder and memory fill."}
+        default=2.0, metadata={"help": "Warm-up: epochs of cross-entropy alone, in which the memory fills."}
     )
     contrastive_warmup_steps: int = field(
-        default=-1, metadata={"help": "The same in optimizer steps; at least 0, it replaces the epochs."}
+        default=-1, metadata={"help": "Warm-up in optimizer steps; if 0 or more, it overrides the epochs."}
     )
     lr_step_epochs: float = field(
         default=0.0,
-        metadata={"help": "Multiply the learning rate by 0.1 every so many epochs, instead of lr_scheduler_type."},
+        metadata={"help": "Multiply the learning rate by 0.1 after every N epochs; overrides lr_scheduler_type."},
     )
     calibration: Literal["platt", "none"] = field(
         default="platt",
         metadata={
-            "help": "How probabilities are made of margins, fitted on the validation split at the end, as is what the "
-            "checkpoint abstains from; none: fit neither."
+            "help": "Calibration to fit on the validation split after training. With none, the limits for abstention "
+            "are not fitted either."
         },
     )
     inconclusive_error_rate: float = field(
         default=0.1,
         metadata={
-            "help": "Scores are inconclusive where more than this share of new real faces would be flagged, and more "
-            "than this share of new fakes missed; in (0, .5)."
+            "help": "Scores are inconclusive where a threshold would flag more than this share of new reals, and miss "
+            "more than this share of new fakes; in (0, .5)."
         },
     )
     channels_last: bool = field(
-        default=False, metadata={"help": "Memory format of images and weights; often faster on GPUs, measure it."}
+        default=False, metadata={"help": "Use the channels_last memory format; often faster on GPUs, measure it."}
     )
     learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
     weight_decay: float = field(default=1e-5, metadata={"help": "Decoupled weight decay."})
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Faces in a batch of each device."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Faces in an evaluation batch."})
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "Training batch size of each device, in faces."}
+    )
+    per_device_eval_batch_size: int = field(
+        default=64, metadata={"help": "Evaluation batch size of each device, in faces."}
+    )
     num_train_epochs: float = field(default=30.0, metadata={"help": "Epochs, unless max_steps is given."})
     eval_strategy: Literal["no", "steps", "epoch"] = field(default="epoch", metadata={"help": "When to validate."})
     save_strategy: Literal["no", "steps", "epoch", "best"] = field(default="epoch", metadata={"help": "When to save."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, the best one among them."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best validated checkpoint."})
-    metric_for_best_model: str | None = field(default="auc", metadata={"help": "What the best checkpoint is best in."})
-    greater_is_better: bool | None = field(
-        default=None, metadata={"help": "Leave it: whether more is better follows from the metric."}
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, including the best one."})
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Load the checkpoint with the best validation metric after training."}
     )
-    logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it: samples are made, not columns."})
+    metric_for_best_model: str | None = field(
+        default="auc", metadata={"help": "Validation metric that selects the best checkpoint."}
+    )
+    greater_is_better: bool | None = field(
+        default=None, metadata={"help": "Do not set: follows from metric_for_best_model."}
+    )
+    logging_steps: float = field(default=20, metadata={"help": "Steps between two log entries."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Do not set: samples are not columns."})
     label_names: list[str] | None = field(
-        default_factory=lambda: ["labels", "video_index"], metadata={"help": "What metrics are given beside logits."}
+        default_factory=lambda: ["labels", "video_index"],
+        metadata={"help": "Inputs that the metrics need besides logits."},
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Leave it: every parameter has a gradient at every step."}
+        default=False, metadata={"help": "Do not set: every parameter gets a gradient at every step."}
     )
 
     def __post_init__(self):
@@ -304,30 +315,30 @@ class TrainingSettings:
         ):
             check_number(name, getattr(self, name), *span)
         if self.calibration not in ("platt", "none"):
-            raise InputError(f"calibration is {self.calibration!r}: choose from platt, none.")
+            raise InputError(f"calibration is {self.calibration!r}. Choose from platt, none.")
         if not 0 < self.inconclusive_error_rate < 0.5:
-            raise InputError(f"inconclusive_error_rate is {self.inconclusive_error_rate}: choose it in (0, .5).")
+            raise InputError(f"inconclusive_error_rate is {self.inconclusive_error_rate}. Choose a number in (0, .5).")
         metric = (self.metric_for_best_model or "auc").removeprefix("eval_")
         if metric not in VALIDATION_METRICS:
-            raise InputError(f"metric_for_best_model is {metric!r}: choose from {', '.join(VALIDATION_METRICS)}.")
+            raise InputError(f"metric_for_best_model is {metric!r}. Choose from {', '.join(VALIDATION_METRICS)}.")
         if self.greater_is_better not in (None, VALIDATION_METRICS[metric]):
             raise InputError(
-                f"greater_is_better is {self.greater_is_better}, and of {metric} the best is the "
-                f"{'largest' if VALIDATION_METRICS[metric] else 'smallest'}: leave it out."
+                f"greater_is_better is {self.greater_is_better}, but the best {metric} is the "
+                f"{'largest' if VALIDATION_METRICS[metric] else 'smallest'}. Leave greater_is_better out."
             )
         self.greater_is_better = VALIDATION_METRICS[metric]
         if self.label_smoothing_factor:
             raise InputError(
-                f"label_smoothing_factor is {self.label_smoothing_factor}, and DCL's losses take none: leave it out."
+                f"label_smoothing_factor is {self.label_smoothing_factor}, but DCL's losses ignore it. Leave it out."
             )
         if self.data_seed is not None:
-            raise InputError(f"data_seed is {self.data_seed}: samples and their order follow `seed`, leave it out.")
-        if self.lr_step_epochs > 0 and self.warmup_steps > 0:
             raise InputError(
-                f"lr_step_epochs ({self.lr_step_epochs:g}) has no warm-up: leave warmup_steps out, or lr_step_epochs."
+                f"data_seed is {self.data_seed}, but samples and their order depend on `seed`. Leave data_seed out."
             )
+        if self.lr_step_epochs > 0 and self.warmup_steps > 0:
+            raise InputError(f"lr_step_epochs ({self.lr_step_epochs:g}) excludes a warm-up. Leave out one of them.")
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise InputError(
-                f"hub_strategy {str(self.hub_strategy)!r} would publish the optimizer's pickles: "
-                "use 'every_save' or 'end'."
+                f"hub_strategy {str(self.hub_strategy)!r} would publish the optimizer's pickles. "
+                "Use 'every_save' or 'end'."
             )

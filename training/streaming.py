@@ -32,14 +32,14 @@ from ..prepared.names import FAKE, REAL
 logger = logging.getLogger(__name__)
 
 IMAGES = ("image", "mask")
-BLOCK = 4  # row groups that are drawn from at a time
-CACHED = BLOCK + 2  # row groups that a process holds: those of a block, and some for partners across a border
-_READERS = 16  # threads that read the metadata of files
+BLOCK = 4  # row groups to draw from at a time
+CACHED = BLOCK + 2  # row groups that a process caches: those of a block, and some for partners in the next one
+_READERS = 16  # threads that read file metadata
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A Parquet file: where it is, and its footer, so that it is not read again."""
+    """A Parquet file: its location, and its footer, to avoid reading it twice."""
 
     url: str
     footer: pq.FileMetaData
@@ -55,19 +55,19 @@ class RowGroup:
     def read(self) -> pa.Table:
         """Read the images and the masks; raises `InputError` if they cannot be read."""
         try:
-            # Opened anew each time: a handle does not survive the fork of a data loader's worker.
+            # Opened each time, since a handle does not survive the fork of a data loader's worker.
             with _opened(self.shard.url, self.shard.footer) as file:
                 names = [name for name in IMAGES if name in file.schema_arrow.names]
                 table = file.read_row_group(self.index, columns=names)
-        except Exception as error:  # each codec and transport has its own class of error
+        except Exception as error:  # each codec and transport raises its own class of error
             raise InputError(
-                f"row group {self.index} of {self.shard.url} cannot be read ({reason(error)}): see to the file or the "
-                "network, and give the same command again."
+                f"Row group {self.index} of {self.shard.url}: cannot be read ({reason(error)}). Check the file or the "
+                "network, then run the same command again."
             ) from error
         return table_cast(table, Features(dict.fromkeys(names, Image(decode=False))).arrow_schema)
 
     def encoded_sizes(self) -> str:
-        """Return the sizes of the column chunks that hold images, for a fingerprint."""
+        """Return the sizes of the image column chunks, for a fingerprint."""
         chunks = self.shard.footer.row_group(self.index)
         columns = [chunks.column(number) for number in range(chunks.num_columns)]
         sizes = [
@@ -79,11 +79,11 @@ class RowGroup:
 
 
 class StreamedRows:
-    """The rows of a prepared data set, as a `datasets.Dataset` gives them, with images that are read when asked for.
+    """The rows of a prepared data set, with the interface of a `datasets.Dataset`; images are read on access.
 
-    The other columns (`cells`) are held in memory. Of the images, each process that takes rows holds the last `CACHED`
-    row groups that it took some from, encoded: with 256 lossless crops of 380 px in a row group, up to 0.6 GB.
-    Integers (rows,) say in which group each row is, and where in it.
+    The other columns (`cells`) are held in memory. Each process caches the encoded images of the last `CACHED` row
+    groups that it read: with 256 lossless crops of 380 px in a row group, up to 0.6 GB. Integers (rows,) give the row
+    group of each row and its position there.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class StreamedRows:
         return len(self.cells)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Return the cells of a row, the images as `{"bytes", "path"}`."""
+        """Return the cells of a row, with images as `{"bytes", "path"}`."""
         table, offset = self._read(int(self.group[row])), int(self.offset[row])
         cells = self.cells[int(row)]
         for name in self.images:
@@ -109,7 +109,7 @@ class StreamedRows:
         return cells
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what was read behind: another process reads its own."""
+        """Drop the cache: each process reads its own images."""
         return self.__dict__ | {"_recent": OrderedDict()}
 
     @property
@@ -118,7 +118,7 @@ class StreamedRows:
         return [*self.images, *self.cells.column_names]
 
     def select_columns(self, names: Sequence[str]) -> Dataset:
-        """Return some of the columns, none of them images."""
+        """Return some of the columns, without images."""
         return self.cells.select_columns(names)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "StreamedRows":
@@ -127,9 +127,9 @@ class StreamedRows:
         return StreamedRows(self.cells.select(rows), self.groups, self.group[rows], self.offset[rows], self.images)
 
     def fingerprint(self) -> str:
-        """Return a hash of the rows: every column but the images; of these, the sizes of their column chunks.
+        """Return a hash of all columns but the images; for these, of the sizes of their column chunks.
 
-        An image that was changed and is as long as before, encoded and compressed, goes unnoticed.
+        The hash does not change if an edited image keeps its encoded and compressed size.
         """
         digest = hashlib.sha256(fingerprint(self.cells).encode())
         for number in np.unique(self.group):
@@ -140,14 +140,14 @@ class StreamedRows:
         if number in self._recent:
             self._recent.move_to_end(number)
         else:
-            while len(self._recent) >= CACHED:  # before the next one is read, so that no more are held at any time
+            while len(self._recent) >= CACHED:  # before reading the next one, so that the limit always holds
                 self._recent.popitem(last=False)
             self._recent[number] = self.groups[number].read()
         return self._recent[number]
 
 
 def concatenate_rows(parts: Sequence[StreamedRows]) -> StreamedRows:
-    """Put the rows of several data sets after one another, as `concatenate_datasets` does."""
+    """Concatenate the rows of several data sets, as `concatenate_datasets` does."""
     starts = np.cumsum([0, *(len(part.groups) for part in parts)])
     return StreamedRows(
         concatenate_datasets([part.cells for part in parts]),
@@ -159,9 +159,9 @@ def concatenate_rows(parts: Sequence[StreamedRows]) -> StreamedRows:
 
 
 def stream_prepared(name: str, split: str, data_root: str | Path | None = None) -> StreamedRows:
-    """Open one split of a prepared data set as `load_prepared` does, its columns checked; no image is read.
+    """Open one split of a prepared data set as `load_prepared` does, and check its columns; no image is read.
 
-    Returns the rows, without landmarks, the other columns of the types of `FEATURES`.
+    Returns the rows without landmarks; the other columns have the types of `FEATURES`.
     """
     where = f"{name} ({split})"
     with explained_failure(name, split, data_root), ThreadPoolExecutor(_READERS) as pool:
@@ -171,7 +171,7 @@ def stream_prepared(name: str, split: str, data_root: str | Path | None = None) 
             raise InputError(f"the data set {where} is empty: it has no rows.")
         shards, features = [shard for shard, _ in opened], Features.from_arrow_schema(opened[0][1])
         names = [name for name in FEATURES if name in features and name not in (*IMAGES, "landmarks")]
-        # As `datasets` does, the first file says what the columns are.
+        # As in `datasets`, the first file defines the columns.
         schema = Features({name: features[name] for name in names}).arrow_schema
         tables = [table_cast(table, schema) for table in pool.map(partial(_read_columns, names=names), shards)]
         table = pa.concat_tables(tables)
@@ -200,8 +200,7 @@ def _opened(url: str, footer: pq.FileMetaData | None = None) -> Iterator[pq.Parq
             yield file
         return
     system, path = fsspec.core.url_to_fs(url)
-    # Nothing is read ahead: beside the columns that are wanted lie the images. Instead, what lies together is read at
-    # once, and only that.
+    # No read-ahead, since images lie between the wanted columns. Instead, adjacent chunks are read in one request.
     with system.open(path, "rb", cache_type="none") as source, pq.ParquetFile(source, metadata=footer) as file:
         yield file
 
@@ -217,7 +216,7 @@ def _read_columns(shard: Shard, names: Sequence[str]) -> pa.Table:
 
 
 def _empty_images(shards: Sequence[Shard]) -> int:
-    """Return how many images, at the least, have neither bytes nor a path, as the footers count them."""
+    """Return a lower bound on the number of images with neither bytes nor a path, from the footers' counts."""
     empty = 0
     for shard in shards:
         for number in range(shard.footer.num_row_groups):
@@ -236,17 +235,18 @@ def _empty_images(shards: Sequence[Shard]) -> int:
 
 
 class RowGroupSampler(Sampler):
-    """Real and fake rows in turn, drawn from a few row groups at a time; each reader has row groups of its own.
+    """Alternates real and fake rows, drawn from a few row groups at a time; readers do not share row groups.
 
-    The row groups are dealt out in lanes of neighbours, one to each worker of each process, as `accelerate` and the
-    data loader deal out batches: batch b goes to process b % processes, there to worker (b // processes) % workers.
-    With too few row groups, several workers share a lane. For an epoch, a lane shuffles its row groups, takes `BLOCK`
-    of them at a time (more while a class is missing), and draws from these as many rows of each class. All lanes give
-    as many batches; an epoch is as long, up to half a batch a lane, as that of `BalancedSampler`: a lane that has
-    drawn from all its row groups begins again. The order depends on the seed, the epoch and the number of lanes.
+    The row groups are divided into lanes of neighbours, one for each worker of each process, as `accelerate` and the
+    data loader distribute batches: batch b goes to process b % processes, and there to worker (b // processes) %
+    workers. With too few row groups, several workers share a lane. In each epoch, a lane shuffles its row groups,
+    takes `BLOCK` of them at a time (more while a class is missing), and draws equally many rows of each class from
+    them. All lanes give the same number of batches. An epoch is as long as that of `BalancedSampler`, up to half a
+    batch for each lane; a lane that has used all its row groups starts over. The order depends on the seed, the epoch
+    and the number of lanes.
 
     Raises:
-        InputError: if there are not enough row groups that each process gets both classes.
+        InputError: if there are too few row groups to give each process both classes.
     """
 
     def __init__(
@@ -264,26 +264,26 @@ class RowGroupSampler(Sampler):
         rows_of_groups = np.split(order, np.searchsorted(group[order], np.arange(1, len(numbers))))
         self.members = [[rows[labels[rows] == label] for label in (REAL, FAKE)] for rows in rows_of_groups]
         self.counts = np.array([[len(rows) for rows in classes] for classes in self.members])
-        # A number of lanes that divides the workers: each of these has one lane then.
+        # The number of lanes divides the number of workers, so that each worker has one lane.
         for lanes in (lanes for lanes in range(workers, 0, -1) if workers % lanes == 0):
             self.lanes = _deal_out(self.counts, processes * lanes)
             if all(self._has_both(lane) for lane in self.lanes):
                 break
         else:
             raise InputError(
-                f"{len(numbers)} row groups cannot be streamed to {processes} processes, each with real and fake "
-                "faces of its own: train with fewer processes, or without --streaming."
+                f"{len(numbers)} row groups are too few to stream: each of {processes} processes needs real and fake "
+                "faces from its own row groups. Train with fewer processes, or without --streaming."
             )
         draws = 2 * self.counts.sum(0).min()
         self.batches_of_lane = max(1, round(draws / (batch_size * len(self.lanes))))
         self._warned = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that is drawn next."""
+        """Set the epoch to draw next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Return the number of draws in an epoch, a multiple of a batch for every lane."""
+        """Return the number of draws in an epoch: whole batches, equally many for each lane."""
         return self.batches_of_lane * self.batch_size * len(self.lanes)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -315,10 +315,10 @@ class RowGroupSampler(Sampler):
             cuts.pop()
         blocks = np.split(groups, cuts)
         longest = max(map(len, blocks))
-        if longest >= 2 * BLOCK and not self._warned:  # a shorter one may be the last, joined to its neighbour
+        if longest >= 2 * BLOCK and not self._warned:  # a shorter one may be the last block, merged into its neighbour
             logger.warning(
-                "real and fake faces are drawn from %d row groups at a time, since many hold one class only, and %d "
-                "are kept: each is read again and again. Prepare the set with the rows of a family together.",
+                "Streaming is slow: many row groups hold a single class, so faces are drawn from %d row groups at a "
+                "time, and only %d fit the cache. Prepare the set with the rows of each family together.",
                 *(longest, CACHED),
             )
             self._warned = True
@@ -329,7 +329,7 @@ class RowGroupSampler(Sampler):
 
 
 def _deal_out(counts: np.ndarray, lanes: int) -> list[np.ndarray]:
-    """Cut row groups, by counts (groups, 2), into runs with much the same number of rows of the smaller class."""
+    """Split row groups, by counts (groups, 2), into runs with similar numbers of rows of the smaller class."""
     weight = counts[:, counts.sum(0).argmin()]
     middle = np.cumsum(weight) - weight / 2
     numbers = np.arange(lanes)

@@ -34,8 +34,8 @@ from .views import apply_device_views, cell_masks
 
 logger = logging.getLogger(__name__)
 
-#: What makes a repository of the Hub that loads, its pipeline and face detector with it: no pickle, no state of the
-#: optimizer. Of code there is in a checkpoint what ships with it.
+#: Files to upload: all that loading the model, its pipeline and the face detector needs. Pickles and optimizer state
+#: are left out.
 PUBLISHED_FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"),
     *("*_dcl.py", "*.onnx"),
@@ -48,25 +48,25 @@ class DCLTrainingArguments(TrainingSettings, TrainingArguments):
     """`TrainingArguments` with the weights and the schedule of DCL's losses.
 
     Raises:
-        InputError: if a setting is out of its range, or does not go with DCL or this machine.
+        InputError: if a setting is out of range, or does not fit DCL or this machine.
     """
 
     def __post_init__(self):
         TrainingSettings.__post_init__(self)
         TrainingArguments.__post_init__(self)
         if self.device.type == "cpu":
-            self.dataloader_pin_memory = False  # there is nothing to pin for, and PyTorch warns of it
+            self.dataloader_pin_memory = False  # useless without a GPU, and PyTorch warns about it
         if self.n_gpu > 1:
             raise InputError(
-                f"one process sees {self.n_gpu} GPUs, and the memory of all but one would be lost: launch with "
+                f"One process sees {self.n_gpu} GPUs, but DCL's memory works with one GPU a process. Launch with "
                 f"`torchrun --nproc_per_node {self.n_gpu} train.py ...`, or set CUDA_VISIBLE_DEVICES to one of them."
             )
         if self.fp16 and self.device.type == "cpu":
-            raise InputError("fp16 does nothing on a CPU: use bf16, or neither.")
+            raise InputError("fp16 has no effect on a CPU. Use bf16, or neither.")
 
 
 class MomentumUpdate(TrainerCallback):
-    """Moves the momentum encoder once per optimizer step, whatever the gradient accumulation."""
+    """Updates the momentum encoder once per optimizer step, with or without gradient accumulation."""
 
     def on_optimizer_step(
         self,
@@ -81,20 +81,20 @@ class MomentumUpdate(TrainerCallback):
 
 
 class DCLTrainer(Trainer):
-    """Trains a `DCLForPreTraining` on a `PairDataset`, validates it on a `FaceDataset`.
+    """Trains a `DCLForPreTraining` on a `PairDataset` and validates it on a `FaceDataset`.
 
-    Logged beside the total, averaged over processes: `loss_ce`, `loss_inter`, `loss_intra_fake`, `loss_intra_real`,
-    unweighted, and `weight_ce`, `weight_inter`, `weight_intra_fake`, `weight_intra_real`, by which each enters the
-    total, as they were in the last step.
+    Besides the total loss, the log has its unweighted components, averaged over processes: `loss_ce`, `loss_inter`,
+    `loss_intra_fake`, `loss_intra_real`; and their weights in the last step: `weight_ce`, `weight_inter`,
+    `weight_intra_fake`, `weight_intra_real`.
 
     Args:
-        *args: as of `Trainer`.
-        **kwargs: as of `Trainer`; `processing_class` is the `DCLImageProcessor`.
+        *args: passed to `Trainer`.
+        **kwargs: passed to `Trainer`; `processing_class` is the `DCLImageProcessor`.
     """
 
-    EVALUATIONS, FEWEST_STEPS = 10, 50  # of a run with short epochs: so many evaluations, or one every so many steps
+    EVALUATIONS, FEWEST_STEPS = 10, 50  # with short epochs: evaluations in a run, and steps between them at least
 
-    loss_is_scaled_for_ga = False  # every loss is a mean over its batch: divide by the accumulation steps
+    loss_is_scaled_for_ga = False  # each loss is a batch mean, so the Trainer divides by the accumulation steps
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("data_collator", collate)
@@ -106,16 +106,17 @@ class DCLTrainer(Trainer):
         self.model.to(memory_format=self._memory_format)
 
     def space_evaluations(self, given: Collection[str] = ()) -> int | None:
-        """Evaluate and save at intervals of steps where epochs are so short that it would take longer than training.
+        """Evaluate and save every few steps if epochs are so short that evaluation would outlast training.
 
         Args:
-            given: the settings that the user named. A strategy is left as it is; steps without one are followed.
+            given: names of the settings that the user gave. A given strategy is kept; given steps without a strategy
+                set it.
 
         Returns:
             The number of steps between two evaluations if it was chosen here, else None.
 
         Raises:
-            InputError: if the best checkpoint is wanted, and `save_steps` is no multiple of `eval_steps`.
+            InputError: if the best checkpoint is wanted and `save_steps` is not a multiple of `eval_steps`.
         """
         args = self.args
         epochs = (args.eval_strategy, args.save_strategy) == (IntervalStrategy.EPOCH, SaveStrategy.EPOCH)
@@ -145,7 +146,7 @@ class DCLTrainer(Trainer):
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:
             return super()._evaluate(*args, **kwargs)
-        except CorruptImageError:  # validation comes before saving: what was trained would be lost
+        except CorruptImageError:  # validation precedes saving: save now, or the training is lost
             if self.args.world_size == 1:
                 self._save_checkpoint(self.model, trial=None)
             raise
@@ -157,7 +158,7 @@ class DCLTrainer(Trainer):
         if not isinstance(dataset.rows, StreamedRows):
             return BalancedSampler(dataset.labels, seed=args.seed)
         sharing = args.accelerator_config
-        readers = 1 if sharing.dispatch_batches else args.world_size  # else the first process reads for all
+        readers = 1 if sharing.dispatch_batches else args.world_size  # otherwise the first process reads for all
         batch_size = self._train_batch_size // (readers if sharing.split_batches else 1)
         workers = max(1, args.dataloader_num_workers)
         return RowGroupSampler(dataset.labels, dataset.rows.group, batch_size, readers, workers, args.seed)
@@ -171,7 +172,7 @@ class DCLTrainer(Trainer):
         return self.args.contrastive_weight if warm else 0.0
 
     def was_contrastive(self) -> bool:
-        """Whether the contrastive losses have a weight, now or, before the end of the warm-up, later on."""
+        """Whether the contrastive losses have a weight now, or get one after the warm-up."""
         return self.args.contrastive_weight > 0 and (self.is_in_train or self.contrastive_weight() > 0)
 
     def compute_loss(
@@ -181,14 +182,14 @@ class DCLTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, DCLForPreTrainingOutput]:
-        """Compute the loss of a batch and, in training, move the memory.
+        """Compute the loss of a batch and, in training, update the memory.
 
         Args:
             model: the model, wrapped or not.
-            inputs: in training, a batch of `PairDataset`; in evaluation, of `FaceDataset`, whose loss is the
+            inputs: a batch of `PairDataset` in training; in evaluation one of `FaceDataset`, whose loss is the
                 cross-entropy.
-            return_outputs: whether the outputs of the model are returned too.
-            num_items_in_batch: not used, every loss is a mean.
+            return_outputs: whether to return the model's outputs, too.
+            num_items_in_batch: ignored, since every loss is a mean.
         """
         if not model.training:
             outputs = model(inputs["pixel_values"].contiguous(memory_format=self._memory_format))
@@ -211,8 +212,8 @@ class DCLTrainer(Trainer):
         args, weight = self.args, self.contrastive_weight()
         everywhere = torch.ones_like(labels, dtype=torch.bool)
         terms = {"ce": (F.cross_entropy(outputs.logits, labels, reduction="none"), everywhere)}
-        # While their weight is 0 the contrastive terms are computed to be seen in the log, without a graph: a term
-        # that is not finite yet cannot reach the gradient.
+        # While their weight is 0, the contrastive terms are computed for the log, without a graph: a term that is not
+        # yet finite cannot reach the gradient.
         with torch.set_grad_enabled(weight > 0):
             terms |= self._contrastive_terms(outputs, labels, mask, has_mask)
         self._record(terms)
@@ -221,7 +222,7 @@ class DCLTrainer(Trainer):
         if weight > 0:
             intra = means["intra_fake"] + args.intra_real_weight * means["intra_real"]
             return (1 - weight) * means["ce"] + weight * (means["inter"] + args.intra_weight * intra)
-        # Every parameter has a gradient at every step, be it 0, or processes would wait for each other.
+        # Every parameter gets a gradient at every step, even if it is 0; otherwise DDP would wait for it.
         head = self.accelerator.unwrap_model(self.model).embedding_head
         return means["ce"] + 0.0 * sum(parameter.sum() for parameter in head.parameters())
 
@@ -246,16 +247,16 @@ class DCLTrainer(Trainer):
     # ------------------------------------------------------------------------------------------------------- the log
 
     def _record(self, terms: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Add the (sum, count) of each component; nothing waits for the device here."""
+        """Add the (sum, count) of each component, without synchronising with the device."""
         sums = torch.stack(
             [torch.stack([torch.where(valid, v.detach(), 0).sum(), valid.sum()]) for v, valid in terms.values()]
         )
         self._components = sums if self._components is None else self._components + sums
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the components of the training loss since the last time."""
+        """Log, and add the components of the training loss since the last log entry."""
         if "loss" in logs and self._components is not None:
-            # One reduction of fixed size: a process that saw no fake with a mask must not leave the others waiting.
+            # One reduction of fixed size, so that all processes join it, even without a fake with a mask.
             if dist.is_available() and dist.is_initialized():
                 dist.all_reduce(self._components)
             for name, (total, count) in zip(COMPONENTS, self._components.tolist(), strict=True):
@@ -269,14 +270,14 @@ class DCLTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
-        """Build the schedule of the learning rate: the Trainer's, or that of `lr_step_epochs`."""
+        """Build the learning rate schedule: the Trainer's, or the one for `lr_step_epochs`."""
         args = self.args
         steps_in_epoch = self._steps_in_epoch()
         warmup = args.contrastive_warmup_steps
         warmup = warmup if warmup >= 0 else args.contrastive_warmup_epochs * steps_in_epoch
         if args.contrastive_weight > 0 and warmup >= num_training_steps:
             logger.warning(
-                "the contrastive losses never enter: their warm-up takes %g of %d steps. Shorten it by "
+                "The contrastive losses have no effect: their warm-up lasts %g of %d steps. Shorten it with "
                 "contrastive_warmup_steps, or train longer.",
                 warmup,
                 num_training_steps,
@@ -289,8 +290,8 @@ class DCLTrainer(Trainer):
 
     def _run_epoch(self, *, epoch: int, train_dataloader: DataLoader, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
-            return  # resumed after the last step, inside an epoch: the Trainer would take one more
-        # The Trainer's own call does not reach the sampler where several processes go on inside an epoch.
+            return  # resumed after the last step within an epoch, where the Trainer would add a step
+        # When several processes resume within an epoch, the Trainer's own call does not reach the sampler.
         batches = train_dataloader.batch_sampler
         while hasattr(batches, "batch_sampler"):
             batches = batches.batch_sampler
@@ -303,11 +304,11 @@ class DCLTrainer(Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
+            (folder / "training_args.bin").unlink(missing_ok=True)  # an unused pickle
             (folder / "training_args.json").write_text(self.args.to_json_string())
 
     def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
-        """Write README.md: what the checkpoint is, was trained on, scored, and must not be used for."""
+        """Write the model card, README.md: usage, training, validation scores and limitations."""
         if self.is_world_process_zero():
             repository = model_name or self.hub_model_id or self.args.hub_model_id
             folder = self.args.output_dir
@@ -319,10 +320,10 @@ class DCLTrainer(Trainer):
         Args:
             commit_message: the message of the commit.
             blocking: wait for the upload.
-            **kwargs: `token` and `private`, for a repository that is not there yet.
+            **kwargs: `token` and `private`, for a new repository.
 
         Returns:
-            The commit, or its future; `None` on processes other than the first.
+            The commit, or its future; None on all processes but the first.
         """
         if self.hub_model_id is None:
             self.init_hf_repo(token=kwargs.get("token"), private=kwargs.get("private"))
@@ -333,7 +334,7 @@ class DCLTrainer(Trainer):
         return self._upload(commit_message, run_as_future=not blocking, token=kwargs.get("token"))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # The Trainer's own version leaves out the code that `auto_map` points to, and adds a pickle.
+        # The Trainer's own version omits the code that `auto_map` refers to, and adds a pickle.
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         if not self.args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
@@ -352,7 +353,7 @@ class DCLTrainer(Trainer):
             repo_id=self.hub_model_id,
             folder_path=self.args.output_dir,
             allow_patterns=[*PUBLISHED_FILES, "README.md"],
-            ignore_patterns=["*/*"],  # a `*` takes in slashes: without this the checkpoints would go, too
+            ignore_patterns=["*/*"],  # not the checkpoint folders, since `*` matches slashes, too
             commit_message=commit_message,
             token=token or self.args.hub_token,
             revision=self.args.hub_revision,
@@ -361,7 +362,7 @@ class DCLTrainer(Trainer):
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """Return the latest checkpoint that was written to its end: the trainer's state comes last."""
+    """Return the latest complete checkpoint: one with a trainer state, which is written last."""
     found = {}
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         try:

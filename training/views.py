@@ -32,11 +32,11 @@ DEVICE_DRAWS = ("query_patch_order", "key_patch_order", "query_srm", "key_srm")
 
 @dataclass(frozen=True)
 class PairPlan:
-    """Which frames a query and its key are made of, as far as the data set has them.
+    """The frames of a query and its key, if the data set has them.
 
-    With a frame shift, the key comes from another frame of the query's clip; in a corresponding pair, the key of a
-    fake comes from the same clip forged by another method. Mix ratios are the shares of the fake, in (0, 1]; 1 leaves
-    it.
+    With a frame shift, the key comes from another frame of the query's clip. In a corresponding pair, the key of a
+    fake comes from the same clip forged by another method. Mix ratios are the shares of the fake, in (0, 1]; 1 means
+    no mix.
     """
 
     frame_shift: bool
@@ -46,7 +46,7 @@ class PairPlan:
 
 
 def draw_pair_plan(settings: ViewSettings, rng: np.random.Generator) -> PairPlan:
-    """Draw what a query and its key are made of; takes the same number of draws for every sample."""
+    """Draw the frames of a query and its key; every sample consumes the same number of random draws."""
     ratios = [1.0, 1.0]
     frame_shift, corresponding_pair, *mixed = rng.random(4) < (
         settings.frame_shift_probability,
@@ -61,7 +61,7 @@ def draw_pair_plan(settings: ViewSettings, rng: np.random.Generator) -> PairPlan
 
 
 def view_augmentation(settings: ViewSettings, augmentation: AugmentationSettings, image_size: int) -> Augmentation:
-    """Return the augmentation of the views: a plain resize to `image_size` where `settings.augment` is off."""
+    """Return the augmentation of the views; without `settings.augment`, a plain resize to `image_size`."""
     return Augmentation(augmentation if settings.augment else AugmentationSettings.none(), image_size)
 
 
@@ -75,8 +75,8 @@ def draw_view(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Make one view of a frame, uint8 RGB (height, width, 3): corresponding mix, then the common augmentation.
 
-    Without a `source`, the frame in the shape of `image` that a fake was made from, the mix is left out. Returns uint8
-    (size, size, 3) and (size, size), or None for a mask that is not known.
+    The mix needs `source`, the real frame of a fake, in the shape of `image`. Returns uint8 (size, size, 3) and (size,
+    size), or None for an unknown mask.
     """
     if source is not None:
         image, mask = corresponding_mix(image, source, mask, mix_ratio)
@@ -84,10 +84,10 @@ def draw_view(
 
 
 def draw_patch_order(rng: np.random.Generator, grid: int, probability: float) -> np.ndarray:
-    """Draw where each patch comes from: any permutation alike with this probability, else the identity.
+    """Draw the order of the patches: with this probability a uniformly random permutation, else the identity.
 
-    The original draws from a table of 30 permutations and 10 identities, which exists for a 3x3 grid only. Returns
-    int64 (grid * grid,): entry t is the patch that moves to place t, counted along the rows.
+    The original draws from a table of 30 permutations and 10 identities, which exists only for a 3x3 grid. Returns
+    int64 (grid * grid,): entry t is the patch that moves to position t, in row-major order.
     """
     shuffled = rng.random() < probability
     order = rng.permutation(grid * grid)
@@ -95,7 +95,7 @@ def draw_patch_order(rng: np.random.Generator, grid: int, probability: float) ->
 
 
 def draw_device_views(settings: ViewSettings, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Draw for one sample what `apply_device_views` needs: patch orders int64 (grid * grid,), SRM flags bool ()."""
+    """Draw the inputs of `apply_device_views` for one sample: patch orders int64 (grid * grid,), SRM flags bool ()."""
     grid, probability = settings.random_patch_grid, settings.random_patch_probability
     query_srm, key_srm = rng.random(2) < settings.srm_probability
     return {
@@ -109,7 +109,7 @@ def draw_device_views(settings: ViewSettings, rng: np.random.Generator) -> dict[
 def apply_device_views(
     batch: Mapping[str, Any], image_mean: Sequence[float], image_std: Sequence[float]
 ) -> dict[str, Any]:
-    """Add the SRM residual, shuffle the patches and normalise: a batch of the data loader becomes the model's input.
+    """Turn a batch of the data loader into model input: add the SRM residual, shuffle patches and normalise.
 
     Args:
         batch: tensors on one device, for N samples: `pixel_values` and `key_pixel_values` uint8 (N, 3, H, W), the
@@ -118,12 +118,12 @@ def apply_device_views(
         image_std: standard deviation of each channel.
 
     Returns:
-        `pixel_values` and `key_pixel_values` float32, the mask moved with the query, the rest of the batch as it was;
-        the draws are left out.
+        `pixel_values` and `key_pixel_values` float32, the mask with the query's patch order, and the rest of the batch
+        unchanged, without the draws.
     """
     views = {name: value for name, value in batch.items() if name not in DEVICE_DRAWS}
     for view, name in (("query", "pixel_values"), ("key", "key_pixel_values")):
-        # The residual before the shuffle: after it, the seams between the patches would be its strongest edges.
+        # The residual comes first: after a shuffle, the seams between patches would be its strongest edges.
         images = srm_enhance(_to_unit_range(batch[name]), batch[f"{view}_srm"])
         views[name] = normalize(shuffle_patches(images, batch[f"{view}_patch_order"]), image_mean, image_std)
     if batch.get("mask") is not None:
@@ -132,18 +132,18 @@ def apply_device_views(
 
 
 def srm_enhance(images: torch.Tensor, apply: torch.Tensor) -> torch.Tensor:
-    """Add to each image its high-pass residual: channel i gains kernel i over the sum of red, green and blue.
+    """Add the high-pass residual to images: channel i gains kernel i over the sum of red, green and blue.
 
-    Neither truncated nor clipped. Since the kernels sum to zero, adding here and normalising by 0.5 and 0.5 after it
-    equals adding on the normalised image, as the original does. Images are float32 (N, 3, H, W) in [0, 1]; `apply`,
-    bool (N,), says which gain it.
+    The residual is neither truncated nor clipped. The kernels sum to zero, so adding it here and then normalising by
+    0.5 and 0.5 equals adding it to the normalised image, as the original does. Images are float32 (N, 3, H, W) in
+    [0, 1]; `apply`, bool (N,), selects the images.
     """
-    chosen = apply.nonzero().squeeze(1)  # the residual costs most of all views: not for those that go without
+    chosen = apply.nonzero().squeeze(1)  # the residual is the most expensive view, so compute it for these only
     height, width = images.shape[-2:]
-    # Border pixels are repeated: zeros would be an edge that the picture has not, and would break the equality above.
+    # Border pixels are repeated: zeros would add an edge that the image does not have, and break the equality above.
     total = F.pad(images[chosen].sum(dim=1, keepdim=True), (2, 2, 2, 2), mode="replicate").squeeze(1)
     enhanced = images[chosen]
-    # Shifted additions instead of a convolution, which autocast and TF32 would round coarser than a grey level.
+    # Shifted additions, since autocast and TF32 would round a convolution more coarsely than a grey level.
     for channel, row, column in np.argwhere(SRM_KERNELS):
         shifted = total[:, row : row + height, column : column + width]
         enhanced[:, channel].add_(shifted, alpha=float(SRM_KERNELS[channel, row, column]))
@@ -153,8 +153,8 @@ def srm_enhance(images: torch.Tensor, apply: torch.Tensor) -> torch.Tensor:
 def shuffle_patches(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Rearrange the patches of images or masks (N, C, H, W) of any type (RandomPatch).
 
-    Patch `order[n, t]`, int64 (N, grid * grid), of image n moves to place t, counted along the rows. Patches have H //
-    grid rows and W // grid columns; what is left over at the bottom and at the right stays in place.
+    Patch `order[n, t]`, int64 (N, grid * grid), of image n moves to position t, in row-major order. Patches have H //
+    grid rows and W // grid columns; leftover rows at the bottom and columns at the right stay in place.
     """
     count, channels, height, width = images.shape
     grid = math.isqrt(order.shape[1])
@@ -168,7 +168,7 @@ def shuffle_patches(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Return `(images - mean) / std` per channel, float32; uint8 images (N, 3, H, W) are brought to [0, 1] first."""
+    """Return `(images - mean) / std` per channel, float32; uint8 images (N, 3, H, W) are scaled to [0, 1] first."""
     images = _to_unit_range(images)
     mean, std = (
         torch.tensor(values, dtype=torch.float32, device=images.device)[:, None, None] for values in (mean, std)
@@ -177,11 +177,11 @@ def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
 
 
 def cell_masks(masks: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
-    """Return how much of each cell of the feature map is forged: the exact mean of the mask over the cell's area.
+    """Return the forged share of each cell of the feature map: the exact mean of the mask over the cell's area.
 
-    A pixel that lies in two cells counts in each by the part that lies there, so that a cell never takes in a forgery
-    beside it, and the mean over the cells is the mean over the pixels. Masks are (N, H, W), uint8 in [0, 255] or float
-    in [0, 1]; the result is float32 (N, rows, columns) in [0, 1].
+    A pixel on the border of two cells counts in each by its overlap. A cell therefore never includes a forgery next to
+    it, and the mean over cells equals the mean over pixels. Masks are (N, H, W), uint8 in [0, 255] or float in [0, 1];
+    the result is float32 (N, rows, columns) in [0, 1].
     """
     masks = _to_unit_range(masks)
     with torch.autocast(masks.device.type, enabled=False):
@@ -192,7 +192,7 @@ def cell_masks(masks: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
 
 
 def _overlaps(size: int, cells: int, device: torch.device) -> torch.Tensor:
-    """Return float32 (cells, size): which share of each of the equal parts of a line each of its pixels makes up."""
+    """Return float32 (cells, size): the share of each pixel in each of the equal parts of a line."""
     edges = torch.arange(cells + 1, dtype=torch.float32, device=device) * (size / cells)
     pixels = torch.arange(size, dtype=torch.float32, device=device)
     overlaps = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)

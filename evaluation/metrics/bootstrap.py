@@ -20,21 +20,21 @@ from .ranking import Ranking
 CONFIDENCE = 0.95
 FEW_FAMILIES = 20
 DRAWS = 1000
-FARTHEST = 10  # a draw counts as no more than that many times the estimate, or its distance to 1 that many times less
+FARTHEST = 10  # draws are clipped to this factor of the estimate, and of its distance to 1
 USABLE = 0.95  # the share of draws that must define a metric
-#: Why a metric has no interval. A perfectly calibrated model has an ECE above 0 in any sample, and draws of the sample
-#: have a larger one again: what they tell of is the size of the sample.
-WITHOUT_INTERVAL = {"ece": "samples overstate it, and draws of a sample overstate it again: they do not enclose it"}
+#: Metrics without an interval, and the reason. Even a perfectly calibrated model has an ECE above 0 in any sample, and
+#: a larger one in bootstrap draws; their spread reflects the sample size.
+WITHOUT_INTERVAL = {"ece": "a sample overestimates the ECE, and bootstrap draws overestimate it again"}
 
 
 def family_codes(rows: pd.DataFrame) -> tuple[np.ndarray, int]:
     """Number the families of a table of predictions.
 
     Args:
-        rows: predictions of one data set; a row without a `source_id` belongs to the family that its `video_id` names.
+        rows: predictions of one data set; for a row without a `source_id`, its `video_id` names the family.
 
     Returns:
-        Integers (n,), and how many families there are.
+        Integers (n,), and the number of families.
 
     Raises:
         ValueError: if a row has neither.
@@ -42,7 +42,7 @@ def family_codes(rows: pd.DataFrame) -> tuple[np.ndarray, int]:
     names = rows["video_id"]
     if "source_id" in rows:
         names = rows["source_id"].where(rows["source_id"].notna(), names)
-    codes, families = pd.factorize(names, sort=True)  # sorted: the order of rows must not decide the draws
+    codes, families = pd.factorize(names, sort=True)  # sorted, so that the draws do not depend on the order of rows
     missing = int((codes < 0).sum())
     if missing:
         raise ValueError(f"{missing} of {len(rows)} frames have neither source_id nor video_id")
@@ -56,20 +56,20 @@ def interval(
 
     Args:
         name: its name, which decides the scale.
-        estimate: its value on the data; it must be one that the metric can take.
-        draws: floats (b,), its values over the draws, NaN where a draw does not define it.
-        families: how many families it rests on.
+        estimate: its value on the data, within its range.
+        draws: floats (b,), its values over the draws, NaN where undefined.
+        families: number of families behind it.
 
     Returns:
-        Lower and upper end, and None; or None, and the reason why there is no interval.
+        The lower and upper end, and None; or None, and the reason for no interval.
     """
     reason = WITHOUT_INTERVAL.get(name) or _spread(draws, families)[1]
     if reason:
         return None, reason
     on_log_scale = name == "log_loss"
     if estimate <= 0 or (estimate >= 1 and not on_log_scale):
-        return None, f"it is {estimate:g}, the end of its range: the draws do not tell how far it may be off"
-    # A draw may lie at the very end, where the scale is infinite.
+        return None, f"it is {estimate:g}, the end of its range, where the bootstrap gives no interval"
+    # A draw may lie at the end of the range, where the scale is infinite.
     top = estimate * FARTHEST if on_log_scale else 1 - (1 - estimate) / FARTHEST
     draws = np.clip(draws, estimate / FARTHEST, top)
     spread, _ = _spread(np.log(draws if on_log_scale else draws / (1 - draws)), families)
@@ -81,19 +81,19 @@ def interval(
 
 
 def _quantile(families: int) -> float:
-    """Return how many standard deviations a 95 % interval reaches to each side."""
+    """Return the half-width of a 95 % interval, in standard deviations."""
     return float(stdtrit(families - 1, (1 + CONFIDENCE) / 2))
 
 
 def _spread(draws: np.ndarray, families: int) -> tuple[float, str | None]:
     if families < 2:
-        return 0.0, "it rests on a single family: it takes two to see how they differ"
+        return 0.0, "it rests on a single family, and at least two are needed"
     defined = draws[np.isfinite(draws)]
     if len(defined) < max(2, USABLE * len(draws)):
-        return 0.0, f"only {len(defined)} of {len(draws)} draws of families define it"
+        return 0.0, f"it is defined in only {len(defined)} of {len(draws)} draws of families"
     spread = float(np.std(defined, ddof=1))
-    if spread <= 1e-12:  # sums of equal terms in another order differ by that
-        return 0.0, "it is the same in every draw: the families do not tell how far it may be off"
+    if spread <= 1e-12:  # rounding: sums of equal terms in another order
+        return 0.0, "it is the same in every draw of families"
     return spread, None
 
 
@@ -104,12 +104,12 @@ def intervals(
 
     Args:
         ranking: the scores, with their families.
-        estimates: its metrics; those that are None, or not of it, get no interval.
+        estimates: its metrics; those that are None, or that the ranking does not have, get no interval.
         draws: `ranking.draws(...)`.
 
     Returns:
-        `families`, how many have scores of the class that fewer families have; `intervals`, `{metric: [low, high]}`,
-        None where there is none; `interval_reasons`, why, if there is such; and `warning`, if there are few families.
+        `families`, the number of families with scores of a class, for the class with fewer; `intervals`, `{metric:
+        [low, high]}`, or None; `interval_reasons`, the reasons for each None; and a `warning` if families are few.
     """
     holders = dict(zip(("reals", "fakes"), ranking.holders(), strict=True))
     present = {kind: count for kind, count in holders.items() if count}
@@ -126,22 +126,23 @@ def intervals(
         found["interval_reasons"] = reasons
     if families < FEW_FAMILIES:
         have = "family has" if families == 1 else "families have"
-        found["warning"] = f"only {families} {have} {rarer}: under {FEW_FAMILIES}, intervals are rough guesses."
+        found["warning"] = f"Only {families} {have} {rarer}. With fewer than {FEW_FAMILIES}, intervals are unreliable."
     return found
 
 
 def paired_differences(one: Ranking, other: Ranking, draws: int = DRAWS, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Compare two models on the same scores: both see the same families in every draw.
+    """Compare two models on the same rows, with the same families in every draw.
 
     Args:
         one: the scores of one model, with their families.
-        other: those of the other, of the same rows.
-        draws: how often families are drawn.
-        seed: for the draws.
+        other: the scores of the other model for the same rows.
+        draws: number of bootstrap draws.
+        seed: seed of the draws.
 
     Returns:
-        For each metric of `Ranking`: `difference`, of `one` minus that of `other`; and `interval`, `[low, high]` at
-        95 %, symmetric, or None, with `reason`. Two models with the same scores differ by [0, 0].
+        For each metric of `Ranking`: `difference`, the value of `one` minus that of `other`; and `interval`, a
+        symmetric 95 % interval `[low, high]`, or None with a `reason`. For two models with the same scores the
+        interval is [0, 0].
     """
     support = min(count for count in one.holders() if count)
     values, other_values = one.metrics(), other.metrics()
@@ -150,7 +151,7 @@ def paired_differences(one: Ranking, other: Ranking, draws: int = DRAWS, seed: i
     for name in one.names:
         difference = float(values[name][0] - other_values[name][0])
         if not np.isfinite(difference):
-            found[name] = {"difference": None, "interval": None, "reason": "one of the models does not define it"}
+            found[name] = {"difference": None, "interval": None, "reason": "it is undefined for one of the models"}
             continue
         paired = drawn[name] - other_drawn[name]
         if not paired.any() and one.is_like(other):
@@ -170,22 +171,22 @@ def paired_differences(one: Ranking, other: Ranking, draws: int = DRAWS, seed: i
 def largest_gap(
     name: str, estimates: Mapping[str, float], draws: Mapping[str, np.ndarray] | None = None, families: int = 0
 ) -> dict[str, Any]:
-    """Find how far the best and the worst group are apart.
+    """Compute the largest gap between two groups.
 
-    The largest of several gaps is large by chance alone. The interval allows for that: it is as wide as the gap
-    between any two groups must be to stand out, by the spread of the largest gap over the draws around what was
-    measured, as in Tukey's test; wider where families are few, as Student's t is than the normal distribution.
+    The largest of several gaps is large by chance alone. As in Tukey's test, the interval accounts for this: its
+    half-width is the 95 % quantile of the largest gap between the groups' errors over the draws. With few families it
+    is wider, by the ratio of the quantiles of Student's t and the normal distribution.
 
     Args:
-        name: the metric, which decides how large a gap can be.
+        name: the metric, which decides the upper limit of a gap.
         estimates: `{group: value}`, at least two.
-        draws: `{group: (b,)}`, the values of the same draws; None for no interval.
-        families: how many the group with the fewest rests on.
+        draws: `{group: (b,)}`, the values over the same draws; None for no interval.
+        families: number of families in the group with the fewest.
 
     Returns:
-        `value`, `highest` and `lowest` (groups; None if all have the same value), and with `draws` `interval`, at
-        95 %, in [0, 1], of the log loss in [0, inf); a lower end of 0 says that the groups may all be alike. It is
-        None, with a `reason`, where the draws do not tell.
+        `value`, `highest` and `lowest` (groups; None if all have the same value), and, with `draws`, the 95 %
+        `interval`, in [0, 1], or in [0, inf) for the log loss. If its lower end is 0, the groups may not differ. It is
+        None, with a `reason`, if the draws do not give one.
     """
     highest, lowest = (choose(estimates, key=estimates.__getitem__) for choose in (max, min))
     found: dict[str, Any] = {"value": estimates[highest] - estimates[lowest], "highest": highest, "lowest": lowest}
@@ -198,11 +199,11 @@ def largest_gap(
     count = len(next(iter(draws.values())))
     found["interval"] = None
     if families < 2:
-        found["reason"] = "a group rests on a single family: it takes two to see how they differ"
+        found["reason"] = "a group rests on a single family, and at least two are needed"
     elif errors.shape[1] < max(2, USABLE * count):
-        found["reason"] = f"only {errors.shape[1]} of {count} draws of families define it for every group"
+        found["reason"] = f"only {errors.shape[1]} of {count} draws of families define it in every group"
     elif np.ptp(errors) <= 1e-12:
-        found["reason"] = "it is the same in every draw: the families do not tell how far it may be off"
+        found["reason"] = "it is the same in every draw of families"
     else:
         wider = _quantile(families) / float(ndtri((1 + CONFIDENCE) / 2))
         reach = wider * float(np.quantile(np.ptp(errors, axis=0), CONFIDENCE))

@@ -11,20 +11,20 @@ from .bootstrap import DRAWS, family_codes, interval
 from .levels import rank_scores, video_scores
 from .ranking import Ranking
 
-#: Where the band is computed: evenly, and evenly by the logarithm for what is read at low rates.
+#: Rates at which the band is computed: linearly spaced, and logarithmically spaced for low rates.
 RATES = np.unique(np.concatenate([np.linspace(0, 1, 101), np.geomspace(1e-4, 1, 81)]))
 
 
 @dataclass
 class RocCurve:
-    """The curve of one level."""
+    """The ROC curve of one level."""
 
     fpr: np.ndarray
     """False positive rates (k,), rising from 0 to 1: every point of the curve."""
     tpr: np.ndarray
-    """True positive rates (k,) there."""
+    """True positive rates (k,) at these points."""
     low: np.ndarray
-    """Lower end of the 95 % interval of the true positive rate at each of `RATES`; NaN where there is none."""
+    """Lower end of the 95 % interval of the true positive rate at each of `RATES`, or NaN."""
     high: np.ndarray
     """Upper end."""
     reals: int
@@ -37,21 +37,20 @@ def roc_curves(
     """Compute the ROC curves of one data set.
 
     Args:
-        rows: its predictions, as `frame_and_video_metrics` takes them.
-        bootstrap: how often families are drawn for the bands; 0 for none.
-        seed: for the draws: the band rests on the same ones as the intervals of the metrics.
+        rows: its predictions, as for `frame_and_video_metrics`.
+        bootstrap: number of bootstrap draws for the bands; 0 for none.
+        seed: seed of the draws, which are the same as for the intervals of the metrics.
 
     Returns:
-        The curves by level, `"frame"` and `"video"`, and why there is none of a level that is missing. The band is
-        pointwise, of the kind that `interval` gives: there is none where all or no fakes are found, nor below the
-        share that a single real is.
+        The curves by level, `"frame"` and `"video"`, and the reason for each missing level. The band is pointwise,
+        made by `interval`. It has gaps where all fakes or none are found, and where the FPR is below one real.
     """
     curves, reasons = {}, {}
     for level in LEVELS:
         try:
             try:
                 codes, count = family_codes(rows)
-            except ValueError:  # the curve is there without families
+            except ValueError:  # without families: a curve without a band
                 codes, count = np.zeros(len(rows), np.intp), 1
             table = rows.assign(family=codes)
             if level == "video":
@@ -67,9 +66,9 @@ def _curve(table: pd.DataFrame, family_count: int, bootstrap: int, seed: int, le
     fakes = int(np.sum(labels == FAKE))
     reals = len(labels) - fakes
     if not (fakes and reals):
-        raise ValueError(f"all {len(labels)} {level}s are {'fake' if fakes else 'real'}: it takes both kinds")
+        raise ValueError(f"all {len(labels)} {level}s are {'fake' if fakes else 'real'}, and both classes are needed")
     if not np.isfinite(scores).all():
-        raise ValueError(f"{int((~np.isfinite(scores)).sum())} {level}s have a score that is not finite")
+        raise ValueError(f"the scores of {int((~np.isfinite(scores)).sum())} {level}s are not finite")
     ranking = Ranking(labels, scores, table["family"].to_numpy(), family_count)
     fpr, tpr = ranking.roc()
     low, high = np.full(len(RATES), np.nan), np.full(len(RATES), np.nan)

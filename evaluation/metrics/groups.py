@@ -1,4 +1,4 @@
-"""Metrics of groups, such as groups of people: each by itself, and the largest gap between two of them."""
+"""Metrics of groups, such as groups of people: those of each group, and the largest gap between two groups."""
 
 import logging
 from collections.abc import Mapping
@@ -13,52 +13,51 @@ from .ranking import AT_THRESHOLDS, METRICS
 
 logger = logging.getLogger(__name__)
 
-MOST_GROUPS = 100  # whose values are compared; of more methods than that, none has intervals
+MOST_GROUPS = 100  # limit for comparisons; with more methods than this, methods have no intervals
 UNKNOWN = "unknown"
-#: Of one class these are another thing than of both: the accuracy on fakes alone is their TPR.
+#: Metrics with a different meaning for a single class: the accuracy on fakes alone is their TPR.
 OF_BOTH_CLASSES = ("accuracy", "log_loss", "brier", "ece")
 
 
 def group_names(values: pd.Series, column: str, where: str) -> np.ndarray:
-    """Return the groups that the values of a column stand for, as text; "unknown" where there is none.
+    """Return the group of each row as text; "unknown" for a missing value.
 
     Args:
-        values: of each row.
+        values: the column's value of each row.
         column: its name, for the error.
-        where: of what, for the error.
+        where: the data set or table, for the error.
 
     Raises:
-        InputError: if they are more than 100.
+        InputError: if there are more than 100 groups.
     """
     names = values.astype(object).where(values.notna(), UNKNOWN).map(str).to_numpy()
     count = len(set(names))
     if count > MOST_GROUPS:
         raise InputError(
-            f"the column {column!r} of {where} has {count} values: group by one with at most {MOST_GROUPS}."
+            f"Column {column!r} of {where}: has {count} values. Group by a column with at most {MOST_GROUPS}."
         )
     return names
 
 
 def check_group_column(values: pd.Series, column: str, where: str) -> None:
-    """Check that a column has groups to compare; warn if it has a single one.
+    """Check that a column has groups to compare; warn about a single group.
 
     Args:
-        values: of each row.
+        values: the column's value of each row.
         column: its name, for the error.
-        where: of what, for the error.
+        where: the data set or table, for the error.
 
     Raises:
-        InputError: if no row has a value, or they are more than 100.
+        InputError: if no row has a value, or there are more than 100 groups.
     """
     if values.isna().all():
         raise InputError(
-            f"the column {column!r} of {where} is empty, there is no group to compare: group by a column with values, "
-            "or leave --group_by out."
+            f"Column {column!r} of {where}: is empty. Group by a column with values, or leave --group_by out."
         )
     names = set(group_names(values, column, where))
     if len(names) == 1:
         logger.warning(
-            "the column %r of %s has the value %r in every row: a gap takes two groups, and there is none.",
+            "Column %r of %s: every row has the value %r. With a single group there is nothing to compare.",
             column,
             where,
             *names,
@@ -70,12 +69,12 @@ def compare_groups(rows: pd.DataFrame, column: str, level: Any, where: str) -> d
 
     Args:
         rows: predictions of one data set.
-        column: whose values are the groups.
-        level: computes the metrics of some of the rows.
-        where: names the data set in errors.
+        column: column whose values are the groups.
+        level: an object that computes the metrics of some of the rows.
+        where: name of the data set in errors.
 
     Returns:
-        What `frame_and_video_metrics` puts under `by_group`.
+        The content of `by_group` in `frame_and_video_metrics`.
     """
     values = group_names(rows[column], column, where)
     groups, draws = {}, {}
@@ -97,7 +96,7 @@ def _gap(
 ) -> dict[str, Any]:
     """Compare the groups of one level by one metric."""
     if len(groups) == 1:
-        return {"value": None, "reason": "there is one group only: a gap takes two"}
+        return {"value": None, "reason": "there is only one group, and a gap needs two"}
     takes_both = metric.split("_at_threshold_")[0] in OF_BOTH_CLASSES
     values = {
         group: scores[metric]
@@ -108,8 +107,8 @@ def _gap(
     if len(values) < 2:
         first = groups[left_out[0]]
         why = first.get(f"{metric}_reason") or first.get("reason")
-        reason = f"a gap takes two groups that define it, and {len(values)} of {len(groups)} do"
-        return {"value": None, "reason": f"{reason}; of {left_out[0]}, {why}", "left_out": left_out}
+        reason = f"a gap needs two groups with a value, and {len(values)} of {len(groups)} have one"
+        return {"value": None, "reason": f"{reason} ({left_out[0]}: {why})", "left_out": left_out}
     drawn = {} if metric in WITHOUT_INTERVAL else {g: draws[g][metric] for g in values if metric in draws[g]}
     families = min(groups[group].get("families", 0) for group in values)
     gap = largest_gap(metric, values, drawn if len(drawn) == len(values) else None, families)

@@ -1,6 +1,6 @@
-"""Metrics of a table of predictions: frames, videos, manipulation methods, groups, and where the forgery was seen.
+"""Metrics of a table of predictions: frames, videos, manipulation methods, groups, and localisation.
 
-A number that the data cannot give is None, and a `"reason"` beside it says why; of a single metric, `"NAME_reason"`.
+An undefined metric is None; `"reason"` explains why, or `"NAME_reason"` for a single metric.
 """
 
 import logging
@@ -40,38 +40,38 @@ def frame_and_video_metrics(
     """Compute every metric of every data set in a table of predictions.
 
     Args:
-        predictions: one row a frame, with the columns `dataset`, `method`, `video_id`, `label` (0 real, 1 fake),
-            `p_fake` (in [0, 1]) and, for the intervals, `source_id` (else each video is a family). Their order does
-            not matter. With `p_fake_raw`, that before calibration, log loss, Brier score and ECE of the frames are
-            there for it, too: `log_loss_raw`, `brier_raw`, `ece_raw`; and what depends on the order of scores alone
-            (AUC, EER, AP, TPR at an FPR) is computed from it, see `rank_scores`.
-        cells: for each data set, what `localisation_metrics` takes.
-        thresholds: under `"frame"` and `"video"`, what `binary_metrics` takes. Choose them on other data.
-        group_by: a column, such as a group of people, whose values are compared.
-        bootstrap: how often families are drawn for the 95 % intervals; 0 for none.
-        seed: for the draws.
-        evidence_threshold: from where on a cell counts as forged. Choose it on other data.
-        rules: under `"frame"` and `"video"`, those by which detection gives verdicts; then `verdicts` counts these.
+        predictions: one row per frame, in any order, with the columns `dataset`, `method`, `video_id`, `label` (0
+            real, 1 fake), `p_fake` (in [0, 1]) and, for the intervals, `source_id` (otherwise each video is a family).
+            With `p_fake_raw`, the score before calibration, the frame metrics include `log_loss_raw`, `brier_raw` and
+            `ece_raw`; and metrics that depend only on the order of scores (AUC, EER, AP, TPR at an FPR) are computed
+            from it, see `rank_scores`.
+        cells: for each data set, the cells for `localisation_metrics`.
+        thresholds: under `"frame"` and `"video"`, the thresholds for `binary_metrics`. Choose them on other data.
+        group_by: a column whose values are groups to compare, such as groups of people.
+        bootstrap: number of bootstrap draws for the 95 % intervals; 0 for none.
+        seed: seed of the draws.
+        evidence_threshold: evidence from which a cell counts as forged. Choose it on other data.
+        rules: under `"frame"` and `"video"`, the verdict rules of detection, for counting `verdicts`.
 
     Returns:
         `{dataset: {"frame": {...}, "video": {...}, "by_method": {method: {"frame": {...}, "video": {...}}},
         "localisation": {...}}}`, data sets and methods in alphabetical order. The inner dictionaries are those of
-        `binary_metrics` and `localisation_metrics`, with what `intervals` adds. `by_method` sets the fakes of one
-        method against all reals of their data set; only methods that have fakes are in it. A video is a `video_id`,
-        scored by the mean `p_fake` over its frames; beside its metrics stand `video_auc_deepfakebench` and
-        `video_eer_deepfakebench`, see `deepfakebench_metrics`.
+        `binary_metrics` and `localisation_metrics`, with those of `intervals`. `by_method` compares the fakes of each
+        method with all reals of their data set. A video is a `video_id`, and its score is the mean `p_fake` of its
+        frames; the video metrics include `video_auc_deepfakebench` and `video_eer_deepfakebench`, see
+        `deepfakebench_metrics`.
         With `group_by` also `"by_group": {"column": ..., "groups": {value: {"frame": {...}, "video": {...}}},
-        "gap": {"frame": {metric: {...}}, "video": {...}}}`: each group by itself, and what `largest_gap` finds between
-        those that define a metric. Groups of one class are compared by nothing that takes both, nor by accuracy, log
-        loss, Brier score and ECE; `left_out` lists the groups that a gap is not of. With fewer than two others, its
-        `value` is None, and `reason` says why.
+        "gap": {"frame": {metric: {...}}, "video": {...}}}`: the metrics of each group, and the `largest_gap` between
+        groups for which a metric is defined. Groups with a single class are excluded from the gaps of metrics that
+        need both classes, and of accuracy, log loss, Brier score and ECE; `left_out` lists excluded groups. With fewer
+        than two groups left, `value` is None, with a `reason`.
 
     Raises:
-        InputError: if `group_by` is no column, or one of more than 100 values.
+        InputError: if `group_by` is not a column, or has more than 100 values.
     """
     if group_by is not None and group_by not in predictions:
         raise InputError(
-            f"the predictions have no column {group_by!r} to group by: take one of {', '.join(predictions.columns)}."
+            f"The predictions have no column {group_by!r} to group by. Choose one of {', '.join(predictions.columns)}."
         )
     cells, thresholds = cells or {}, thresholds or {}
     metrics = {}
@@ -80,7 +80,7 @@ def frame_and_video_metrics(
         is_real = (rows["label"] == REAL).to_numpy()
         methods = rows["method"].astype(object).fillna(UNKNOWN).to_numpy()
         names = sorted(set(methods[~is_real]))
-        # Draws over the reals again for every method: of so many, the numbers alone.
+        # Every method needs draws over all reals, so very many methods get no intervals.
         drawn = bootstrap > 0 and len(names) <= MOST_GROUPS
         with tqdm(total=1 + len(names), desc=f"{name}: metrics", unit=" sets", leave=False, delay=5) as progress:
             whole = level.metrics(np.ones(len(rows), bool))
@@ -106,7 +106,7 @@ def frame_and_video_metrics(
 
 
 class _Levels:
-    """The rows of one data set, their families numbered once: every subset of them sees the same draws."""
+    """The rows of one data set with numbered families, so that all its subsets share the same draws."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class _Levels:
     def metrics(
         self, chosen: np.ndarray, draws: dict[str, dict[str, np.ndarray]] | None = None, drawn: bool = True
     ) -> dict[str, Any]:
-        """Compute the metrics of both levels of some rows; put the draws of each level into `draws`, if given."""
+        """Compute the metrics of some rows at both levels; store the draws of each level in `draws`, if given."""
         rows = self.rows if chosen.all() else self.rows[chosen]
         levels = {"frame": self._level(rows, "frame", draws, drawn)}
         try:
@@ -154,7 +154,7 @@ class _Levels:
         if level in self.rules and ranking is not None:
             metrics["verdicts"] = count_verdicts(labels, p_fake, self.rules[level])
         if self.bootstrap and ranking is not None:
-            if why := self.no_families or (None if drawn else f"of more than {MOST_GROUPS} methods, none has any"):
+            if why := self.no_families or (None if drawn else f"with over {MOST_GROUPS} methods, none has intervals"):
                 metrics["intervals"], metrics["interval_reasons"] = {}, {"all": why}
                 return metrics
             values = ranking.draws(self.bootstrap, self.seed)
@@ -173,11 +173,11 @@ def count_verdicts(labels: np.ndarray, p_fake: np.ndarray, rule: Rule) -> dict[s
     Args:
         labels: integers (n,), 0 real, 1 fake.
         p_fake: floats (n,), finite.
-        rule: what gives them.
+        rule: the verdict rule.
 
     Returns:
-        `flagged_from` and `not_flagged_below`, scores in [0, 1]; and of `real` and `fake` how many are `flagged`,
-        `inconclusive` and `not_flagged`.
+        `flagged_from` and `not_flagged_below`, scores in [0, 1]; and under `real` and `fake`, the numbers of
+        `flagged`, `inconclusive` and `not_flagged`.
     """
     found: dict[str, Any] = {"flagged_from": rule.flagged_from, "not_flagged_below": rule.not_flagged_below}
     for label, name in ((REAL, "real"), (FAKE, "fake")):
@@ -190,17 +190,17 @@ def count_verdicts(labels: np.ndarray, p_fake: np.ndarray, rule: Rule) -> dict[s
 def compare_models(
     first: pd.DataFrame, second: pd.DataFrame, bootstrap: int = DRAWS, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Compute by how much the metrics of two models differ on the same rows, and how sure that is.
+    """Compute the differences between the metrics of two models on the same rows, with intervals.
 
     Args:
-        first: predictions of one model, as `frame_and_video_metrics` takes them, with the column `frame`.
-        second: those of the other; the order of rows may differ.
-        bootstrap: how often families are drawn.
-        seed: for the draws.
+        first: predictions of one model, as for `frame_and_video_metrics`, with the column `frame`.
+        second: predictions of the other model; the order of rows may differ.
+        bootstrap: number of bootstrap draws.
+        seed: seed of the draws.
 
     Returns:
         `{dataset: {"frame": {metric: {...}}, "video": {metric: {...}}}}`, first minus second, see
-        `paired_differences`; a level that is not defined is `{"reason": ...}`.
+        `paired_differences`; an undefined level is `{"reason": ...}`.
 
     Raises:
         InputError: if the tables do not hold the same rows.
@@ -209,8 +209,8 @@ def compare_models(
     first, second = (table.sort_values(keys, ignore_index=True) for table in (first, second))
     if not first[[*keys, "label"]].equals(second[[*keys, "label"]].astype(first[[*keys, "label"]].dtypes)):
         raise InputError(
-            f"the models were not run on the same rows ({len(first)} and {len(second)}): evaluate both on the same "
-            "data sets, with or without --skip_corrupt alike."
+            f"The models were evaluated on different rows ({len(first)} and {len(second)}). Use the same data sets "
+            "and the same --skip_corrupt for both."
         )
     differences: dict[str, dict[str, Any]] = {}
     for name, rows in first.groupby("dataset", sort=True):
@@ -242,13 +242,13 @@ def compare_models(
 
 
 def rank_scores(rows: pd.DataFrame) -> np.ndarray:
-    """Return what frames or videos are ranked by, floats (n,).
+    """Return the scores that rank frames or videos, floats (n,).
 
-    A calibration says what a score means and must not decide which detector tells more fakes from reals: frames are
-    ranked by their margin, and videos by the mean of `p_fake_raw`, where they are known. Otherwise by `p_fake`.
+    A calibration gives scores a meaning and must not decide which detector ranks better. Frames are therefore ranked
+    by margin and videos by the mean of `p_fake_raw`, if available; otherwise by `p_fake`.
 
     Args:
-        rows: predictions, one row a frame; or what `video_scores` returned.
+        rows: predictions, one row per frame; or the result of `video_scores`.
     """
     names = [name for name in ("logit", "p_fake_raw") if name in rows]
     return rows[names[0] if "p_fake_raw" in names else "p_fake"].to_numpy(float)
@@ -258,12 +258,12 @@ def video_scores(rows: pd.DataFrame) -> pd.DataFrame:
     """Average the frames of each video.
 
     Args:
-        rows: predictions of one data set, one row a frame.
+        rows: predictions of one data set, one row per frame.
 
     Returns:
-        One row a video, indexed by `video_id` in alphabetical order, with `label` and the mean `p_fake`, which is
-        NaN where that of a frame is; with that of `p_fake_raw`, and with `family`, the lowest of its frames, if they
-        have them.
+        One row per video, indexed by `video_id` in alphabetical order, with `label` and the mean `p_fake` (NaN if any
+        frame's is NaN); and, if the rows have these columns, the mean `p_fake_raw`, and `family`, the lowest of the
+        frames.
 
     Raises:
         ValueError: if a frame has no `video_id`, or one video has frames of both classes.
@@ -276,7 +276,7 @@ def video_scores(rows: pd.DataFrame) -> pd.DataFrame:
     fakes = np.bincount(codes, rows["label"].to_numpy() == FAKE)
     mixed = names[(fakes > 0) & (fakes < frames)]
     if len(mixed):
-        raise ValueError(f"the video_id {mixed[0]!r} has real and fake frames: it must name one video")
+        raise ValueError(f"the video_id {mixed[0]!r} has real and fake frames, but must name a single video")
     videos = pd.DataFrame({"label": np.where(fakes > 0, FAKE, REAL)}, index=pd.Index(names, name="video_id"))
     for column in ("p_fake", "p_fake_raw"):
         if column in rows:
@@ -289,7 +289,7 @@ def video_scores(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def sums(codes: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Sum scores by code, in their order: the same ones in another order give the same sum, to the last bit."""
+    """Sum sorted scores by code, so that the sums do not depend on the order of rows, to the last bit."""
     order = np.lexsort((scores, codes))
     return np.bincount(codes[order], scores[order])
 
@@ -297,17 +297,17 @@ def sums(codes: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def deepfakebench_metrics(rows: pd.DataFrame) -> dict[str, Any]:
     """Compute video-level AUC and EER as DeepfakeBench does, for comparison with its tables.
 
-    There a video is whatever frames lie in folders of one name: the last part of `video_id`. So the fakes of one clip
-    by several methods are averaged into one, and a real of that name with them. It is called fake if all its frames
-    are (the mean label is cut to a whole number). The EER is the FPR of the point of the curve where it is nearest to
-    the miss rate.
+    DeepfakeBench groups frames into videos by folder name, the last part of `video_id`. It thus averages the fakes of
+    one clip by several methods, together with a real of that name. Such a video is labelled fake only if all its
+    frames are fake (the mean label is truncated to an integer). The EER is the FPR at the point of the ROC curve where
+    FPR and miss rate are closest.
 
     Args:
-        rows: predictions of one data set, one row a frame.
+        rows: predictions of one data set, one row per frame.
 
     Returns:
-        `video_auc_deepfakebench` and `video_eer_deepfakebench`; None where not every frame has a video and a finite
-        score, or where there are only videos of one kind.
+        `video_auc_deepfakebench` and `video_eer_deepfakebench`; None if a frame has no video or no finite score, or if
+        all videos are of one class.
     """
     p_fake = rows["p_fake_raw" if "p_fake_raw" in rows else "p_fake"].to_numpy(float)
     if len(rows) == 0 or rows["video_id"].isna().any() or not np.isfinite(p_fake).all():

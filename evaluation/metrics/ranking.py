@@ -7,10 +7,10 @@ import numpy as np
 from ...prepared.names import FAKE
 
 THRESHOLD = 0.5
-#: For TPR at a false positive rate: its name, and how many reals there are to one false alarm.
+#: TPR at a false positive rate: metric name, and number of reals for each false alarm.
 FALSE_POSITIVE_RATES = {"tpr_at_fpr_0.05": 20, "tpr_at_fpr_0.01": 100, "tpr_at_fpr_0.001": 1000}
 BINS = 15
-#: What `Ranking.metrics` computes.
+#: Metrics that `Ranking.metrics` computes.
 METRICS = (
     "auc",
     "eer",
@@ -24,22 +24,22 @@ METRICS = (
     "brier",
     "ece",
 )
-#: Of these, what depends on the order of the scores alone, and not on what they are.
+#: Metrics that depend only on the order of the scores.
 RANKED = ("auc", "eer", "ap", *FALSE_POSITIVE_RATES)
-#: Of these, what is computed at every operating point, too.
+#: Metrics that are also computed at every operating point.
 AT_THRESHOLDS = ("accuracy", "balanced_accuracy", "fpr", "tpr")
-CELLS_PER_BLOCK = 1 << 18  # of draws times scores: what a core's cache holds
+CELLS_PER_BLOCK = 1 << 18  # draws times scores, to fit a core's cache
 
 
 def equal_error_rate(false_positive_rate: np.ndarray, true_positive_rate: np.ndarray) -> float:
-    """Find where a ROC curve, its points joined by straight lines, has as many false alarms as misses.
+    """Find the equal error rate of a ROC curve, by linear interpolation between its points.
 
     Args:
         false_positive_rate: (k,), rising from 0 to 1.
         true_positive_rate: (k,), rising from 0 to 1.
 
     Returns:
-        The false positive rate, equal to the miss rate, at the crossing with FPR = 1 - TPR; in [0, 1].
+        The false positive rate in [0, 1] at which it equals the miss rate, 1 - TPR.
     """
     return float(_equal_error_rates(false_positive_rate[None], true_positive_rate[None])[0])
 
@@ -50,17 +50,16 @@ class Ranking:
     Args:
         labels: integers (n,), 0 real, 1 fake; at least one.
         p_fake: floats (n,), finite, higher is more likely fake.
-        families: integers (n,) in [0, `family_count`), which scores are weighted together; None: all of them.
-        family_count: how many families there are, those without a score here included.
-        thresholds: names of operating points and where they are, besides that of .5; from there on scores
-            count as fake.
-        ranks: floats (n,), finite, by which `RANKED` is computed instead, such as scores before calibration: that must
-            not make a detector better or worse at telling fakes from reals.
+        families: integers (n,) in [0, `family_count`), the scores that are weighted together; None for one family.
+        family_count: number of families, including those without a score here.
+        thresholds: operating points by name, in addition to .5; scores at or above count as fake.
+        ranks: floats (n,), finite, other scores for the `RANKED` metrics, such as those before calibration, which must
+            not affect how well a detector ranks.
 
     Attributes:
-        names: what `metrics` computes: `METRICS`, and accuracy, balanced accuracy, FPR and TPR at every operating
-            point, as `accuracy_at_threshold_NAME`.
-        are_probabilities: whether all scores are in [0, 1]; else log loss, Brier score and ECE are NaN.
+        names: the metrics: `METRICS`, and accuracy, balanced accuracy, FPR and TPR at every operating point, such as
+            `accuracy_at_threshold_NAME`.
+        are_probabilities: whether all scores are in [0, 1]; otherwise log loss, Brier score and ECE are NaN.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class Ranking:
         codes = np.zeros(len(scores), np.intp) if families is None else np.asarray(families, np.intp)[order]
         self.family_count = family_count
         self.scores = scores
-        # Where the weights are gathered from: past the last family stands a weight of zero.
+        # Index of each score's weight; the index past the last family has a weight of zero.
         self.if_fake = np.where(fake, codes, family_count)
         self.if_real = np.where(fake, family_count, codes)
         ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # a tie is one point of the curve
@@ -94,18 +93,18 @@ class Ranking:
             called = scores >= threshold
             sums += [fake & called, ~fake & called]
         if self.are_probabilities:
-            # As far from 0 and 1 as doubles can tell a probability from 1: one wrong certainty is not infinite.
+            # Clip at the precision of a double, so that a single wrong 0 or 1 does not make the loss infinite.
             margin = np.finfo(float).eps
             sums.append(-np.log(np.clip(np.where(fake, scores, 1 - scores), margin, 1)))
             sums.append((scores - fake) ** 2)
         self.sums = np.stack([np.bincount(codes, column, family_count) for column in sums], axis=1)
 
     def holders(self) -> tuple[int, int]:
-        """How many families have reals, and how many have fakes."""
+        """Return the number of families with reals, and the number with fakes."""
         return int(np.count_nonzero(self.sums[:, 1])), int(np.count_nonzero(self.sums[:, 0]))
 
     def is_like(self, other: "Ranking") -> bool:
-        """Whether another one has the same scores for the same classes and families."""
+        """Whether another ranking has the same scores for the same classes and families."""
         if (self.by_rank is None) != (other.by_rank is None):
             return False
         if self.by_rank is not None and not self.by_rank.is_like(other.by_rank):
@@ -118,10 +117,10 @@ class Ranking:
         """Compute all metrics.
 
         Args:
-            counts: integers (b, families), how often each family counts, in b draws; once if None.
+            counts: integers (b, families), the multiplicity of each family in b draws; None for one each.
 
         Returns:
-            For each of `names`, floats (b,); NaN where a draw does not define it.
+            For each of `names`, floats (b,); NaN where undefined.
         """
         counts = np.ones((1, self.family_count)) if counts is None else np.asarray(counts, float)
         found = self._metrics(counts)
@@ -151,10 +150,10 @@ class Ranking:
                 found["fpr" + point], found["tpr" + point] = fpr, tpr
             found["eer"] = _equal_error_rates(*curve)
             false, true = curve
-            for name, one_in in FALSE_POSITIVE_RATES.items():  # no more alarms than that: the curve is not joined
+            for name, one_in in FALSE_POSITIVE_RATES.items():  # the curve is not interpolated here
                 last = _positions(false, np.floor(reals / one_in)[:, None], "right") - 1
                 found[name] = np.where(reals > 0, np.take_along_axis(true, last, axis=1)[:, 0] / fakes, np.nan)
-            if losses:  # over bins, the mean distance of score and truth
+            if losses:  # mean distance of score and truth over bins
                 _, truth, sums = self._bins(weights, curve)
                 found["ece"] = np.abs(truth - sums).sum(axis=1) / total
             else:
@@ -162,14 +161,14 @@ class Ranking:
         return {name: found[name] for name in self.names}
 
     def _weights(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return how often each score counts as a real and as a fake, floats (b, n)."""
+        """Return the multiplicity of each score as a real and as a fake, floats (b, n)."""
         padded = np.concatenate([counts, np.zeros((len(counts), 1))], axis=1)
         return np.take(padded, self.if_real, axis=1), np.take(padded, self.if_fake, axis=1)
 
     def _curve(
         self, weights: tuple[np.ndarray, np.ndarray]
     ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-        """Count reals and fakes that have a score, (b, k), and that have it or a higher one, (b, k + 1) from zero."""
+        """Count reals and fakes at each score, (b, k), and at or above it, (b, k + 1) from zero."""
         curve = []
         for weight in weights:
             sums = np.zeros((len(weight), len(self.scores) + 1))
@@ -179,11 +178,11 @@ class Ranking:
         return (steps[0], steps[1]), (curve[0], curve[1])
 
     def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Divide the scores into the bins of the ECE: `BINS` that hold equally many, as far as ties allow.
+        """Divide the scores into the bins of the ECE: `BINS` bins of equal size, as far as ties allow.
 
         Returns:
-            Of each bin, from the highest scores to the lowest: how many scores it has, how many of them are fakes,
-            and the sum of the scores; floats (`BINS`,). A bin can be empty.
+            For each bin, from the highest scores to the lowest: the number of scores, the number of fakes, and the sum
+            of the scores; floats (`BINS`,). A bin can be empty.
         """
         weights = self._weights(np.ones((1, self.family_count)))
         counts, fakes, sums = self._bins(weights, self._curve(weights)[1])
@@ -192,55 +191,55 @@ class Ranking:
     def _bins(
         self, weights: tuple[np.ndarray, np.ndarray], curve: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return what `bins` does for each draw, (b, `BINS`).
+        """Return the result of `bins` for each draw, (b, `BINS`).
 
-        A tie is never split, or the result would depend on the order of the rows: it goes where its middle belongs.
+        Ties are never split, so the result does not depend on the order of rows: a tie goes to the bin of its middle.
         """
         rows, n = weights[0].shape
         passed = curve[0] + curve[1]
         total = passed[:, -1:]
-        middles = BINS * (passed[:, 1:] + passed[:, :-1])  # twice, in whole numbers: no rounding decides about a bin
+        middles = BINS * (passed[:, 1:] + passed[:, :-1])  # doubled: integers avoid rounding at bin edges
         inner = _positions(middles, 2 * total * np.arange(1, BINS), "left")
         edges = np.pad(inner, ((0, 0), (1, 1)), constant_values=((0, 0), (0, middles.shape[1])))
         fakes, counts = (np.diff(np.take_along_axis(sums, edges, axis=1)) for sums in (curve[1], passed))
         at = edges if self.ends is None else np.append(0, self.ends + 1)[edges]
-        masses = np.zeros(rows * n + 1)  # one more: where an empty last bin would begin
+        masses = np.zeros(rows * n + 1)  # one more, as the start of an empty last bin
         np.add(*weights, out=masses[:-1].reshape(rows, n))
         masses[:-1].reshape(rows, n)[:] *= self.scores
         starts = at[:, :-1] + np.arange(rows)[:, None] * n
         sums = np.add.reduceat(masses, starts.ravel()).reshape(starts.shape)
-        sums[at[:, 1:] == at[:, :-1]] = 0  # of an empty bin, `reduceat` returns the next element
+        sums[at[:, 1:] == at[:, :-1]] = 0  # for an empty bin, `reduceat` returns the next element
         return counts, fakes, sums
 
     def draws(self, draws: int, seed: int) -> dict[str, np.ndarray]:
         """Compute all metrics of families drawn with replacement.
 
         Args:
-            draws: how many times as many families as there are are drawn.
-            seed: the same seed and number of families give the same draws, whatever the scores.
+            draws: number of draws, each of as many families as there are.
+            seed: the same seed and number of families give the same draws, for any scores.
 
         Returns:
-            For each of `names`, floats (draws,); NaN where a draw does not define it.
+            For each of `names`, floats (draws,); NaN where undefined.
         """
         block = max(1, min(draws, CELLS_PER_BLOCK // max(len(self.scores), self.family_count)))
         parts = [self.metrics(counts) for counts in draw_families(self.family_count, draws, seed, block)]
         return {name: np.concatenate([part[name] for part in parts]) for name in self.names}
 
     def roc(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return false and true positive rates of the ROC curve, from (0, 0) to (1, 1); it takes both classes."""
+        """Return false and true positive rates of the ROC curve, from (0, 0) to (1, 1); needs both classes."""
         false, true = self._curve(self._weights(np.ones((1, self.family_count))))[1]
         return false[0] / false[0, -1], true[0] / true[0, -1]
 
     def roc_draws(self, rates: np.ndarray, draws: int, seed: int) -> np.ndarray:
-        """Follow the ROC curve, its points joined by straight lines, over families drawn with replacement.
+        """Interpolate the ROC curve linearly, over families drawn with replacement.
 
         Args:
             rates: false positive rates (k,).
-            draws: how often families are drawn.
-            seed: for the draws, which are those of `draws`.
+            draws: number of draws.
+            seed: seed of the draws, as for the method `draws`.
 
         Returns:
-            The true positive rates there, floats (draws, k); NaN where a draw lacks a class.
+            The true positive rates at these, floats (draws, k); NaN where a class is missing.
         """
         found = np.full((draws, len(rates)), np.nan)
         block = max(1, min(draws, CELLS_PER_BLOCK // max(len(self.scores), self.family_count)))
@@ -254,7 +253,7 @@ class Ranking:
 
 
 def _are_ordered_alike(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two columns rise, fall and are tied together."""
+    """Whether two columns have the same order, including ties."""
     order = np.argsort(first, kind="stable")
     return np.array_equal(np.diff(first[order]) > 0, np.diff(second[order]) > 0) and bool(
         np.all(np.diff(second[order]) >= 0)
@@ -262,16 +261,16 @@ def _are_ordered_alike(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def draw_families(family_count: int, draws: int, seed: int, block: int) -> Iterator[np.ndarray]:
-    """Draw as many families as there are, with replacement.
+    """Draw families with replacement, as many as there are.
 
     Args:
-        family_count: how many there are.
-        draws: how many times that is done.
-        seed: decides the draws, alone with `family_count`: `block` does not.
-        block: draws at a time.
+        family_count: number of families.
+        draws: number of draws.
+        seed: decides the draws, together with `family_count` but not with `block`.
+        block: number of draws at a time.
 
     Yields:
-        Integers (at most `block`, families): how often each was drawn.
+        Integers (at most `block`, families): the multiplicity of each family.
     """
     generator = np.random.default_rng(seed)
     for start in range(0, draws, block):
@@ -282,7 +281,7 @@ def draw_families(family_count: int, draws: int, seed: int, block: int) -> Itera
 
 
 def _positions(rows: np.ndarray, targets: np.ndarray, side: str) -> np.ndarray:
-    """Search each of some sorted rows (b, k) of whole numbers for its targets (b, t), all in one go."""
+    """Search sorted integer rows (b, k) for their targets (b, t), in a single call."""
     span = rows[:, -1].max() - rows[:, 0].min() + 2 * np.abs(targets).max() + 1
     shift = (np.arange(len(rows)) * span)[:, None]
     found = np.searchsorted((rows + shift if len(rows) > 1 else rows).ravel(), (targets + shift).ravel(), side)
@@ -292,7 +291,7 @@ def _positions(rows: np.ndarray, targets: np.ndarray, side: str) -> np.ndarray:
 def _equal_error_rates(false: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Return the equal error rate of each curve of counts (or of rates) (b, k); NaN where a class is missing."""
     false_end, true_end = false[:, -1:], true[:, -1:]
-    excess = false * true_end + true * false_end - false_end * true_end  # rises, and crosses zero
+    excess = false * true_end + true * false_end - false_end * true_end  # ascends and crosses zero
     after = np.maximum(_positions(excess, np.zeros((len(excess), 1)), "left"), 1)
     above, below = (np.take_along_axis(excess, at, axis=1) for at in (after, after - 1))
     end, start = (np.take_along_axis(false, at, axis=1) for at in (after, after - 1))
@@ -301,7 +300,7 @@ def _equal_error_rates(false: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def _area(steps: tuple[np.ndarray, np.ndarray], curve: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return the area under each curve of counts, (b,): a tie counts one half."""
+    """Return the area under each curve of counts, (b,), with ties counting one half."""
     (real, fake), (false, true) = steps, curve
     won = np.einsum("bk,bk->b", real, true[:, 1:]) - np.einsum("bk,bk->b", real, fake) / 2
     return won / (false[:, -1] * true[:, -1])
@@ -310,7 +309,7 @@ def _area(steps: tuple[np.ndarray, np.ndarray], curve: tuple[np.ndarray, np.ndar
 def _average_precision(steps: tuple[np.ndarray, np.ndarray], curve: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     (_, fake), (false, true) = steps, curve
     alarms = false[:, 1:] + true[:, 1:]
-    # No alarm yet, in a draw without the highest scores: nothing is gained there, whatever the precision.
+    # A draw may lack the highest scores: no alarms and no gain there, whatever the precision.
     precision = np.divide(true[:, 1:], np.maximum(alarms, 1, out=alarms), out=alarms)
     average = np.einsum("bk,bk->b", fake, precision) / true[:, -1]
     return np.where(false[:, -1] > 0, average, np.nan)

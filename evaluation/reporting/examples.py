@@ -1,4 +1,4 @@
-"""A second look at some rows through the model: its evidence, how alike its cells are, and its embeddings."""
+"""Evidence, cell similarities and embeddings of selected rows, from a second pass through the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,13 +23,13 @@ MOST_METHODS = 24
 WORST = 6
 FEWEST_FOR_TSNE = 10
 PERPLEXITY = 30
-MASK_THRESHOLD = 0.01  # of models whose configuration does not have it
+MASK_THRESHOLD = 0.01  # for models without this setting
 PARTS = ("real_real", "forged_forged", "real_forged")
 
 
 @dataclass
 class Example:
-    """One frame, and what the model made of it."""
+    """One frame with its score, evidence and cell similarities."""
 
     why: str
     """"median", "lowest fake" or "highest real"."""
@@ -41,41 +41,41 @@ class Example:
     image: np.ndarray
     """uint8 (height, width, 3)."""
     mask: np.ndarray | None = None
-    """uint8 (height, width), 255 where forged; None of a real, or where not known."""
+    """uint8 (height, width), 255 where forged; None for a real, or if unknown."""
     evidence: np.ndarray | None = None
-    """float32 (h, w); None where the model gives none."""
+    """float32 (h, w); None if the model has none."""
     similarities: np.ndarray | None = None
-    """float32 (h * w, h * w), cosine similarities of the cells in the order of the picture; None without a map."""
+    """float32 (h * w, h * w), cosine similarities of the cells in row-major order; None without a feature map."""
     grid: tuple[int, int] = (0, 0)
     """h and w."""
     forged: np.ndarray | None = None
-    """bool (h * w,), which cells the mask covers; None where not known."""
+    """bool (h * w,), whether the mask covers each cell; None if unknown."""
 
     def cells_by_part(self) -> tuple[np.ndarray, int]:
-        """Return the order of cells that puts those of the forged part last, and how many they are."""
+        """Return the order of cells with the forged ones last, and the number of forged cells."""
         forged = np.zeros(self.grid[0] * self.grid[1], bool) if self.forged is None else self.forged
         return np.argsort(forged, kind="stable"), int(forged.sum())
 
 
 @dataclass
 class Looks:
-    """What the second look at one data set gave."""
+    """Results of the second pass over one data set."""
 
     examples: list[Example] = field(default_factory=list)
     left_out_methods: int = 0
-    """Methods of which there is no example, since there are too many."""
+    """Number of methods without an example, if there are too many."""
     points: np.ndarray | None = None
-    """float32 (n, 2), t-SNE of the embeddings; None where the model gives no feature map, or frames are too few."""
+    """float32 (n, 2), t-SNE of the embeddings; None without a feature map, or with too few frames."""
     methods: list[str] = field(default_factory=list)
-    """Of each point."""
+    """Method of each point."""
     labels: np.ndarray | None = None
-    """Of each point."""
+    """Label of each point."""
     similarity: list[dict[str, Any]] = field(default_factory=list)
     """See `mean_similarities`."""
 
     @property
     def limit(self) -> float | None:
-        """Evidence that gets the full colour in every sheet: 99 % of the cells of the examples have no more."""
+        """Evidence drawn in full colour in every sheet: the 99 % quantile over the cells of the examples."""
         found = [np.abs(example.evidence).ravel() for example in self.examples if example.evidence is not None]
         found = np.concatenate(found) if found else np.empty(0)
         found = found[np.isfinite(found)]
@@ -83,16 +83,16 @@ class Looks:
 
 
 def choose_examples(predictions: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """Choose the frames to show, by their scores alone.
+    """Choose the frames to show by their scores alone.
 
     Args:
-        predictions: of one data set.
+        predictions: predictions of one data set.
 
     Returns:
-        Rows of it with the column `why`: of each method the frame of the median score ("median"), then the fakes with
-        the lowest scores ("lowest fake") and the reals with the highest ("highest real"), at most `WORST` and one of
-        a video. Ties go by video and frame. Of more than `MOST_METHODS` methods, those with the lowest medians; and
-        how many were left out.
+        Rows with the column `why`: the frame with the median score of each method ("median"), then the fakes with the
+        lowest scores ("lowest fake") and the reals with the highest ("highest real"), at most `WORST` of each and one
+        per video. Ties are broken by video and frame. With more than `MOST_METHODS` methods, those with the lowest
+        medians are chosen. And the number of omitted methods.
     """
     rows = predictions[np.isfinite(predictions["p_fake"].to_numpy(float))]
     rows = rows.sort_values(["p_fake", "video_id", "frame"], kind="stable")
@@ -109,25 +109,25 @@ def choose_examples(predictions: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 def choose_evenly(predictions: pd.DataFrame, most: int) -> pd.DataFrame:
-    """Choose rows, as many of each method as can be, and of each video of a method.
+    """Choose rows evenly over methods, and over the videos of each method.
 
     Args:
-        predictions: of one data set.
-        most: rows at most.
+        predictions: predictions of one data set.
+        most: maximum number of rows.
 
     Returns:
-        The rows in the order of `predictions`; which ones depends neither on that order nor on the scores.
+        The chosen rows in the order of `predictions`. The choice depends neither on that order nor on the scores.
     """
     groups = [
         group.sort_values(["video_id", "frame"]) for _, group in predictions.groupby(["label", "method"], sort=True)
     ]
     chosen, left = [], most
-    for done, group in enumerate(sorted(groups, key=len)):  # what small groups leave, large ones take
+    for done, group in enumerate(sorted(groups, key=len)):  # smallest first: large groups use the rest of their share
         count = min(len(group), left // (len(groups) - done))
         left -= count
         place = group.groupby("video_id").cumcount()
         frames = group.groupby("video_id")["frame"].transform("size")
-        # The first of a video comes before the second of any, and those that are as far are taken evenly.
+        # The first frames of all videos come before any second frame; equal ranks are spread evenly over videos.
         rank = (place / frames).to_numpy()
         order = np.lexsort((_spread(group["video_id"]), rank))
         chosen.append(group.iloc[order[:count]])
@@ -135,7 +135,7 @@ def choose_evenly(predictions: pd.DataFrame, most: int) -> pd.DataFrame:
 
 
 def _spread(names: pd.Series) -> np.ndarray:
-    """Give each video a place such that those of the first places lie evenly over all: bits of its number reversed."""
+    """Return a rank for each video, by bit reversal of its number, so that low ranks are spread over all videos."""
     codes, videos = pd.factorize(names, sort=True)
     bits = max(1, int(len(videos) - 1).bit_length())
     places = np.zeros(len(codes), np.int64)
@@ -145,17 +145,17 @@ def _spread(names: pd.Series) -> np.ndarray:
 
 
 def mean_similarities(methods: Sequence[str], labels: Sequence[int], blocks: Sequence[Mapping[str, float]]) -> list:
-    """Average over the faces of each method how alike cells of the same and of different parts are.
+    """Average the similarities of cells within and between real and forged parts, over the faces of each method.
 
     Args:
-        methods: of each face.
-        labels: of each face.
-        blocks: of each face, the mean cosine similarity of pairs of different cells, under `PARTS`; NaN where the face
-            has no such pair, or its mask is not known.
+        methods: method of each face.
+        labels: label of each face.
+        blocks: for each face, the mean cosine similarity of pairs of different cells, under `PARTS`; NaN if the face
+            has no such pair, or an unknown mask.
 
     Returns:
-        A dictionary a method, reals first: `method`, `label`, `n`, and under each of `PARTS` the mean over the faces
-        that have it, or None.
+        One dictionary per method, reals first: `method`, `label`, `n`, and under each of `PARTS` the mean over the
+        faces with a value, or None.
     """
     if not len(methods):
         return []
@@ -186,26 +186,26 @@ def _block_means(similarities: np.ndarray, forged: np.ndarray | None) -> dict[st
 
 
 def embed_in_plane(embeddings: np.ndarray, seed: int = 0) -> np.ndarray | None:
-    """Embed vectors in the plane with t-SNE, the same every time.
+    """Embed vectors in the plane with t-SNE, reproducibly.
 
     Args:
         embeddings: floats (n, D).
-        seed: for whatever it draws.
+        seed: random seed of t-SNE.
 
     Returns:
-        float32 (n, 2); None of fewer than 10 vectors, of any that is not finite, or if all are the same.
+        float32 (n, 2); None for fewer than 10 vectors, if one is not finite, or if all are the same.
     """
     from sklearn.manifold import TSNE
 
     if len(embeddings) < FEWEST_FOR_TSNE or not np.isfinite(embeddings).all() or np.ptp(embeddings, axis=0).max() == 0:
         return None
     perplexity = min(PERPLEXITY, (len(embeddings) - 1) / 3)
-    with threadpool_limits(1):  # threads add up in an order of their own
+    with threadpool_limits(1):  # several threads would change the order of sums
         return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(embeddings)
 
 
 class _FeatureMaps:
-    """Catches the feature map of whatever passes through a model: `feature_map` of its output, or its base's."""
+    """Captures the feature map of a model: `feature_map` of its output, or `last_hidden_state` of its base model."""
 
     def __init__(self, model: PreTrainedModel):
         self.model, self.hidden, self.handle = model, None, None
@@ -224,12 +224,12 @@ class _FeatureMaps:
         self.hidden = getattr(output, "last_hidden_state", None)
 
     def __call__(self, pixel_values: torch.Tensor) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Return evidence (N, h, w) and feature map (N, C, h, w) as float32; None for what the model does not give."""
+        """Return evidence (N, h, w) and feature map (N, C, h, w) as float32, or None if the model has none."""
         self.hidden = None
         outputs = self.model(pixel_values.to(self.model.device))
         features = getattr(outputs, "feature_map", None)
         features = self.hidden if features is None else features
-        if features is not None and features.ndim != 4:  # tokens have no place
+        if features is not None and features.ndim != 4:  # tokens have no position
             features = None
         evidence = getattr(outputs, "evidence", None)
         return tuple(None if values is None else values.float().cpu().numpy() for values in (evidence, features))
@@ -245,16 +245,17 @@ def look_again(
     most: int = MOST_EMBEDDINGS,
     seed: int = 0,
 ) -> Looks:
-    """Look at some rows of a data set again, for what a table of predictions does not keep.
+    """Process selected rows of a data set again, for details that a table of predictions does not hold.
 
     Args:
-        model: any classifier; what its output lacks, evidence or a feature map, is lacking in the result.
+        model: any classifier; without evidence or a feature map in its output, the result has none either.
         processor: its image processor.
         data: the rows.
-        predictions: of this data set, with the columns `method`, `video_id`, `frame`, `label` and `p_fake`.
-        batch_size: images at a time.
-        most: how many rows are embedded, at most.
-        seed: of t-SNE.
+        predictions: predictions of this data set, with the columns `method`, `video_id`, `frame`, `label` and
+            `p_fake`.
+        batch_size: images in a batch.
+        most: maximum number of rows to embed.
+        seed: random seed of t-SNE.
     """
     predictions = predictions.reset_index(drop=True)
     examples, left_out = choose_examples(predictions)
@@ -264,7 +265,7 @@ def look_again(
     rows = predictions.loc[sorted({*examples.index, *embedded.index})]
     threshold = getattr(model.config, "mask_threshold", MASK_THRESHOLD)
     found, embeddings, blocks = {}, {}, {}
-    with _FeatureMaps(model) as see, tqdm(total=len(rows), desc=f"{data.name}, again", unit=" frames") as progress:
+    with _FeatureMaps(model) as see, tqdm(total=len(rows), desc=f"{data.name}, examples", unit=" frames") as progress:
         for start in range(0, len(rows), batch_size):
             batch = rows.iloc[start : start + batch_size]
             cells = [data.dataset[where[row.video_id, row.frame]] for row in batch.itertuples()]
@@ -314,7 +315,7 @@ def look_at_results(
     batch_size: int = 32,
     seed: int = 0,
 ) -> dict[str, Looks]:
-    """Look again at the data sets whose predictions are in a folder of results, sharing `MOST_EMBEDDINGS` evenly."""
+    """Call `look_again` for the data sets of a results folder; they share `MOST_EMBEDDINGS` evenly."""
     columns = ["dataset", "method", "video_id", "frame", "label", "p_fake"]
     predictions = pd.read_parquet(folder / "predictions.parquet", columns=columns)
     rows = {data.name: predictions[predictions["dataset"] == data.name] for data in sets}

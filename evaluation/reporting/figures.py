@@ -1,4 +1,4 @@
-"""Pictures of what an evaluation found: one function a picture, each returning a matplotlib Figure."""
+"""Figures of an evaluation: one function for each, which returns a matplotlib Figure."""
 
 import io
 import math
@@ -16,14 +16,14 @@ from ..metrics.curves import RATES, RocCurve
 if TYPE_CHECKING:
     from .examples import Example
 
-try:  # numbers come without pictures
+try:  # matplotlib is needed for figures only
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 except ImportError:
     Figure = None
 
-# Told apart with every kind of colour vision (Okabe and Ito). Reals are blue and fakes vermilion in every picture.
+# Colours for all kinds of colour vision (Okabe and Ito). Reals are blue and fakes vermilion in every figure.
 REAL_COLOUR, FAKE_COLOUR = "#0072B2", "#D55E00"
 LEVEL_STYLES = {"frame": {"color": "#222222"}, "video": {"color": "#009E73", "linestyle": "--"}}
 METHOD_COLOURS = (FAKE_COLOUR, "#E69F00", "#CC79A7", "#009E73", "#222222", "#8C8C8C")
@@ -31,10 +31,10 @@ METHOD_MARKERS = "osD^vP"
 STAGE_STYLES = {"before": {"color": "#8C8C8C", "marker": "s"}, "after": {"color": "#222222", "marker": "o"}}
 
 DPI = 150
-WIDTH = 4.6  # inches: on the 390 px of a phone, letters of 9 points are as large as a footnote
+WIDTH = 4.6  # inches: 9 point text stays legible on a phone of 390 px
 LONGEST_NAME = 28
-LONGEST_OF_TWO = 18  # with room for another beside it
-LOWEST_RATE = 1e-3  # where axes of error rates begin, or lower if the reals tell more
+LONGEST_OF_TWO = 18  # with another name beside it
+LOWEST_RATE = 1e-3  # start of error rate axes; lower with more reals
 SCORE_BINS = 20
 ROWS_PER_SHEET = 6
 REAL, FORGED = "real", "forged"
@@ -43,21 +43,21 @@ REAL, FORGED = "real", "forged"
 def check_matplotlib() -> None:
     """Raise an `InputError` if matplotlib is not installed."""
     if Figure is None:
-        raise InputError("pictures need matplotlib: pip install 'dcl-face-forgery[report]'.")
+        raise InputError("Figures need matplotlib: pip install 'dcl-face-forgery[report]'.")
 
 
 def encode(figure: "Figure", photographs: bool = False) -> bytes:
-    """Encode a figure as WebP, the same bytes for the same figure; with loss if it is of photographs."""
+    """Encode a figure as WebP, reproducibly; figures with photographs are lossy."""
     buffer = io.BytesIO()
     how = {"quality": 85} if photographs else {"lossless": True}
-    with warnings.catch_warnings():  # names in other scripts are boxes there; the page has them as text
+    with warnings.catch_warnings():  # names in other scripts become boxes; the page also has them as text
         warnings.filterwarnings("ignore", r"Glyph .* missing from font")
         figure.savefig(buffer, format="webp", dpi=DPI, pil_kwargs=how)
     return buffer.getvalue()
 
 
 def plain(name: str, longest: int = LONGEST_NAME) -> str:
-    """Make a name from the data fit for matplotlib: one line, not too long, and never a formula."""
+    """Make a name from the data safe for matplotlib: one line, not too long, and never parsed as a formula."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(name)).split())
     if len(text) > longest:
         text = text[: longest - 1] + "…"
@@ -76,8 +76,8 @@ def draw_roc(curves: Mapping[str, RocCurve], logarithmic: bool = False) -> "Figu
     """Draw ROC curves with their bands.
 
     Args:
-        curves: by level, what `roc_curves` returned.
-        logarithmic: with the logarithm of the FPR, to see how many fakes are found where hardly any real is accused.
+        curves: result of `roc_curves`, by level.
+        logarithmic: use a logarithmic FPR axis, to show the share of fakes flagged at low false alarm rates.
     """
     figure = _new(4.2)
     axes = figure.subplots()
@@ -96,14 +96,14 @@ def draw_roc(curves: Mapping[str, RocCurve], logarithmic: bool = False) -> "Figu
         axes.set_aspect("equal")
     axes.set_ylim(-0.01, 1.01)
     axes.set_xlabel("share of reals flagged (FPR)")
-    axes.set_ylabel("share of fakes found (TPR)")
+    axes.set_ylabel("share of fakes flagged (TPR)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left" if logarithmic else "lower right", framealpha=0.9)
     return figure
 
 
 def draw_det(curves: Mapping[str, RocCurve]) -> "Figure":
-    """Draw the same curves as misses against false alarms, both on the scale of normal deviates."""
+    """Draw the curves as DET curves: miss rate against false alarm rate, both on normal deviate scales."""
     figure = _new(4.2)
     axes = figure.subplots()
     lowest = _lowest(curves)
@@ -117,7 +117,7 @@ def draw_det(curves: Mapping[str, RocCurve]) -> "Figure":
         axes.plot(deviates(curve.fpr), deviates(1 - curve.tpr), label=f"{level}s", linewidth=1.6, **style)
         band = deviates(1 - curve.high), deviates(1 - curve.low)
         axes.fill_between(deviates(RATES), *band, color=style["color"], alpha=0.18, linewidth=0)
-    axes.plot(ends, ends, color="#8C8C8C", linewidth=0.8, linestyle=":", label="as many misses as false alarms")
+    axes.plot(ends, ends, color="#8C8C8C", linewidth=0.8, linestyle=":", label="equal error rate")
     rates = [rate for rate in (0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95) if rate >= lowest]
     names = [f"{100 * rate:g}" for rate in rates]
     axes.set_xticks(ndtri(rates), names)
@@ -125,15 +125,15 @@ def draw_det(curves: Mapping[str, RocCurve]) -> "Figure":
     axes.set_xlim(ends)
     axes.set_ylim(ends)
     axes.set_aspect("equal")
-    axes.set_xlabel("reals flagged, %")
-    axes.set_ylabel("fakes missed, %")
+    axes.set_xlabel("reals flagged (%)")
+    axes.set_ylabel("fakes missed (%)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper right", framealpha=0.9)
     return figure
 
 
 def _lowest(curves: Mapping[str, RocCurve]) -> float:
-    """Return where the axis of a rate begins: at a power of ten that the reals can tell, at most at one percent."""
+    """Return the start of a rate's axis: a power of ten that the number of reals can resolve, at most 1 %."""
     reals = max((curve.reals for curve in curves.values()), default=1)
     return min(max(10.0 ** math.floor(-math.log10(reals)), LOWEST_RATE), 0.01)
 
@@ -144,19 +144,19 @@ def draw_scores(
     thresholds: Mapping[str, float] | None = None,
     level: str = "frame",
 ) -> "Figure":
-    """Draw how scores are spread: one row a method, upwards its fakes, downwards the reals.
+    """Draw histograms of scores: one row per method, its fakes upwards and the reals downwards.
 
     Args:
         reals: `p_fake` of the reals, (n,).
-        fakes: those of each method.
-        thresholds: names of operating points and where they are.
-        level: what is scored.
+        fakes: `p_fake` of the fakes of each method.
+        thresholds: operating points by name.
+        level: "frame" or "video".
     """
     thresholds = thresholds or {}
     rows = fakes or {"reals": np.empty(0)}
     figure = _new(0.8 + 0.78 * len(rows))
     grid = figure.subplots(len(rows), 1, squeeze=False, sharex=True)[:, 0]
-    edges = np.arange(SCORE_BINS + 1) / SCORE_BINS  # unlike those of linspace, 6 / 20 is .3
+    edges = np.arange(SCORE_BINS + 1) / SCORE_BINS  # exact: with linspace, an edge can differ from 6 / 20 = .3
     below = _shares(reals, edges)
     lines = ("-", "--", "-.", ":")
     for axes, (method, scores) in zip(grid, rows.items(), strict=True):
@@ -188,20 +188,20 @@ def _shares(scores: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def draw_reliability(stages: Mapping[str, Sequence[Mapping[str, float]]], level: str = "frame") -> "Figure":
-    """Draw the share of fakes against the mean score of each bin, on the diagonal if scores are probabilities.
+    """Draw the share of fakes against the mean score of each bin; probabilities lie on the diagonal.
 
     Args:
-        stages: under `"before"` and `"after"` calibration, or one of them, what `reliability` returned.
-        level: what is scored.
+        stages: results of `reliability` under `"before"` and `"after"` calibration, or one of them.
+        level: "frame" or "video".
     """
     figure = _new(4.5)
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="#8C8C8C", linewidth=0.8, linestyle=":", label="scores are probabilities")
+    axes.plot([0, 1], [0, 1], color="#8C8C8C", linewidth=0.8, linestyle=":", label="perfect calibration")
     for stage, bins in stages.items():
         mean, share, low, high = (
             np.array([bin_[name] for bin_ in bins]) for name in ("mean_p", "share_fake", "low", "high")
         )
-        # Rounding may put the share itself a little outside.
+        # Rounding may put the share slightly outside of its interval.
         reach = np.maximum([share - low, high - share], 0)
         label = f"{stage} calibration" if len(stages) > 1 else "scores"
         axes.errorbar(
@@ -210,8 +210,8 @@ def draw_reliability(stages: Mapping[str, Sequence[Mapping[str, float]]], level:
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.set_aspect("equal")
-    axes.set_xlabel(f"mean p_fake of a bin of {level}s")
-    axes.set_ylabel("share of fakes in it")
+    axes.set_xlabel(f"mean p_fake of a bin ({level}s)")
+    axes.set_ylabel("share of fakes in the bin")
     axes.grid(alpha=0.3)
     figure.legend(fontsize=8, ncols=2, loc="outside upper center", frameon=False)
     return figure
@@ -224,7 +224,7 @@ def draw_robustness(robustness: Mapping[str, Any]) -> "Figure":
     """Draw the AUC by type and level of perturbation as heat maps.
 
     Args:
-        robustness: what `evaluate_robustness` returned.
+        robustness: result of `evaluate_robustness`.
 
     Raises:
         InputError: if matplotlib is not installed.
@@ -243,10 +243,10 @@ def draw_robustness(robustness: Mapping[str, Any]) -> "Figure":
 
 
 def draw_robustness_of(results: Mapping[str, Any], unit: str) -> "Figure":
-    """Draw one of the heat maps by itself, for a page that is narrow.
+    """Draw a single heat map, for a narrow page.
 
     Args:
-        results: of one data set, what `evaluate_robustness` returned under `"datasets"`.
+        results: entry of one data set under `"datasets"` in the result of `evaluate_robustness`.
         unit: `"frame"` or `"video"`.
     """
     types = list(results["types"])
@@ -265,9 +265,9 @@ def _heat_map(axes: Any, results: Mapping[str, Any], unit: str) -> Any:
             [clean["auc"], *(level[unit]["auc"] for level in result["levels"]), result["mean"][unit]]
             for result in results["types"].values()
         ],
-        float,  # of None, NaN, which stays white
+        float,  # None becomes NaN, which stays white
     )
-    # .5 is chance: what lies below is as bad, and colours are kept for what lies above.
+    # .5 is chance level: the colour scale covers only values above it.
     image = axes.imshow(areas, cmap="viridis", vmin=0.5, vmax=1.0, aspect="auto")
     for (row, column), area in np.ndenumerate(areas):
         text, ink = ("-", "black") if np.isnan(area) else (f"{area:.3f}", "black" if area > 0.8 else "white")
@@ -275,7 +275,7 @@ def _heat_map(axes: Any, results: Mapping[str, Any], unit: str) -> Any:
     columns = ["clean", *map(str, range(1, areas.shape[1] - 1)), "mean"]
     axes.set_xticks(range(len(columns)), columns, fontsize=9)
     axes.tick_params(length=0)
-    for border in (0.5, areas.shape[1] - 1.5):  # the levels apart from what is beside them
+    for border in (0.5, areas.shape[1] - 1.5):  # separate the levels from the other columns
         axes.axvline(border, color="white", linewidth=3)
     axes.set_xlabel("level", fontsize=9)
     return image
@@ -285,11 +285,11 @@ def _heat_map(axes: Any, results: Mapping[str, Any], unit: str) -> Any:
 
 
 def draw_embeddings(points: np.ndarray, methods: Sequence[str], labels: np.ndarray) -> "Figure":
-    """Draw embedded frames in the plane, coloured by method.
+    """Draw a scatter plot of embedded frames, coloured by method.
 
     Args:
         points: floats (n, 2).
-        methods: of each.
+        methods: method of each point.
         labels: integers (n,), 0 real, 1 fake.
     """
     methods, labels = np.asarray(methods, object), np.asarray(labels)
@@ -306,7 +306,7 @@ def draw_embeddings(points: np.ndarray, methods: Sequence[str], labels: np.ndarr
         axes.scatter(*points[chosen].T, s=16, c=colour, marker=marker, alpha=0.75, linewidths=0)
         for _, chosen, colour, marker in groups
     ]
-    names = [f" {plain(name)} ({int(chosen.sum()):,})" for name, chosen, _, _ in groups]  # "_x" would be left out
+    names = [f" {plain(name)} ({int(chosen.sum()):,})" for name, chosen, _, _ in groups]  # matplotlib omits "_x"
     figure.legend(handles, names, fontsize=8, ncols=columns, loc="outside lower center", frameon=False)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -318,7 +318,7 @@ def draw_embeddings(points: np.ndarray, methods: Sequence[str], labels: np.ndarr
 
 
 def evidence_colours() -> "LinearSegmentedColormap":
-    """Return the colours of evidence: blue speaks for real, vermilion for fake, white for neither."""
+    """Return the colours of evidence: blue for real, vermilion for fake, white for neither."""
     return LinearSegmentedColormap.from_list("evidence", [REAL_COLOUR, "white", FAKE_COLOUR])
 
 
@@ -327,7 +327,7 @@ def draw_examples(examples: Sequence["Example"], limit: float | None) -> "Figure
 
     Args:
         examples: at most `ROWS_PER_SHEET`.
-        limit: evidence that has the full colour, the same for all sheets; None where the model gives none.
+        limit: evidence drawn in full colour, the same for all sheets; None if the model has no evidence.
     """
     figure = _new(0.25 + 1.66 * len(examples) + (0.45 if limit else 0))
     grid = figure.subplots(len(examples), 3, squeeze=False)
@@ -340,15 +340,15 @@ def draw_examples(examples: Sequence["Example"], limit: float | None) -> "Figure
         if example.mask is not None:
             mask.imshow(example.mask, cmap="gray", vmin=0, vmax=255, **place)
         else:
-            _say(mask, "not known" if example.label == FAKE else "none: it is real")
+            _say(mask, "unknown" if example.label == FAKE else "none (real)")
         if example.evidence is not None and limit:
             overlay.imshow(example.image.mean(2), cmap="gray", vmin=0, vmax=255, **place)
             strength = np.clip(example.evidence / limit, -1, 1)
             layer = colours((strength + 1) / 2)
-            layer[..., 3] = 0.85 * np.abs(strength)  # what speaks for neither leaves the picture as it is
+            layer[..., 3] = 0.85 * np.abs(strength)  # neutral evidence leaves the picture unchanged
             overlay.imshow(layer, interpolation="nearest", **place)
         else:
-            _say(overlay, "the model gives none")
+            _say(overlay, "not available")
         kind = "fake" if example.label == FAKE else "real"
         title = f"p_fake {example.p_fake:.3f}, {kind}: {plain(example.method)}"
         colour = FAKE_COLOUR if example.label == FAKE else REAL_COLOUR
@@ -366,14 +366,14 @@ def draw_examples(examples: Sequence["Example"], limit: float | None) -> "Figure
 
 
 def draw_similarities(examples: Sequence["Example"], lowest: float) -> "Figure":
-    """Draw how alike the cells of each face's feature map are.
+    """Draw the similarities between the cells of each face's feature map.
 
-    In rows: the picture with the border of its mask; of each cell, the mean cosine similarity to the others; and the
-    similarities of all pairs, the cells of the real part before those of the forged part, if both are known.
+    Each row has the picture with the border of its mask; the mean cosine similarity of each cell to the others; and
+    the similarities of all pairs, with the cells of the real part before those of the forged part, if known.
 
     Args:
         examples: at most `ROWS_PER_SHEET`, with `similarities`.
-        lowest: similarity where the scale begins, the same for all sheets.
+        lowest: start of the colour scale, the same for all sheets.
     """
     figure = _new(0.25 + 1.66 * len(examples) + 0.45)
     grid = figure.subplots(len(examples), 3, squeeze=False)
@@ -401,7 +401,7 @@ def draw_similarities(examples: Sequence["Example"], lowest: float) -> "Figure":
         kind = "fake" if example.label == FAKE else "real"
         colour = FAKE_COLOUR if example.label == FAKE else REAL_COLOUR
         picture.set_title(f"{kind}: {plain(example.method)}", fontsize=9, loc="left", color=colour, pad=3)
-        for axes, name in zip(axes_of_row, ("picture", "mean to other cells", "cell by cell"), strict=True):
+        for axes, name in zip(axes_of_row, ("picture", "mean similarity", "all pairs of cells"), strict=True):
             _frame(axes, keep_y=axes is pairs and 0 < forged < count)
             if row == len(examples) - 1:
                 axes.set_xlabel(name, fontsize=8)

@@ -11,22 +11,22 @@ from .names import shown
 
 EQUAL_ERRORS = OPERATING_POINTS[0]
 MEASURES = ("auc", "eer", "fpr", "tpr")
-ALIKE = "largest gap between two groups (where its interval begins at 0, the groups may all be alike)"
+ALIKE = "largest gap between two groups (if its interval starts at 0, the groups may not differ)"
 
 
 def group_rows(model: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the groups of every data set were measured to be, one row for every group and level.
+    """Return the metrics of the groups of every data set, one row for each group and level.
 
     Args:
-        model: its name.
+        model: name of the model.
         metrics: the content of `metrics.json`.
 
     Returns:
-        Dictionaries with `model`, `data_set`, `column`, `group` and `level`; `frames` and `videos`, how many the group
-        has; `auc`, `eer`, `fpr` and `tpr` in [0, 1], None where not defined, with the ends of their 95 % intervals,
-        such as `auc_low` and `auc_high`, None where there is none; `point`, where FPR and TPR are: "eer", that
-        threshold of the checkpoint, or ".5" where it has none; `reason`, why there is no AUC; and `warning`, such as
-        that it has few families. What is not there is None.
+        Dictionaries with `model`, `data_set`, `column`, `group` and `level`; `frames` and `videos`, the group's
+        numbers of each; `auc`, `eer`, `fpr` and `tpr` in [0, 1], with the ends of their 95 % intervals, such as
+        `auc_low` and `auc_high`; `point`, the threshold for FPR and TPR: "eer" for that of the checkpoint, or ".5" if
+        it has none; `reason`, if there is no AUC; and `warning`, for example about few families. Missing values are
+        None.
     """
     rows = []
     for data_set, column, by_group in _grouped(metrics):
@@ -44,17 +44,17 @@ def group_rows(model: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[dic
 
 
 def gap_rows(model: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return how far the groups of every data set are apart, one row for every level and measure.
+    """Return the largest gaps between the groups of every data set, one row for each level and measure.
 
     Args:
-        model: its name.
+        model: name of the model.
         metrics: the content of `metrics.json`.
 
     Returns:
-        Dictionaries with `model`, `data_set`, `column`, `level`, `measure` and `point` as of `group_rows`; `gap`, in
-        [0, 1], with the ends of its 95 % interval `gap_low` and `gap_high`; `highest` and `lowest`, the groups it is
-        between; `left_out`, groups that do not define the measure; and `reason`, why there is no gap, or no interval.
-        What is not there is None.
+        Dictionaries with `model`, `data_set`, `column`, `level`, `measure` and `point` as in `group_rows`; `gap`, in
+        [0, 1], with the ends of its 95 % interval `gap_low` and `gap_high`; `highest` and `lowest`, the groups with
+        these values; `left_out`, groups for which the measure is undefined; and `reason`, if there is no gap or no
+        interval. Missing values are None.
     """
     rows = []
     for data_set, column, by_group in _grouped(metrics):
@@ -71,13 +71,13 @@ def gap_rows(model: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[dict[
 
 
 def groups_printed(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return what the command prints of the groups: of every data set and level a table, and the gaps below.
+    """Return the printed summary of the groups: for each data set and level, a table of groups and one of gaps.
 
     Args:
         metrics: the content of `metrics.json`.
 
     Returns:
-        Lines without an end; empty where there are no groups.
+        Text without a final line break; empty if there are no groups.
     """
     rows, gaps = group_rows("", metrics), gap_rows("", metrics)
     parts = []
@@ -112,11 +112,11 @@ def groups_text(rows: Sequence[Mapping[str, Any]], gaps: Sequence[Mapping[str, A
     """Return the groups as sections of Markdown, in percent.
 
     Args:
-        rows: those of `group_rows`, of all models.
-        gaps: those of `gap_rows`.
+        rows: results of `group_rows` for all models.
+        gaps: results of `gap_rows` for all models.
 
     Returns:
-        Of every data set and level a section with the groups, and one with their gaps.
+        For each data set and level, a section with the groups and one with their gaps.
     """
     parts = []
     for (data_set, column, level), chosen in _tables(rows).items():
@@ -148,7 +148,7 @@ def _grouped(metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, M
 
 
 def _keys(gaps: Mapping[str, Any]) -> tuple[dict[str, str], str]:
-    """Return what the measures of a level are called in the metrics, and where FPR and TPR are."""
+    """Return the metric names of the measures of a level, and the threshold for FPR and TPR."""
     is_known = f"fpr_at_threshold_{EQUAL_ERRORS}" in gaps
     suffix = f"_at_threshold_{EQUAL_ERRORS}" if is_known else ""
     keys = {measure: measure + (suffix if measure in ("fpr", "tpr") else "") for measure in MEASURES}
@@ -176,7 +176,7 @@ def _number(row: Mapping[str, Any], key: str, scale: int, digits: int) -> str:
 
 
 def _sentences(rows: Sequence[Mapping[str, Any]], gaps: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say which groups take caution, and of which measures there is no gap, or no interval, and why."""
+    """Return cautions about groups, and the reasons for missing gaps and intervals."""
     warned: dict[str, list[str]] = {}
     for row in rows:
         if row["warning"]:
@@ -184,14 +184,14 @@ def _sentences(rows: Sequence[Mapping[str, Any]], gaps: Sequence[Mapping[str, An
     found: dict[str, list[str]] = {}
     for row in gaps:
         if row["reason"]:
-            what = "no gap" if row["gap"] is None else "no interval for the gap"
+            what = "No gap" if row["gap"] is None else "No interval for the gap"
             said = f"{what} of {{}}: {row['reason']}"
         elif row["left_out"]:
-            said = f"the gap of {{}} is without {', '.join(row['left_out'])}, of which it is not defined"
+            said = f"The gap of {{}} excludes groups for which it is undefined: {', '.join(row['left_out'])}"
         else:
             continue
         found.setdefault(said, []).append(_name(row, row["measure"]))
-    cautions = [f"caution, {', '.join(names)}: {warning}" for warning, names in warned.items()]
+    cautions = [f"Caution ({', '.join(names)}): {warning}" for warning, names in warned.items()]
     return [*map(shown, cautions), *(shown(said.replace("{}", ", ".join(names), 1)) for said, names in found.items())]
 
 

@@ -1,4 +1,4 @@
-"""Names of models, data sets and methods: made safe to show, and compared with what a model was trained on."""
+"""Names of models, data sets and methods: safe display, and comparison with the training methods."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -7,28 +7,28 @@ _ESCAPED = {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mar
 
 
 def shown(text: Any) -> str:
-    """Return text from the data without what is not printed: control characters, marks that turn the direction."""
+    """Return text from the data without characters that do not print, such as control and direction marks."""
     return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 def cell(text: Any) -> str:
-    """Return text from the data for a cell or a line of Markdown, where it is text and nothing else.
+    """Return text from the data as literal text for a cell or a line of Markdown.
 
     Args:
-        text: whatever it is.
+        text: any value.
 
     Returns:
-        One line: white space collapsed, and what Markdown or HTML would act upon escaped.
+        One line, with collapsed white space, and with Markdown and HTML syntax escaped.
     """
     return " ".join(shown(text).split()).translate(str.maketrans(_ESCAPED))
 
 
-#: What fakes are called, in lower case, where nobody knows the method: such a name means another one in each data set.
+#: Generic names, in lower case, for fakes by an unknown method; they mean a different method in each data set.
 GENERIC = frozenset({"fake", "fakes", "forged", "manipulated", "unknown"})
 
 
 def is_generic(method: str) -> bool:
-    """Whether a name is no method's own, so that two data sets may have it and no method in common."""
+    """Whether a name is generic, so that two data sets may use it for different methods."""
     return method.strip().lower() in GENERIC
 
 
@@ -36,12 +36,12 @@ def was_seen(method: str, seen_methods: Collection[str] | None) -> bool | None:
     """Whether a model was trained on a method.
 
     Args:
-        method: its name.
-        seen_methods: those that the model was trained on; None if it does not say.
+        method: name of the method.
+        seen_methods: methods in the model's training data; None if not recorded.
 
     Returns:
-        None where that is not known: of a method whose name is generic; and of one that is not among `seen_methods`
-        if a name there is generic, since it may be meant by that.
+        None if unknown: for a generic name, and for a method that is not among `seen_methods` if these contain a
+        generic name, which may stand for it.
     """
     if seen_methods is None or is_generic(method):
         return None
@@ -54,11 +54,11 @@ def how_much_was_seen(methods: Iterable[str], seen_methods: Collection[str] | No
     """Whether a model was trained on some methods.
 
     Args:
-        methods: their names.
-        seen_methods: as of `was_seen`.
+        methods: names of the methods.
+        seen_methods: as for `was_seen`.
 
     Returns:
-        "seen", "unseen", or "partly" if some were and some were not; None where that is not known.
+        "seen", "unseen", or "partly" if only some were seen; None if unknown.
     """
     answers = {was_seen(method, seen_methods) for method in methods}
     if {True, False} <= answers:

@@ -1,4 +1,4 @@
-"""What the record of a run says of its rows and of the libraries."""
+"""Counts of rows and versions of libraries, for the record of a run."""
 
 import importlib.metadata
 import platform
@@ -21,10 +21,10 @@ def versions(*libraries: str) -> dict[str, str | None]:
     """Return the versions of Python, of this package and of some libraries, without importing them.
 
     Args:
-        libraries: what they are called in imports.
+        libraries: import names.
 
     Returns:
-        The version of each; None where it is not installed, as this package is not when it is run from a path.
+        The version of each; None if it is not installed, as this package when run from a path.
     """
     return {"python": platform.python_version()} | {name: _version(name) for name in (*libraries, "dcl_face_forgery")}
 
@@ -43,7 +43,7 @@ def count_rows(rows: pd.DataFrame) -> dict[str, Any]:
         rows: predictions with the column `video_id`.
 
     Returns:
-        `rows`, `videos`, and the least, the median and the largest number of `frames_per_video`.
+        `rows`, `videos`, and the minimum, median and maximum of `frames_per_video`.
     """
     frames = rows.groupby("video_id").size()
     return {

@@ -52,36 +52,36 @@ METRIC_NAMES = {
     "brier": "Brier score",
     "ece": "ECE",
 }
-COMPARED = ("auc", "eer", "accuracy", "fpr", "tpr")  # between groups and models
-LONGEST_LIST = 20  # of the record: thousands of skipped rows would bury the rest
+COMPARED = ("auc", "eer", "accuracy", "fpr", "tpr")  # metrics compared between groups and models
+LONGEST_LIST = 20  # in the record, where thousands of skipped rows would hide the rest
 
 
 def check_report() -> None:
     """Raise an `InputError` if a library that the report needs is not installed."""
     check_matplotlib()
     if jinja2 is None:
-        raise InputError("the report needs jinja2: pip install 'dcl-face-forgery[report]'.")
+        raise InputError("The report needs jinja2: pip install 'dcl-face-forgery[report]'.")
 
 
 def write_report(
     folder: Path, looks: Mapping[str, Looks] | None = None, bootstrap: int = DRAWS, seed: int = 0
 ) -> Path:
-    """Write `report.html` and its `pictures` from the results that are in a folder; nothing is scored again.
+    """Write `report.html` and its `pictures` from the results in a folder, without scoring again.
 
     The same results give the same bytes.
 
     Args:
-        folder: with `predictions.parquet`, `metrics.json` and `run.json`; `robustness.json` and `differences.json` are
-            taken in where they are.
-        looks: by data set, what `look_again` returned; without it the pictures that need the model are lacking.
-        bootstrap: how often families are drawn for the bands of the curves; 0 for none.
-        seed: for the draws.
+        folder: folder with `predictions.parquet`, `metrics.json` and `run.json`; `robustness.json` and
+            `differences.json` are included if present.
+        looks: results of `look_again` by data set; without them, the report omits the pictures that need the model.
+        bootstrap: number of bootstrap draws for the bands of the curves; 0 for none.
+        seed: seed of the draws.
 
     Returns:
         The path of the report.
 
     Raises:
-        InputError: if matplotlib or jinja2 are not installed, or a file can neither be read nor written.
+        InputError: if matplotlib or jinja2 is not installed, or a file cannot be read or written.
     """
     check_report()
     try:
@@ -92,7 +92,7 @@ def write_report(
             for name in ("robustness.json", "differences.json")
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder} has no complete results ({error}): evaluate again.") from error
+        raise InputError(f"{folder} has no complete results ({error}). Evaluate again.") from error
     pictures: list[Picture] = []
     sets = []
     for number, (name, levels) in enumerate(metrics.items(), start=1):
@@ -109,7 +109,7 @@ def write_report(
             pictures.append(picture)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES, encoding="utf-8"),
-        autoescape=True,  # names of models, data sets, methods and groups are whatever someone wrote
+        autoescape=True,  # names of models, data sets, methods and groups are arbitrary text
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -168,7 +168,7 @@ def _data_set(
     bootstrap: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Return what the template shows of one data set."""
+    """Return the template variables of one data set."""
     record = run.get("datasets", {}).get(name, {})
     sections: dict[str, Any] = {
         "name": name,
@@ -215,34 +215,33 @@ def _warnings(levels: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]
     found = []
     for level in LEVELS:
         if why := levels[level].get("reason"):
-            found.append(f"{level} level: there is no AUC, since {why}.")
+            found.append(f"{level.capitalize()} level: there is no AUC, since {why}.")
         if warning := levels[level].get("warning"):
-            found.append(f"{level} level: {warning}")
+            found.append(f"{level.capitalize()} level: {warning}")
     if record.get("crop_is_mixed"):
-        found.append("The faces were cut in several ways: scores of one way cannot be compared with those of another.")
+        found.append("The data set has several kinds of face crops. Their scores are not comparable with each other.")
     elif record.get("crop_matches") is False:
-        found.append("The faces were cut otherwise than the model learned them: its scores suffer from that.")
+        found.append("The face crops differ from the model's training data. Expect worse scores.")
     elif "crop_matches" in record and record["crop_matches"] is None:
-        found.append(
-            "The model does not say how the faces it learned from were cut: these may have been cut otherwise."
-        )
+        found.append("The model does not record the face crop of its training data. The crops here may differ.")
     if skipped := record.get("skipped_corrupt", {}).get("count"):
-        found.append(f"{skipped:,} images could not be decoded and were left out.")
+        found.append(f"{skipped:,} images could not be decoded and were skipped.")
     if unseen := record.get("unseen_methods"):
-        found.append(f"The model was not trained on: {', '.join(unseen)}. Expect lower numbers there.")
+        found.append(f"The model was not trained on {', '.join(unseen)}. Expect worse scores on these methods.")
     by_group = levels.get("by_group")
     for level in LEVELS if by_group else ():
         for metric, gap in by_group["gap"][level].items():
             if metric in COMPARED and gap.get("interval") and gap["interval"][0] > 0:
                 found.append(
-                    f"{level} level: {METRIC_NAMES[metric]} differs between the groups of {by_group['column']} by "
-                    f"{gap['value']:.3f} ({gap['highest']} above {gap['lowest']}), more than chance explains."
+                    f"{level.capitalize()} level: {METRIC_NAMES[metric]} differs between the groups of "
+                    f"{by_group['column']} by {gap['value']:.3f} ({gap['highest']} above {gap['lowest']}). Chance "
+                    "alone does not explain this gap."
                 )
     return found
 
 
 def _cell(scores: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """Return a number with its interval, and why it, or the interval, is not there."""
+    """Return a number with its interval, and the reason if either is missing."""
     value = scores.get(metric)
     interval = scores.get("intervals", {}).get(metric)
     reason = None
@@ -256,12 +255,12 @@ def _cell(scores: Mapping[str, Any], metric: str) -> dict[str, Any]:
 
 
 def _headline(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the numbers to read first: AUC, and the error rates at the operating point of equal errors."""
+    """Return the headline numbers: AUC, and the rates at the equal-error threshold."""
     tiles = [{"name": f"{level.capitalize()} AUC", **_cell(levels[level], "auc")} for level in LEVELS]
     for level in LEVELS:
         chosen = "_at_threshold_eer" if (levels[level].get("thresholds") or {}).get("eer") is not None else ""
         where = "the equal-error threshold" if chosen else "0.5"
-        for metric, name in (("fpr", "False alarms"), ("tpr", "Fakes found")):
+        for metric, name in (("fpr", "Reals flagged"), ("tpr", "Fakes flagged")):
             tiles.append({"name": f"{name} at {where}, {level}s", **_cell(levels[level], metric + chosen)})
     return tiles
 
@@ -271,7 +270,7 @@ def _metric_rows(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
         {"name": label, **{level: _cell(levels[level], key) for level in LEVELS}}
         for key, label in METRIC_NAMES.items()
     ]
-    for key, label in (("auc", "video AUC as DeepfakeBench counts"), ("eer", "video EER as DeepfakeBench counts")):
+    for key, label in (("auc", "video AUC as in DeepfakeBench"), ("eer", "video EER as in DeepfakeBench")):
         value = levels["video"].get(f"video_{key}_deepfakebench")
         if value is not None:
             empty = {"value": None, "interval": None, "reason": None}
@@ -294,7 +293,7 @@ def _operating_points(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _method_rows(levels: Mapping[str, Any], seen_methods: Sequence[str] | None) -> list[dict[str, Any]]:
     rows = []
     for method, scores in levels["by_method"].items():
-        seen = {None: "not known", True: "seen", False: "unseen"}[was_seen(method, seen_methods)]
+        seen = {None: "unknown", True: "seen", False: "unseen"}[was_seen(method, seen_methods)]
         rows.append(
             {
                 "method": method,
@@ -342,7 +341,7 @@ def _differences(levels: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _video_ids(looks: Looks | None) -> list[dict[str, Any]]:
-    """Return what the sheets of examples show, as text."""
+    """Return the frames of the example sheets, as text."""
     if looks is None:
         return []
     return [

@@ -1,4 +1,4 @@
-"""The pictures of the report, each with a text for who cannot see it, or the reason why it is missing."""
+"""The pictures of the report, each with an alternative text, or the reason for its absence."""
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +29,11 @@ from .figures import (
     encode,
 )
 
-NOT_LOOKED = "It takes the model: evaluate with --report."
+NOT_LOOKED = "Not drawn, since this needs the model. Evaluate with --report."
 WHYS = {
-    "median": "The frame of the median score of each method",
-    "lowest fake": "The fakes with the lowest scores: the worst misses",
-    "highest real": "The reals with the highest scores: the worst false alarms",
+    "median": "Median: the frame with the median score of each method",
+    "lowest fake": "Worst misses: the fakes with the lowest scores",
+    "highest real": "Worst false alarms: the reals with the highest scores",
 }
 
 
@@ -42,14 +42,14 @@ class Picture:
     """A picture of the report."""
 
     name: str
-    """Of its file."""
+    """Name of its file."""
     alt: str
     content: bytes
     """WebP."""
 
     @property
     def source(self) -> str:
-        """Return it as the address that an `img` takes."""
+        """Return the picture as a data URL for an `img`."""
         return "data:image/webp;base64," + base64.b64encode(self.content).decode("ascii")
 
 
@@ -59,7 +59,7 @@ def number_text(value: float | None) -> str:
 
 
 def lacking(reason: str) -> dict[str, Any]:
-    """Return what stands for pictures that are missing."""
+    """Return the placeholder for missing pictures."""
     return {"pictures": [], "reason": reason}
 
 
@@ -68,7 +68,7 @@ def curves_of(name: str, levels: Mapping[str, Any], rows: pd.DataFrame, bootstra
     curves, reasons = roc_curves(rows, bootstrap, seed)
     missing = "; ".join(f"{level} level: {why}" for level, why in reasons.items())
     if not curves:
-        return lacking(f"There are no curves ({missing}).")
+        return lacking(f"No curves ({missing}).")
     areas = ", ".join(f"{level} AUC {number_text(levels[level]['auc'])}" for level in curves)
     draw: dict[str, Callable[[], Any]] = {
         "roc": lambda: draw_roc(curves),
@@ -83,11 +83,11 @@ def curves_of(name: str, levels: Mapping[str, Any], rows: pd.DataFrame, bootstra
         + ".",
     }
     pictures = [Picture(key, alts[key], encode(make())) for key, make in draw.items()]
-    return {"pictures": pictures, "reason": f"Not all is drawn ({missing})." if missing else None}
+    return {"pictures": pictures, "reason": f"Some curves are missing ({missing})." if missing else None}
 
 
 def scores_of(name: str, levels: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, Any]:
-    """Draw how the scores of each method spread."""
+    """Draw histograms of the scores of each method."""
     pictures, reasons = [], []
     methods = rows.assign(method=rows["method"].astype(object).fillna(UNKNOWN))
     for level in LEVELS:
@@ -102,7 +102,7 @@ def scores_of(name: str, levels: Mapping[str, Any], rows: pd.DataFrame) -> dict[
         medians += [f"reals {np.median(reals):.3f}"] if len(reals) else []
         alt = f"Histograms of the scores of {level}s of {name} by method. Median p_fake: {', '.join(medians)}."
         pictures.append(Picture(f"scores_{level}", alt, encode(draw_scores(reals, by_method, known, level))))
-    return {"pictures": pictures, "reason": f"Not all is drawn ({'; '.join(reasons)})." if reasons else None}
+    return {"pictures": pictures, "reason": f"Some diagrams are missing ({'; '.join(reasons)})." if reasons else None}
 
 
 def _scores_by_method(rows: pd.DataFrame, level: str) -> dict[str | None, np.ndarray]:
@@ -110,7 +110,7 @@ def _scores_by_method(rows: pd.DataFrame, level: str) -> dict[str | None, np.nda
     groups = {None: rows[rows["label"] != FAKE]}
     groups |= dict(list(rows[rows["label"] == FAKE].groupby("method", sort=True)))
     if level == "video":
-        video_scores(rows)  # a video of both classes shows only when it is whole
+        video_scores(rows)  # checks all rows: the groups would split a video with both classes
         groups = {name: video_scores(group) for name, group in groups.items() if len(group)}
     scores = {name: group["p_fake"].to_numpy(float) for name, group in groups.items()}
     return {name: values[np.isfinite(values)] for name, values in scores.items()}
@@ -130,30 +130,31 @@ def reliability_of(name: str, rows: pd.DataFrame) -> dict[str, Any]:
             for table in tables.values():
                 values = table["p_fake"].to_numpy(float)
                 if len(values) < BINS:
-                    raise ValueError(f"{len(values)} {level}s do not fill {BINS} bins")
+                    raise ValueError(f"{len(values)} {level}s are too few for {BINS} bins")
                 if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-                    raise ValueError("not all scores are probabilities")
+                    raise ValueError("some scores are outside of [0, 1]")
         except ValueError as error:
             reasons.append(f"{level} level: {error}")
             continue
         bins = {stage: reliability(table["label"], table["p_fake"]) for stage, table in tables.items()}
         worst = max(bins["after"], key=lambda bin_: abs(bin_["mean_p"] - bin_["share_fake"]))
         alt = (
-            f"Reliability diagram of {level}s of {name}, {' and '.join(stages)} calibration. Farthest off is the bin "
-            f"of mean p_fake {worst['mean_p']:.2f}, where {worst['share_fake']:.2f} are fake."
+            f"Reliability diagram of {level}s of {name}, {' and '.join(stages)} calibration. The largest "
+            f"deviation is in the bin with mean p_fake {worst['mean_p']:.2f}, with a share of fakes of "
+            f"{worst['share_fake']:.2f}."
             if len(stages) > 1
-            else f"Reliability diagram of {level}s of {name}. Farthest off is the bin of mean p_fake "
-            f"{worst['mean_p']:.2f}, where {worst['share_fake']:.2f} are fake."
+            else f"Reliability diagram of {level}s of {name}. The largest deviation is in the bin with mean p_fake "
+            f"{worst['mean_p']:.2f}, with a share of fakes of {worst['share_fake']:.2f}."
         )
         pictures.append(Picture(f"reliability_{level}", alt, encode(draw_reliability(bins, level))))
-    reason = f"Not all is drawn ({'; '.join(reasons)})." if reasons else None
+    reason = f"Some diagrams are missing ({'; '.join(reasons)})." if reasons else None
     return {"pictures": pictures, "reason": reason, "calibrated": len(stages) > 1}
 
 
 def robustness_of(name: str, results: Mapping[str, Any] | None) -> dict[str, Any]:
     """Draw the AUC on perturbed pictures."""
     if results is None:
-        return lacking("It was not measured for these weights and data: --perturbations does.")
+        return lacking("Not measured for these weights and data. Evaluate with --perturbations.")
     pictures = []
     for unit in LEVELS:
         means = [f"{kind} {number_text(result['mean'][unit])}" for kind, result in results["types"].items()]
@@ -191,19 +192,19 @@ def embeddings_of(name: str, looks: Looks | None) -> dict[str, Any]:
     if looks is None:
         return lacking(NOT_LOOKED)
     if looks.points is None:
-        return lacking("The model gives no feature map, or there are fewer than ten frames, or all look the same.")
+        return lacking("Not drawn: no feature map, fewer than ten frames, or identical embeddings.")
     alt = f"t-SNE of the embeddings of {len(looks.points):,} frames of {name}, coloured by method."
     figure = draw_embeddings(looks.points, looks.methods, looks.labels)
     return {"pictures": [Picture("tsne", alt, encode(figure))], "reason": None}
 
 
 def similarities_of(name: str, looks: Looks | None) -> dict[str, Any]:
-    """Draw how alike the cells of a face are."""
+    """Draw the similarities between the cells of a face."""
     if looks is None:
         return lacking(NOT_LOOKED)
     chosen = [example for example in looks.examples if example.why == "median" and example.similarities is not None]
     if not chosen:
-        return lacking("The model gives no feature map.")
+        return lacking("Not drawn: the model has no feature map.")
     lowest = min(float(example.similarities.min()) for example in chosen)
     lowest = np.floor(min(lowest, 0.9) * 10) / 10
     pictures = []

@@ -1,4 +1,4 @@
-"""What the command says of an evaluation in the end, and by how much models differ."""
+"""Printed summary of an evaluation, and differences between models."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -16,8 +16,7 @@ from .names import was_seen
 from .result_files import DIFFERENCES, complete_files
 from .tables import Result
 
-#: What the split is called on which checkpoints and thresholds are chosen.
-#: Splits that train a model, or choose its checkpoint and thresholds.
+#: Names of splits used to train a model, or to select its checkpoint and thresholds.
 USED = ("dev", "train", "training", "val", "valid", "validation")
 
 
@@ -29,72 +28,70 @@ def print_result(
     seed: int,
     cautions: Sequence[str] = (),
 ) -> None:
-    """Print what the last of some results is, and by how much it differs from the first.
+    """Print the last of the results, and its differences from the first.
 
     Args:
-        results: those that there are, in the order of `folders`.
-        folders: where the results go.
-        splits: which splits the rows of the last one are of, as far as that is known.
-        bootstrap: how often families are drawn for the intervals of differences; 0 for no differences.
-        seed: for the draws.
-        cautions: what else a reader of the numbers must know.
+        results: the results so far, in the order of `folders`.
+        folders: folders of the results.
+        splits: known splits of the rows of the last result.
+        bootstrap: number of bootstrap draws for the intervals of differences; 0 for no differences.
+        seed: seed of the draws.
+        cautions: further cautions about the numbers.
     """
     result, folder = results[-1], folders[len(results) - 1]
     print(f"\n{result.model}")
     print(summarize(result.metrics, result.seen_methods).to_string(index=False, na_rep="-", float_format="%.3f"))
     verdicts = verdict_rows(result.metrics)
     if verdicts:
-        print("\nverdicts of all rows, without abstention:")
+        print("\nVerdicts on all rows, without abstention:")
         print(pd.DataFrame(verdicts).to_string(index=False))
     points = at_operating_points(result.metrics)
     if len(points):
-        print("\nat the operating points of the checkpoint, chosen on its validation split:")
+        print("\nOperating points of the checkpoint, chosen on its validation split:")
         print(points.to_string(index=False, na_rep="-", float_format="%.3f"))
     if groups := groups_printed(result.metrics):
         print(f"\n{groups}\n")
     for dataset, levels in result.metrics.items():
         if why := levels["frame"].get("reason"):
-            print(f"{dataset} gives no AUC: {why}{_rates(levels)}")
+            print(f"{dataset}: no AUC, since {why}{_rates(levels)}")
         elif why := levels["video"].get("reason"):
-            print(f"{dataset} gives no AUC of videos: {why}")
+            print(f"{dataset}: no video AUC, since {why}")
         for level in LEVELS:
             if warning := levels[level].get("warning"):
-                print(f"caution, {dataset}, {level} level: {warning}")
+                print(f"Caution ({dataset}, {level} level): {warning}")
     for caution in cautions:
-        print(f"caution: {caution}")
+        print(f"Caution: {caution}")
     for split in sorted(split for split in splits if split.lower() in USED):
         print(
-            f"caution: if this model was trained on the split {split!r}, or its checkpoint and thresholds were chosen "
-            "on it, the scores are too good: report those of the test split"
+            f"Caution: if the split {split!r} was used to train this model, or to select its checkpoint and "
+            "thresholds, the scores are too high. Report scores on the test split."
         )
     if len(results) > 1 and bootstrap:
         write_differences(folders[0], folder, results[0].model, bootstrap, seed)
-    print(f"metrics, predictions and the record of the run are in {folder}")
+    print(f"Metrics, predictions and record of the run: {folder}")
 
 
 def write_differences(first: Path, other: Path, first_name: str, bootstrap: int, seed: int) -> None:
-    """Write `differences.json`: by how much a model differs from the first one on the same rows; print the AUC's.
+    """Write `differences.json`, the metrics of a model minus those of the first on shared rows; print those of AUC.
 
-    Where tables were made elsewhere, the same rows are those that both have; without any, that is said instead.
+    Without shared rows, the function prints the reason and writes nothing.
 
     Args:
-        first: the results of the first model.
-        other: those of the other; there the file goes.
-        first_name: what the first model is called.
-        bootstrap: how often families are drawn for the intervals.
-        seed: for the draws.
+        first: results folder of the first model.
+        other: results folder of the other model, which gets the file.
+        first_name: name of the first model.
+        bootstrap: number of bootstrap draws for the intervals.
+        seed: seed of the draws.
     """
     tables = [pd.read_parquet(folder / "predictions.parquet") for folder in (other, first)]
     try:
         shared = shared_rows(*tables)
-    except InputError as error:  # the results of the two stand without it
-        print(f"nothing is compared with {first_name}: {error}")
+    except InputError as error:  # both results are valid without a comparison
+        print(f"No comparison with {first_name}: {error}")
         return
     rows = len(shared[0])
     if any(len(table) > rows for table in tables):
-        print(
-            f"compared with {first_name} on the {rows} rows that both have, of {len(tables[0])} and {len(tables[1])}"
-        )
+        print(f"Comparison with {first_name} on {rows} shared rows, of {len(tables[0])} and {len(tables[1])}")
     differences = compare_models(*shared, bootstrap, seed)
     text = json.dumps({"minus": first_name, "rows": rows, "differences": differences}, indent=2, allow_nan=False)
     with complete_files(other, [DIFFERENCES]) as paths:
@@ -103,22 +100,21 @@ def write_differences(first: Path, other: Path, first_name: str, bootstrap: int,
         for level, found in levels.items():
             if interval := found.get("auc", {}).get("interval"):
                 print(
-                    f"{level} AUC on {dataset}, minus that of {first_name}: {found['auc']['difference']:+.3f} "
+                    f"Difference in {level} AUC on {dataset} from {first_name}: {found['auc']['difference']:+.3f} "
                     f"({interval[0]:+.3f} to {interval[1]:+.3f})"
                 )
 
 
 def summarize(metrics: dict[str, dict[str, Any]], seen_methods: Sequence[str] | None) -> pd.DataFrame:
-    """Make the table that is printed in the end.
+    """Make the printed summary table.
 
     Args:
         metrics: the content of `metrics.json`.
-        seen_methods: the methods that the model was trained on; None if it does not say.
+        seen_methods: methods in the model's training data; None if not recorded.
 
     Returns:
-        One row a data set and one for each of its methods: whether the model was trained on the method, a dash where
-        that is not known, and AUC and EER at frame and AUC at video level, each AUC with its 95 % interval if there
-        are any.
+        One row per data set and one for each of its methods: whether the model was trained on the method (a dash if
+        unknown), frame AUC, frame EER and video AUC, with 95 % intervals of the AUCs if available.
     """
     rows = []
     for dataset, levels in metrics.items():
@@ -148,8 +144,8 @@ def verdict_rows(metrics: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         metrics: the content of `metrics.json`.
 
     Returns:
-        One row a data set, level and class, of the checkpoints that give verdicts: how many are flagged, inconclusive
-        and not flagged, with their shares in percent, as text.
+        One row per data set, level and class, if the checkpoint gives verdicts: the numbers of flagged, inconclusive
+        and not flagged, with percentages, as text.
     """
     rows = []
     for dataset, levels in metrics.items():
@@ -164,13 +160,13 @@ def verdict_rows(metrics: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def at_operating_points(metrics: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Make the table of how often the checkpoint is right at its own thresholds.
+    """Make the table of accuracy, FPR and TPR at the checkpoint's own thresholds.
 
     Args:
         metrics: the content of `metrics.json`.
 
     Returns:
-        One row a data set, level and threshold that is known.
+        One row per data set, level and known threshold.
     """
     rows = []
     for dataset, levels in metrics.items():
@@ -185,7 +181,7 @@ def at_operating_points(metrics: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 
 def _rates(levels: dict[str, Any]) -> str:
-    """Say what there is without both kinds: how many of the reals, or of the fakes, are flagged."""
+    """Return FPR or TPR as text, for data with a single class."""
     found = [
         f"{rate.upper()} {levels[level][rate]:.3f} ({levels[level]['n']} {level}s)"
         for rate in ("fpr", "tpr")

@@ -25,7 +25,7 @@ PUBLISHED = Path(__file__).with_name("published.json")
 MEASURES = ("auc", "eer", "accuracy", "fpr")
 ALL = "all"
 MARKS = {"seen": " *", "partly": " (*)", "unseen": "", None: ""}
-#: What data sets of the published tables are called here: the name in lower case, letters and digits only.
+#: Patterns for the data sets of the published tables; they match names in lower case, letters and digits only.
 NAMES = {
     "FF++": r"(ff|ffpp|faceforensics|faceforensicspp)(c23|hq)?",
     "FF++ (c40)": r"(ff|ffpp|faceforensics|faceforensicspp)(c40|lq)",
@@ -40,24 +40,24 @@ NAMES = {
 
 @dataclass
 class Result:
-    """What one model, or one table of predictions, was found to be worth."""
+    """The metrics of one model, or of one table of predictions."""
 
     model: str
     metrics: Mapping[str, Mapping[str, Any]]
     """The content of `metrics.json`."""
     seen_methods: Sequence[str] | None = None
-    """What the model was trained on; None where that is not known."""
+    """Methods in the model's training data; None if unknown."""
 
 
 def result_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return what was measured, one row for every model, data set, method and level.
+    """Return the results, one row for each model, data set, method and level.
 
     Returns:
-        Dictionaries with `model`; `trained_on`, the methods, None where not known; `data_set`; `method`, or "all" for
-        all fakes; `level`; `seen`, whether the model was trained on what it is tested on: "seen", "partly", "unseen",
-        or None where not known, see `was_seen`; `auc`, `eer`, `accuracy` and `fpr` (the last two at .5) in [0, 1] with
-        the ends of their 95 % intervals, such as `auc_low` and `auc_high`, None where there is none; `n`; `reason`,
-        why there is no AUC; and `published` False, with neither `source` nor `published_as`.
+        Dictionaries with `model`; `trained_on`, its training methods; `data_set`; `method`, or "all" for all fakes;
+        `level`; `seen`, whether the model was trained on the tested methods: "seen", "partly" or "unseen", see
+        `was_seen`; `auc`, `eer`, `accuracy` and `fpr` (the last two at .5) in [0, 1], with the ends of their 95 %
+        intervals, such as `auc_low` and `auc_high`; `n`; `reason`, if there is no AUC; and `published` False, without
+        `source` and `published_as`. Unknown and missing values are None.
     """
     rows = []
     for result in results:
@@ -98,14 +98,12 @@ def published_rows(kind: str, data_sets: Mapping[str, Iterable[str]] | None = No
 
     Args:
         kind: the published table: "across_data_sets", "across_methods" or "trained_on_others".
-        data_sets: the data sets that were evaluated, and the methods of each. Where the name of one says that it is a
-            data set of the tables, the rows get that name, and those of its methods; of two such, the rows are there
-            for each.
+        data_sets: the evaluated data sets, and the methods of each. If the name of one matches a published data set,
+            the rows use its names of data set and methods; if several match, each gets its own rows.
 
     Returns:
-        Rows of the frame level, or of None where the source does not say, `published` True, with their `source`, and
-        `published_as`, what the data set is called there. What matches none of `data_sets` keeps the name that it has
-        there.
+        Rows with `published` True, the `source`, `published_as`, the published name of the data set, and the level
+        "frame", or None if the source does not state it. Data sets without a match keep their published names.
     """
     content = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     table, sources = content[kind], content["sources"]
@@ -136,7 +134,7 @@ def published_rows(kind: str, data_sets: Mapping[str, Iterable[str]] | None = No
 
 
 def _cells(kind: str, table: Mapping[str, Any], row: Mapping[str, Any]) -> Iterable[tuple]:
-    """Give data set, method, numbers, what it was trained on and whether that was this, of every cell of a row."""
+    """Yield data set, method, numbers, training methods, and "seen" or "unseen" for each cell of a row."""
     for name, cell in row["cells"].items():
         if kind == "across_data_sets":
             yield name, ALL, cell, table["trained_on"], "seen" if name in table["seen"] else "unseen"
@@ -148,7 +146,7 @@ def _cells(kind: str, table: Mapping[str, Any], row: Mapping[str, Any]) -> Itera
 
 
 def find_published(name: str, data_sets: Mapping[str, Iterable[str]]) -> dict[str, Iterable[str]]:
-    """Return those of some data sets whose names say that they are the one of that name in the published tables."""
+    """Return the data sets whose names match a data set of the published tables."""
     return {
         own: methods
         for own, methods in data_sets.items()
@@ -160,12 +158,12 @@ def write_tables(results: Sequence[Result], folder: Path, published: bool = Fals
     """Write `table.json`, `table.csv` and `table.md`.
 
     Args:
-        results: of all models, in the order in which they shall be shown.
-        folder: where the files go; made if it is not there.
-        published: put the published numbers beside.
+        results: results of all models, in display order.
+        folder: folder for the files; created if missing.
+        published: add the published numbers.
 
     Returns:
-        What to print: `table.md`, with published numbers only for what was evaluated here.
+        The text to print: `table.md`, with published numbers only for the evaluated data sets and methods.
 
     Raises:
         InputError: if a file cannot be written.
@@ -203,7 +201,7 @@ def write_tables(results: Sequence[Result], folder: Path, published: bool = Fals
     printed = tables_text(across, by_method, near, notes, groups_text(groups, gaps))
     if published and not any(near.values()):
         names = ", ".join(escaped(name) for name in data_sets)
-        printed += f"\nNo published number is about what was evaluated here ({names}); table.md has all of them.\n"
+        printed += f"\nThere are no published numbers for {names}. See table.md for all published numbers.\n"
     return printed
 
 
@@ -217,17 +215,17 @@ def tables_text(
     """Return the wide tables as Markdown.
 
     Args:
-        across: rows of all fakes of a data set.
-        by_method: rows of single methods.
-        beside: published rows by the kind of table.
-        notes: what a reader of published rows needs to know.
+        across: rows for all fakes of a data set.
+        by_method: rows for single methods.
+        beside: published rows by kind of table.
+        notes: notes on the published rows.
         groups: sections on groups.
     """
     sources = list(dict.fromkeys(row["source"] for rows in beside.values() for row in rows))
     parts = [
-        "All numbers are percentages; after an AUC stands its 95 % interval, if there is one. * marks what a model "
-        "was trained on, (*) where that holds for some of the methods only: such numbers are no generalisation. Where "
-        'a model does not say what it was trained on ("?"), nothing is marked.\n'
+        "All numbers are percentages. AUCs have 95 % intervals in brackets, if available. * marks data that the model "
+        "was trained on, and (*) data of which it was trained on some methods only: these numbers do not measure "
+        'generalisation. If the training data of a model is unknown ("?"), nothing is marked.\n'
     ]
     for level in LEVELS:
         rows = [row for row in [*across, *beside["across_data_sets"]] if row["level"] == level]
@@ -236,7 +234,7 @@ def tables_text(
     for data_set in dict.fromkeys(row["data_set"] for row in frames):
         rows = [row for row in frames if row["data_set"] == data_set]
         if len({row["method"] for row in rows}) > 1:
-            title = f"## Across the methods of {escaped(data_set)}, frame level: AUC against all its reals"
+            title = f"## Across the methods of {escaped(data_set)}, frame level: AUC against all reals"
             parts.append(f"{title}\n\n{_wide(rows, sources, _method, _auc)}")
     rows = [row for row in by_method if row["level"] == "frame" and _is_trained_on_others(row, by_method)]
     rows += beside["trained_on_others"]
@@ -263,7 +261,7 @@ def _wide(
     column: Callable[[Mapping[str, Any]], str],
     cell: Callable[[Mapping[str, Any]], str],
 ) -> str:
-    """Lay rows out as a Markdown table: a line a model and what it was trained on, published ones last."""
+    """Format rows as a Markdown table: one line per model and training data, published ones last."""
     columns = list(dict.fromkeys(column(row) for row in rows))
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
@@ -280,7 +278,7 @@ def _line(row: Mapping[str, Any], sources: Sequence[str]) -> tuple[str, str]:
         model += f" (published) [{sources.index(row['source']) + 1}]"
     if row["trained_on"] is None:
         return model, "?"
-    if row["published"] and len(row["trained_on"]) > 1:  # others in each column
+    if row["published"] and len(row["trained_on"]) > 1:  # different ones in each column
         return model, "the other methods"
     return model, escaped(", ".join(row["trained_on"])) or "nothing"
 

@@ -1,4 +1,4 @@
-"""Find the checkpoints that shall be evaluated or exported; nothing of them is loaded, and no torch imported."""
+"""Find checkpoints to evaluate or export, without loading them or importing torch."""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ class Checkpoint:
     """A checkpoint on disk, of DCL or another image classifier; its weights are not loaded yet."""
 
     name: str
-    """As the user gave it."""
+    """The folder or id that the user gave."""
     folder: Path
-    """Where its files are."""
+    """The folder with its files."""
     revision: str
-    """The commit, if it came from the Hub; of a folder, a hash of configuration and weights."""
+    """The commit on the Hub; for a folder, a hash of configuration and weights."""
     model_type: str = MODEL_TYPE
-    """What its config.json says."""
+    """The content of its config.json."""
     classes: list[tuple[str, int]] | None = None
-    """Of a model that is not DCL's, the label of each class and whether it is one of reals (0) or of fakes (1)."""
+    """For a model other than DCL, the label of each class, and whether it means real (0) or fake (1)."""
 
     @property
     def is_dcl(self) -> bool:
-        """Whether it is one of DCL."""
+        """Whether it is a DCL checkpoint."""
         return self.model_type == MODEL_TYPE
 
     def record(self) -> dict[str, Any]:
-        """Return what the record of a run says of the classes."""
+        """Return the classes for the record of a run."""
         if self.classes is None:
             return {}
         return {
@@ -43,23 +43,23 @@ class Checkpoint:
 
 
 def find_checkpoint(name: str, only_dcl: bool = False) -> Checkpoint:
-    """Find a checkpoint in a folder, else on the Hub, whose files are then fetched into the local cache.
+    """Find a checkpoint in a folder, or on the Hub, and then download its files into the local cache.
 
     Args:
         name: a folder, or a model id on the Hub.
-        only_dcl: accept no other kind of model.
+        only_dcl: accept DCL checkpoints only.
 
     Raises:
-        InputError: if it is neither, names no model type, is not one of DCL where that was asked for, or has no
-            weights as safetensors.
+        InputError: if it is not found, names no model type, is not a DCL checkpoint although `only_dcl` is set, or has
+            no safetensors weights.
     """
     folder = find_dcl_checkpoint(name) if only_dcl else find_model(name, FILES["torch"])
-    # Snapshots of the Hub are kept under the name of their commit.
+    # The cache stores Hub snapshots under the name of their commit.
     checkpoint = Checkpoint(name, folder, _hash_of(folder) if folder == Path(name) else folder.name)
     if only_dcl:
         return checkpoint
     config = read_settings(folder, "config.json", name)
-    # Checkpoints of timm are known by what they have instead.
+    # timm checkpoints have `pretrained_cfg` instead of `model_type`.
     checkpoint.model_type = config.get("model_type", "timm_wrapper" if "pretrained_cfg" in config else None)
     if checkpoint.model_type is None:
         raise InputError(
@@ -70,14 +70,14 @@ def find_checkpoint(name: str, only_dcl: bool = False) -> Checkpoint:
         if checkpoint.is_dcl or any(folder.glob("model*.onnx")):
             raise no_weights(folder, name)
         raise InputError(
-            f"Model {name!r} has no weights as safetensors. Other formats are not opened, since unpickling runs the "
-            "code in them: if you trust them, load and save them once by transformers, and pass that folder."
+            f"Model {name!r} has no safetensors weights. Other formats are not opened, since unpickling runs the code "
+            "in them. If you trust them, load and save the model once with transformers, and pass that folder."
         )
     return checkpoint
 
 
 def _hash_of(folder: Path) -> str:
-    """Hash what decides a checkpoint's answers, so that scores tell of which weights they are."""
+    """Hash all files that affect a checkpoint's scores, so that results can be traced to their weights."""
     digest = hashlib.sha256()
     for path in sorted(path for end in ("config.json", ".safetensors", ".py") for path in folder.glob(f"*{end}")):
         with path.open("rb") as file:

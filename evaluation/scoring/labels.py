@@ -1,4 +1,4 @@
-"""What the classes of a classifier mean, real or fake: told by the words in their names, or by the user."""
+"""Meaning of a classifier's classes, real or fake: from the words in their names, or from the user."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -18,28 +18,28 @@ synthesized synthesised synthesis swapped faceswap faceswaps morphed morph cgi
 REAL_WORDS = frozenset(_WORDS_OF_REALS.split())
 FAKE_WORDS = frozenset(_WORDS_OF_FAKES.split())
 NEGATIONS = frozenset(["not", "non", "no", "un", "never", "without", "isnt"])
-REVERSED = frozenset(["free"])  # what comes before it is denied, as in "manipulation free"
+REVERSED = frozenset(["free"])  # negates the word before it, as in "manipulation free"
 MOST_SHOWN = 6
 
 
 def meaning_of(label: str) -> int | None:
-    """Read whether a class is that of reals or of fakes from its name.
+    """Infer from the name of a class whether it means real or fake.
 
-    Whole words count, whatever their case and what stands between them: "0_real", "Fake Face", "AIGenerated". A
-    negation turns round what follows it: "not fake" is real.
+    Whole words count, with any case and separators: "0_real", "Fake Face", "AIGenerated". A negation inverts the next
+    word: "not fake" is real.
 
     Args:
         label: the name.
 
     Returns:
-        0 for real, 1 for fake; None where the words say nothing, or both.
+        0 for real, 1 for fake; None if the name has words of neither or of both.
     """
     kinds, denied = set(), False
     for word in _words(label):
         if word in REVERSED:
             return None
         if word in NEGATIONS:
-            if denied or kinds:  # "not not real", "real, not generated": no name to guess at
+            if denied or kinds:  # "not not real", "real, not generated": do not guess
                 return None
             denied = True
         elif word in REAL_WORDS | FAKE_WORDS:
@@ -51,26 +51,26 @@ def _words(label: str) -> list[str]:
     words = []
     for word in re.findall(r"[A-Za-z]+", re.sub(r"n['\u2019]t\b", " not", label)):
         known = word.lower() in REAL_WORDS | FAKE_WORDS
-        # Else "FakeFace" is two words, and so is "AIGenerated".
+        # Otherwise split at capitals: "FakeFace" and "AIGenerated" are two words each.
         parts = [word] if known else re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", word)
         words += [part.lower() for part in parts]
     return words
 
 
 def classify_labels(labels: Sequence[str], name: str, fake_labels: Collection[str] = ()) -> list[int]:
-    """Decide of every class of a model whether it is one of reals or of fakes.
+    """Decide for every class of a model whether it means real or fake.
 
     Args:
-        labels: the names of the classes; a single one for a model that gives one number.
-        name: what the model is called.
-        fake_labels: names that mean fake. If the model has any of them, all its other classes are real; if not, the
+        labels: the names of the classes; a single name for a model with one output.
+        name: name of the model, for errors.
+        fake_labels: names that mean fake. If the model has any of them, all its other classes mean real; otherwise the
             words in the names decide.
 
     Returns:
-        0 for real or 1 for fake, of each class.
+        0 (real) or 1 (fake) for each class.
 
     Raises:
-        InputError: if a name is unknown or ambiguous, or all classes are of one kind.
+        InputError: if a name is unknown or ambiguous, or all classes mean the same.
     """
     if any(label in fake_labels for label in labels):
         kinds = [FAKE if label in fake_labels else REAL for label in labels]
@@ -81,13 +81,13 @@ def classify_labels(labels: Sequence[str], name: str, fake_labels: Collection[st
     if None in kinds:
         unknown = labels[kinds.index(None)]
         raise InputError(
-            f"the labels of {name!r} ({shown}) do not tell real from fake, as {unknown!r} is neither by its words: "
-            "name those that mean fake by --fake_labels, and the rest is real."
+            f"Labels of {name!r} ({shown}): cannot tell whether {unknown!r} means real or fake. List the labels that "
+            "mean fake with --fake_labels; all others then mean real."
         )
     if len(labels) > 1 and len(set(kinds)) == 1:
         only = "fake" if kinds[0] == FAKE else "real"
         raise InputError(
-            f"the labels of {name!r} ({shown}) all mean {only}: name by --fake_labels those, and only those, that "
-            "mean fake, or take another model if it has no class for the other kind."
+            f"Labels of {name!r} ({shown}): all mean {only}. List exactly the labels that mean fake with "
+            "--fake_labels, or choose another model if it has classes of one kind only."
         )
     return kinds

@@ -23,13 +23,13 @@ from .checkpoints import Checkpoint
 from .labels import classify_labels
 
 AUTO_CLASS = "AutoModelForImageClassification"
-#: Where transformers keeps how pictures become model input; timm keeps it in its config.json.
+#: Preprocessing files of transformers; timm stores preprocessing in its config.json.
 OF_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True)
 class UnknownTraining:
-    """What `DCLConfig` tells of the training, and other configurations do not."""
+    """The training fields of `DCLConfig`, which other configurations do not have."""
 
     seen_methods: None = None
     calibration: None = None
@@ -37,16 +37,16 @@ class UnknownTraining:
 
 @dataclass
 class BinaryOutput:
-    """What `BinaryClassifier` gives."""
+    """The output of `BinaryClassifier`."""
 
     logits: torch.Tensor
-    """float32 (N, 2), real and fake: their softmax is the sum of the probabilities of the classes of each kind."""
+    """float32 (N, 2), real and fake: their softmax sums the probabilities of the classes of each kind."""
     evidence: None = None
-    """Such a model does not tell where a forgery was seen."""
+    """Always None: such a model does not localise forgeries."""
 
 
 class BinaryClassifier(torch.nn.Module):
-    """An image classifier of any number of classes, its classes gathered into real and fake."""
+    """An image classifier with any number of classes, merged into real and fake."""
 
     def __init__(self, model: PreTrainedModel, kinds: Sequence[int], name: str):
         super().__init__()
@@ -57,76 +57,76 @@ class BinaryClassifier(torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of the model."""
         return self.model.device
 
     def forward(self, pixel_values: torch.Tensor) -> BinaryOutput:
         """Score pictures.
 
         Args:
-            pixel_values: float32 (N, 3, height, width), made by its image processor.
+            pixel_values: float32 (N, 3, height, width), from its image processor.
 
         Raises:
-            InputError: if the model takes no such pictures, or does not give one logit a class.
+            InputError: if the model cannot process such input, or does not return one logit per class.
         """
         try:
             logits = self.model(pixel_values=pixel_values).logits.float()
         except (AttributeError, TypeError, ValueError) as error:
             raise InputError(
-                f"{self.name!r} cannot score the pictures that its image processor makes ({reason(error)}): "
-                "correct its preprocessor_config.json, or take another model."
+                f"{self.name!r} cannot score the output of its own image processor ({reason(error)}). "
+                "Correct its preprocessor_config.json, or choose another model."
             ) from error
         if logits.shape != (len(pixel_values), self.classes):
             raise InputError(
-                f"{self.name!r} gives numbers of shape {tuple(logits.shape)} for {len(pixel_values)} pictures and "
-                f"{self.classes} labels: only classifiers with one number a label can be evaluated."
+                f"{self.name!r} returns logits of shape {tuple(logits.shape)} for {len(pixel_values)} pictures and "
+                f"{self.classes} labels. Pass a classifier with one logit per label."
             )
-        if self.classes == 1:  # the log odds of its only class
+        if self.classes == 1:  # the log odds of the only class
             two = [torch.zeros_like(logits), logits]
             return BinaryOutput(torch.cat(two if self.fake else two[::-1], dim=1))
         return BinaryOutput(torch.stack([logits[:, of].logsumexp(1) for of in (self.real, self.fake)], dim=1))
 
 
 class ArrayProcessor:
-    """An image processor that is given arrays; the wrapped one gets RGB pictures, which all of them take."""
+    """An image processor for arrays; the wrapped one gets RGB pictures, which all of them accept."""
 
-    crop = None  # how the faces were cut that the model learned from: it does not say
+    crop = None  # the face crop of the training data is unknown
 
     def __init__(self, processor: BaseImageProcessor, name: str):
         self.processor, self.name = processor, name
 
     def __call__(self, images: Sequence[np.ndarray], return_tensors: str = "pt") -> dict[str, torch.Tensor]:
-        """Make model input from uint8 RGB arrays (height, width, 3).
+        """Preprocess uint8 RGB arrays (height, width, 3).
 
         Raises:
-            InputError: if the image processor cannot.
+            InputError: if the image processor fails.
         """
         try:
             pictures = [Image.fromarray(image) for image in images]
             return {"pixel_values": self.processor(pictures, return_tensors=return_tensors)["pixel_values"]}
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
-                f"the image processor of {self.name!r} makes no model input of the pictures ({reason(error)}): "
-                "correct its preprocessor_config.json, or take another model."
+                f"Image processor of {self.name!r}: cannot preprocess the pictures ({reason(error)}). "
+                "Correct its preprocessor_config.json, or choose another model."
             ) from error
 
 
 def find_classes(
     checkpoints: Sequence[Checkpoint], fake_labels: Collection[str] = (), trust_remote_code: bool = False
 ) -> list[Checkpoint]:
-    """Find out of every checkpoint that is not DCL's which of its classes mean fake; no weights are loaded for it.
+    """Find the classes that mean fake for every checkpoint other than DCL, without loading weights.
 
     Args:
-        checkpoints: what `find_checkpoint` found.
+        checkpoints: results of `find_checkpoint`.
         fake_labels: names of classes that mean fake, see `classify_labels`.
-        trust_remote_code: run configurations whose code was saved with the checkpoint.
+        trust_remote_code: allow configurations to run code saved with the checkpoint.
 
     Returns:
-        The same, with `classes`; those of DCL as they are.
+        The checkpoints with `classes`; DCL checkpoints are unchanged.
 
     Raises:
-        InputError: if a checkpoint is no image classifier with classes of both kinds, needs code of its own without
-            leave, or no checkpoint has one of `fake_labels`.
+        InputError: if a checkpoint is not an image classifier with real and fake classes, needs its own code without
+            `trust_remote_code`, or no checkpoint has one of `fake_labels`.
     """
     labels = {}
     for checkpoint in checkpoints:
@@ -135,8 +135,8 @@ def find_classes(
     for label in fake_labels:
         if not any(label in own for own in labels.values()):
             others = sorted({repr(known) for own in labels.values() for known in own})[:10]
-            have = f"they have {', '.join(others)}" if others else "those of DCL are real and fake, without being told"
-            raise InputError(f"no model has the label {label!r} of --fake_labels: {have}; leave it out or correct it.")
+            have = f"the models have {', '.join(others)}" if others else "DCL models do not need it"
+            raise InputError(f"--fake_labels: no model has the label {label!r} ({have}). Correct it, or leave it out.")
     found = []
     for checkpoint in checkpoints:
         if own := labels.get(checkpoint.name):
@@ -151,8 +151,8 @@ def _labels(config: PreTrainedConfig, name: str) -> list[str]:
         getattr(config, "auto_map", None) or {}
     ):
         raise InputError(
-            f"{name!r} is no image classifier: transformers has none for the model type {config.model_type!r}; pass "
-            f"one that {AUTO_CLASS} loads."
+            f"{name!r} is not an image classifier: transformers has none for the model type {config.model_type!r}. "
+            f"Pass a model that {AUTO_CLASS} can load."
         )
     labels = [str(config.id2label[index]) for index in sorted(config.id2label)]
     if sorted(config.id2label) != list(range(len(labels))):
@@ -160,13 +160,13 @@ def _labels(config: PreTrainedConfig, name: str) -> list[str]:
             f"the labels of {name!r} are numbered {sorted(config.id2label)}, not from 0 on: correct id2label in its "
             "config.json."
         )
-    # A loss of one's own leaves the type open, and then a single number is a logit. That of transformers sets it.
+    # With a custom loss, problem_type is unset, and a single output is a logit. transformers' own loss sets it.
     if config.problem_type == "regression":
-        raise InputError(f"{name!r} was trained for a regression and gives no probability: pass a classifier.")
+        raise InputError(f"{name!r} is a regression model and gives no probability. Pass a classifier.")
     if config.problem_type == "multi_label_classification" and len(labels) > 1:
         raise InputError(
-            f"the {len(labels)} labels of {name!r} do not exclude each other (problem_type is "
-            "'multi_label_classification'), so that there is no one probability of fake: pass a classifier whose do."
+            f"{name!r} is a multi-label classifier (problem_type is 'multi_label_classification'): its {len(labels)} "
+            "labels do not exclude each other and give no single probability. Pass a single-label classifier."
         )
     return labels
 
@@ -174,10 +174,10 @@ def _labels(config: PreTrainedConfig, name: str) -> list[str]:
 def _load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # of the file, of the configuration, of remote code
+    except Exception as error:  # files, configurations and remote code raise many classes
         raise _not_loaded(checkpoint, error) from error
     if checkpoint.model_type == "timm_wrapper" and config.model_args:
-        # timm writes it there, too, when a model is made with it, and transformers would pass it on twice.
+        # timm also stores it there when it creates a model, and transformers would pass it twice.
         config.model_args = {name: value for name, value in config.model_args.items() if name != "num_classes"}
     return config
 
@@ -185,30 +185,30 @@ def _load_config(checkpoint: Checkpoint, trust_remote_code: bool) -> PreTrainedC
 def _not_loaded(checkpoint: Checkpoint, error: Exception) -> InputError:
     if "trust_remote_code" in str(error):
         return InputError(
-            f"{checkpoint.name!r} needs the code that was saved with it: read that code, and pass --trust_remote_code "
-            "if you trust it."
+            f"{checkpoint.name!r} needs the code saved with it. Read that code, and pass --trust_remote_code if you "
+            "trust it."
         )
     return InputError(
-        f"the checkpoint {checkpoint.name!r} cannot be loaded ({reason(error)}): copy or download it again, or pass "
-        "one that this release of transformers knows."
+        f"Checkpoint {checkpoint.name!r}: cannot be loaded ({reason(error)}). Copy or download it again, or pass one "
+        "that this release of transformers supports."
     )
 
 
 def load_classifier(
     checkpoint: Checkpoint, device: torch.device, trust_remote_code: bool = False
 ) -> tuple[BinaryClassifier, ArrayProcessor]:
-    """Load an image classifier that is not DCL's in float32, and its image processor.
+    """Load an image classifier other than DCL in float32, and its image processor.
 
     Args:
-        checkpoint: what `find_classes` returned; without `classes`, the words in its labels decide.
-        device: where the model shall run.
-        trust_remote_code: run the code that was saved with the checkpoint.
+        checkpoint: result of `find_classes`; without `classes`, the words in its labels decide.
+        device: device for the model.
+        trust_remote_code: run the code saved with the checkpoint.
 
     Returns:
         The model, in evaluation mode, and the processor.
 
     Raises:
-        InputError: if a file is missing or unreadable, or does not hold every weight of the model.
+        InputError: if a file is missing or unreadable, or a weight of the model is missing.
     """
     if checkpoint.classes is None:
         (checkpoint,) = find_classes([checkpoint], (), trust_remote_code)
@@ -216,8 +216,8 @@ def load_classifier(
     has_processor = any((checkpoint.folder / name).is_file() for name in OF_PROCESSORS)
     if not has_processor and checkpoint.model_type != "timm_wrapper":
         raise InputError(
-            f"{checkpoint.name!r} has no {OF_PROCESSORS[0]}, which says how pictures become its input: copy it from "
-            "where the model comes from, or save the image processor beside the model."
+            f"{checkpoint.name!r} has no {OF_PROCESSORS[0]}, which defines the preprocessing. Copy it from the "
+            "original model, or save the image processor beside the model."
         )
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
@@ -230,13 +230,13 @@ def load_classifier(
             output_loading_info=True,
             **options,
         )
-    except Exception as error:  # of the file formats, of the configuration, of remote code
+    except Exception as error:  # files, configurations and remote code raise many classes
         raise _not_loaded(checkpoint, error) from error
-    if loading["missing_keys"]:  # they were drawn at random
+    if loading["missing_keys"]:  # transformers initialised them at random
         missing = sorted(loading["missing_keys"])
         raise InputError(
-            f"the checkpoint {checkpoint.name!r} lacks {len(missing)} weights of the classifier (as {missing[0]}): "
-            "pass one that was trained and saved as a classifier."
+            f"Checkpoint {checkpoint.name!r}: {len(missing)} weights of the classifier are missing (such as "
+            f"{missing[0]}). Pass one that was trained and saved as a classifier."
         )
     kinds = [kind for _, kind in checkpoint.classes]
     classifier = BinaryClassifier(model, kinds, checkpoint.name).to(device).eval()

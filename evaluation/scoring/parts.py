@@ -1,7 +1,7 @@
-"""Predictions in parts: stretches of rows, each scored as a whole by one process and written once, never half.
+"""Predictions in parts: ranges of rows, each scored by one process and written atomically.
 
-A part is a Parquet file in a hidden folder inside the folder of the results, whose name is a hash of what decides the
-answers. A run that was killed finds there what is done; one with other settings does not, and clears it away.
+A part is a Parquet file in a hidden folder inside the results folder. The name of the hidden folder is a hash of all
+settings that affect the scores: a killed run finds its finished parts there; a run with other settings removes them.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from .perturbations import Perturbation
 from .predictions import PredictedBatch, batches_of, predict, predictions_schema
 from .processes import meet, process_count, process_index, stop_is_wanted
 
-ROWS_PER_PART = 512  # or as many more as make the last batch a whole one
+ROWS_PER_PART = 512  # rounded up to whole batches
 ROWS_PER_GROUP = 16384
-_RECORD = b"dcl.part"  # the key of what else a part holds, among the metadata of its file
+_RECORD = b"dcl.part"  # metadata key for the other content of a part
 _LOCK = "lock"
-PATIENCE = 10.0  # seconds that a run which is dying has to let go of its folder
+PATIENCE = 10.0  # seconds to wait for a dying run to release the folder
 
 
 @dataclass
@@ -40,11 +40,11 @@ class PredictedParts:
     """The predictions of a data set, on disk."""
 
     paths: list[Path]
-    """In the order of the rows."""
+    """Files of the parts, in the order of the rows."""
     corrupt: list[int]
-    """Rows that were left out because they cannot be decoded."""
+    """Rows skipped because they cannot be decoded."""
     cells: CellCounts
-    """Of the fakes whose mask is known."""
+    """Cells of the fakes with a known mask."""
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Read some columns of all rows."""
@@ -63,14 +63,14 @@ class PredictedParts:
 
 
 class WorkFolder:
-    """The parts of a run, `.predictions-<hash>` in the folder of its results.
+    """The work folder of a run, `.predictions-<hash>` in its results folder.
 
-    As a context manager, it makes the folder, keeps other runs out of it, and removes those of runs with other
-    settings; all processes of a run enter it together.
+    As a context manager, it creates and locks the folder, and removes those of runs with other settings; all
+    processes of a run enter it together.
 
     Args:
-        results: where the results go, which is there.
-        settings: what decides the answers besides the rows; JSON values.
+        results: existing folder for the results.
+        settings: all settings that affect the scores, except the rows; JSON values.
     """
 
     def __init__(self, results: Path, settings: Mapping[str, Any]):
@@ -92,7 +92,7 @@ class WorkFolder:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        if process_index() == 0 and not any(self.path.glob("*/part-*")):  # nothing in it is worth coming back to
+        if process_index() == 0 and not any(self.path.glob("*/part-*")):  # nothing to resume from
             shutil.rmtree(self.path, ignore_errors=True)
         self.stack.close()
 
@@ -107,26 +107,26 @@ class WorkFolder:
         group_by: str | None = None,
         change: Perturbation | None = None,
     ) -> PredictedParts:
-        """Score the rows of a data set whose parts are not there yet, shared among the processes.
+        """Score the missing parts of a data set, divided among the processes.
 
-        Of the parts that are left, process r of N takes number r, r + N, and so on. A batch never crosses parts:
-        neither the number of processes nor an interruption changes which images share one.
+        Process r of N scores the missing parts r, r + N, and so on. A batch never crosses parts, so neither the number
+        of processes nor an interruption changes its images.
 
         Args:
-            model: as of `predict`.
-            processor: as of `predict`.
-            data: as of `predict`.
-            batch_size: as of `predict`.
-            num_workers: as of `predict`.
-            skip_corrupt: as of `predict`.
-            group_by: as of `predict`.
-            change: as of `predict`.
+            model: as for `predict`.
+            processor: as for `predict`.
+            data: as for `predict`.
+            batch_size: as for `predict`.
+            num_workers: as for `predict`.
+            skip_corrupt: as for `predict`.
+            group_by: as for `predict`.
+            change: as for `predict`.
 
         Returns:
-            All parts; what they hold is known to the first process only.
+            All parts; only the first process knows their content.
 
         Raises:
-            InputError: if a row cannot be decoded (all of them, with `skip_corrupt`), or a part not be written.
+            InputError: if a row cannot be decoded (with `skip_corrupt`: if no row can), or a part cannot be written.
         """
         name = data.name if change is None else f"{data.name}, {change.type} {change.level}"
         rows = len(data.dataset)
@@ -141,18 +141,18 @@ class WorkFolder:
         }
 
         left: list[int] = []
-        if process_index() == 0:  # the first one looks, and tells the others
+        if process_index() == 0:  # the first process checks and informs the others
             with _explained(self.results):
                 folder.mkdir(exist_ok=True)
             records = [_read_record(path) for path in paths]
-            # A part without corrupt rows is the same whether such rows are skipped or not.
+            # A part without corrupt rows is valid with and without skip_corrupt.
             left = [
                 number
                 for number, record in enumerate(records)
                 if record is None or (record["corrupt"] and not skip_corrupt)
             ]
             if len(left) < len(paths):
-                tqdm.write(f"{name}: {len(paths) - len(left)} of {len(paths)} parts were predicted before.")
+                tqdm.write(f"{name}: {len(paths) - len(left)} of {len(paths)} parts already scored.")
         mine = [paths[number] for number in meet(left)[0][process_index() :: process_count()]]
         results = predict(
             *(model, processor, data, batch_size, num_workers, skip_corrupt, group_by, change),
@@ -187,18 +187,18 @@ def _joined(paths: list[Path], data: PreparedSplit) -> PredictedParts:
     for path in paths:
         record = _read_record(path)
         if record is None:
-            raise InputError(f"{path} is not there: let all processes write to one folder.")
+            raise InputError(f"{path} not found. All processes must share one --output_dir.")
         parts.corrupt += record["corrupt"]
         parts.cells.merge_text(record["cells"])
     if len(parts.corrupt) == len(data.dataset):
         raise InputError(
-            f"none of the {len(parts.corrupt)} images of {data.where} can be decoded: prepare the set again."
+            f"{data.where}: none of the {len(parts.corrupt)} images can be decoded. Prepare the set again."
         )
     return parts
 
 
 def remove_work_folders(results: Path) -> None:
-    """Remove the parts that runs left in the folder of their results, when nothing of them is needed any more."""
+    """Remove the work folders, once the results in their folder are complete."""
     if process_index() == 0:
         for path in _work_folders(results):
             _remove(path)
@@ -209,7 +209,7 @@ def _hash(settings: Mapping[str, Any]) -> str:
 
 
 def _work_folders(results: Path) -> list[Path]:
-    """Return the folders that are named like, and hold nothing but, what is made here."""
+    """Return the folders with the name of a work folder and no foreign content."""
     found = [path for path in results.glob(".predictions-*") if re.fullmatch(r"\.predictions-[0-9a-f]{16}", path.name)]
     return [
         path
@@ -230,7 +230,7 @@ def _locked(path: Path) -> Iterator[None]:
         lock.acquire(timeout=PATIENCE)
     except filelock.Timeout:
         raise InputError(
-            f"{path} is being written by another run: let it end, or choose another --output_dir."
+            f"{path} is in use by another run. Wait until it ends, or choose another --output_dir."
         ) from None
     try:
         yield
@@ -243,7 +243,9 @@ def _explained(results: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"nothing can be written to {results} ({error}): choose another --output_dir.") from error
+        raise InputError(
+            f"Output folder {results}: cannot be written ({error}). Choose another --output_dir."
+        ) from error
 
 
 def _write_part(path: Path, batches: Sequence[PredictedBatch], schema: pa.Schema) -> None:
@@ -265,12 +267,12 @@ def _write_part(path: Path, batches: Sequence[PredictedBatch], schema: pa.Schema
 
 
 def _read_rows(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    with pq.ParquetFile(path) as file:  # `read_table` would take columns from the name of the folder
+    with pq.ParquetFile(path) as file:  # `read_table` would derive columns from the folder name
         return file.read(columns and list(columns))
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """Return what a part holds besides its rows; None if it is not there as a whole."""
+    """Return the content of a part other than its rows; None if it is missing or incomplete."""
     try:
         return json.loads(pq.read_metadata(path).metadata[_RECORD])
     except (OSError, pa.ArrowInvalid, ValueError, KeyError, TypeError):

@@ -22,11 +22,11 @@ from PIL import Image
 
 from ...errors_dcl import InputError
 
-cv2.setNumThreads(0)  # the images are small and the workers many: OpenCV's own threads would fight over the cores
+cv2.setNumThreads(0)  # the workers already use all cores; OpenCV's threads would compete with them
 
-BLOCKS_A_SIDE = 32  # the published block has 8 px, in the smallest frame that gets any, of 256 px
+BLOCKS_A_SIDE = 32  # as in the original: blocks of 8 px in a frame of 256 px
 GREY = 128
-# OpenCV's YCbCr: the grey of a colour is `LUMA @ rgb`, and a step of one in Y, Cb, Cr is a column of `TO_RGB`.
+# OpenCV's YCbCr: `LUMA @ rgb` is the grey value, and the columns of `TO_RGB` are unit steps in Y, Cb and Cr.
 LUMA = np.array([0.299, 0.587, 0.114])
 TO_RGB = np.array([[1.0, 0.0, 1.403], [1.0, -0.344, -0.714], [1.0, 1.773, 0.0]])
 
@@ -34,32 +34,31 @@ TO_RGB = np.array([[1.0, 0.0, 1.403], [1.0, -0.344, -0.714], [1.0, 1.773, 0.0]])
 def _change_saturation(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
     """Scale the distance of each colour from its grey.
 
-    The original casts to uint8 without clipping. As factors of at most 1 lead from a colour straight to its grey,
-    nothing overflows: only the rounding differs.
+    The original casts to uint8 without clipping. Factors of at most 1 move a colour towards its grey and cannot
+    overflow, so only the rounding differs.
     """
-    # In floating point: OpenCV's whole-number transform is off by up to a quarter of a pixel value.
+    # In floating point, since OpenCV's integer transform is off by up to a quarter of a pixel value.
     changed = cv2.transform(image.astype(np.float32), factor * np.eye(3) + (1 - factor) * LUMA)
     return np.rint(changed).clip(0, 255).astype(np.uint8)
 
 
 def _change_contrast(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
-    """Scale pixel values towards black, not towards the mean: this darkens, as the original does."""
+    """Scale pixel values towards black instead of the mean; like the original, this darkens."""
     return cv2.convertScaleAbs(image, alpha=factor)
 
 
 def _cover_blocks(image: np.ndarray, blocks: int, rng: np.random.Generator) -> np.ndarray:
     """Cover `blocks` of 32 x 32 equal parts of the image with grey.
 
-    The original throws `blocks * (shorter side // 256)` squares of 8 px at random places: none at all below 256 px,
-    ever less of the picture above, overlapping, and never on the last row or column. At 256 px that is `blocks`
-    squares of a 1024th of the picture each, which is kept for all sizes; no two here cover the same place, so the
-    share is exact.
+    The original places `blocks * (shorter side // 256)` squares of 8 px at random: none below 256 px, a decreasing
+    share of larger pictures, with overlaps, and never on the last row or column. At 256 px these are `blocks` squares
+    of 1/1024 of the picture each. This version keeps that share for all sizes, and its blocks do not overlap.
     """
     height, width = image.shape[:2]
     rows, columns = min(BLOCKS_A_SIDE, height), min(BLOCKS_A_SIDE, width)
     count = round(blocks / BLOCKS_A_SIDE**2 * rows * columns)
     covered = np.zeros(rows * columns, bool)
-    covered[rng.permutation(rows * columns)[:count]] = True  # a stronger level covers what a weaker one does, and more
+    covered[rng.permutation(rows * columns)[:count]] = True  # a stronger level covers a superset of a weaker one
     place = np.ix_(np.arange(height) * rows // height, np.arange(width) * columns // width)
     image = image.copy()
     image[covered.reshape(rows, columns)[place]] = GREY
@@ -69,8 +68,8 @@ def _cover_blocks(image: np.ndarray, blocks: int, rng: np.random.Generator) -> n
 def _add_noise(image: np.ndarray, variance: float, rng: np.random.Generator) -> np.ndarray:
     """Add white Gaussian noise to Y, Cb and Cr.
 
-    The original adds it after Y is squeezed into 219 of 255 values and Cb and Cr into 224, and stretches them again:
-    the noise that arrives has 1.36 (Y) and 1.30 times the published variance. Kept, or levels would not compare.
+    The original adds the noise after compressing Y into 219 of 255 values and Cb and Cr into 224, and expands them
+    afterwards. The effective variance is 1.36 (Y) and 1.30 times the published one, and is kept for comparable levels.
     """
     deviations = 255 * math.sqrt(variance) * np.array([255 / 219, 255 / 224, 255 / 224])
     noise = cv2.transform(rng.standard_normal(image.shape, dtype=np.float32), TO_RGB * deviations)
@@ -78,29 +77,29 @@ def _add_noise(image: np.ndarray, variance: float, rng: np.random.Generator) -> 
 
 
 def _blur(image: np.ndarray, kernel: int, rng: np.random.Generator) -> np.ndarray:
-    """Blur with a Gaussian kernel of so many pixels, a standard deviation a sixth of it."""
+    """Blur with a Gaussian kernel of this size in pixels, with a standard deviation of a sixth of it."""
     return cv2.GaussianBlur(image, (kernel, kernel), kernel / 6)
 
 
 def _pixelate(image: np.ndarray, divisor: int, rng: np.random.Generator) -> np.ndarray:
-    """Scale down and up again, bilinear and without a low-pass: what the original calls JPEG compression."""
+    """Scale down and up again, bilinear and without a low-pass; the original calls this JPEG compression."""
     height, width = image.shape[:2]
     small = cv2.resize(image, (max(1, width // divisor), max(1, height // divisor)))
     return cv2.resize(small, (width, height))
 
 
 def _through_video(image: np.ndarray, crf: int, rng: np.random.Generator) -> np.ndarray:
-    """Encode the crop as the one frame of an H.264 video at a constant rate factor, x264's other settings at default.
+    """Encode the crop as an H.264 video of a single frame at a constant rate factor, with x264's default settings.
 
-    The original encodes whole videos. Rows are single crops, frames of a clip that is not there any more, so this has
-    the loss of a key frame (transform, quantisation, half the colour resolution) and none of motion compensation.
+    The original encodes whole videos. Rows are single crops without their clip, so this has the losses of a key frame
+    (transform, quantisation, half the colour resolution) but not those of motion compensation.
     """
     height, width = image.shape[:2]
-    # Two by two pixels share a colour: a side must be even.
+    # Blocks of 2 by 2 pixels share a colour, so sides must be even.
     even = np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     encoder = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = even.shape[1], even.shape[0], "yuv420p"
-    encoder.framerate, encoder.thread_count = 25, 1  # the workers are the threads
+    encoder.framerate, encoder.thread_count = 25, 1  # the workers already run in parallel
     encoder.options = {"crf": str(crf)}
     decoder = av.CodecContext.create("h264", "r")
     decoder.thread_count = 1
@@ -110,7 +109,7 @@ def _through_video(image: np.ndarray, crf: int, rng: np.random.Generator) -> np.
 
 
 def _through_jpeg(image: np.ndarray, quality: int, rng: np.random.Generator) -> np.ndarray:
-    """Encode and decode as JPEG, by Pillow, with half the colour resolution (its default)."""
+    """Compress as JPEG with Pillow, with half the colour resolution (its default)."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality)
     with Image.open(buffer) as decoded:
@@ -118,7 +117,7 @@ def _through_jpeg(image: np.ndarray, quality: int, rng: np.random.Generator) -> 
 
 
 def _resize(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Scale down to a share of the side, by area, and up again, bicubic: a thumbnail that is enlarged."""
+    """Scale down to a share of the side (area), and up again (bicubic), like an enlarged thumbnail."""
     height, width = image.shape[:2]
     size = max(1, round(width * share)), max(1, round(height * share))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
@@ -127,13 +126,13 @@ def _resize(image: np.ndarray, share: float, rng: np.random.Generator) -> np.nda
 
 @dataclass(frozen=True)
 class PerturbationType:
-    """One way of perturbing, and how strongly each level does it."""
+    """A type of perturbation, and the strengths of its levels."""
 
     apply: Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
     parameter: str
-    """What the values mean."""
+    """Meaning of the values."""
     values: tuple[float, ...]
-    """Of level 1, the weakest, to level 5."""
+    """Values from level 1, the weakest, to level 5."""
 
 
 DEEPERFORENSICS = {
@@ -155,19 +154,19 @@ FAMILIES = {"deeperforensics": tuple(DEEPERFORENSICS), "all": tuple(TYPES)}
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Perturbs the image of a row by one type at one level: the same row always in the same way.
+    """Perturbs the image of a row with one type and level, reproducibly.
 
-    What is random depends on the seed, the type, and the row's `video_id` and `frame`, on neither its place in the
-    data set nor the process that reads it. The levels of one row differ by strength alone: a stronger one has the same
-    noise, louder, and the same blocks, and more.
+    Random numbers depend on the seed, the type, and the row's `video_id` and `frame`, but not on its position in the
+    data set or the process. The levels of a row differ in strength only: a stronger level amplifies the same noise,
+    and adds to the same blocks.
 
     Args:
         type: a key of `TYPES`.
         level: one of `LEVELS`.
-        seed: another seed gives other noise and other places of blocks.
+        seed: seed of the noise and of the positions of blocks.
 
     Raises:
-        InputError: if there is no such type or level.
+        InputError: if the type or level does not exist.
     """
 
     type: str
@@ -176,9 +175,9 @@ class Perturbation:
 
     def __post_init__(self):
         if self.type not in TYPES:
-            raise InputError(f"there is no perturbation {self.type!r}: choose from {', '.join(TYPES)}.")
+            raise InputError(f"Unknown perturbation {self.type!r}. Choose from {', '.join(TYPES)}.")
         if self.level not in LEVELS:
-            raise InputError(f"the level of {self.type} is {self.level!r}: set it to a whole number from 1 to 5.")
+            raise InputError(f"Level of {self.type}: is {self.level!r}. Choose a whole number from 1 to 5.")
 
     @property
     def value(self) -> float:
@@ -189,16 +188,16 @@ class Perturbation:
         """Return the perturbed image, uint8 (height, width, 3).
 
         Args:
-            image: uint8 RGB array (height, width, 3); it is not changed.
-            video_id: with `frame`, which row it is.
-            frame: its number.
+            image: uint8 RGB array (height, width, 3), which stays unchanged.
+            video_id: video of the row.
+            frame: frame number of the row.
 
         Raises:
             InputError: if the image is not a uint8 RGB array.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(
-                f"the image is a {image.dtype} array of shape {image.shape}: give uint8 RGB (height, width, 3)."
+                f"Image: is a {image.dtype} array of shape {image.shape}. Pass uint8 RGB (height, width, 3)."
             )
         name = f"{self.seed} {self.type} {frame} {video_id}"
         key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest())
@@ -206,23 +205,23 @@ class Perturbation:
 
 
 def find_types(names: Sequence[str]) -> list[str]:
-    """Return the perturbation types of a command line, each once.
+    """Return the distinct perturbation types of a command line.
 
     Args:
         names: keys of `FAMILIES` or of `TYPES`.
 
     Raises:
-        InputError: if there is no such name, or FFmpeg lacks the encoder of `video_compression`.
+        InputError: if a name is unknown, or FFmpeg has no encoder for `video_compression`.
     """
     types: list[str] = []
     for name in names:
         if name not in FAMILIES and name not in TYPES:
-            raise InputError(f"there are no perturbations {name!r}: choose from {', '.join([*FAMILIES, *TYPES])}.")
+            raise InputError(f"Unknown perturbation {name!r}. Choose from {', '.join([*FAMILIES, *TYPES])}.")
         types += FAMILIES.get(name, (name,))
     types = list(dict.fromkeys(types))
     if "video_compression" in types and "libx264" not in av.codecs_available:
         raise InputError(
-            "video_compression needs the encoder libx264, which the FFmpeg of PyAV lacks here: install the wheel "
-            "(pip install --force-reinstall av), or name the other types after --perturbations."
+            "video_compression needs the encoder libx264, which is missing from PyAV's FFmpeg. Install the wheel (pip "
+            "install --force-reinstall av), or list the other types after --perturbations."
         )
     return types

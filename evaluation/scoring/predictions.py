@@ -30,8 +30,8 @@ from ...prepared.splits import PreparedSplit
 from .checkpoints import Checkpoint
 from .other_models import ArrayProcessor, BinaryClassifier, load_classifier
 
-#: The columns of `predictions.parquet`, one row a frame in the order of the data set: `logit` is the margin
-#: z_fake - z_real, `p_fake_raw` its logistic function, `p_fake` calibrated as the checkpoint says.
+#: Columns of `predictions.parquet`, one row per frame in the order of the data set: `logit` is the margin
+#: z_fake - z_real, `p_fake_raw` its logistic function, and `p_fake` the probability calibrated by the checkpoint.
 PREDICTIONS_SCHEMA = pa.schema(
     {
         "dataset": pa.string(),
@@ -54,15 +54,15 @@ def load_checkpoint(
     """Load the classifier of a checkpoint in float32, and its image processor.
 
     Args:
-        checkpoint: what `find_checkpoint` found; of DCL, or what `load_classifier` takes.
-        device: where the model shall run.
-        trust_remote_code: run the code that was saved with the checkpoint instead of this package's.
+        checkpoint: result of `find_checkpoint`; other models than DCL go to `load_classifier`.
+        device: device for the model.
+        trust_remote_code: run the code saved with the checkpoint instead of this package's.
 
     Returns:
         The model, in evaluation mode, and the processor.
 
     Raises:
-        InputError: if a file is missing or unreadable, or does not hold every weight of the model.
+        InputError: if a file is missing or unreadable, or a weight of the model is missing.
     """
     if not checkpoint.is_dcl:
         return load_classifier(checkpoint, device, trust_remote_code)
@@ -72,10 +72,9 @@ def load_checkpoint(
     options = {"trust_remote_code": True} if trust_remote_code else {}
     try:
         config = config_class.from_pretrained(checkpoint.folder, **options)
-    except Exception as error:  # of what it says; that it is JSON was seen
+    except Exception as error:  # invalid values; `find_checkpoint` already read the JSON
         raise InputError(
-            f"the config.json of {checkpoint.name!r} cannot be followed ({why_refused(error)}): correct it, or "
-            "download it again."
+            f"config.json of {checkpoint.name!r}: is invalid ({why_refused(error)}). Correct it, or download it again."
         ) from error
     try:
         processor = processor_class.from_pretrained(checkpoint.folder, **options)
@@ -87,15 +86,15 @@ def load_checkpoint(
             output_loading_info=True,
             **options,
         )
-    except Exception as error:  # of the file formats, of the configuration, of remote code
+    except Exception as error:  # files, configurations and remote code raise many classes
         raise InputError(
-            f"the checkpoint {checkpoint.name!r} cannot be loaded ({reason(error)}): copy or download it again."
+            f"Checkpoint {checkpoint.name!r}: cannot be loaded ({reason(error)}). Copy or download it again."
         ) from error
-    if loading["missing_keys"]:  # they were drawn at random
+    if loading["missing_keys"]:  # transformers initialised them at random
         missing = sorted(loading["missing_keys"])
         raise InputError(
-            f"the checkpoint {checkpoint.name!r} lacks {len(missing)} weights of the classifier (as {missing[0]}): "
-            "pass one that was saved by DCLForPreTraining or DCLForImageClassification."
+            f"Checkpoint {checkpoint.name!r}: {len(missing)} weights of the classifier are missing (such as "
+            f"{missing[0]}). Pass one saved by DCLForPreTraining or DCLForImageClassification."
         )
     return model.to(device).eval(), processor
 
@@ -105,24 +104,24 @@ def load_checkpoint(
 
 @dataclass
 class PredictedBatch:
-    """What one batch of rows gives."""
+    """The predictions for one batch of rows."""
 
     rows: pa.Table
-    """`PREDICTIONS_SCHEMA`, and the column that was asked for."""
+    """`PREDICTIONS_SCHEMA`, and the column to group by, if any."""
     evidence: np.ndarray
-    """float32 (c,), every cell of the fakes whose mask is known."""
+    """float32 (c,), all cells of the fakes with a known mask."""
     forged: np.ndarray
-    """bool (c,), whether the mask covers more of that cell than `config.mask_threshold`."""
+    """bool (c,), whether the mask covers more than `config.mask_threshold` of each cell."""
     corrupt: list[int]
-    """Rows that were left out because they cannot be decoded."""
+    """Rows skipped because they cannot be decoded."""
     features: np.ndarray | None = None
-    """float32 (n, C), what the reference network says of each row, if one was given."""
+    """float32 (n, C), features of each row by the reference network, if given."""
     sharpness: np.ndarray | None = None
-    """float64 (n,), `measure_sharpness` of each row, if a reference network was given."""
+    """float64 (n,), `measure_sharpness` of each row, if a reference network is given."""
 
 
 class _DecodedRows(torch.utils.data.Dataset):
-    """Rows with image and mask decoded, and the image changed if wished; of a corrupt row, the error."""
+    """Rows with decoded image and mask, and an optional change of the image; the error for a corrupt row."""
 
     def __init__(
         self,
@@ -143,7 +142,7 @@ class _DecodedRows(torch.utils.data.Dataset):
         try:
             row["image"] = decode_image(row["image"], where)
             row["mask"] = decode_mask(row.get("mask"), where) if row["label"] == FAKE else None
-        except CorruptImageError as error:  # as a value: a worker would bury it in its traceback
+        except CorruptImageError as error:  # returned, since a worker would bury it in a traceback
             return {"index": index, "error": error}
         if self.change is not None:
             row["image"] = self.change(row["image"], row["video_id"], row["frame"])
@@ -154,7 +153,7 @@ class _DecodedRows(torch.utils.data.Dataset):
 
 
 class _Collate:
-    """Rows to pixel values, in the worker that decoded them."""
+    """Turns rows into pixel values, in the worker that decoded them."""
 
     def __init__(self, processor: BaseImageProcessor | ArrayProcessor):
         self.processor = processor
@@ -184,24 +183,23 @@ def predict(
     """Score the rows of a data set, in its order.
 
     Args:
-        model: a classifier with `logits` (N, 2) and `evidence` (N, h, w), or None for it, in its output, on its
-            device.
+        model: a classifier on its device; its output has `logits` (N, 2) and `evidence` (N, h, w) or None.
         processor: its image processor.
         data: the rows.
-        batch_size: images at a time; nothing is held longer than that.
+        batch_size: images in a batch; only one batch is in memory.
         num_workers: processes that decode and resize.
-        skip_corrupt: leave out rows that cannot be decoded.
-        group_by: a further column of the data set to carry along, as text.
-        change: what happens to an image before the processor sees it, given the image (uint8 RGB), `video_id` and
-            `frame` of its row, such as a `Perturbation`. It runs in the processes that decode.
-        batches: the rows of each batch, instead of all rows by `batch_size`.
-        reference: give `features` by it, and `sharpness`, too.
+        skip_corrupt: skip rows that cannot be decoded.
+        group_by: another column of the data set to keep, as text.
+        change: a function of the image (uint8 RGB), `video_id` and `frame` of a row, such as a `Perturbation`, that
+            returns the image for the processor. It runs in the processes that decode.
+        batches: the rows of each batch; None divides all rows by `batch_size`.
+        reference: a network for `features`; if given, `sharpness` is returned, too.
 
     Yields:
-        One result a batch.
+        One result per batch.
 
     Raises:
-        CorruptImageError: at the first such row, unless `skip_corrupt`.
+        CorruptImageError: at the first row that cannot be decoded, unless `skip_corrupt`.
     """
     schema = predictions_schema(group_by)
     calibration = calibration_of(model)
@@ -218,7 +216,7 @@ def predict(
             outputs = model(pixel_values.to(model.device))
             logits = outputs.logits.double().cpu()
             margins = logits[:, FAKE] - logits[:, REAL]
-            unshown = outputs.evidence is None or change is not None  # of changed images only the scores are asked for
+            unshown = outputs.evidence is None or change is not None  # changed images need scores only
             shown = [None] * len(rows) if unshown else outputs.evidence.float().cpu().numpy()
             for row, cells in zip(rows, shown, strict=True):
                 if cells is not None and row["mask"] is not None:
@@ -232,7 +230,7 @@ def predict(
             feature = data.dataset.features[group_by]
             names = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else None
             values = [row[group_by] for row in rows]
-            # A class that is not known is -1.
+            # An unknown class is -1.
             columns[group_by] = [
                 None if value is None else str(value) if names is None else names.get(value) for value in values
             ]
@@ -247,7 +245,7 @@ def predict(
 
 
 def calibration_of(model: PreTrainedModel | BinaryClassifier) -> dict[str, Any] | None:
-    """Return the calibration that a model carries; None if it has none, as code saved before there was any."""
+    """Return the calibration of a model; None if it has none, as with code from before calibration existed."""
     return getattr(model.config, "calibration", None)
 
 
@@ -257,7 +255,7 @@ def batches_of(stop: int, batch_size: int, start: int = 0) -> list[range]:
 
 
 def predictions_schema(group_by: str | None = None) -> pa.Schema:
-    """Return the columns of `predictions.parquet`, with that by which metrics are grouped."""
+    """Return the columns of `predictions.parquet`, with the one to group metrics by."""
     if group_by in (None, *PREDICTIONS_SCHEMA.names):
         return PREDICTIONS_SCHEMA
     return PREDICTIONS_SCHEMA.append(pa.field(group_by, pa.string()))
@@ -268,9 +266,9 @@ def mask_to_cells(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
     Args:
         mask: uint8 (height, width), 255 where the image is forged.
-        shape: cells in height and width, no more than the mask has pixels.
+        shape: cells in height and width, at most the pixels of the mask.
 
     Returns:
-        float32 `shape`, in [0, 1]: the mean over the area of each cell, pixels on a border counting by their part.
+        float32 `shape`, in [0, 1]: the mean over the area of each cell; pixels on a border count by their overlap.
     """
     return cv2.resize(mask.astype(np.float32) / 255, shape[::-1], interpolation=cv2.INTER_AREA)

@@ -1,6 +1,6 @@
-"""One evaluation by several processes, which `torchrun` starts: they meet, and end together.
+"""One evaluation in several processes, started by `torchrun`: they synchronise, and stop together.
 
-They exchange a few words only, so that gloo serves on every device.
+They exchange little data, so gloo suffices on every device.
 """
 
 import contextlib
@@ -14,34 +14,34 @@ import torch.distributed as dist
 
 from ...errors_dcl import InputError
 
-_PATIENCE = datetime.timedelta(days=30)  # a process may have hours of work where another has none; a dead one is seen
-_STOP = "stop"  # the key in the store that says that a process gave up
+_PATIENCE = datetime.timedelta(days=30)  # a process may wait for hours; a dead one is noticed at once
+_STOP = "stop"  # store key that signals a failed process
 
 
 class _Group:
-    """What the processes of one command share."""
+    """State that the processes of one command share."""
 
     def __init__(self, store: dist.Store):
         self.store = store
         self.ended = False
-        """Whether all have been told that one gave up."""
+        """Whether all processes know of the failure of one."""
 
 
 _group: _Group | None = None
 
 
 def process_index() -> int:
-    """Return which of the processes this one is, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if _group else 0
 
 
 def process_count() -> int:
-    """Return how many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if _group else 1
 
 
 def meet(value: Any = None) -> list[Any]:
-    """Wait for all processes and exchange a value, which must not be large.
+    """Wait for all processes and exchange a small value.
 
     Args:
         value: anything that can be pickled.
@@ -50,7 +50,7 @@ def meet(value: Any = None) -> list[Any]:
         The value of each process, in their order.
 
     Raises:
-        InputError: if one of them was given something that it could not use; on all with the same sentence.
+        InputError: on all processes, with the same message, if one of them raised it.
     """
     if _group is None:
         return [value]
@@ -58,30 +58,30 @@ def meet(value: Any = None) -> list[Any]:
 
 
 def stop_is_wanted() -> bool:
-    """Whether another process gave up: there is no use in going on, `meet` will say why."""
+    """Whether another process failed; this one should then stop and call `meet`, which raises the reason."""
     return _group is not None and _group.store.check([_STOP])
 
 
 @contextlib.contextmanager
 def first_process_ahead() -> Iterator[None]:
-    """Let the other processes begin when the first is through, and find what it downloaded or copied."""
+    """Let the first process run ahead, so that the others find the files that it downloads or copies."""
     if process_index() > 0:
         meet()
     yield
     if process_index() == 0:
         meet()
-    # An error of the first, which the others are told here; theirs are told at the next meeting.
+    # The others learn of an error of the first process here; their own errors are shared at the next `meet`.
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that `torchrun` started; what this one prints is lost unless it is the first.
+    """Join the processes that `torchrun` started; only the first one prints.
 
-    A command that ends by `SystemExit` on one process, as for an `InputError`, ends with the same status on all, and
-    the first prints why. Any other error ends its process, and `torchrun` the rest.
+    A `SystemExit` of one process, as for an `InputError`, ends all processes with the same status, and the first one
+    prints the reason. Any other error ends its process, and `torchrun` ends the others.
     """
     global _group
-    # By hand what `init_process_group` does, for the store: a process that works can look there, but not meet.
+    # The steps of `init_process_group` by hand, to keep the store: a busy process can poll it without synchronising.
     store, index, count = next(dist.rendezvous("env://", timeout=_PATIENCE))
     dist.init_process_group("gloo", store=store, rank=index, world_size=count, timeout=_PATIENCE)
     _group = _Group(dist.PrefixStore("dcl", store))
@@ -101,7 +101,7 @@ def process_group() -> Iterator[None]:
                 _exchange(code, None)
         if index == 0 and isinstance(code, str):
             print(code, file=sys.stderr, flush=True)
-        dist.barrier()  # a process that ends has `torchrun` end the others, the first before it spoke
+        dist.barrier()  # or `torchrun` would end the first process before it printed the reason
         sys.exit(1 if isinstance(code, str) else code)
     finally:
         _group = None

@@ -140,7 +140,7 @@ def test_a_threshold_of_ones_own_takes_the_place_of_the_checkpoints(client):
         _, numbers = client.predict(handle_file(EXAMPLES / "portrait.jpg"), "eer", threshold, api_name="/detect_image")
         assert (numbers["verdict"], numbers["threshold"], numbers["operating_point"]) == (verdict, threshold, None)
     said = refusal(client, EXAMPLES / "portrait.jpg", "/detect_image", "eer", 1.5)
-    assert "threshold is 1.5: choose a number between 0 and 1" in said
+    assert "threshold is 1.5. Choose a number between 0 and 1" in said
 
 
 def test_a_picture_without_a_face_is_not_judged(client, web, tmp_path):
@@ -349,7 +349,7 @@ def test_what_is_not_to_be_chosen_is_refused_in_words(client):
     clip, portrait = (handle_file(EXAMPLES / name) for name in ("portrait_forged_from_2_s.mp4", "portrait.jpg"))
     with pytest.raises(Exception, match=r"num_frames is 9: choose one of \(8, 16, 32\)"):
         client.predict(clip, 9, "eer", api_name="/detect_video")
-    with pytest.raises(Exception, match=r"operating_point is 'nonsense': choose one of eer"):
+    with pytest.raises(Exception, match=r"operating_point is 'nonsense'. Choose one of eer"):
         client.predict(portrait, "nonsense", api_name="/detect_image")
     _, numbers = client.predict(clip, "8", "eer", api_name="/detect_video")  # as the API says it
     assert numbers["frames_wanted"] == 8

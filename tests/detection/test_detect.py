@@ -140,7 +140,7 @@ def test_a_torn_line_is_dropped_and_what_is_complete_is_not_done_again(run, fold
         lambda self, files, **options: original(self, (judged.append(name) or name for name in files), **options),
     )
     status, _, err = run(folder, "--json", path, "--num_frames", 3, "--csv", tmp_path / "r.csv")
-    assert status == 3 and "3 of 5 files were judged before" in err
+    assert status == 3 and "3 of 5 files already have results" in err
     assert judged == [json.loads(line)["name"] for line in lines[4:]]
     assert {name: r["kind"] for name, r in read_lines(path)[1].items()} == {
         json.loads(line)["name"]: json.loads(line)["kind"] for line in lines[1:]
@@ -163,18 +163,18 @@ def test_a_file_that_changed_is_judged_again_and_one_of_the_same_name_is_another
     assert len(path.read_text().splitlines()) == 3
     shutil.copy(fetch("astronaut"), "x.jpg")
     status, _, err = run("x.jpg", "--json", path, "--csv", tmp_path / "r.csv")
-    assert status == 0 and "judged before" not in err
+    assert status == 0 and "already have results" not in err
     results = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     assert [len(result["faces"]) for result in results] == [0, 1]
-    assert run("x.jpg", folder / "day 2" / "x.jpg", "--json", path)[2].startswith("1 of 1 files were judged before")
+    assert run("x.jpg", folder / "day 2" / "x.jpg", "--json", path)[2].startswith("1 of 1 files already have results")
 
 
 @pytest.mark.parametrize("content", ['{"my": "data"}', "hello", "[1, 2]", '{"kind": "run"}\n'])
 def test_what_is_no_file_of_results_is_left_alone(run, folder, tmp_path, content):
     (tmp_path / "mine").write_text(content)
-    for option, sentence in (("--json", "no result"), ("--csv", "no table of this command")):
+    for option, sentence in (("--json", "of this command"), ("--csv", "is not a table of this command")):
         status = run(folder / "a.png", option, tmp_path / "mine")[0]
-        assert isinstance(status, str) and "choose another file" in status
+        assert isinstance(status, str) and sentence in status and "Choose another file" in status
         assert (tmp_path / "mine").read_text() == content, sentence
 
 
@@ -230,21 +230,24 @@ def test_a_file_that_goes_before_it_is_drawn_costs_only_itself(run, folder, tmp_
 def test_interrupted_it_says_how_to_go_on(run, folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dcl_face_forgery.detection.run.detect", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     status, _, err = run(folder / "a.png", "--json", tmp_path / "r.jsonl")
-    assert status == 130 and "the same command goes on" in err
+    assert status == 130 and "Run the same command again to resume" in err
 
 
 def test_results_of_other_settings_or_another_model_are_not_mixed(run, folder, tmp_path):
     path = tmp_path / "r.jsonl"
     run(folder / "a.png", "--json", path)
-    assert "made with num_frames 32 and not 5" in run(folder / "a.png", "--json", path, "--num_frames", 5)[0]
+    assert (
+        "made with other settings (num_frames was 32, is 5). Choose another file."
+        in run(folder / "a.png", "--json", path, "--num_frames", 5)[0]
+    )
     other = save_checkpoint(tmp_path / "other", calibration=None)
-    with pytest.raises(SystemExit, match="made with fingerprint"):
+    with pytest.raises(SystemExit, match=r"made with other settings \(fingerprint was"):
         detect.main([str(folder / "a.png"), "--json", str(path), "--model", str(other), "--device", "cpu"])
     path.write_text("a letter\n")
-    assert "line 1 of" in run(folder / "a.png", "--json", path)[0]
+    assert "Line 1 of" in run(folder / "a.png", "--json", path)[0]
     assert path.read_text() == "a letter\n"
     path.write_text('{"kind": "image", "name": "a"}\n')
-    assert "holds no results of this command" in run(folder / "a.png", "--json", path)[0]
+    assert "does not hold results of this command" in run(folder / "a.png", "--json", path)[0]
 
 
 def test_drawings_show_faces_and_carry_nothing_else(run, folder, tmp_path):
@@ -265,17 +268,20 @@ def test_drawings_show_faces_and_carry_nothing_else(run, folder, tmp_path):
     ("arguments", "sentence"),
     [
         (["nowhere.jpg"], "File or folder nowhere.jpg not found"),
-        ([""], "one of the names of files and folders is empty"),
-        (["x" * 300], "check its path"),
-        (["{folder}", "--json", "x" * 300], "check its path"),
-        (["{folder}/day 2/b.pgm", "--json", "{folder}/day 2/b.pgm"], "would be overwritten by the results"),
-        (["{folder}", "--csv", "{folder}/day 2/b.pgm"], "would be overwritten by the results"),
-        (["{folder}", "--json", "{folder}/none/r.jsonl"], "there is no folder"),
+        ([""], "One of the file names is empty"),
+        (["x" * 300], "Check its path"),
+        (["{folder}", "--json", "x" * 300], "Check its path"),
+        (
+            ["{folder}/day 2/b.pgm", "--json", "{folder}/day 2/b.pgm"],
+            "is an input, and the results would overwrite it",
+        ),
+        (["{folder}", "--csv", "{folder}/day 2/b.pgm"], "is an input, and the results would overwrite it"),
+        (["{folder}", "--json", "{folder}/none/r.jsonl"], "/none for r.jsonl not found. Create it"),
         (["{folder}", "--json", "{folder}/r", "--csv", "{folder}/r"], "--csv and --json are both"),
-        (["{folder}", "--annotate", "{folder}/drawn"], "among what is judged"),
-        (["{folder}/a.png", "{folder}/twin/a.png", "--annotate", "out"], "would have one name"),
-        (["{folder}", "--json", "{folder}/day 2"], "day 2 is a folder: give the name of a file in it"),
-        (["{folder}", "--annotate", "{folder}/a.png/drawn"], "no drawings can be written to"),
+        (["{folder}", "--annotate", "{folder}/drawn"], "lies inside the input folder"),
+        (["{folder}/a.png", "{folder}/twin/a.png", "--annotate", "out"], "would have the same name"),
+        (["{folder}", "--json", "{folder}/day 2"], "day 2 is a folder. Pass a file name"),
+        (["{folder}", "--annotate", "{folder}/a.png/drawn"], "cannot be written. Choose another folder"),
         (["{folder}", "--operating_point", "fpr_0.01"], "has no threshold fpr_0.01 for a frame"),
     ],
 )
@@ -294,7 +300,7 @@ def test_what_cannot_work_is_said_in_a_sentence_at_once(run, folder, arguments, 
         (["--num_frames", "0"], "--num_frames: must be at least 1, got 0"),
         (["--batch_size", "x"], "--batch_size: invalid whole number value: 'x'"),
         (["--evidence", "2"], "--evidence: must be in [0, 1], got 2"),
-        (["--graph", "model_int8.onnx"], "--graph: is of --backend onnx"),
+        (["--graph", "model_int8.onnx"], "--graph: needs --backend onnx"),
     ],
 )
 def test_a_wrong_command_line_has_the_status_2(run, folder, arguments, sentence):
@@ -347,7 +353,7 @@ def test_the_last_line_counts_all_files_also_those_judged_before(run, folder, tm
     assert last.startswith("5 files: ") and last.endswith("no score, 1 unreadable.") and "files:" not in out
     run(folder / "a.png", folder / "c.jpg", "--json", tmp_path / "r.jsonl", "--num_frames", 2)
     _, out, err = run(folder, "--json", tmp_path / "r.jsonl", "--num_frames", 2)
-    assert "2 of 5 files were judged before" in err and out == "" and err.splitlines()[-1] == last
+    assert "2 of 5 files already have results" in err and out == "" and err.splitlines()[-1] == last
     assert (
         run(folder / "a.png", "--json", tmp_path / "r.jsonl", "--num_frames", 2)[2].splitlines()[-1].startswith("1 ")
     )

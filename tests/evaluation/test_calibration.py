@@ -78,7 +78,7 @@ def test_a_checkpoint_saved_with_a_temperature_keeps_its_scores():
     assert DCLConfig(calibration=old).calibration == old
     found = expected_fpr(old, "frame", 0.3)
     assert found.pop("reason") == "the checkpoint does not store it" and set(found.values()) == {None}
-    assert "There is no inconclusive range for faces (the checkpoint was saved before" in describe_calibration(old)
+    assert "There is no inconclusive range for faces (the checkpoint is too old" in describe_calibration(old)
     assert any("no inconclusive range" in clause for clause in missing_calibration(old))
 
 
@@ -167,13 +167,13 @@ def test_every_fit_is_a_configuration_that_rises_and_is_saved_as_it_is(case):
 @pytest.mark.parametrize(
     ("labels", "margins", "reason"),
     [
-        ([0, 0, 1, 1], [2, 1, -1, -2], "the margins of fakes are not higher"),
-        ([0, 0, 1, 1], [1, -1, 1, -1], "the margins of fakes are not higher"),
-        ([0, 0, 1, 1], [1, -1, 1, -1 + 1e-9], "the margins of fakes are not higher"),
+        ([0, 0, 1, 1], [2, 1, -1, -2], "fakes do not have higher margins than reals"),
+        ([0, 0, 1, 1], [1, -1, 1, -1], "fakes do not have higher margins than reals"),
+        ([0, 0, 1, 1], [1, -1, 1, -1 + 1e-9], "fakes do not have higher margins than reals"),
         ([0, 1, 0, 1], [3, 3, 3, 3], "all 4 frames have the margin 3"),
         ([1, 1, 1], [1, 2, 3], "all 3 frames are fake"),
         ([0, 0, 0], [1, 2, 3], "all 3 frames are real"),
-        ([0, 1, 1], [1, math.nan, 3], "1 of 3 frames have a score that is not finite"),
+        ([0, 1, 1], [1, math.nan, 3], "the scores of 1 of 3 frames are not finite"),
     ],
 )
 def test_what_the_split_does_not_determine_is_no_number_but_a_reason(labels, margins, reason):
@@ -220,7 +220,7 @@ def test_few_people_give_the_band_that_encloses_all_errors_and_the_rate_that_it_
     assert band["error_rate"] == pytest.approx(1 / 5)
     assert (band["low"], band["high"]) == pytest.approx((p_fake[:2].mean(), p_fake[2:].mean()))
     alone = fit_calibration(people(([-2.0, 0.5], [-0.5, 2.0])))["frame"]["band"]
-    assert alone["low"] is alone["high"] is None and "two families of each class" in alone["reason"]
+    assert alone["low"] is alone["high"] is None and "each class needs at least two families" in alone["reason"]
     unnamed = fit_calibration(rows.assign(source_id=None, video_id=None))["frame"]
     assert unnamed["band"]["low"] is None and "neither source_id nor video_id" in unnamed["fpr"]["reason"]
     assert unnamed["thresholds"]["eer"] is not None
@@ -288,7 +288,7 @@ def test_videos_that_cannot_be_told_apart_leave_the_thresholds_of_frames():
     calibration = fit_calibration(table(labels, margins, ["one name"] * 40))
     assert calibration["frame"]["thresholds"]["eer"] is not None
     assert set(calibration["video"]["thresholds"].values()) == {None}
-    assert "must name one video" in calibration["video"]["reasons"]["eer"]
+    assert "must name a single video" in calibration["video"]["reasons"]["eer"]
     assert DCLConfig(calibration=calibration).calibration == calibration
 
 
@@ -309,7 +309,7 @@ def test_thresholds_computed_by_hand():
     # Up from .943, 5 of 100 alarms and no miss (5 %); a real lower, 6 %; from .95 on, 5 % and 33 %.
     assert found["thresholds"]["eer"] == pytest.approx((0.94 + 0.943) / 2)
     assert found["thresholds"]["fpr_0.01"] is None
-    assert found["reasons"] == {"fpr_0.01": "100 real frames do not tell it: an FPR of 0.01 takes 500"}
+    assert found["reasons"] == {"fpr_0.01": "100 real frames are too few: an FPR of 0.01 needs 500"}
 
 
 @law
@@ -439,7 +439,7 @@ def points(**changes):
         ({}, "method .*got None"),
         ({"method": "splines"}, "method .*got 'splines'"),
         ({"method": ["temperature"]}, "method"),
-        ({"method": "isotonic", "margins": [0.0], "p_fake": [0.5]}, "no longer supported: fit it again"),
+        ({"method": "isotonic", "margins": [0.0], "p_fake": [0.5]}, "no longer supported. Fit it again"),
         ({"method": "temperature"}, "temperature .* above 0, got None"),
         *(({**TEMPERATURE, "temperature": bad}, "above 0") for bad in (0, -1, math.nan, math.inf, "1.5", True)),
         *(({**PLATT, "slope": bad}, "slope .* above 0") for bad in (0, -1, math.nan, 10**400, "1.5", True, None)),
@@ -447,7 +447,7 @@ def points(**changes):
         *((points(band=bad), "band") for bad in (3, {}, {"reason": 1}, BAND | {"low": None}, BAND | {"high": 1.1})),
         (points(band=BAND | {"error_rate": "low"}), "error_rate of the band"),
         (points(fpr=[0.1]), "fpr"),
-        (points(fpr={}), "thresholds, or a text as reason"),
+        (points(fpr={}), "thresholds, or a reason"),
         (points(fpr=CURVE | {"thresholds": [0.1, 0.4]}), "must rise from 0"),
         (points(fpr=CURVE | {"thresholds": [0.0, 0.0]}), "must rise from 0"),
         (points(fpr=CURVE | {"thresholds": []}), "thresholds of the fpr"),
@@ -503,7 +503,7 @@ def test_the_paragraph_names_the_numbers_their_counts_and_what_is_missing():
         "p_fake of a frame, from 200 reals, 200 fakes, 400 families",
         f"{frame['thresholds']['eer']:.3f} (EER)",
         f"{frame['thresholds']['fpr_0.05']:.3f} (FPR 5 %)",
-        "Not available for a frame: FPR 1 % (200 real frames do not tell it: an FPR of 0.01 takes 500).",
+        "Not available for a frame: FPR 1 % (200 real frames are too few: an FPR of 0.01 needs 500).",
         f"faces are flagged from {max(frame['thresholds']['eer'], frame['band']['high']):.3f} on, inconclusive from",
         "Either error is expected for at most 10 % of the faces of new people.",
         "% of the real faces score at or above",

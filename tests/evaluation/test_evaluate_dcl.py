@@ -142,7 +142,7 @@ def test_the_calibration_of_the_checkpoint_is_used_and_recorded(here, tmp_path, 
     plain = pd.read_parquet(tmp_path / "plain/predictions.parquet")
     assert plain["p_fake"].equals(plain["p_fake_raw"])
     printed = capsys.readouterr().out
-    assert "caution: the checkpoint is not calibrated: p_fake is" in printed and "operating points" not in printed
+    assert "Caution: the checkpoint is not calibrated: p_fake is" in printed and "Operating points" not in printed
     assert json.loads((tmp_path / "plain/run.json").read_text())["calibration"] is None
     assert "thresholds" not in json.loads((tmp_path / "plain/metrics.json").read_text())["noise"]["frame"]
 
@@ -180,7 +180,7 @@ def test_the_calibration_of_the_checkpoint_is_used_and_recorded(here, tmp_path, 
         assert frame["log_loss"] != raw["log_loss"] and frame["auc"] == raw["auc"]
         assert json.loads((out / "run.json").read_text())["calibration"] == calibration
         printed = capsys.readouterr().out
-        assert "caution: the checkpoint" not in printed
+        assert "Caution: the checkpoint" not in printed
         flagged = frame["verdicts"]["fake"]["flagged"]
         assert f"{flagged} ({flagged / len(fakes):.0%})" in printed
         lines = [line.split() for line in printed.splitlines() if " eer " in line or "fpr_" in line]
@@ -197,7 +197,7 @@ def test_a_calibration_that_cannot_be_followed_is_refused(here, tmp_path, capsys
     for calibration, why in (
         (
             {"method": "temperature", "temperature": 0},
-            "the temperature of `calibration` must be a finite number above 0, got 0",
+            "`calibration`: temperature must be a finite number above 0, got 0",
         ),
         (
             {"method": "isotonic", "margins": [0.0], "p_fake": [0.5]},
@@ -208,8 +208,8 @@ def test_a_calibration_that_cannot_be_followed_is_refused(here, tmp_path, capsys
     ):
         (tmp_path / "model/config.json").write_text(json.dumps(config | {"calibration": calibration}))
         said = refused_model(capsys, tmp_path, tmp_path / "model")
-        assert said.endswith(f"/model' cannot be followed ({why}): correct it, or download it again.")
-        assert "the config.json of" in said
+        assert said.endswith(f"/model': is invalid ({why}). Correct it, or download it again.")
+        assert "error: config.json of" in said
 
 
 def test_two_runs_give_the_same_files(tmp_path):
@@ -297,7 +297,7 @@ def test_the_table_shows_the_intervals_and_says_that_families_are_few(tmp_path, 
     low, high = metrics["frame"]["intervals"]["auc"]
     assert low < metrics["frame"]["auc"] < high
     assert f"{low:.3f}-{high:.3f}" in printed
-    assert "noise, frame level: only 4 families have reals" in printed
+    assert "Caution (noise, frame level): Only 4 families have reals" in printed
     predictions = pd.read_parquet(tmp_path / "with/predictions.parquet")
     again = frame_and_video_metrics(predictions, bootstrap=60, seed=3)["noise"]
     assert again["frame"] == metrics["frame"]
@@ -337,7 +337,7 @@ def test_several_models_are_compared_with_the_first(tmp_path, capsys):
     for level in ("frame", "video"):
         difference = found["differences"]["noise"][level]["auc"]["difference"]
         assert difference == pytest.approx(one["noise"][level]["auc"] - two["noise"][level]["auc"], abs=1e-12)
-    assert "frame AUC on noise, minus that of a/final: " in capsys.readouterr().out
+    assert "Difference in frame AUC on noise from a/final: " in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------------- bad input
@@ -478,7 +478,7 @@ def test_a_hub_that_cannot_be_reached(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("device", ["cuda:77", "abacus", "meta"])
 def test_a_device_that_is_not_there(capsys, tmp_path, device):
     said = refused_dataset(capsys, tmp_path, "data/noise", "--device", device)
-    assert f"there is no device {device!r}" in said
+    assert f"Device {device!r} not found." in said
     assert "cpu" in said
 
 
@@ -497,17 +497,17 @@ def test_one_model_twice_under_two_names(capsys, tmp_path):
 @pytest.mark.parametrize("column", ["tone", "image", "crop", "landmarks"])
 def test_a_column_that_cannot_group(capsys, tmp_path, column):
     said = refused_dataset(capsys, tmp_path, "data/noise", "--group_by", column)
-    assert f"data/noise (test) cannot be grouped by {column!r}: pass --group_by with one of label, method" in said
+    assert f"data/noise (test) has no column {column!r} to group by. Pass --group_by with one of label, method" in said
 
 
 def test_a_column_without_a_value(capsys, tmp_path):
     said = refused_dataset(capsys, tmp_path, "data/noise", "--group_by", "compression")
-    assert "the column 'compression' of data/noise (test) is empty, there is no group to compare" in said
+    assert "Column 'compression' of data/noise (test): is empty. Group by a column with values" in said
     features = FEATURES.copy()
     features["people"] = ClassLabel(names=["young", "old"])
     write_set(tmp_path / "set", [{**row, "people": None} for row in make_rows()], features)
     said = refused_dataset(capsys, tmp_path, tmp_path / "set", "--group_by", "people")
-    assert "the column 'people' of" in said and "is empty" in said
+    assert "Column 'people' of" in said and "is empty" in said
 
 
 def test_a_column_of_a_single_value_is_warned_of(tmp_path, caplog):
@@ -518,14 +518,14 @@ def test_a_column_of_a_single_value_is_warned_of(tmp_path, caplog):
     check_groups(sets, "method")
     assert not caplog.records
     check_groups(sets, "people")
-    assert "(test) has the value 'old' in every row: a gap takes two groups, and there is none" in caplog.text
+    assert "(test): every row has the value 'old'. With a single group there is nothing to compare." in caplog.text
 
 
 def test_a_column_of_too_many_values(capsys, tmp_path):
     rows = [{**row, "frame": frame} for frame, row in enumerate(make_rows() * 3)]
     write_set(tmp_path / "set", rows)
     said = refused_dataset(capsys, tmp_path, tmp_path / "set", "--group_by", "frame")
-    assert "has 108 values: group by one with at most 100" in said
+    assert "has 108 values. Group by a column with at most 100" in said
 
 
 def test_fewer_draws_than_none(capsys, tmp_path):

@@ -105,7 +105,7 @@ def test_too_small_a_split_gives_a_reason_and_no_threshold(families, frames):
     found = fit_familiarity(*simulated(families, frames=frames))
     check_familiarity(found)
     assert found["statistics"] is found["sharpness_threshold"] is found["distance_threshold"] is None
-    assert f"{2 * families * frames} faces of {families} families do not tell it" in found["reason"]
+    assert f"{2 * families * frames} faces of {families} families are too few" in found["reason"]
     assert (found["faces"], found["families"]) == (2 * families * frames, families)
 
 

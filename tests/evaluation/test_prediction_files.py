@@ -167,7 +167,7 @@ def test_a_model_and_a_table_are_compared_on_the_rows_that_both_have(here, tmp_p
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("model", "theirs", "table.md", "table.csv", "table.json"),
     }
-    assert "on the 23 rows that both have, of 23 and 24" in capsys.readouterr().out
+    assert "on 23 shared rows, of 23 and 24" in capsys.readouterr().out
     found = json.loads((tmp_path / "out/theirs/differences.json").read_text())
     assert found["rows"] == 23
     ours = pd.read_parquet(tmp_path / "out/model/predictions.parquet").merge(
@@ -192,8 +192,8 @@ def test_what_cannot_be_compared_is_said_and_the_results_stand(tmp_path, capsys)
     table = make_table()
     others = {
         "unnumbered": (make_table(1).drop(columns="frame"), "no frame numbers"),
-        "elsewhere": (make_table(1, data_set="dfdc"), "share no row"),
-        "turned": (make_table(1).assign(label=1 - table["label"]), "do not agree on the label of 108 rows"),
+        "elsewhere": (make_table(1, data_set="dfdc"), "share no rows"),
+        "turned": (make_table(1).assign(label=1 - table["label"]), "disagree on the label of 108 rows"),
     }
     for name, (other, why) in others.items():
         paths = [write(part, tmp_path / f"{stem}.csv") for stem, part in (("first", table), (name, other))]
@@ -224,16 +224,16 @@ def changed(column, value, row=4):
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
-        ("p_fake", 1.01, "has the p_fake"),
-        ("p_fake", -0.5, "has the p_fake"),
-        ("p_fake", None, "has the p_fake"),
-        ("label", 2, "write 0 or real, 1 or fake"),
-        ("video_id", None, "has no video_id"),
-        ("dataset", None, "has no dataset"),
-        ("label", None, "has no label"),
-        ("frame", 1.5, "give every row a whole number"),
-        ("frame", None, "give every row a whole number"),
-        ("frame", 0, "has the video_id and frame of an earlier row of its data set ('swap/000', frame 0)"),
+        ("p_fake", 1.01, ": p_fake is "),
+        ("p_fake", -0.5, ": p_fake is "),
+        ("p_fake", None, ": p_fake is "),
+        ("label", 2, "Write 0 or real, 1 or fake"),
+        ("video_id", None, "video_id is missing. Give every row one."),
+        ("dataset", None, "dataset is missing. Give every row one."),
+        ("label", None, "label is missing. Give every row one."),
+        ("frame", 1.5, "Give every row a whole number"),
+        ("frame", None, "Give every row a whole number"),
+        ("frame", 0, "repeats the video_id and frame of an earlier row ('swap/000', frame 0)"),
     ],
 )
 def test_the_broken_row_is_named(tmp_path, suffix, column, value, said):
@@ -243,7 +243,7 @@ def test_the_broken_row_is_named(tmp_path, suffix, column, value, said):
     path = write(table, tmp_path / f"theirs{suffix}")
     with pytest.raises(InputError) as error:
         read_predictions(str(path))
-    assert f"row 5 of '{path}' (the first is 1)" in str(error.value)
+    assert f"Row 5 of '{path}' (counted from 1)" in str(error.value)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -251,14 +251,14 @@ def test_the_broken_row_is_named(tmp_path, suffix, column, value, said):
 @pytest.mark.parametrize(
     ("column", "value", "said"),
     [
-        ("p_fake", "likely", "has the p_fake 'likely': give the probability of fake, from 0 to 1"),
-        ("p_fake", "nan", "has the p_fake 'nan'"),
-        ("p_fake", "inf", "has the p_fake 'inf'"),
-        ("label", "spoof", "has the label 'spoof': write 0 or real, 1 or fake"),
-        ("frame", "004.png", "has the frame '004.png'"),
-        ("p_fake", "1" + "0" * 400, "has the p_fake"),
-        ("frame", "1" + "0" * 400, "has the frame"),
-        ("logit", "high", "has the logit 'high': give a number, or leave the column out"),
+        ("p_fake", "likely", "p_fake is 'likely'. Give the probability of fake, from 0 to 1"),
+        ("p_fake", "nan", "p_fake is 'nan'"),
+        ("p_fake", "inf", "p_fake is 'inf'"),
+        ("label", "spoof", "label is 'spoof'. Write 0 or real, 1 or fake"),
+        ("frame", "004.png", "frame is '004.png'"),
+        ("p_fake", "1" + "0" * 400, "p_fake is "),
+        ("frame", "1" + "0" * 400, "frame is "),
+        ("logit", "high", "logit is 'high'. Give a number, or leave the column out"),
     ],
 )
 def test_text_where_there_should_be_numbers(tmp_path, column, value, said):
@@ -271,14 +271,14 @@ def test_text_where_there_should_be_numbers(tmp_path, column, value, said):
 def test_a_missing_column(tmp_path, column):
     path = write(make_table().drop(columns=column), tmp_path / "theirs.csv")
     with pytest.raises(
-        InputError, match=f"has no column '{column}': it takes dataset, method, video_id, label, p_fake"
+        InputError, match=f"column '{column}' is missing .*Write the columns dataset, method, video_id, label, p_fake"
     ):
         read_predictions(str(path))
 
 
 def test_a_parquet_file_with_one_column_twice(tmp_path):
     pq.write_table(pa.table([[0.1], [0.2]], names=["p_fake", "p_fake"]), tmp_path / "theirs.parquet")
-    with pytest.raises(InputError, match="2 of its columns are called 'p_fake'"):
+    with pytest.raises(InputError, match="2 columns have the name 'p_fake'"):
         read_predictions(str(tmp_path / "theirs.parquet"))
 
 
@@ -289,20 +289,20 @@ def test_a_parquet_file_with_one_column_twice(tmp_path):
         ("theirs.csv", b"dataset,method,video_id,label,p_fake\n", "has no rows"),
         ("theirs.csv", b"a,b\n1,2\n1,2,3,4\n", "cannot be read"),
         ("theirs.csv", b"a,b\n\xff\xfe,2\n", "cannot be read"),
-        ("theirs.csv", b"a,b,c\n1,2,3\n\n1,2\n", "line 4 has 2 fields, and the header 3"),
-        ("theirs.csv", b"a,b\n1,2,3\n1,2,3\n", "line 2 has 3 fields, and the header 2"),
-        ("theirs.csv", b"a,b,a\n1,2,3\n", "2 of its columns are called 'a'"),
+        ("theirs.csv", b"a,b,c\n1,2,3\n\n1,2\n", "line 4 has 2 fields, but the header has 3"),
+        ("theirs.csv", b"a,b\n1,2,3\n1,2,3\n", "line 2 has 3 fields, but the header has 2"),
+        ("theirs.csv", b"a,b,a\n1,2,3\n", "2 columns have the name 'a'"),
         ("theirs.json", b"[" * 200000, "cannot be read"),
         ("theirs.jsonl", b"[" * 200000, "cannot be read"),
         ("theirs.json", b"", "has no rows"),
         ("theirs.json", b"[]", "has no rows"),
         ("theirs.json", b"{", "cannot be read"),
-        ("theirs.json", b'{"a": [1]}', "no list of objects"),
+        ("theirs.json", b'{"a": [1]}', "not a list of objects"),
         ("theirs.jsonl", b"\n\n", "has no rows"),
-        ("theirs.jsonl", b'{"a": 1}\n3\n', "no list of objects"),
+        ("theirs.jsonl", b'{"a": 1}\n3\n', "not a list of objects"),
         ("theirs.parquet", b"", "cannot be read"),
         ("theirs.parquet", b"PAR1 and no more", "cannot be read"),
-        ("theirs.pkl", b"", "must end in .csv, .parquet, .json, .jsonl"),
+        ("theirs.pkl", b"", "unknown file extension. Pass one of .csv, .parquet, .json, .jsonl"),
     ],
 )
 def test_a_file_that_is_no_table(tmp_path, name, content, said):
@@ -318,7 +318,7 @@ def test_a_number_that_no_float_can_be(tmp_path, column, what):
     rows = make_table().to_dict("records")
     rows[4][column] = 10**400
     (tmp_path / "theirs.json").write_text(json.dumps(rows))
-    with pytest.raises(InputError, match=rf"row 5 of .* has the {column} 1000000.*\.\.\.: give .*{what}"):
+    with pytest.raises(InputError, match=rf"Row 5 of .*: {column} is 1000000.*\.\.\.\. Give .*{what}"):
         read_predictions(str(tmp_path / "theirs.json"))
 
 
@@ -330,7 +330,7 @@ def test_a_list_is_no_name(tmp_path, suffix, column):
     with pytest.raises(InputError) as error:
         read_predictions(str(write(table, tmp_path / f"theirs{suffix}")), group_by="tone")
     shown = {"video_id": "['000', 'x']", "tone": "['dark', 'x']"}[column]
-    assert f"row 1 of '{tmp_path}/theirs{suffix}' (the first is 1) has the {column} {shown}: write" in str(error.value)
+    assert f"Row 1 of '{tmp_path}/theirs{suffix}' (counted from 1): {column} is {shown}. Write" in str(error.value)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
@@ -354,10 +354,10 @@ def test_only_a_newline_ends_a_line_of_json(tmp_path):
 def test_errors_show_plain_numbers(tmp_path):
     for column in ("p_fake", "frame"):
         path = write(changed(column, np.nan).infer_objects(), tmp_path / "theirs.parquet")
-        with pytest.raises(InputError, match=f"has the {column} nan: give"):
+        with pytest.raises(InputError, match=f"{column} is nan. Give"):
             read_predictions(str(path))
     path = write(make_table().assign(label=0.5), tmp_path / "theirs.parquet")
-    with pytest.raises(InputError, match=r"has the label 0\.5: write"):
+    with pytest.raises(InputError, match=r"label is 0\.5\. Write"):
         read_predictions(str(path))
 
 
@@ -371,9 +371,7 @@ def test_results_do_not_overwrite_what_they_are_computed_from(capsys, tmp_path, 
     monkeypatch.chdir(out)
     for given in (path, name, tmp_path / "link" / name):
         said = sentence_of(capsys, "--predictions", given, "--output_dir", out)
-        assert said == (
-            f"error: the results would overwrite '{given}', from which they are computed: choose another --output_dir."
-        )
+        assert said == (f"error: The results would overwrite their input '{given}'. Choose another --output_dir.")
     assert [file.name for file in out.iterdir()] == [name] and path.read_bytes() == before
     other = write(make_table(1), tmp_path / "other.csv")
     evaluate(tmp_path / "both", path, other, options=["--bootstrap", "0"])  # each has a folder of its own there
@@ -404,7 +402,7 @@ def test_refused_results_leave_those_that_are_there(tmp_path, capsys):
     (out / "metrics.json").mkdir(parents=True)  # cannot be replaced by a file
     (out / "differences.json").touch()
     said = sentence_of(capsys, "--predictions", write(make_table(), tmp_path / "t.csv"), "--output_dir", out)
-    assert "nothing can be written" in said
+    assert "cannot be written" in said and "Choose another --output_dir" in said
     assert (out / "differences.json").exists() and not list(out.glob(".*"))
 
 
@@ -420,18 +418,18 @@ def test_false_alarms_are_printed_where_there_is_no_auc(tmp_path, capsys):
     table = make_table()
     table = table[table["label"] == 0].assign(p_fake=[0.1, 0.2, 0.9] * 12)
     evaluate(tmp_path / "out", write(table, tmp_path / "theirs.csv"), options=["--bootstrap", "0"])
-    assert "it takes both kinds; at .5, FPR 0.333 (36 frames), FPR 0.000 (12 videos)" in capsys.readouterr().out
+    assert "both classes are needed; at .5, FPR 0.333 (36 frames), FPR 0.000 (12 videos)" in capsys.readouterr().out
 
 
 def test_it_cautions_of_the_split_on_which_thresholds_are_chosen(here, tmp_path, capsys):
     for split, cautions in (("validation", True), ("VAL", True), ("train", True), ("test", False)):
         path = write(make_table().assign(split=split), tmp_path / "theirs.csv")
         evaluate(tmp_path / "out", path, options=["--bootstrap", "0"])
-        assert (f"on the split {split!r}" in capsys.readouterr().out) == cautions
+        assert (f"Caution: if the split {split!r} was used to train" in capsys.readouterr().out) == cautions
     write_split(tmp_path / "set", "validation", make_rows(range(2)))
     common = ["--model", str(here / "model"), "--dataset", str(tmp_path / "set"), "--split", "validation"]
     main([*common, "--device", "cpu", "--bootstrap", "0", "--output_dir", str(tmp_path / "of_model")])
-    assert "on the split 'validation'" in capsys.readouterr().out
+    assert "Caution: if the split 'validation' was used to train" in capsys.readouterr().out
 
 
 def test_a_file_that_is_not_there(capsys, tmp_path):
@@ -442,7 +440,9 @@ def test_a_file_that_is_not_there(capsys, tmp_path):
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("column", "said"), [("hue", "cannot be grouped by 'hue'"), ("p_fake", "has 108 values")])
+@pytest.mark.parametrize(
+    ("column", "said"), [("hue", "has no column 'hue' to group by. Pass --group_by"), ("p_fake", "has 108 values")]
+)
 def test_a_column_that_cannot_group(capsys, tmp_path, column, said):
     path = write(make_table(), tmp_path / "theirs.csv")
     assert said in sentence_of(capsys, "--predictions", path, "--output_dir", tmp_path / "out", "--group_by", column)
@@ -452,7 +452,7 @@ def test_a_column_that_cannot_group(capsys, tmp_path, column, said):
 def test_a_column_without_a_value_cannot_group(capsys, tmp_path, suffix):
     path = write(make_table().assign(tone=None), tmp_path / f"theirs{suffix}")
     said = sentence_of(capsys, "--predictions", path, "--output_dir", tmp_path / "out", "--group_by", "tone")
-    assert f"the column 'tone' of {path} (celeb_df) is empty, there is no group to compare" in said
+    assert f"Column 'tone' of {path} (celeb_df): is empty. Group by a column with values" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -461,7 +461,7 @@ def test_a_single_group_is_warned_of(tmp_path, caplog):
     read_predictions(str(path), group_by="method")
     assert not caplog.records
     read_predictions(str(path), group_by="tone")
-    assert "has the value 'dark' in every row: a gap takes two groups" in caplog.text
+    assert "every row has the value 'dark'. With a single group" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -475,7 +475,7 @@ def test_a_single_group_is_warned_of(tmp_path, caplog):
 def test_what_only_models_need_is_refused_of_tables(capsys, tmp_path, options):
     path = write(make_table(), tmp_path / "theirs.csv")
     said = sentence_of(capsys, "--predictions", path, "--output_dir", tmp_path / "out", *options)
-    assert said.startswith(f"error: {options[0]} is for models that are run here")
+    assert said.startswith(f"error: {options[0]} has no effect on tables of predictions")
 
 
 def test_nothing_to_evaluate(capsys, tmp_path):

@@ -152,7 +152,7 @@ def test_hostile_names_stay_in_their_lines(done):
     robustness = load(done)
     hostile = {"a\n# b | <c>": robustness["datasets"]["textures"]}
     text = robustness_tables({**robustness, "datasets": hostile})
-    assert "a # b \\| &lt;c&gt;: frame AUC of 18 frames" in text
+    assert "a # b \\| &lt;c&gt;: frame AUC by type and level of perturbation (18 frames)" in text
     assert "\n# b" not in text and "<c>" not in text
 
 
@@ -190,14 +190,14 @@ def test_reals_alone_give_no_number_but_the_reason(here, tmp_path):
     assert "all 4 frames are real" in results["types"]["color_contrast"]["levels"][0]["frame"]["reason"]
     markdown = (tmp_path / "out/robustness.md").read_text()
     assert "| - | - | - | - | - | - | - |" in markdown
-    assert "There is no AUC: all 4 frames are real" in markdown
+    assert "No AUC: all 4 frames are real" in markdown
     assert (tmp_path / "out/robustness.png").exists()
 
 
 def test_an_unknown_name_is_refused_before_anything_is_written(here, tmp_path):
     with pytest.raises(SystemExit) as stop:
         run(here, tmp_path / "out", "--perturbations", "jpeg", "fog")
-    assert stop.value.code.startswith("error: there are no perturbations 'fog': choose from deeperforensics, all,")
+    assert stop.value.code.startswith("error: Unknown perturbation 'fog'. Choose from deeperforensics, all,")
     assert not (tmp_path / "out").exists()
 
 
@@ -229,6 +229,6 @@ def test_without_matplotlib_the_numbers_are_there_and_the_picture_is_missed(here
     run(here, tmp_path, "--perturbations", "color_contrast")
     assert {"robustness.csv", "robustness.json", "robustness.md"} <= set(os.listdir(tmp_path))
     assert "robustness.png" not in os.listdir(tmp_path)
-    assert "pictures need matplotlib: pip install" in caplog.text
+    assert "Figures need matplotlib: pip install" in caplog.text
     with pytest.raises(InputError, match=r"dcl-face-forgery\[report\]"):
         draw_robustness(load(tmp_path))

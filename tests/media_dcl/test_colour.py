@@ -252,7 +252,7 @@ def test_the_colour_space_that_an_avif_or_heic_names_is_converted(opened, scene,
         (12, 13, ("Converted from Display P3 to sRGB.",)),
         (1, 13, ()),
         (2, 2, ()),
-        (9, 18, ("The picture is HDR (HLG) and was read without tone mapping; its colours may be off.",)),
+        (9, 18, ("The image is HDR (HLG) and was read without tone mapping; its colours may be off.",)),
     ):
         data = plain[:at] + struct.pack(">2H", number, transfer) + plain[at + 4 :]
         picture = opened(data)
@@ -264,9 +264,7 @@ def test_the_colour_space_that_an_avif_or_heic_names_is_converted(opened, scene,
 def test_a_png_in_hdr_is_read_with_a_note(opened, scene, transfer, name):
     picture = opened(with_chunks(encoded(scene), cICP=bytes([9, transfer, 0, 1])))
     assert np.array_equal(picture.pixels, scene)
-    assert picture.notes == (
-        f"The picture is HDR ({name}) and was read without tone mapping; its colours may be off.",
-    )
+    assert picture.notes == (f"The image is HDR ({name}) and was read without tone mapping; its colours may be off.",)
 
 
 def test_primaries_that_cannot_be_are_ignored_with_a_note(opened, scene):

@@ -75,7 +75,7 @@ def test_of_a_scan_it_is_the_first_page_with_a_note(opened, pages, number):
 @pytest.mark.parametrize("more", [[], [page(8, (16, 12), new=PREVIEW)]])
 def test_previews_of_a_picture_that_is_kept_elsewhere_are_refused(opened, more):
     """As in the RAW photos of cameras, whose suffix says nothing to one who looks at the content."""
-    with pytest.raises(InputError, match="holds only previews of a picture, as RAW photos do: convert it to JPEG"):
+    with pytest.raises(InputError, match=r"contains only previews of an image, like a RAW photo\. Convert it to JPEG"):
         opened(tiff(page(9, SMALL, new=PREVIEW, sub=8), *more))
 
 
@@ -160,7 +160,7 @@ def test_small_tables_may_be_shared(opened):
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF"])
 def test_of_an_animation_it_is_the_first_frame_with_a_note(opened, kind):
     frames = [Image.fromarray(np.full((32, 32, 3), value, np.uint8)) for value in (200, 10)]
-    for more, notes in ((frames[1:], ("The picture is animated; only its first frame was analyzed.",)), ([], ())):
+    for more, notes in ((frames[1:], ("The image is animated; only its first frame was analyzed.",)), ([], ())):
         buffer = io.BytesIO()
         frames[0].save(buffer, kind, save_all=True, append_images=more)
         picture = opened(buffer.getvalue())

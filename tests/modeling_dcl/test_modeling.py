@@ -296,7 +296,7 @@ def test_activation_checkpointing_changes_memory_and_nothing_else():
 def test_activation_checkpointing_warns_where_it_changes_running_statistics(model, caplog):
     with caplog.at_level(logging.WARNING):
         model.activation_checkpointing_enable()
-    assert "moves the running statistics twice" in caplog.text
+    assert "updates its running statistics twice" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------- momentum encoder
@@ -531,9 +531,9 @@ def test_a_backbone_without_a_spatial_map_is_refused(name, size, gives):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("tf_efficientnet_b44", "did you mean tf_efficientnet_b4"),
-        ("efficientnet-b4", "did you mean efficientnet_b4"),
-        ("tf_efficientnet_b4.ns_jft", r"did you mean tf_efficientnet_b4\.ns_jft_in1k"),
+        ("tf_efficientnet_b44", "Did you mean tf_efficientnet_b4"),
+        ("efficientnet-b4", "Did you mean efficientnet_b4"),
+        ("tf_efficientnet_b4.ns_jft", r"Did you mean tf_efficientnet_b4\.ns_jft_in1k"),
         ("?", r"timm\.list_models"),
     ],
 )
@@ -547,7 +547,7 @@ def test_an_unknown_backbone_is_refused_with_a_suggestion(name, hint):
     ("name", "size"), [("test_vit", 97), ("test_vit", 8), ("test_efficientnet", 8), ("test_resnet", 32), ("vgg11", 16)]
 )
 def test_an_image_size_that_the_backbone_cannot_take_is_refused(name, size):
-    with pytest.raises(InputError, match=rf"{size} px.*choose .*image_size"):
+    with pytest.raises(InputError, match=rf"{size} px.*Choose .*image_size"):
         create_backbone(DCLConfig(backbone=name, image_size=size))
 
 

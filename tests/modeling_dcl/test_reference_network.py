@@ -74,7 +74,7 @@ def test_a_checkpoint_brings_the_weights_and_they_are_found_there_first(tmp_path
 
 def test_another_file_is_refused(tmp_path):
     (tmp_path / "a").write_bytes(find_reference().read_bytes()[:-1] + b"x")
-    with pytest.raises(InputError, match="a is not the reference network that distances are measured by"):
+    with pytest.raises(InputError, match="a is not the released reference network"):
         ReferenceNetwork(tmp_path / "a")
     with pytest.raises(InputError, match="b cannot be read"):
         ReferenceNetwork(tmp_path / "b")

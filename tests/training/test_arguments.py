@@ -188,16 +188,16 @@ def test_a_file_sets_its_values_over_those_that_it_is_based_on(files):
 @pytest.mark.parametrize(
     ("contents", "names"),
     [
-        ({"top": "base: top.yaml"}, ["top.yaml is based on", "take `base` out"]),
+        ({"top": "base: top.yaml"}, ["top.yaml: its base", "is based on it in turn. Remove one `base`"]),
         (
             {"top": "base: other.yaml", "other": "base: third.yaml", "third": "base: top.yaml"},
-            ["third.yaml is based on", "top.yaml", "take `base` out"],
+            ["third.yaml: its base", "top.yaml", "is based on it in turn. Remove one `base`"],
         ),
         ({"top": "base: nowhere.yaml"}, ["Configuration file", "nowhere.yaml not found"]),
         ({"top": "base: other.yaml", "other": "temprature: 1"}, ["other.yaml", "'temperature'"]),
         ({"top": "base: other.yaml", "other": "- a"}, ["other.yaml", "list"]),
         ({"top": "base:"}, ["top.yaml", "None"]),
-        ({"top": "base: [a.yaml, b.yaml]"}, ["top.yaml", "name one file"]),
+        ({"top": "base: [a.yaml, b.yaml]"}, ["top.yaml", "Name one file"]),
         ({"top": "bass: other.yaml"}, ["'bass'", "'base'"]),
     ],
 )
@@ -233,14 +233,14 @@ def test_half_precision_that_a_cpu_does_not_have_is_refused(parse):
     ],
 )
 def test_numbers_and_metrics_that_cannot_work_are_refused(parse, flag, value):
-    with pytest.raises(InputError, match=rf"^{flag[2:]} is '?{value}.*: choose"):
+    with pytest.raises(InputError, match=rf"^{flag[2:]} is '?{value}.*\. Choose"):
         parse("", flag, value)
 
 
 def test_the_direction_of_a_metric_follows_from_it(parse):
     for metric, more in (("auc", True), ("eer", False), ("loss", False)):
         assert parse("", "--metric_for_best_model", metric).training.greater_is_better is more
-    with pytest.raises(InputError, match="of eer the best is the smallest"):
+    with pytest.raises(InputError, match=r"the best eer is the smallest. Leave greater_is_better out"):
         parse("", "--metric_for_best_model", "eer", "--greater_is_better", "true")
 
 

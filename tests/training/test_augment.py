@@ -250,7 +250,7 @@ def test_a_setting_out_of_range_is_named(name, value):
 
 
 def test_a_mask_of_another_size_is_refused():
-    with pytest.raises(InputError, match="mask has 8x9 pixels, and its image 9x9"):
+    with pytest.raises(InputError, match="Mask: has 8x9 pixels, but its image has 9x9"):
         augment(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 8), np.uint8))
 
 
@@ -274,5 +274,5 @@ def test_a_mix_of_the_fake_alone_is_the_fake():
 
 
 def test_a_mix_needs_a_source_of_the_same_size():
-    with pytest.raises(InputError, match="source frame"):
+    with pytest.raises(InputError, match="Source frame: has"):
         corresponding_mix(photograph(20, 16), photograph(20, 20), None, 0.5)

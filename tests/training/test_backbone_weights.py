@@ -176,7 +176,7 @@ def test_weights_of_timm_are_asked_for_in_the_shape_of_the_backbone(monkeypatch)
 
 def test_weights_of_timm_that_cannot_be_fetched_are_one_sentence(model):
     with pytest.raises(
-        InputError, match=r"'test_efficientnet' cannot be fetched \(.+\): pass --backbone_weights PATH"
+        InputError, match=r"'test_efficientnet': cannot be fetched \(.+\)\. Pass --backbone_weights PATH"
     ):
         load_backbone_weights(model, "timm")
 
@@ -197,18 +197,20 @@ def assert_refused(model, path, match):
 
 
 def test_a_missing_file(model, tmp_path):
-    assert_refused(model, tmp_path / "no.pth", r"no weights file .*no\.pth: pass --backbone_weights timm, none")
+    assert_refused(
+        model, tmp_path / "no.pth", r"Weights file .*no\.pth not found\. Pass --backbone_weights timm, none"
+    )
 
 
 def test_weights_of_another_backbone(model, tmp_path):
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "resnet.pth")
-    assert_refused(model, tmp_path / "resnet.pth", r"do not fit the backbone 'test_efficientnet': \d+ of its \d+ tens")
+    assert_refused(model, tmp_path / "resnet.pth", r"do not fit the backbone 'test_efficientnet'; \d+ of its \d+ tens")
 
 
 def test_a_tensor_that_is_missing(model, weights, tmp_path):
     partial = {name: value for name, value in weights.items() if name != "bn1.running_var"}
     torch.save(partial, tmp_path / "partial.pth")
-    assert_refused(model, tmp_path / "partial.pth", r"1 of its \d+ tensors are not there \(bn1.running_var")
+    assert_refused(model, tmp_path / "partial.pth", r"1 of its \d+ tensors are missing \(bn1.running_var")
 
 
 def test_a_tensor_of_another_shape(model, weights, tmp_path):
@@ -220,13 +222,13 @@ def test_a_tensor_of_another_shape(model, weights, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not weights at all"])
 def test_a_file_that_holds_no_weights(model, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    assert_refused(model, tmp_path / name, "cannot be read as tensors: give a .safetensors file")
+    assert_refused(model, tmp_path / name, "cannot be read as tensors. Pass a .safetensors file")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"state_dict": {"a": "text"}}, torch.zeros(3)])
 def test_a_file_that_holds_something_else(model, tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
-    assert_refused(model, tmp_path / "other.pth", "holds no table of tensors by name")
+    assert_refused(model, tmp_path / "other.pth", "does not hold a state dict. Pass a file with tensors by name")
 
 
 class Payload:

@@ -48,7 +48,7 @@ def test_every_section_says_something_and_nothing_is_left_open(text):
         "Training",
         "Scores on the validation split",
         "Calibration",
-        "Limits",
+        "Limitations",
         "Citation",
     ]
     assert all(len(body.split()) > 10 for body in found.values())
@@ -68,7 +68,7 @@ def test_the_front_matter_is_valid_and_gives_the_result(trained, text):
 def test_it_says_what_was_trained_on_what_and_how(trained, text):
     for said in (
         "Data: textures.",
-        "it has seen: swap, warp.",
+        "Manipulation methods in the training data: swap, warp.",
         "box, 64 px, margin 0.3, detector none.",
         "| backbone | test_efficientnet |",
         "| learning_rate | 0.0002 |",
@@ -141,14 +141,14 @@ def test_a_crop_of_which_little_is_known_is_described_without_gaps(prepared, tmp
     trainer = build_trainer(parse_training_run(training_flags(prepared, tmp_path, image_size=64)))
     trainer.processing_class.crop = {"kind": "given", "margin": None, "size": 256, "detector": None}
     text = " ".join(write_model_card(trainer, "a", "a", trainer.was_contrastive()).read_text().split())
-    assert "cut as the training data was: given, 256 px. A picture" in text
+    assert "cut like the training data: given, 256 px. For any other picture" in text
     trainer.processing_class.crop = None
     text = " ".join(write_model_card(trainer, "a", "a", trainer.was_contrastive()).read_text().split())
-    assert "cut as the training data was. A picture" in text
+    assert "cut like the training data. For any other picture" in text
 
 
 def test_a_card_says_so_where_the_contrastive_losses_never_entered(prepared, tmp_path):
     flags = training_flags(prepared, tmp_path, max_steps=2, image_size=64, contrastive_weight=0)
     train.main(flags)
     text = (tmp_path / "README.md").read_text()
-    assert "Trained by cross-entropy alone" in text and "Trained by **Dual" not in text
+    assert "Trained with cross-entropy alone" in text and "Trained by **Dual" not in text

@@ -306,7 +306,7 @@ def test_a_row_group_that_cannot_be_read_any_more_is_named(sharded, tmp_path):
     rows = stream_prepared(str(tmp_path), "train")
     (tmp_path / "train.parquet").write_bytes(b"gone")
     with pytest.raises(
-        InputError, match=r"row group 1 of .*train\.parquet cannot be read \(.+\): see to the file"
+        InputError, match=r"Row group 1 of .*train\.parquet: cannot be read \(.+\)\. Check the file"
     ) as error:
         rows[10]
     assert "\n" not in str(error.value)
@@ -534,7 +534,7 @@ def test_row_groups_of_one_class_are_joined_and_warned_of(caplog):
         for batch in draw_batches(sampler, epoch):
             assert (labels[batch] == FAKE).sum() == 2
     assert len(caplog.records) == 1
-    assert "Prepare the set with the rows of a family together" in caplog.text
+    assert "Prepare the set with the rows of each family together" in caplog.text
 
 
 def test_no_row_group_of_one_class_is_left_over():

@@ -1,9 +1,9 @@
-"""The metrics of this package as a module of the library `evaluate`.
+"""The metrics of this package as a module for the `evaluate` library.
 
     metric = evaluate.load("path/to/evaluation/metrics/dcl_metrics")
     metric.compute(predictions=p_fake, references=labels, video_ids=video_ids, source_ids=source_ids)
 
-The path is that of this folder, in a checkout or in the installed package; nothing is downloaded.
+The path is this folder, in a checkout or in the installed package; nothing is downloaded.
 """
 
 from collections.abc import Sequence
@@ -17,24 +17,24 @@ from dcl_face_forgery.evaluation.metrics.binary import binary_metrics
 from dcl_face_forgery.evaluation.metrics.levels import frame_and_video_metrics
 
 DESCRIPTION = """\
-How well scores tell forged faces from real ones: AUC, EER, average precision, accuracy, balanced accuracy, TPR at low
+How well scores separate forged from real faces: AUC, EER, average precision, accuracy, balanced accuracy, TPR at low
 FPR, log loss, Brier score and calibration error, at frame and video level and by method, with 95 % intervals from
-drawing families: a real with all its fakes.
+a bootstrap over families (a real with all its fakes).
 """
 INPUTS = """
 Args:
-    predictions: floats (n,), the probability of each frame to be fake, in [0, 1].
+    predictions: floats (n,) in [0, 1], the probability of fake for each frame.
     references: integers (n,), 0 real, 1 fake.
-    video_ids: of each frame, the video it is of. Without them there is no video level, no method and no interval.
-    source_ids: of each frame, the real video that its video was made from, its own of a real: the family. Without them
-        every video is one.
-    methods: of each frame, how it was forged.
-    bootstrap: how often families are drawn for the intervals; 0 for none.
-    seed: for the draws.
+    video_ids: the video of each frame. Required for the video level, for methods and for intervals.
+    source_ids: the family of each frame: the real video that a fake was made from, or a real's own video. Without
+        them, every video is its own family.
+    methods: the manipulation method of each frame.
+    bootstrap: number of bootstrap draws for the intervals; 0 for none.
+    seed: seed of the draws.
 
 Returns:
-    Without `video_ids`, what `binary_metrics` returns; with them, `frame`, `video` and
-    `by_method` of `frame_and_video_metrics`. What is not defined is None, with the reason.
+    Without `video_ids`, the result of `binary_metrics`; with them, `frame`, `video` and
+    `by_method` of `frame_and_video_metrics`. Undefined metrics are None, with a reason.
 """
 CITATION = """\
 @inproceedings{sun2022dual,
@@ -48,7 +48,7 @@ CITATION = """\
 
 @evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
 class DCLMetrics(evaluate.Metric):
-    """`binary_metrics` and `frame_and_video_metrics` behind the interface of `evaluate`."""
+    """`binary_metrics` and `frame_and_video_metrics` with the interface of `evaluate`."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

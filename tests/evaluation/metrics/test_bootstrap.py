@@ -185,7 +185,9 @@ def test_every_metric_that_has_a_value_has_an_interval_but_the_ece():
     ]["frame"]
     names = {*METRICS, *(f"{name}_at_threshold_eer" for name in ("accuracy", "balanced_accuracy", "fpr", "tpr"))}
     assert set(metrics["intervals"]) == names - {"tpr_at_fpr_0.001"}
-    assert metrics["intervals"].pop("ece") is None and "overstate" in metrics["interval_reasons"].pop("ece")
+    assert metrics["intervals"].pop("ece") is None and "overestimates the ECE" in metrics["interval_reasons"].pop(
+        "ece"
+    )
     for name, (low, high) in metrics["intervals"].items():
         assert 0 < low < metrics[name] < high, name
         assert high < 1 or name == "log_loss"
@@ -209,7 +211,9 @@ def test_few_families_are_warned_of_in_the_result(families, warned):
     for found in (metrics["frame"], metrics["video"], metrics["by_method"]["swap"]["frame"]):
         assert ("warning" in found) is warned
     if warned:
-        assert metrics["frame"]["warning"] == "only 19 families have reals: under 20, intervals are rough guesses."
+        assert (
+            metrics["frame"]["warning"] == "Only 19 families have reals. With fewer than 20, intervals are unreliable."
+        )
 
 
 def test_the_families_that_count_are_those_of_the_rarer_class():
@@ -217,7 +221,7 @@ def test_the_families_that_count_are_those_of_the_rarer_class():
     keep = (labels == 1) | (codes < 6)
     found = frame_and_video_metrics(table(labels[keep], scores[keep], codes[keep]), bootstrap=200)["demo"]["frame"]
     assert found["families"] == 6
-    assert "only 6 families have reals" in found["warning"]
+    assert "Only 6 families have reals" in found["warning"]
 
 
 def test_a_perfect_score_is_not_called_sure():
@@ -234,7 +238,7 @@ def test_a_class_that_few_families_have_leaves_too_few_draws():
     keep = (labels == 1) | (codes < 2)
     found = frame_and_video_metrics(table(labels[keep], scores[keep], codes[keep]), bootstrap=100)["demo"]["frame"]
     assert found["intervals"]["auc"] is None
-    assert "of 100 draws of families define it" in found["interval_reasons"]["auc"]
+    assert "it is defined in only 89 of 100 draws of families" in found["interval_reasons"]["auc"]
     assert found["intervals"]["tpr"] is not None
 
 
@@ -274,7 +278,7 @@ def test_a_metric_that_one_model_lacks_has_no_difference():
     labels, scores, codes = simulate(np.random.default_rng(0), 30, 0.8)
     found = paired_differences(*(Ranking(labels, each, codes, 30) for each in (scores, scores * 9)), draws=20)
     assert found["brier"] == {
-        "difference": None, "interval": None, "reason": "one of the models does not define it",
+        "difference": None, "interval": None, "reason": "it is undefined for one of the models",
     }  # fmt: skip
     assert found["auc"]["difference"] == 0
 

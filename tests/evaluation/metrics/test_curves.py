@@ -74,8 +74,8 @@ def test_one_class_gives_reasons_instead(label, kind):
     curves, reasons = roc_curves(rows)
     assert curves == {}
     assert reasons == {
-        "frame": f"all 72 frames are {kind}: it takes both kinds",
-        "video": f"all 36 videos are {kind}: it takes both kinds",
+        "frame": f"all 72 frames are {kind}, and both classes are needed",
+        "video": f"all 36 videos are {kind}, and both classes are needed",
     }
 
 
@@ -90,4 +90,4 @@ def test_frames_that_cannot_be_averaged_leave_the_curve_of_frames():
     assert list(curves) == ["frame"] and "have no video_id" in reasons["video"]
     broken = make_rows()
     broken.loc[3, "p_fake"] = np.nan
-    assert roc_curves(broken)[1]["frame"] == "1 frames have a score that is not finite"
+    assert roc_curves(broken)[1]["frame"] == "the scores of 1 frames are not finite"

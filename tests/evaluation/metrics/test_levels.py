@@ -227,7 +227,7 @@ def test_no_scores_leave_nothing():
 def test_a_score_that_is_not_finite_leaves_nothing(broken):
     metrics = binary_metrics(np.array([0, 1, 1]), np.array([0.2, 0.9, broken]), "frames")
     assert [metrics[name] for name in ("auc", "eer", "ap", "accuracy", "n")] == [None, None, None, None, 3]
-    assert metrics["reason"] == "1 of 3 frames have a score that is not finite"
+    assert metrics["reason"] == "the scores of 1 of 3 frames are not finite"
 
 
 # ------------------------------------------------------------------------------------------- operating and calibration
@@ -252,7 +252,7 @@ def test_tpr_at_fpr_by_hand():
     metrics = binary_metrics(labels, np.concatenate([reals, fakes]))
     assert metrics["tpr_at_fpr_0.05"] == 3 / 4
     assert metrics["tpr_at_fpr_0.01"] is None
-    assert metrics["tpr_at_fpr_0.01_reason"] == "100 real scores do not tell it: an FPR of 0.01 takes 500"
+    assert metrics["tpr_at_fpr_0.01_reason"] == "100 real scores are too few: an FPR of 0.01 needs 500"
     tied = binary_metrics(labels, np.concatenate([reals, [0.995, 0.95, 0.94, 0.3]]))
     assert tied["tpr_at_fpr_0.05"] == 2 / 4  # a fake at .94 comes only with the sixth false alarm
     fewer = binary_metrics(labels[1:], np.concatenate([reals, fakes])[1:])
@@ -304,7 +304,7 @@ def test_operating_points_by_hand():
     assert (metrics["tpr_at_threshold_strict"], metrics["fpr_at_threshold_strict"]) == (0, 0)
     assert metrics["balanced_accuracy_at_threshold_strict"] == 0.5
     assert metrics["accuracy_at_threshold_fpr_0.01"] is None
-    assert metrics["accuracy_at_threshold_fpr_0.01_reason"] == "the threshold is not known"
+    assert metrics["accuracy_at_threshold_fpr_0.01_reason"] == "the threshold is unknown"
     assert metrics["thresholds"] == thresholds
     rows = table(*(("m", f"v{i}", label, score) for i, (label, score) in enumerate(zip(labels, scores, strict=True))))
     levels = frame_and_video_metrics(rows, thresholds={"video": {"eer": 0.4}}, bootstrap=0)["demo"]
@@ -337,7 +337,7 @@ def test_only_reals_have_a_false_positive_rate_and_no_true_one():
     metrics = binary_metrics(np.zeros(4, int), np.array([0.1, 0.5, 0.7, 0.2]), "frames")
     assert metrics["fpr"] == 0.5
     assert [metrics[name] for name in ("tpr", "balanced_accuracy", "tpr_at_fpr_0.05")] == [None, None, None]
-    assert metrics["reason"] == "all 4 frames are real: it takes both kinds"
+    assert metrics["reason"] == "all 4 frames are real, and both classes are needed"
     assert metrics["brier"] == pytest.approx((0.01 + 0.25 + 0.49 + 0.04) / 4)
 
 
@@ -345,12 +345,12 @@ def test_scores_that_are_no_probabilities_are_ranked_only():
     metrics = binary_metrics(np.tile([0, 1], 10), np.tile([-3.0, 2.0], 10))
     assert metrics["auc"] == 1
     assert [metrics[name] for name in ("log_loss", "brier", "ece")] == [None, None, None]
-    assert metrics["brier_reason"] == "scores outside of [0, 1] are no probabilities"
+    assert metrics["brier_reason"] == "scores outside of [0, 1] are not probabilities"
 
 
 def test_constant_scores_are_said_to_rank_nothing():
     metrics = binary_metrics(np.array([0, 1, 1]), np.full(3, 0.3), "videos")
-    assert metrics["warning"] == "all 3 videos have the score 0.3: they rank nothing."
+    assert metrics["warning"] == "all 3 videos have the same score, 0.3."
     assert "warning" not in binary_metrics(np.array([0, 1, 1]), np.array([0.3, 0.3, 0.4]))
 
 
@@ -360,7 +360,7 @@ def test_a_wrong_certainty_is_finite():
 
 def test_one_video_gives_numbers_or_reasons_and_no_crash():
     metrics = frame_and_video_metrics(table(("real", "a", 0, 0.1), ("real", "a", 0, 0.7)))["demo"]
-    assert metrics["video"]["reason"] == "all 1 videos are real: it takes both kinds"
+    assert metrics["video"]["reason"] == "all 1 videos are real, and both classes are needed"
     assert metrics["video"]["fpr"] == 0
     assert metrics["video"]["intervals"] == dict.fromkeys(metrics["video"]["intervals"])
     assert "single family" in metrics["video"]["interval_reasons"]["fpr"]
@@ -415,8 +415,8 @@ def test_a_video_with_a_broken_frame_is_not_averaged_over_the_others():
     rows = table(("real", "real/a", 0, 0.1), ("swap", "swap/a", 1, math.nan), ("swap", "swap/a", 1, 0.9))
     metrics = frame_and_video_metrics(rows)["demo"]
     assert metrics["video"]["auc"] is None
-    assert metrics["video"]["reason"] == "1 of 2 videos have a score that is not finite"
-    assert metrics["frame"]["reason"] == "1 of 3 frames have a score that is not finite"
+    assert metrics["video"]["reason"] == "the scores of 1 of 2 videos are not finite"
+    assert metrics["frame"]["reason"] == "the scores of 1 of 3 frames are not finite"
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 12.0])
@@ -528,9 +528,9 @@ def test_the_form_is_that_of_the_file():
             **{"auc": 1.0, "eer": 0.0, "ap": 1.0, "accuracy": 1.0, "balanced_accuracy": 1.0, "fpr": 0.0, "tpr": 1.0},
             **{"log_loss": pytest.approx(-(math.log(0.9) + math.log(0.7)) / 2), "brier": pytest.approx(0.05)},
             **dict.fromkeys([*few, "ece"]),
-            "ece_reason": f"2 {units} do not fill 15 bins",
+            "ece_reason": f"2 {units} are too few for 15 bins",
             **{
-                f"{name}_reason": f"1 real {units} do not tell it: an FPR of {name[11:]} takes {count}"
+                f"{name}_reason": f"1 real {units} are too few: an FPR of {name[11:]} needs {count}"
                 for name, (_, count) in few.items()
             },
             "n": 2,
@@ -636,9 +636,11 @@ def test_groups_of_one_class_are_not_compared_by_what_takes_both(bootstrap):
     gaps = found["gap"]["frame"]
     for metric in ("auc", "eer", "ap", "accuracy", "balanced_accuracy", "log_loss", "brier", "ece"):
         assert gaps[metric]["value"] is None and "interval" not in gaps[metric]
-        assert gaps[metric]["reason"].startswith("a gap takes two groups that define it, and 0 of 3 do; of real, all ")
-    assert "0 of 3 do" in gaps["accuracy_at_threshold_eer"]["reason"]
-    assert "1 of 3 do; of swap, all 60 frames are fake" in gaps["fpr"]["reason"]
+        assert gaps[metric]["reason"].startswith(
+            "a gap needs two groups with a value, and 0 of 3 have one (real: all "
+        )
+    assert "0 of 3 have one" in gaps["accuracy_at_threshold_eer"]["reason"]
+    assert "1 of 3 have one (swap: all 60 frames are fake" in gaps["fpr"]["reason"]
     assert "accuracy_at_threshold_fpr_0.01" not in gaps
     for metric in ("tpr", "tpr_at_threshold_eer"):  # of fakes alone
         rates = [found["groups"][method]["frame"][metric] for method in ("swap", "warp")]
@@ -660,13 +662,13 @@ def test_a_gap_leaves_out_the_group_that_has_one_class():
 def test_a_single_group_has_no_gap():
     gaps = frame_and_video_metrics(grouped(), group_by="dataset", bootstrap=0)["demo"]["by_group"]["gap"]
     for level in ("frame", "video"):
-        assert gaps[level]["auc"] == {"value": None, "reason": "there is one group only: a gap takes two"}
+        assert gaps[level]["auc"] == {"value": None, "reason": "there is only one group, and a gap needs two"}
 
 
 def test_a_column_that_is_not_there_or_never_the_same_is_refused():
-    with pytest.raises(InputError, match="have no column 'tone' to group by: take one of method, video_id"):
+    with pytest.raises(InputError, match=r"have no column 'tone' to group by. Choose one of method, video_id"):
         frame_and_video_metrics(grouped(), group_by="tone")
-    with pytest.raises(InputError, match="'video_id' of demo has 180 values: group by one with at most 100"):
+    with pytest.raises(InputError, match=r"'video_id' of demo: has 180 values. Group by a column with at most 100"):
         frame_and_video_metrics(grouped(), group_by="video_id")
 
 
@@ -693,7 +695,7 @@ def test_two_models_are_compared_on_the_same_rows_in_any_order():
 def test_two_models_on_other_rows_are_refused():
     rows = grouped()
     for other in (rows.iloc[1:], rows.assign(frame=1), rows.assign(label=1 - rows.label)):
-        with pytest.raises(InputError, match=r"not run on the same rows \(180 and 1[78]\d\)"):
+        with pytest.raises(InputError, match=r"evaluated on different rows \(180 and 1[78]\d\)"):
             compare_models(rows, other, bootstrap=10)
 
 
@@ -701,7 +703,7 @@ def test_a_broken_score_leaves_no_difference():
     rows = grouped()
     broken = rows.assign(p_fake=rows.p_fake.where(rows.index != 5))
     reason = compare_models(rows, broken, bootstrap=10)["demo"]["frame"]["reason"]
-    assert reason == "1 of 180 frames have a score that is not finite"
+    assert reason == "the scores of 1 of 180 frames are not finite"
 
 
 # ------------------------------------------------------------------------------------------------------------- size

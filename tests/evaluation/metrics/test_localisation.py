@@ -102,7 +102,7 @@ def test_counts_of_parts_add_up_to_those_of_the_whole():
 def test_the_text_of_a_part_is_small_and_a_broken_one_is_told():
     text = CellCounts().add(*draw_cells(0, n=50_000)).to_text()  # 500 fakes with 10 x 10 cells
     assert len(text) < 50_000
-    with pytest.raises(ValueError, match="no counts of cells"):
+    with pytest.raises(ValueError, match="not valid counts of cells"):
         CellCounts().merge_text(text[:-40])
 
 
@@ -111,13 +111,13 @@ def test_localisation_without_masks_or_contrast_or_numbers_is_null():
     assert unknown == {
         **dict.fromkeys(("auc", "auc_error", "iou", "iou_all_forged")),
         "evidence_threshold": 0.5,
-        "reason": "there are no cells of fakes with a known mask",
+        "reason": "there are no fakes with a known mask",
     }
     full = CellCounts().add(np.array([0.1, 0.2]), np.array([True, True]))
     assert "all 2 cells of fakes with a known mask are forged" in localisation_metrics(full)["reason"]
     broken = CellCounts().add(np.array([0.1, np.nan]), np.array([True, False]))
     assert (
-        "1 of 2 cells of fakes with a known mask have a score that is not finite"
+        "the evidence of 1 of 2 cells of fakes with a known mask is not finite"
         in (localisation_metrics(broken)["reason"])
     )
     assert [best_iou_threshold(cells) for cells in (CellCounts(), full, broken)] == [None] * 3

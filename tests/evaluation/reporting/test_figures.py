@@ -150,7 +150,7 @@ def test_what_is_not_known_is_said():
     real = make_example(method="orl", label=0, mask=None, evidence=None)
     figure = draw_examples([bare, real], limit=None)
     said = [text.get_text() for axes in figure.axes for text in axes.texts]
-    assert said == ["not known", "the model gives none", "none: it is real", "the model gives none"]
+    assert said == ["unknown", "not available", "none (real)", "not available"]
 
 
 def test_cells_are_sorted_into_the_real_and_the_forged_part():

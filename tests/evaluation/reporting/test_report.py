@@ -185,11 +185,11 @@ def test_the_command_writes_a_report_with_every_picture(done):
     levels = {f"{kind}_{level}" for kind in ("scores", "robustness") for level in ("frame", "video")}
     sheets = {"examples_median_1", "examples_lowest_fake_1", "examples_highest_real_1", "similarities_1"}
     assert names == {"roc", "roc_low", "det", "tsne", "reliability_frame"} | levels | sheets
-    assert "9 videos do not fill 15 bins" in page.shown
+    assert "9 videos are too few for 15 bins" in page.shown
     metrics = json.loads((done / "metrics.json").read_text())["textures"]
     low, high = metrics["frame"]["intervals"]["auc"]
     assert f"AUC {metrics['frame']['auc']:.3f} {low:.3f} to {high:.3f}" in page.shown
-    assert "only 3 families have reals" in page.shown
+    assert "Only 3 families have reals" in page.shown
     assert "The model was not trained on: warp." in page.shown
     assert '"command": "dcl-evaluate --model' in page.shown
     assert (done / "report.html").stat().st_size < 2_000_000
@@ -200,7 +200,7 @@ def test_the_same_run_gives_the_same_page_and_clears_what_was_there(here, done, 
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/1_gone_roc.webp").touch()
     run(here, tmp_path, "--report")
-    assert f"the report is {tmp_path / 'report.html'}" in capsys.readouterr().out
+    assert f"Report: {tmp_path / 'report.html'}" in capsys.readouterr().out
     first, second = ((folder / "report.html").read_text() for folder in (done, tmp_path))
     command = re.compile('"command": .*')
     assert command.search(html.unescape(first))
@@ -240,10 +240,10 @@ def test_nothing_from_the_data_becomes_markup(tmp_path, looks):
 def test_without_the_model_its_pictures_are_missed_with_a_sentence(tmp_path):
     write_results(tmp_path, make_table())
     page = (write_report(tmp_path, bootstrap=10), read(tmp_path))[1]
-    assert page.shown.count("It takes the model: evaluate with --report.") == 3
-    assert "It was not measured for these weights and data: --perturbations does." in page.shown
+    assert page.shown.count("Not drawn, since this needs the model. Evaluate with --report.") == 3
+    assert "Not measured for these weights and data. Evaluate with --perturbations." in page.shown
     assert "No thresholds were chosen for this model" in page.shown
-    assert "without calibration" in page.shown
+    assert "The scores are uncalibrated." in page.shown
 
 
 def test_a_model_that_gives_no_map_lacks_those_pictures(tmp_path, looks):
@@ -251,7 +251,7 @@ def test_a_model_that_gives_no_map_lacks_those_pictures(tmp_path, looks):
     bare = Looks([Example("median", "swap", 1, "swap/0", 0, 0.5, looks.examples[0].image)])
     write_report(tmp_path, {"noise": bare}, bootstrap=0)
     page = read(tmp_path)
-    assert page.shown.count("The model gives no feature map") == 2
+    assert page.shown.count("Not drawn: the model has no feature map") == 2
     assert "p_fake 0.500" in " ".join(attributes["alt"] for attributes in page.images())
 
 
@@ -283,7 +283,7 @@ def test_calibration_thresholds_and_groups_are_shown(tmp_path):
     page = read(tmp_path)
     metrics = found["noise"]
     assert f"eer frame 0.430 {metrics['frame']['fpr_at_threshold_eer']:.3f}" in page.shown
-    assert "fpr_0.01 frame - validation data did not tell it" in page.shown
+    assert "fpr_0.01 frame - undefined on the validation data" in page.shown
     assert "before and after calibration" in " ".join(attributes["alt"] for attributes in page.images())
     counts = metrics["frame"]["verdicts"]["real"]
     share = counts["flagged"] / sum(counts.values())
@@ -302,7 +302,7 @@ def test_nothing_is_concluded_from_a_gap_that_is_not_defined(tmp_path, column):
     page = read(tmp_path)
     assert "AUC differs between" not in page.shown and "accuracy at .5 differs between" not in page.shown
     assert page.shown.count(gaps["auc"]["reason"]) >= 3  # of AUC, EER and accuracy
-    assert ("without orl, of which it is not defined" in page.shown) == (column == "method")  # TPR has a gap
+    assert ("undefined for orl" in page.shown) == (column == "method")  # TPR has a gap
     assert "None" not in page.shown and "Undefined" not in page.shown
 
 
@@ -327,7 +327,7 @@ def test_one_class_has_a_report_with_reasons(tmp_path, label):
     write_results(tmp_path, table)
     write_report(tmp_path, bootstrap=10)
     kind = ("real", "fake")[label]
-    assert f"There are no curves (frame level: all {len(table)} frames are {kind}" in read(tmp_path).shown
+    assert f"No curves (frame level: all {len(table)} frames are {kind}" in read(tmp_path).shown
 
 
 def test_a_single_video_and_scores_that_are_no_numbers(tmp_path):
@@ -337,7 +337,7 @@ def test_a_single_video_and_scores_that_are_no_numbers(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         write_report(tmp_path, bootstrap=10)
-    assert "have a score that is not finite" in read(tmp_path).shown
+    assert "are not finite" in read(tmp_path).shown
 
 
 def test_a_long_record_is_cut(tmp_path):
@@ -368,7 +368,7 @@ def test_the_robustness_of_other_weights_or_data_is_left_out(done, tmp_path):
         path.write_text(json.dumps(changed))
         write_report(tmp_path / "out", bootstrap=0)
         assert not list((tmp_path / "out/pictures").glob("*robustness*"))
-        assert "It was not measured for these weights and data" in read(tmp_path / "out").shown
+        assert "Not measured for these weights and data" in read(tmp_path / "out").shown
 
 
 def test_a_folder_without_results_is_refused(tmp_path):

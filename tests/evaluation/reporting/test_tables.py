@@ -134,7 +134,7 @@ def test_without_an_auc_the_cell_is_a_dash_and_the_row_says_why(tmp_path):
     assert "| m\\|n | ? | - / - |" in text
     (row, _) = json.loads((tmp_path / "table.json").read_text())["rows"]
     assert row["auc"] is None
-    assert "it takes both kinds" in row["reason"]
+    assert "all 1 frames are real, and both classes are needed" in row["reason"]
 
 
 def test_a_name_that_is_no_methods_own_is_neither_seen_nor_unseen():
@@ -287,17 +287,17 @@ def test_groups_and_their_gaps_are_printed(tmp_path, capsys):
         r"FPR at eer +{:.3f} \({:.3f} to {:.3f}\) +old +young".format(gap["value"], *gap["interval"]), said
     )
     assert "mine by people, video level:" in said and "TPR at .5" in said
-    assert "caution, old, young: only 12 families have reals" in said
+    assert "Caution (old, young): Only 12 families have reals" in said
     assert "(" not in printed_of(make_groups(bootstrap=0), tmp_path, capsys).split("largest gap")[0]
 
 
 def test_of_groups_of_one_class_it_is_said_why_there_is_no_gap(tmp_path, capsys):
     metrics = make_groups("method", bootstrap=0)
     said = printed_of(metrics, tmp_path, capsys)
-    assert "no gap of AUC, EER: a gap takes two groups that define it, and 0 of 3 do; of real, all 48 frames" in said
-    assert "the gap of TPR at .5 is without real, of which it is not defined" in said
+    assert "No gap of AUC, EER: a gap needs two groups with a value, and 0 of 3 have one (real: all 48 frames" in said
+    assert "The gap of TPR at .5 excludes groups for which it is undefined: real" in said
     text = write_tables([Result("m", metrics)], tmp_path)
-    assert "- m: no gap of AUC, EER: a gap takes two groups" in text
+    assert "- m: No gap of AUC, EER: a gap needs two groups" in text
     assert section(text, "Gaps between the groups of mine by method, frame")[0] == {
         "model": "m", "gap of": "AUC", "gap": "-", "highest": "-", "lowest": "-",
     }  # fmt: skip
@@ -308,7 +308,7 @@ def test_a_hostile_group_stays_in_its_cell(tmp_path):
     assert "<b>" not in text
     lines = section(text, "Groups of mine by no\\|body, frame level")
     assert lines[0]["group"] == "&lt;b&gt;"
-    assert "- m: no gap of AUC, EER, FPR at .5, TPR at .5: there is one group only" in text
+    assert "- m: No gap of AUC, EER, FPR at .5, TPR at .5: there is only one group" in text
 
 
 def test_a_missing_video_auc_is_printed_with_its_reason(tmp_path, capsys):
@@ -324,10 +324,10 @@ def test_a_missing_video_auc_is_printed_with_its_reason(tmp_path, capsys):
     metrics = frame_and_video_metrics(rows, bootstrap=0)
     assert metrics["clips"]["frame"]["auc"] is not None
     said = printed_of(metrics, tmp_path, capsys)
-    assert "clips gives no AUC of videos: the video_id 'a' has real and fake frames" in said
-    assert "gives no AUC:" not in said
+    assert "clips: no video AUC, since the video_id 'a' has real and fake frames" in said
+    assert ": no AUC" not in said
     reals = printed_of(frame_and_video_metrics(rows.assign(label=0), bootstrap=0), tmp_path, capsys)
-    assert "clips gives no AUC: all 4 frames are real" in reals and "of videos" not in reals
+    assert "clips: no AUC, since all 4 frames are real" in reals and "no video AUC" not in reals
 
 
 # ---------------------------------------------------------------------------------------------------------- published
@@ -434,8 +434,8 @@ def test_published_numbers_stand_in_the_columns_of_the_data_sets(results, tmp_pa
 
 def test_where_no_published_number_is_about_the_data_that_is_said(tmp_path):
     printed = write_tables([Result("ours", make_metrics({"mine": ["swap"]}), None)], tmp_path, published=True)
-    assert "No published number is about what was evaluated here (mine)" in printed
-    assert "No published number" not in (tmp_path / "table.md").read_text()
+    assert "There are no published numbers for mine." in printed
+    assert "no published numbers" not in (tmp_path / "table.md").read_text()
 
 
 def test_the_level_of_a_published_number_is_said_only_where_it_is_known():
@@ -445,7 +445,7 @@ def test_the_level_of_a_published_number_is_said_only_where_it_is_known():
     assert {row["level"] for row in rows if "Effort" in row["source"]} == {None}
     assert {row["level"] for row in rows if "Effort" not in row["source"]} == {"frame"}
     (note,) = [note for note in json.loads(PUBLISHED.read_text())["notes"] if "Table 11" in note]
-    assert "frames or of videos is not known" in note
+    assert "their level is unknown" in note
 
 
 def test_notes_name_what_a_reader_needs_to_know():

@@ -104,13 +104,13 @@ def test_what_the_user_says_decides_all_classes():
     ("labels", "fake_labels", "said"),
     [
         (["LABEL_0", "LABEL_1"], [], "'LABEL_0', 'LABEL_1'"),
-        (["real", "dalle"], [], "'dalle' is neither by its words"),
-        (["real or fake", "fake"], [], "'real or fake' is neither"),
+        (["real", "dalle"], [], "whether 'dalle' means real or fake"),
+        (["real or fake", "fake"], [], "whether 'real or fake' means real or fake"),
         ([f"LABEL_{index}" for index in range(1000)], [], "'LABEL_5' and 994 more"),
         (["fake", "deepfake"], [], "all mean fake"),
         (["human", "real"], [], "all mean real"),
         (["a", "b"], ["a", "b"], "all mean fake"),
-        (["LABEL_0"], [], "'LABEL_0' is neither"),
+        (["LABEL_0"], [], "whether 'LABEL_0' means real or fake"),
     ],
 )
 def test_labels_that_do_not_tell_are_refused_with_the_remedy(labels, fake_labels, said):

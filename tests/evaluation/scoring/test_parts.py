@@ -147,7 +147,7 @@ def test_an_interrupted_run_goes_on_where_it_was(loaded, textures, tmp_path, ask
     assert not set(RESULTS) & set(os.listdir(tmp_path / "out"))
     capsys.readouterr()
     evaluate(loaded, textures, tmp_path / "out")
-    assert "textures: 2 of 5 parts were predicted before." in capsys.readouterr().out
+    assert "textures: 2 of 5 parts already scored." in capsys.readouterr().out
     assert asked.rows == ROWS - 16
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not work_folders(tmp_path / "out")
@@ -220,7 +220,7 @@ def test_two_runs_do_not_share_a_folder(loaded, textures, tmp_path, monkeypatch)
     checkpoint = Checkpoint("some/model", tmp_path, "abc")
     with open_work_folder(tmp_path, checkpoint, loaded[0], 4, 0):
         for options in ({}, {"batch_size": 2}):  # the same run, and another that would clear it away
-            with pytest.raises(InputError, match="is being written by another run"):
+            with pytest.raises(InputError, match="is in use by another run"):
                 evaluate(loaded, textures, tmp_path, **options)
 
 
@@ -310,7 +310,7 @@ def assert_close(value, expected):
 def test_two_processes_give_what_one_gives(here, loaded, textures, tmp_path):
     done = finish(here, tmp_path / "two", processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("metrics, predictions and the record of the run are in") == 1
+    assert done.stdout.count("Metrics, predictions and record of the run:") == 1
     evaluate(loaded, textures, tmp_path / "one")
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == LEFT_BY_THE_COMMAND
     assert_same_results(tmp_path / "two", tmp_path / "one")
@@ -355,7 +355,7 @@ def test_a_run_killed_at_random_moments_gives_the_same_bytes(here, tmp_path):
     start = len(list(tmp_path.glob("out/.predictions-*/*/part-*")))
     assert start >= 3
     done = finish(here, tmp_path / "out")
-    assert f"textures: {start} of 5 parts were predicted before." in done.stdout
+    assert f"textures: {start} of 5 parts already scored." in done.stdout
     for name in ("metrics.json", "predictions.parquet"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == LEFT_BY_THE_COMMAND
@@ -366,7 +366,7 @@ def test_more_processes_than_before_go_on_with_what_one_left(here, loaded, textu
     kill_inside(here, tmp_path / "out", 2, pause=0.2)
     done = finish(here, tmp_path / "out", processes=3)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "of 5 parts were predicted before." in done.stdout
+    assert "of 5 parts already scored." in done.stdout
     evaluate(loaded, textures, tmp_path / "one")
     assert_same_results(tmp_path / "out", tmp_path / "one")
 
