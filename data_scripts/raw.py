@@ -42,8 +42,8 @@ class Execution:
     """Where and how to do the work. None of this changes the rows.
 
     `job` counts from 0 and makes every `jobs`-th shard. Without an address, Ray runs on a local cluster. `strict`
-    stops at the first error, `retry_failed` prepares shards again in which something was skipped, and `overwrite` replaces a
-    data set that was prepared with other settings.
+    stops at the first error, `retry_failed` prepares shards again in which something was skipped, and `overwrite`
+    replaces a data set that was prepared with other settings.
     """
 
     processes: int = 1
