@@ -64,7 +64,7 @@ def annotate_picture(picture: np.ndarray, result: dict[str, Any], evidence: floa
     Raises:
         InputError: if the size of the image differs from that in the result.
     """
-    _check_size(picture, result, "picture")
+    _check_size(picture, result, "image")
     faces = result["faces"]
     marks = []
     for face in faces:

@@ -1,4 +1,4 @@
-"""Read images out of tar files that nobody vouches for: regular members only, into memory, never to disk.
+"""Read images from untrusted tar files: only regular members, into memory, never to disk.
 
 A compressed archive is read in order. Its stream stays open between two clips, so that clips which lie one after the
 other, as those of published archives do, take one pass over it after that which lists them.
@@ -61,7 +61,7 @@ class Archive:
         except InputError:
             raise
         except Exception as error:  # tarfile lets ValueError, OverflowError and others through
-            raise InputError(f"it is no whole tar file ({reason(error)})") from error
+            raise InputError(f"not a complete tar file ({reason(error)})") from error
         finally:
             self._content = None  # closed, until frames are wanted
 
@@ -73,21 +73,21 @@ def _members(content: "_Content") -> Iterator[Member]:
         before = -1
         while (info := tar.next()) is not None:
             if info.offset <= before or info.size < 0:
-                raise InputError("its headers lead back to where they come from")
+                raise InputError("its headers form a loop")
             before = info.offset
             tar.members = []  # it would keep them all
             if not info.isdir():
                 refusal = ""
                 if not info.isreg() or info.issparse():
-                    refusal = "a member is no regular file"
+                    refusal = "a member is not a regular file"
                 elif info.size > LARGEST_MEMBER:
-                    refusal = "a member is too large for the crop of a face"
+                    refusal = "a member is too large for a face crop"
                 yield Member(info.name, info.offset_data, info.size, refusal)
             content.allow(_LARGEST_HEADERS)
         # tarfile stops at anything that is no header, as if the archive ended there.
         content.seek(tar.offset)
         if content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise InputError("it is cut off, or damaged in the middle")
+            raise InputError("it is truncated or damaged")
         content.read_to_end()
 
 
@@ -116,7 +116,7 @@ class _Content:
         except (EOFError, OSError, zlib.error) as error:
             self.is_broken = True
             raise InputError(
-                "it is cut off" if isinstance(error, EOFError) else f"it is corrupt ({reason(error)})"
+                "it is truncated" if isinstance(error, EOFError) else f"it is corrupt ({reason(error)})"
             ) from error
 
     def read(self, size: int) -> bytes:
@@ -128,7 +128,7 @@ class _Content:
 
     def seek(self, position: int) -> None:
         if position > self._most:
-            raise InputError(f"it inflates to more than {self._most:,} bytes, which images do not")
+            raise InputError(f"it inflates to more than {self._most:,} bytes, too much for images")
         with self._reading():
             self._file.seek(position)
 
@@ -146,7 +146,7 @@ class _Content:
         self.seek(member.offset)
         content = self.read(member.size)
         if len(content) < member.size:
-            raise InputError("the archive is cut off there")
+            raise InputError("the archive is truncated")
         return content
 
 

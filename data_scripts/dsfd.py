@@ -16,9 +16,8 @@ except ImportError:
 class DSFD:
     """The DSFD face detector (Li et al., "DSFD: Dual Shot Face Detector", 2019), with which the paper cut its faces.
 
-    It gives boxes and no landmarks, and runs on a GPU if there is one. Its weights are downloaded by the package
-    `face-detection` at first use, as a pickle from the address that it holds. Raises `InputError` if the package is
-    missing, or the weights cannot be had.
+    It gives boxes without landmarks, and runs on a GPU if there is one. The package `face-detection` downloads its
+    weights at first use, as a pickle. Raises `InputError` if the package is missing or the download fails.
     """
 
     name = "dsfd"
@@ -28,7 +27,9 @@ class DSFD:
     def __init__(self, detector: Any = None):
         if detector is None:
             if face_detection is None:
-                raise InputError("the detector DSFD needs the package face-detection: pip install face-detection.")
+                raise InputError(
+                    "The detector DSFD needs the package face-detection. Install it with `pip install face-detection`."
+                )
             try:
                 detector = face_detection.build_detector(
                     "DSFDDetector",
@@ -38,7 +39,7 @@ class DSFD:
                 )
             except Exception as error:  # of the network, the file or the device
                 raise InputError(
-                    f"the weights of the face detector DSFD cannot be had ({reason(error)}): check the network, or "
+                    f"The weights of the face detector DSFD cannot be loaded ({reason(error)}). Check the network, or "
                     "use YuNet."
                 ) from error
         self._detector = detector

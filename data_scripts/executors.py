@@ -1,7 +1,7 @@
-"""Run tasks in this process, in several, or on a Ray cluster; the results are the same.
+"""Run tasks in this process, in several processes, or on a Ray cluster, with the same results.
 
-A task goes to another process. Its `run(step)` does the work, calls `step` after each part, and returns what it gave;
-done again, it gives the same.
+A task must be picklable. Its `run(step)` does the work, calls `step` after each part, and returns the result. Running
+it again gives the same result.
 """
 
 import ctypes
@@ -17,20 +17,21 @@ from typing import Any
 
 from ..errors_dcl import InputError
 
-_LOOK = 0.5  # seconds between two looks at the progress of other processes
-_RAY_RETRIES = 3  # of a task whose machine was lost
+_LOOK = 0.5  # seconds between two checks of the progress of other processes
+_RAY_RETRIES = 3  # of a task that lost its machine
 
 
 def run_here(tasks: Sequence[Any], step: Callable[[int], None]) -> Iterator[Any]:
-    """Run tasks one after the other; `step` gets the number of parts that were done since its last call."""
+    """Run tasks one after the other; `step` gets the number of finished parts since its last call."""
     for task in tasks:
         yield task.run(lambda: step(1))
 
 
 def run_in_processes(tasks: Sequence[Any], step: Callable[[int], None], number: int) -> Iterator[Any]:
-    """Run tasks as `run_here`, in several processes of this machine; results come as they are ready.
+    """Run tasks in several processes on this machine, and yield results as they are ready; see `run_here`.
 
-    Raises `InputError` if a process was killed, or of a task; the others end what they have begun.
+    Raises:
+        InputError: if a process was killed, or a task raises one. Running tasks finish first.
     """
     context = multiprocessing.get_context("spawn")
     counter, seen = context.Value(ctypes.c_longlong), 0
@@ -45,22 +46,22 @@ def run_in_processes(tasks: Sequence[Any], step: Callable[[int], None], number: 
                     yield future.result()
         except BrokenProcessPool as error:
             raise InputError(
-                "a process was killed, for want of memory perhaps: give the same command again, with fewer --num_proc "
-                "(what is done is kept)."
+                "A process was killed, perhaps because memory ran out. Run the same command again with fewer "
+                "--num_proc. Finished work is kept."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_counter: Any = None  # of this process, if it is one of several
+_counter: Any = None  # of this process, if it is a worker
 
 
 def _begin(counter: Any) -> None:
     global _counter
     _counter = counter
-    # At Ctrl-C a process ends; the pool would take the interruption for the result of a task, and begin the next one.
+    # Ctrl-C must end the process: the pool would take the interruption as a result and start the next task.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Nobody tells a process that the one which started it was killed; without this it would work on, unseen.
+    # A process does not notice that its parent was killed; without this it would continue to work.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -78,22 +79,24 @@ def _run(task: Any) -> Any:
 
 
 def run_on_ray(tasks: Sequence[Any], step: Callable[[int], None], address: str | None, number: int) -> Iterator[Any]:
-    """Run tasks on a Ray cluster; results come as they are ready, and a task whose machine is lost runs again.
+    """Run tasks on a Ray cluster, and yield results as they are ready. A task that loses its machine runs again.
 
-    Without an address, a local cluster of so many processes is started, and ends with the tasks. Raises `InputError`
-    if Ray is missing, or the cluster cannot be reached, or of a task.
+    Without an address, a local cluster of `number` processes is started for these tasks.
+
+    Raises:
+        InputError: if Ray is missing, the cluster cannot be reached, or a task raises one.
     """
     try:
         import ray
     except ImportError as error:
-        raise InputError("--ray needs Ray: pip install 'dcl-face-forgery[cluster]'.") from error
+        raise InputError("--ray needs Ray. Install it with `pip install 'dcl-face-forgery[cluster]'`.") from error
     local = {"num_cpus": number, "include_dashboard": False} if address is None else {}
     try:
         ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **local)
-    except Exception as error:  # of connection, version, or a machine that is too small
+    except Exception as error:  # of the connection, the version, or a small machine
         raise InputError(
-            f"the Ray cluster {address or '(local)'} cannot be used ({type(error).__name__}): check its address, or "
-            "leave --ray away."
+            f"the Ray cluster {address or '(local)'} cannot be used ({type(error).__name__}). Check its address, or "
+            "remove --ray."
         ) from error
     try:
         remote = ray.remote(num_cpus=1, max_retries=_RAY_RETRIES)(_run_on_ray)
@@ -104,13 +107,13 @@ def run_on_ray(tasks: Sequence[Any], step: Callable[[int], None], address: str |
                 try:
                     parts, result = ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
-                    if isinstance(error.cause, InputError):  # said once, without the worker's traceback
+                    if isinstance(error.cause, InputError):  # reported once, without the traceback of the worker
                         raise error.cause from None
                     raise
                 except ray.exceptions.RayError as error:
                     raise InputError(
-                        f"a task was lost {_RAY_RETRIES + 1} times ({type(error).__name__}), for want of memory "
-                        "perhaps: give the same command again (what is done is kept)."
+                        f"A task was lost {_RAY_RETRIES + 1} times ({type(error).__name__}), perhaps because memory "
+                        "ran out. Run the same command again. Finished work is kept."
                     ) from error
                 step(parts)
                 yield result

@@ -1,4 +1,4 @@
-"""From clips to rows: decode the wanted frames, follow one face through them, and cut it out with its mask."""
+"""From clips to rows: decode frames, track one face through them, and cut it out with its mask."""
 
 import errno
 from collections.abc import Iterator, Sequence
@@ -20,22 +20,22 @@ from .frames import Frame, FrameReader, Frames, ImageFrames, size_of
 from .photographs import NO_FACE, face_row
 from .shards import Report
 
-#: Errors that are none of the file: a server that is away, or too many files open.
+#: Errors of the system, not of the file: a lost server, or too many open files.
 _PASSING = {
     *(errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN),
     *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET),
 }
-_FORGED_ABOVE = 40  # of 255: a mask that went through a video codec is grey around what it marks
-_SAME_PLACE = 0.5  # intersection over union above which a face of a forgery is cut as that of its source frame
-_COMPARABLE = 0.5  # of the longest clip of a family: a shorter one has broken off, and the others do not wait for it
+_FORGED_ABOVE = 40  # of 255; masks from a video codec have blurred edges
+_SAME_PLACE = 0.5  # intersection over union above which a forged face is cut like that in its source frame
+_COMPARABLE = 0.5  # of the longest clip of a family; shorter clips count as truncated and do not limit the others
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """How faces are taken out of clips: what their rows depend on, beside the clips.
+    """How faces are taken from clips: the settings of the rows.
 
-    At most `frames` of each clip; `crop` has `kind`, `margin` and `size`, as `faces_dcl.crop_transform` takes them,
-    and `detector` names the face detector: both None where the frames are crops.
+    `frames` is the largest number per clip. `crop` has `kind`, `margin` and `size`, as in `faces_dcl.crop_transform`,
+    and `detector` names the face detector. Both are None if the frames are crops already.
     """
 
     dataset: str
@@ -48,17 +48,17 @@ class Extraction:
 def family_rows(
     clips: Sequence[Clip], how: Extraction, detector: FaceDetector | None, report: Report
 ) -> Iterator[dict[str, Any]]:
-    """Cut one face out of the wanted frames of the clips of a family, the real first, and yield rows.
+    """Cut one face out of the frames of each clip of a family, the real clip first, and yield rows.
 
-    All clips give the frames of the same numbers, evenly spaced over what they all have, and of each frame the same
-    place, that of the real face: training blends a forgery with its source frame. Where the frames are crops, each
-    clip gives its own, and `detector` is None. In a frame with several faces it is the one that the mask marks, of the
-    clip or of another one of the family, so that all show one person; else the one where the face of the frame before
-    was, else the largest. The report gets the clips and frames that were read, and what was left out.
+    All clips use the same frame numbers, evenly spaced over the frames that they share, and the same position, that of
+    the real face, because training blends a forgery with its source frame. If the frames are crops, each clip uses its
+    own frames, and `detector` is None. If a frame has several faces, the mask of the clip or of another clip of the
+    family selects one, so that all show one person; otherwise the position in the previous frame does, or else the
+    size. The report records the clips and frames that were read, and what was skipped.
     """
     failures = report.failures
     there: dict[str, Sequence[int]] = {}
-    # One is open at a time: a decoder of 1080p takes 10 MB and more, and opening twice .3 % of a clip's time.
+    # Open one clip at a time: a 1080p decoder takes over 10 MB, and opening a clip twice only .3 % of its time.
     for clip in clips:
         with _noting(clip, failures), clip.frames.open() as reader:
             there[clip.name] = reader.numbers
@@ -68,11 +68,11 @@ def family_rows(
     places: dict[int, _Place] = {}
     for clip in (clip for clip in clips if clip.name in there):
         numbers = sorted(set(wanted) & set(there[clip.name]))
-        given = how.crop is None  # whoever cut the faces chose the frames, of each clip by itself
+        given = how.crop is None  # the crops fix the frames, for each clip separately
         if len(numbers) < len(wanted) and not given:
-            detail = f"{len(numbers)} of {len(wanted)} are there"
-            failures.add(clip.frames.where, "it has not all wanted frames", detail)
-        if given or len(numbers) < len(wanted) * _COMPARABLE:  # sampled otherwise, or broken off
+            detail = f"{len(numbers)} of {len(wanted)}"
+            failures.add(clip.frames.where, "frames are missing", detail)
+        if given or len(numbers) < len(wanted) * _COMPARABLE:  # sampled differently, or truncated
             numbers = _evenly(there[clip.name], how.frames)
         with ExitStack() as stack:
             again = None
@@ -83,17 +83,17 @@ def family_rows(
 
 
 class _Place(NamedTuple):
-    """Where a face is, in an image of which height and width."""
+    """The position of a face in an image of a given height and width."""
 
     face: Face
     size: tuple[int, int]
 
     def is_about(self, face: Face, image: np.ndarray) -> bool:
-        """Whether a face is at this place, in an image of the same size."""
+        """Whether a face is at this position in an image of the same size."""
         return self.size == image.shape[:2] and overlap(self.face.box, face.box) > _SAME_PLACE
 
     def scaled_to(self, image: np.ndarray) -> Face:
-        """Return the face where it would be in an image of another size."""
+        """Return the face scaled to an image of another size."""
         (height, width), (new_height, new_width) = self.size, image.shape[:2]
         scale = np.float32([new_width / width, new_height / height])
         landmarks = None if self.face.landmarks is None else self.face.landmarks * scale
@@ -102,21 +102,21 @@ class _Place(NamedTuple):
 
 @contextmanager
 def _noting(clip: Clip, failures: Failures) -> Iterator[None]:
-    """Note that a clip cannot be opened; raises an `InputError` if this has to do with the machine, and may pass."""
+    """Record that a clip cannot be opened; raises an `InputError` for system errors, which may be temporary."""
     try:
         yield
     except InputError as error:
         for cause in chain(error):
             if isinstance(cause, OSError) and cause.errno in _PASSING:
                 raise InputError(
-                    f"{clip.frames.where} cannot be read now ({cause.strerror}): see to the machine and its file "
-                    "systems, and give the same command again; what is done is kept."
+                    f"{clip.frames.where} cannot be read now ({cause.strerror}). Check the machine and its file "
+                    "systems, then run the same command again. Finished work is kept."
                 ) from error
-        failures.add(clip.frames.where, "it cannot be opened", reason(error))
+        failures.add(clip.frames.where, "cannot be opened", reason(error))
 
 
 def _common_frames(lengths: Sequence[Sequence[int]], number: int) -> list[int]:
-    """Choose frame numbers over the shortest clip that is comparable with the longest."""
+    """Choose frame numbers over the shortest clip that is not truncated."""
     longest = max(map(len, lengths), default=0)
     comparable = (there for there in lengths if len(there) >= longest * _COMPARABLE)
     return _evenly(min(comparable, key=len, default=()), number)
@@ -141,7 +141,7 @@ def _clip_rows(
     with ExitStack() as stack:
         own = clip.mask if clip.label == FAKE else None
         masks = _companions(own, "mask", numbers, stack, failures)
-        # What is wrong with it is said where it belongs.
+        # Its failures are reported with the clip that it belongs to.
         guides = _companions(guide if own is None and how.crop else None, "mask", numbers, stack, Failures())
         points = _companions(clip.landmarks, "landmarks", numbers, stack, failures)
         frames = zip(reader.read(numbers), masks, guides, points, strict=True)
@@ -173,7 +173,7 @@ def _clip_rows(
                 continue
             if mask is not None or (marked is not None and marked.shape != image.shape[:2]):
                 marked = mask
-            # A recording may change its size midway.
+            # The frame size may change within a clip.
             face = choose_face(faces, marked, None if last is None else last.scaled_to(image))
             last, size = _Place(face, image.shape[:2]), how.crop["size"]
             if clip.name == clip.source:
@@ -194,7 +194,7 @@ def _given_row(
     encoding: str,
     file: str | None,
 ) -> dict[str, Any]:
-    """Return the columns of a frame that is the crop of a face already."""
+    """Return the columns of a frame that is a face crop already."""
     return {
         "image": encode_image(image, encoding, file),
         "phash": picture_hash(image),
@@ -207,7 +207,7 @@ def _given_row(
 def _companions(
     frames: Frames | None, what: str, numbers: Sequence[int], stack: ExitStack, failures: Failures
 ) -> Iterator[np.ndarray | None]:
-    """Yield what goes with each frame, None where it is not known; what is wrong with it costs no frame."""
+    """Yield the mask or landmarks of each frame, None if unknown; their errors do not skip a frame."""
     there: list[int] = []
     found: Iterator[tuple[int, Frame]] = iter(())
     if frames is not None:
@@ -216,22 +216,22 @@ def _companions(
             there = sorted(set(numbers) & set(reader.numbers))
             found = reader.read(there)
             if len(there) < len(numbers):
-                detail = f"{len(there)} of {len(numbers)} are there"
-                failures.add(frames.where, f"the {what} of some frames is missing", detail)
+                detail = f"{len(there)} of {len(numbers)} found"
+                failures.add(frames.where, f"{what} missing for some frames", detail)
         except InputError as error:
-            failures.add(frames.where, f"the {what} cannot be opened", reason(error))
+            failures.add(frames.where, f"{what} cannot be opened", reason(error))
     known = set(there)
     for number in numbers:
         value = next(found)[1] if number in known else None
         if isinstance(value, InputError):
-            failures.add(frames.where, f"the {what} cannot be decoded", reason(value), number)
+            failures.add(frames.where, f"{what} cannot be decoded", reason(value), number)
             value = None
         elif value is not None and what == "mask":
             value = value.max(axis=2)
             if frames.lossy:
                 value = np.where(value > _FORGED_ABOVE, 255, 0).astype(np.uint8)
             elif value.max() == 1:
-                failures.add(frames.where, "the mask holds 0 and 1, where 255 is forged", frame=number)
+                failures.add(frames.where, "mask values are 0 and 1, expected 0 and 255", frame=number)
                 value = None
         yield value
 
@@ -241,23 +241,29 @@ def _checked_mask(
 ) -> np.ndarray | None:
     if mask is None or mask.shape == image.shape[:2]:
         return mask
-    sizes = f"{size_of(mask)}, and the frame {size_of(image)}"
-    failures.add(clip.mask.where, "the mask has another size than its frame", sizes, number)
+    sizes = f"{size_of(mask)}, frame {size_of(image)}"
+    failures.add(clip.mask.where, "mask and frame have different sizes", sizes, number)
     return None
 
 
 def _encoded_mask(clip: Clip, mask: np.ndarray | None, size: int) -> dict[str, Any] | None:
-    """Encode the mask of a crop: of a real, zero everywhere; null where it is not known."""
+    """Encode the mask of a crop: zero everywhere for a real, null if unknown."""
     if clip.label == REAL:
         mask = np.zeros((size, size), np.uint8)
     return None if mask is None else encode_image(mask)
 
 
 def choose_face(faces: Sequence[Face], mask: np.ndarray | None = None, last: Face | None = None) -> Face:
-    """Choose the face that a clip is about, of those of a frame, the largest first.
+    """Choose the main face of a frame.
 
-    With a mask, uint8 (height, width), above 0 where the frame was forged, it is the face with most of it; else the
-    one that overlaps that of the frame before most; else the largest.
+    Args:
+        faces: of the frame, the largest first.
+        mask: uint8 (height, width), above 0 where the frame was forged.
+        last: the face in the previous frame.
+
+    Returns:
+        The face with the most forged pixels if there is a mask; otherwise the one with the largest overlap with
+        `last`; otherwise the largest.
     """
     if mask is not None and mask.any():
         return max(faces, key=lambda face: _mask_inside(face, mask))

@@ -1,4 +1,4 @@
-"""What could not be prepared: one line for each thing and reason, collected while the rest goes on."""
+"""Failures of a preparation: one line per file and reason, collected while the work continues."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -11,9 +11,9 @@ _FRAMES_SHOWN = 8
 
 @dataclass
 class Failure:
-    """Something that was left out: a file, or of it the frames of some numbers.
+    """A skipped file, or skipped frames of it.
 
-    Reasons are the same for all of a kind, so that they can be counted; details differ from case to case.
+    Reasons are the same for all failures of a kind, so that they can be counted. Details differ.
     """
 
     path: str
@@ -30,7 +30,7 @@ class Failure:
 
 
 class Failures:
-    """Failures in the order in which they came, those of the frames of one file and reason in one.
+    """Failures in order; those of the frames of one file with one reason are merged.
 
     If it is strict, the first one is raised as an `InputError`.
     """
@@ -51,16 +51,16 @@ class Failures:
         if frame is not None:
             failure.frames.append(frame)
         if self._strict:
-            raise InputError(f"{failure}: mend it, or leave --strict away, and it is reported at the end.")
+            raise InputError(f"{failure}. Fix it, or remove --strict to skip it.")
 
     def extend(self, failures: Iterable[Failure]) -> None:
-        """Add failures as they are."""
+        """Add several failures."""
         for failure in failures:
             for frame in failure.frames or [None]:
                 self.add(failure.path, failure.reason, failure.detail, frame)
 
     def by_reason(self) -> dict[str, dict[str, int]]:
-        """Return of each reason how many files it concerns, and how many frames of them where it is about frames."""
+        """Count the files and, if it is about frames, the frames of each reason."""
         counts: dict[str, dict[str, int]] = {}
         for failure in self:
             of_reason = counts.setdefault(failure.reason, {"files": 0, "frames": 0})
@@ -69,5 +69,5 @@ class Failures:
         return dict(sorted(counts.items(), key=lambda item: -item[1]["files"]))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return them as plain values."""
+        """Return the failures as JSON values."""
         return [asdict(failure) for failure in self]

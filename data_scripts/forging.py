@@ -27,7 +27,7 @@ from .photographs import CORRUPT, MARGIN, NO_FACE, SIZE, find_photographs, real_
 from .shards import FORMAT, PreparedFolder, Report, state_of
 from .splitting import KEPT_APART, Families, count_faces
 
-_CANDIDATES, _NEAREST = 40, 4  # of so many photographs of other people, one of the so many most alike in pose is taken
+_CANDIDATES, _NEAREST = 40, 4  # candidates from other people, and the number of those nearest in pose to choose from
 
 
 def forge_families(
@@ -58,7 +58,7 @@ def forge_families(
                     rng = random_generator(seed, name, row["video_id"], row["frame"], variant)
                     partner = reals.partner(index, METHODS[name].partner, rng)
                     if partner is None and METHODS[name].partner is not None:
-                        missing[f"{name}: no photograph of the {METHODS[name].partner} person to take from"] += 1
+                        missing[f"{name}: no photograph of the {METHODS[name].partner} person"] += 1
                         continue
                     target = reals.portrait(index)
                     forgery = METHODS[name].forge(target, partner, rng)
@@ -150,17 +150,15 @@ def prepare_forgeries(
     """
     methods, source, reports = list(dict.fromkeys(methods)), Path(source), {}
     if source.resolve() == Path(output).resolve():
-        raise InputError(f"{output} is both source and output: choose another --output.")
+        raise InputError(f"{output} is both source and output. Choose another --output.")
     files = sorted(source.glob("*.parquet"))
     name = name or source.resolve().name
     if name in METHODS:
-        raise InputError(
-            f"the data set cannot be called {name!r}, as one of the forgery methods is: give it a --name."
-        )
+        raise InputError(f"The data set cannot be named {name!r}, which is a forgery method. Pass another --name.")
     splits = split_files(source) or [split]
     fractions = {} if split_shares is None else check_shares(split_shares)
     if fractions and len(splits) > 1:
-        raise InputError(f"{source} is split already, into {', '.join(splits)}: leave --split_shares out.")
+        raise InputError(f"{source} is already split into {', '.join(splits)}. Remove --split_shares.")
     origin, splits = next(iter(splits)), fractions or splits
     photographs, crop, unread = [], None, Failures()
     if not files:
@@ -168,7 +166,7 @@ def prepare_forgeries(
         files = [photograph.path for photograph in photographs]
         crop = {"kind": "box", "margin": margin or MARGIN, "size": size or SIZE}
     elif size or margin:
-        raise InputError(f"the faces of {source} are cut already: leave --size and --margin away.")
+        raise InputError(f"The faces of {source} are already cropped. Remove --size and --margin.")
     settings = {
         "source": state_of(source, files),
         **{"methods": methods, "variants": variants, "seed": seed, "crop": crop, "name": name},
@@ -199,9 +197,9 @@ def prepare_forgeries(
             if reals is None:
                 first = next(iter(failures), None)
                 raise InputError(
-                    f"{source} holds no usable real face for the split {group[0]!r}"
+                    f"{source} has no usable real face for the split {group[0]!r}"
                     + (f" ({first})" if first else "")
-                    + ": give photographs with faces, or a prepared data set with real rows."
+                    + ". Pass photographs with faces, or a prepared data set with real rows."
                 )
             rows = dict.fromkeys(group, reals)
             if fractions:
@@ -211,7 +209,7 @@ def prepare_forgeries(
                 _refuse_shared_families(rows[current], others, current, by_clip=bool(photographs))
                 _refuse_shared_pictures(rows[current], others, current)
                 report = Report()
-                if current == group[0]:  # what was left out is in no split
+                if current == group[0]:  # skipped files are in no split
                     report.failures = failures
                 families = forge_families(rows[current], methods, variants, seed, report.missing, encoding)
                 number = len(set(rows[current]["source_id"]))
@@ -221,7 +219,7 @@ def prepare_forgeries(
 
 
 def _divided(reals: Dataset, shares: dict[str, float], where: str, seed: int) -> dict[str, Dataset]:
-    """Divide real rows by family; what stays together because it shares a picture is printed."""
+    """Split real rows by family; families that stay together because they share an image are printed."""
     families = Families(count_faces(reals["source_id"], reals["label"]))
     for note in families.join_copies(Pictures.of_rows(reals, where)):
         print(note)
@@ -231,7 +229,7 @@ def _divided(reals: Dataset, shares: dict[str, float], where: str, seed: int) ->
 
 
 def _refuse_shared_pictures(reals: Dataset, others: Sequence[Path], split: str) -> None:
-    """Raise an `InputError` if a picture is in another split, too."""
+    """Raise an `InputError` if an image is also in another split."""
     splits: dict[str, list[Path]] = {}
     for path in others:
         splits.setdefault(path.stem.partition("-")[0], []).append(path)
@@ -240,7 +238,7 @@ def _refuse_shared_pictures(reals: Dataset, others: Sequence[Path], split: str) 
 
 
 def _prepared_rows(source: Path, split: str, detector: FaceDetector, failures: Failures) -> Iterator[dict[str, Any]]:
-    """Yield the real rows of a prepared split; where the five landmarks are missing they are found on the crop."""
+    """Yield the real rows of a prepared split; missing landmarks are detected on the crop."""
     dataset = load_prepared(str(source), split)
     optional = {column: None for column in FEATURES if column not in dataset.column_names}
     labels = metadata(dataset).column("label").to_pylist()
@@ -263,10 +261,10 @@ def _prepared_rows(source: Path, split: str, detector: FaceDetector, failures: F
 
 
 def _refuse_shared_families(reals: Dataset, others: Iterable[Path], split: str, by_clip: bool) -> None:
-    """Raise an `InputError` if one of the source videos is in another split, too.
+    """Raise an `InputError` if one of the source videos is also in another split.
 
-    Photographs carry the name of the folder they were taken from before that of the person: people of two folders are
-    compared by their own names (`by_clip`). Loose files are not, whose names are often mere numbers.
+    The names of photographs begin with their folder, so people of two folders are compared by their own names
+    (`by_clip`). Loose files are compared by full name, since their own names are often just numbers.
     """
 
     def name(source: str) -> str:
@@ -276,14 +274,15 @@ def _refuse_shared_families(reals: Dataset, others: Iterable[Path], split: str, 
         there = pq.read_table(path, columns=["source_id"])["source_id"].to_pylist()
         shared = {name(source) for source in reals["source_id"]} & {name(source) for source in there}
         if shared:
+            number = "1 person or video" if len(shared) == 1 else f"{len(shared)} people or videos"
             raise InputError(
-                f"{len(shared)} people or videos of the split {split!r} (as {min(shared)}) are in {path}, too, where "
-                "training must not meet them again: take them out of one, or rename the folders of namesakes."
+                f"The split {split!r} shares {number} with {path} (such as {min(shared)}). Remove them from one, or "
+                "rename folders if they are different people."
             )
 
 
 def _stored(rows: Iterable[dict[str, Any]], path: Path) -> Dataset | None:
-    """Keep rows in a file, so that any can be had again without all being in memory; None if there are none."""
+    """Store rows in a file for access without keeping all in memory; returns None if there are none."""
     schema, number = FEATURES.arrow_schema, 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for row in rows:

@@ -1,7 +1,7 @@
-"""Where the frames of a clip are and how to read them: videos, images, and masks computed from two videos.
+"""The frames of a clip: videos, images, and masks computed from two videos.
 
-A `Frames` is a small description that can be sent to other processes. Opened, it becomes a `FrameReader`, which
-returns each wanted frame, or the reason why that frame cannot be read, so that one bad frame does not cost the others.
+A `Frames` is a small description that can be sent to other processes. Opening it gives a `FrameReader`, which returns
+each frame or the reason why it cannot be read, so one bad frame does not affect the others.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,22 +18,22 @@ from ..media_dcl import decode_picture, read_values
 from ..video_dcl import Video
 from .photographs import read_photograph
 
-Frame = np.ndarray | InputError  # an image, or why there is none
-_CROP_PIXELS = 4096**2  # of crops that come from elsewhere; decoded, a larger one would fill the memory
+Frame = np.ndarray | InputError  # an image, or the error
+_CROP_PIXELS = 4096**2  # of crops from other sources; larger ones could exhaust the memory
 
 
 class FrameReader(Protocol):
-    """Frames that are open for reading, and the numbers of those that are there, ascending."""
+    """Open frames, and the numbers of the available ones, ascending."""
 
     numbers: Sequence[int]
 
     def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, Frame]]:
-        """Yield each number, ascending, and its frame: RGB, uint8 (height, width, 3), or why it cannot be had."""
+        """Yield each number, ascending, and its frame, RGB, uint8 (height, width, 3), or the error."""
         ...
 
 
 class Frames(Protocol):
-    """Where frames lie; `where` is how reports call it, `lossy` whether a codec blurred the edges of masks."""
+    """Where frames are stored: `where` is the name for reports, `lossy` whether a codec blurred masks."""
 
     where: str
     lossy: bool
@@ -78,7 +78,7 @@ class _VideoReader:
 
 @dataclass(frozen=True)
 class ImageFrames:
-    """Image files of a clip by frame number; `exact` if their values count, not the colours they show: masks."""
+    """Image files of a clip by frame number; `exact` reads stored values without colour conversion, for masks."""
 
     paths: Mapping[int, Path]
     exact: bool = field(default=False, repr=False)  # `repr` names what rows depend on
@@ -95,20 +95,20 @@ class ImageFrames:
         return list(self.paths.values())
 
     def open(self) -> AbstractContextManager[FrameReader]:
-        """Return the reader; each file is opened when it is wanted."""
+        """Return the reader; each file is opened when it is read."""
         read = read_exact if self.exact else read_photograph
         return nullcontext(SingleReader(self.paths, lambda number: read(self.paths[number])))
 
 
 class SingleReader:
-    """Frames each of which is loaded by itself, or raises `InputError`; reports have the names of the files."""
+    """Frames that are loaded one by one; errors have the names of the files."""
 
     def __init__(self, names: Mapping[int, Path | str], load: Callable[[int], np.ndarray]):
         self._names, self._load = names, load
         self.numbers = sorted(names)
 
     def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, Frame]]:
-        """Yield each number, ascending, and its frame, or why it cannot be had."""
+        """Yield each number, ascending, and its frame or the error."""
         for number in sorted(set(numbers)):
             try:
                 yield number, self._load(number)
@@ -117,7 +117,7 @@ class SingleReader:
 
 
 def decode_crop(encoded: bytes | memoryview) -> np.ndarray:
-    """Decode a crop of a face: RGB, uint8 (height, width, 3); raises an `InputError` that is the reason."""
+    """Decode a face crop: RGB, uint8 (height, width, 3); raises an `InputError` with the reason."""
     try:
         return decode_picture(bytes(encoded), "the crop", _CROP_PIXELS).pixels
     except PictureError as error:
@@ -125,9 +125,9 @@ def decode_crop(encoded: bytes | memoryview) -> np.ndarray:
 
 
 def read_exact(source: Path | bytes | memoryview) -> np.ndarray:
-    """Read the values of a mask, a path or what is in its file, as they are: uint8 (height, width, 3).
+    """Read the stored values of a mask, from its path or content: uint8 (height, width, 3).
 
-    Raises `InputError`, whose message is the reason, if it cannot be read, or is too large for the mask of a frame.
+    Raises an `InputError` with the reason if it cannot be read, or is too large for a mask.
     """
     try:
         return read_values(source if isinstance(source, Path) else bytes(source), "the mask", "RGB")
@@ -137,11 +137,11 @@ def read_exact(source: Path | bytes | memoryview) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DifferenceMask:
-    """The mask of a forgery that has none: where its frames differ from those of the clip it was made from.
+    """A mask computed from the difference between a forgery and the clip it was made from.
 
-    Coding noise differs everywhere a little, and more where there is more detail; what a forgery changes, it changes
-    over an area. So the difference is smoothed, compared with a threshold that grows with the detail around, and what
-    is left of noise is opened away.
+    Coding noise is small everywhere and larger where there is more detail, while a forgery changes an area. So the
+    difference is smoothed and compared with a threshold that grows with local detail, and a morphological opening
+    removes the remaining noise.
     """
 
     forged: Frames
@@ -154,7 +154,7 @@ class DifferenceMask:
         return self.forged.where
 
     def files(self) -> list[Path]:
-        """Return those of both."""
+        """Return the files of both."""
         return [*self.forged.files(), *self.original.files()]
 
     @contextmanager
@@ -169,8 +169,8 @@ class _DifferenceReader:
     # union with what was forged: coded at crf 1 .80, at crf 23 (c23) .80 (whole faces .87, parts .71 to .78), at
     # crf 40 (c40) .31, where coding changes as much as forging. Of a real coded at crf 23 and 25, .2 % is marked.
     threshold = 3.0  # of 255, where the image is flat
-    detail_factor = 0.4  # of the detail, by which the threshold grows
-    detail_sigma = 2.0  # pixels: detail is what this blur takes away
+    detail_factor = 0.4  # growth of the threshold with detail
+    detail_sigma = 2.0  # pixels; detail is what this blur removes
     sigma = 4.0  # pixels, of the smoothing of difference and detail
     opening = 9  # pixels, side of the smallest patch that is kept, and of the largest gap that is closed
 
@@ -186,7 +186,7 @@ class _DifferenceReader:
             if isinstance(forged, InputError) or isinstance(original, InputError):
                 yield number, forged if isinstance(forged, InputError) else original
             elif forged.shape != original.shape:
-                yield number, InputError(f"the forgery is {size_of(forged)}, and its original {size_of(original)}")
+                yield number, InputError(f"the forgery is {size_of(forged)}, but its original {size_of(original)}")
             else:
                 yield number, self._mask(forged, original)
 
@@ -204,5 +204,5 @@ class _DifferenceReader:
 
 
 def size_of(image: np.ndarray) -> str:
-    """Return width and height of an image or a mask, as reports say them."""
+    """Return width and height of an image or mask for reports."""
     return f"{image.shape[1]}x{image.shape[0]}"

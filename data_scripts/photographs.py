@@ -15,11 +15,11 @@ from ..prepared.names import DEFAULT_ENCODING, REAL
 from ..video_dcl import VIDEO_SUFFIXES
 from .failures import Failures
 
-SIZE, MARGIN = 380, 1.3  # of crops, where nothing else is asked for
+SIZE, MARGIN = 380, 1.3  # defaults of crops
 #: Reasons of failures.
-NO_FACE, CORRUPT = "no face was found", "it cannot be decoded"
-NOT_LISTED, NO_FILE = "the folder cannot be listed", "it is a broken link, or no regular file"
-_MOST_PIXELS = 178_956_970  # which Pillow opens: cameras have more than detection is asked to look at
+NO_FACE, CORRUPT = "no face found", "cannot be decoded"
+NOT_LISTED, NO_FILE = "folder cannot be listed", "broken link, or not a regular file"
+_MOST_PIXELS = 178_956_970  # the limit of Pillow; cameras have more pixels than the limit of detection
 
 
 class Photograph(NamedTuple):
@@ -33,15 +33,15 @@ class Photograph(NamedTuple):
 def find_photographs(folder: str | Path, failures: Failures | None = None) -> list[Photograph]:
     """List the photographs of a folder: each sub-folder is one person or video, each loose file one of its own.
 
-    A file's frame is the number its name ends with, if that is so for all files of the sub-folder and no number comes
-    twice, else its place in the order of names. Those of one video come together. What cannot be looked at is added to
-    the failures; where there are none, it is an `InputError`, as is a folder without a photograph.
+    The frame number is the number at the end of the file name, if all files of the sub-folder have a different one;
+    otherwise it is the position in the order of names. Photographs of one video come together. Unreadable files are
+    added to the failures; without `failures`, they raise an `InputError`, as does a folder without photographs.
     """
     failures = Failures(strict=True) if failures is None else failures
     photographs = list_photographs(Path(folder), list_files(Path(folder), failures))
     if not photographs:
         raise InputError(
-            f"{folder} holds no photograph ({', '.join(sorted(PICTURE_SUFFIXES))}): give a folder that does."
+            f"Folder {folder} contains no photographs ({', '.join(sorted(PICTURE_SUFFIXES))}). Check the path."
         )
     return photographs
 
@@ -69,9 +69,8 @@ def list_photographs(root: Path, files: Iterable[Path]) -> list[Photograph]:
 def list_files(folder: Path | None, failures: Failures) -> Iterator[Path]:
     """Yield the files below a folder, if there is one, in the order of their paths; linked folders are followed.
 
-    What is hidden or the system's own is left out. Folders that cannot be listed, and pictures and videos that are
-    broken links or no files, are added to the failures. Raises `InputError` if a name is not UTF-8, which no row can
-    hold.
+    Hidden and system files are skipped. Folders that cannot be listed, and images and videos that are broken links or
+    not regular files, are added to the failures. Raises `InputError` if a name is not UTF-8.
     """
     yield from _files_below(folder, failures, ()) if folder is not None and folder.is_dir() else ()
 
@@ -93,7 +92,7 @@ def _files_below(folder: Path, failures: Failures, above: tuple[Path, ...]) -> I
             try:
                 name.encode()
             except UnicodeEncodeError as error:
-                raise InputError(f"{str(path)!r} has a name that is not UTF-8: rename it.") from error
+                raise InputError(f"The name of {str(path)!r} is not UTF-8. Rename it.") from error
         if os.path.isdir(path):
             yield from _files_below(path, failures, (*above, here))
         elif os.path.isfile(path):

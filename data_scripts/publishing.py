@@ -18,11 +18,11 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 
 def check_hub(repo_id: str) -> None:
-    """Raise an `InputError` if a data set cannot be pushed: it is asked before the hours that preparing takes."""
+    """Raise an `InputError` if the Hub cannot be reached; called before the hours of preparation."""
     if not hub_is_reachable():
         raise InputError(
-            f"the Hub cannot be reached to push {repo_id!r}: leave --push_to_hub away, and give the "
-            "command again with it later; what is prepared is kept."
+            f"The Hub cannot be reached to push {repo_id!r}. Run the command without --push_to_hub, and again with it "
+            "later. Finished work is kept."
         )
 
 
@@ -31,8 +31,8 @@ def push_prepared(
 ) -> str:
     """Push the shards of a prepared data set and its card, all of them in one commit; older shards there go.
 
-    The repository is made, private if so wanted, where it is not there. `left_out` is what `Failures.by_reason`
-    counts. Returns the address; raises `InputError` if the Hub refuses it.
+    The repository is created if necessary, private by default. `left_out` are the counts of `Failures.by_reason`.
+    Returns the address; raises `InputError` if the upload fails.
     """
     write_dataset_card(folder, repo_id, left_out)
     api = HfApi()
@@ -48,8 +48,8 @@ def push_prepared(
         )
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise InputError(
-            f"the data set {repo_id!r} cannot be pushed ({reason(error)}): log in by `hf auth login`, check the name, "
-            "and give the same command again; what is prepared is kept."
+            f"Data set {repo_id!r} cannot be pushed ({reason(error)}). Log in with `hf auth login`, check the name, "
+            "and run the same command again. Finished work is kept."
         ) from error
     return str(url)
 

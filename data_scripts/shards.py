@@ -29,18 +29,18 @@ from .failures import Failure, Failures
 
 logger = logging.getLogger(__name__)
 
-#: A row group is closed by the first family that reaches so many rows, or bytes; only a family of more bytes than the
-#: larger number is divided. (Readers fail on groups of more than 2 GiB, and streaming holds several.)
+#: A row group ends with the first family that reaches this many rows or bytes. Only families of more bytes than the
+#: larger number are divided. (Readers fail on groups of more than 2 GiB, and streaming keeps several in memory.)
 _ROWS_PER_GROUP, _BYTES_PER_GROUP, _LARGEST_GROUP = 256, 64 << 20, 256 << 20
-FORMAT = 2  # raised when code changes what rows of the same source and settings are; `phash` came later, and may lack
-STATE = "families"  # the setting that each shard has for itself: what its families and their files were
+FORMAT = 2  # raised when code changes the rows of the same source and settings; `phash` came later and may be missing
+STATE = "families"  # the setting of a single shard: the hash of its families and files
 _RECORD = b"dcl.preparation"  # the key of a shard's record among the metadata of its file
-_PATIENCE = 10.0  # seconds that a process which is dying has to let go of its shard
+_PATIENCE = 10.0  # seconds to wait for a dying process to release its shard
 
 
 @dataclass
 class Report:
-    """What a preparation opened, read, wrote as rows, left out, and (`missing`) could not forge."""
+    """Counts of a preparation: clips, frames, faces, failures, and (`missing`) forgeries that could not be made."""
 
     clips: int = 0
     frames: int = 0
@@ -49,7 +49,7 @@ class Report:
     missing: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: "Report") -> None:
-        """Add what another one did."""
+        """Add another report."""
         self.clips += other.clips
         self.frames += other.frames
         self.faces += other.faces
@@ -57,28 +57,28 @@ class Report:
         self.missing.update(other.missing)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
+        """Return the report as JSON values."""
         return self.counts() | {"failures": self.failures.to_json(), "missing": dict(self.missing)}
 
     def counts(self) -> dict[str, int]:
-        """Return how many clips, frames and faces there were."""
+        """Return the numbers of clips, frames and faces."""
         return {"clips": self.clips, "frames": self.frames, "faces": self.faces}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Report":
-        """Return the report that `to_json` gave."""
+        """Return a report from the values of `to_json`."""
         report = cls(values["clips"], values["frames"], values["faces"], missing=Counter(values["missing"]))
         report.failures.extend(Failure(**failure) for failure in values["failures"])
         return report
 
 
 def state_of(root: Path, files: Iterable[Path]) -> str:
-    """Return a hash of the paths, sizes and times of files below a folder: another one when any of them changed."""
+    """Return a hash of the paths, sizes and modification times of files below a folder."""
     digest = hashlib.sha256()
     for path in sorted(set(files)):
         try:
             state = path.stat()
-        except OSError:  # a listed file that is not there
+        except OSError:  # a listed file is missing
             continue
         digest.update(f"{os.path.relpath(path, root)} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
@@ -96,19 +96,21 @@ def write_shard(
     report: Report,
     before_rename: Callable[[], None] | None = None,
 ) -> Report:
-    """Write a shard, unless another process did so in the meantime; returns the report of the one that is there now.
+    """Write a shard, unless another process wrote it in the meantime; returns the report of the existing shard.
 
-    Families are lists of rows with all columns of `prepared.dataset.FEATURES`, images encoded; one stays in one row
-    group, unless it is too large: then the rows of each frame do. The report is filled while they are consumed, its
-    number of faces here. `before_rename` is called when the shard is whole, and not at its place yet. Raises
-    `InputError` if another process is writing it.
+    Families are lists of rows with all columns of `prepared.dataset.FEATURES` and encoded images. A family stays in
+    one row group; if it is too large, the rows of each frame do. The report is filled while the families are consumed.
+    `before_rename` is called when the shard is complete, before it gets its final name.
+
+    Raises:
+        InputError: if another process is writing the shard.
     """
     lock, partial = filelock.FileLock(_beside(path, "lock")), _beside(path, "partial")
     try:
         lock.acquire(timeout=_PATIENCE)
     except filelock.Timeout:
         raise InputError(
-            f"{path} is being written by another process: let it end, or give each process its own --shard_index."
+            f"{path} is being written by another process. Wait for it, or give each process its own --shard_index."
         ) from None
     try:
         there = read_record(path)
@@ -130,9 +132,7 @@ def write_shard(
             before_rename()
         there = read_record(path)
         if there is not None and _without(there[0], {STATE}) != _without(settings, {STATE}):
-            raise InputError(
-                f"another process wrote {path} with other settings meanwhile: give each its own --output."
-            )
+            raise InputError(f"Another process wrote {path} with other settings. Give each process its own --output.")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -142,19 +142,19 @@ def write_shard(
 
 
 def _schema_beside(path: Path) -> pa.Schema:
-    """Return the columns of a shard: those of its split, since `datasets` loads no shards of different columns."""
+    """Return the columns of a shard: those of its split, since `datasets` needs the same columns in all shards."""
     for other in path.parent.glob(f"{path.stem.partition('-')[0]}-*.parquet"):
         try:
             there = pq.read_schema(other).names
         except (OSError, pa.ArrowInvalid):
             continue
-        if "phash" not in there:  # prepared before there was this column
+        if "phash" not in there:  # prepared before this column existed
             return Features({name: kind for name, kind in FEATURES.items() if name != "phash"}).arrow_schema
     return FEATURES.arrow_schema
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f".{path.stem}.{suffix}")  # hidden, so that `load_dataset` on the folder passes it over
+    return path.with_name(f".{path.stem}.{suffix}")  # hidden, so that `load_dataset` ignores it
 
 
 def _row_groups(families: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
@@ -172,7 +172,7 @@ def _row_groups(families: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[
 
 
 def _parts(family: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Divide a family that is too large, such that the clips' rows of one frame stay together."""
+    """Divide a family that is too large, keeping the rows of each frame together."""
     if sum(map(bytes_of, family)) <= _LARGEST_GROUP:
         yield family
         return
@@ -187,12 +187,12 @@ def _parts(family: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def bytes_of(row: dict[str, Any]) -> int:
-    """Return how many bytes the encoded images of a row take."""
+    """Return the size of the encoded images of a row in bytes."""
     return sum(len(row[name]["bytes"]) for name in ("image", "mask") if row[name] is not None)
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], Report] | None:
-    """Return with which settings a shard was written, and what was left out; None if this does not say."""
+    """Return the settings and the report of a shard; None if it has none."""
     try:
         record = json.loads((pq.read_metadata(path).metadata or {})[_RECORD])
         return record["settings"], Report.from_json(record["report"])
@@ -201,17 +201,17 @@ def read_record(path: Path) -> tuple[dict[str, Any], Report] | None:
 
 
 class PreparedFolder:
-    """An output folder, whose shards remember with which settings they were written; it is made if it is not there.
+    """An output folder whose shards store their settings. It is created if it does not exist.
 
     Args:
         path: the folder.
-        settings: of each split that is going to be written, what its content depends on; JSON values.
-        shards: how many each of them becomes; one if not given.
-        overwrite: replace what was written with other settings.
-        own: the settings in which the folder's other splits may differ from these.
+        settings: the settings of each split to write, as JSON values.
+        shards: the number of shards of each split; one by default.
+        overwrite: replace splits that were written with other settings.
+        own: the settings in which the other splits of the folder may differ.
 
     Raises:
-        InputError: if a split's name cannot be one, the folder cannot be written, or a split was made otherwise.
+        InputError: if the name of a split is invalid, the folder cannot be written, or a split has other settings.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class PreparedFolder:
         for split in settings:
             if not re.fullmatch(SPLIT_NAME, split):
                 raise InputError(
-                    f"a split cannot be called {split!r}: use letters, digits and _ (train, validation, test)."
+                    f"Invalid split name {split!r}. Use letters, digits and _ (such as train, validation, test)."
                 )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ class PreparedFolder:
             writable.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(
-                f"the output folder {path} cannot be written ({error.strerror}): choose another --output."
+                f"Output folder {path} cannot be written ({error.strerror}). Choose another --output."
             ) from error
         self._kept: dict[Path, tuple[dict[str, Any], Report]] = {}
         self._replaced: list[Path] = []
@@ -252,7 +252,7 @@ class PreparedFolder:
     def _look_at(self, split: str, file: Path, own: set[str], overwrite: bool) -> None:
         record = read_record(file)
         ignored = {STATE} if split in self.settings else own | {STATE}
-        # Every split has the same settings, but for those of `own`.
+        # Every split has the same settings, except those in `own`.
         ours = self.settings.get(split, next(iter(self.settings.values())))
         fits = record is not None and _without(record[0], ignored) == _without(ours, ignored)
         if split in self.settings:
@@ -269,29 +269,29 @@ class PreparedFolder:
         return self.path / shard_name(split, index, self.shards[split])
 
     def done(self, split: str, index: int = 0, state: str | None = None) -> Report | None:
-        """Return the report of a shard that was there with the same settings and of the same `STATE`, else None."""
+        """Return the report of an existing shard with the same settings and `STATE`, else None."""
         if not self.is_there(split, index):
             return None
         settings, report = self._kept[self.file(split, index)]
         return report if settings.get(STATE) == state else None
 
     def is_there(self, split: str, index: int) -> bool:
-        """Whether a shard was there with the same settings, of whatever `STATE`."""
+        """Whether a shard exists with the same settings and any `STATE`."""
         return self.file(split, index) in self._kept
 
     def others(self, split: str) -> list[Path]:
-        """Return the files of the splits that stay beside this one."""
+        """Return the files of the other splits that stay in the folder."""
         return [file for file in self._kept if file.name not in self._planned.get(split, ())]
 
     def discard_replaced(self) -> None:
-        """Remove what `overwrite` gave leave to replace, all of it, so that no old split stays beside a new one."""
+        """Remove everything that `overwrite` replaces, so that no old split remains."""
         for file in self._replaced:
-            logger.warning("%s was prepared otherwise, and is removed.", file)
+            logger.warning("%s was prepared with other settings and is removed.", file)
             file.unlink(missing_ok=True)
         self._replaced.clear()
 
     def write(self, split: str, families: Iterable[list[dict[str, Any]]], report: Report) -> Report:
-        """Write a split of one shard, as `write_shard` does; what it replaces goes when it is whole."""
+        """Write a split of one shard, see `write_shard`; the files it replaces are removed when it is complete."""
         file = self.file(split)
         report = write_shard(file, families, self.settings[split], report, self.discard_replaced)
         self._kept[file] = self.settings[split], report
@@ -302,15 +302,13 @@ def _refuse(
     file: Path, record: tuple[dict[str, Any], Report] | None, ours: dict[str, Any], ignored: set[str]
 ) -> NoReturn:
     if record is None:
-        raise InputError(
-            f"{file} is damaged, or was not prepared here: remove it, and it is made again, or give --overwrite."
-        )
+        raise InputError(f"{file} is damaged or was not made by dcl-prepare. Remove it, or pass --overwrite.")
     theirs = record[0]
     names = sorted(name for name in {*theirs, *ours} - ignored if theirs.get(name) != ours.get(name))
     shown = "; ".join(f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in names[:3])
     raise InputError(
-        f"{file} was prepared otherwise ({shown or 'in more shards, or fewer'}): choose another --output, or replace "
-        "it with --overwrite."
+        f"{file} was prepared with other settings ({shown or 'another number of shards'}). Choose another --output, "
+        "or replace it with --overwrite."
     )
 
 

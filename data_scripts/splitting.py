@@ -1,4 +1,4 @@
-"""Split a source into train, validation and test by family; families that share a picture stay together."""
+"""Split a source into train, validation and test by family; families that share an image stay together."""
 
 import hashlib
 from collections import Counter
@@ -13,9 +13,9 @@ from ..prepared.copies import Pictures, describe_copy, find_copies, refuse_copie
 from ..prepared.names import CLASS_NAMES, FAKE, REAL, split_files
 from .clips import SPLITS
 
-#: The end of a refusal to prepare a split that shares a picture with another one.
-KEPT_APART = "splits must not share pictures. Remove one of each pair, or let `--split_shares` divide all pictures."
-_SWAPPED = 300  # families up to which pairs of them swap places, too: all pairs are looked at
+#: The end of the error if two splits share an image.
+KEPT_APART = "splits must not share images. Remove one of each pair, or let `--split_shares` split all images."
+_SWAPPED = 300  # number of families up to which all pairs are tried for swaps
 
 
 class Families:
@@ -26,25 +26,25 @@ class Families:
         self._parent = {family: family for family in faces}
 
     def join(self, family: str, other: str) -> None:
-        """Say that two families belong together."""
+        """Merge two families."""
         one, two = sorted((self._root(family), self._root(other)))
         self._parent[two] = one
 
     def join_groups(self, groups: Mapping[str, Hashable]) -> None:
-        """Join the families of each group; `groups` says of families which one they are in."""
+        """Merge the families of each group; `groups` gives the group of each family."""
         first: dict[Hashable, str] = {}
         for family in self._faces:
             if family in groups:
                 self.join(first.setdefault(groups[family], family), family)
 
     def join_copies(self, pictures: Pictures) -> list[str]:
-        """Join the families that share a picture; returns a sentence about each two of them."""
+        """Merge the families that share an image; returns a sentence about each pair."""
         notes = []
         for row, match in find_copies(pictures):
             families = [str(pictures.table.source_id[index]) for index in (row, match)]
             if self._root(families[0]) != self._root(families[1]):
                 names = sorted((pictures.name(row), pictures.name(match)))
-                notes.append(f"{' and '.join(names)} are the same picture, or nearly: they stay in one split.")
+                notes.append(f"{' and '.join(names)} are the same or nearly the same image and stay in one split.")
             self.join(*families)
         return notes
 
@@ -55,10 +55,12 @@ class Families:
         return family
 
     def deal(self, shares: Mapping[str, float], where: str, seed: int = 0) -> dict[str, str]:
-        """Choose a split for each family, so that the fractions are met as nearly as possible, in real and fake faces.
+        """Choose a split for each family so that real and fake faces are as close as possible to the fractions.
 
-        The choice depends on the families, their sizes and the seed, and not on their order. Raises `InputError` if
-        there are too few families for every split to get one, with both classes if there are both.
+        The choice depends on the families, their sizes and the seed, not on their order.
+
+        Raises:
+            InputError: if there are too few families to give each split one, with both classes if there are both.
         """
         counts: dict[str, np.ndarray] = {}
         for family, faces in self._faces.items():
@@ -67,7 +69,7 @@ class Families:
         self._refuse_too_few(counts, len(shares), where)
 
         def order(root: str) -> tuple:
-            # Families with both classes first, since none else can make up for them; then the largest.
+            # Families with both classes first, since no others can replace them; then the largest.
             tie = hashlib.sha256(f"{seed} {root}".encode()).hexdigest()
             return -np.count_nonzero(counts[root]), -counts[root].sum(), tie
 
@@ -82,14 +84,14 @@ class Families:
             if 0 < there < needed:
                 one = f"{there} famil{'y' if there == 1 else 'ies'} with {name} faces"
                 raise InputError(
-                    f"{where} has {one}, and {needed} splits need at least {needed}: add people or videos, or give "
+                    f"{where} has {one}, but {needed} splits need at least {needed}. Add people or videos, or pass "
                     "--split_shares with fewer splits. (A family is a person's folder, a video or a loose file; "
-                    "families that share a picture count as one.)"
+                    "families that share an image count as one.)"
                 )
 
 
 def _deal(counts: Sequence[np.ndarray], shares: Sequence[float]) -> list[int]:
-    """Return the split of each family: one after the other goes where it helps most, then single ones move or swap.
+    """Return the split of each family: a greedy assignment, improved by moves and swaps.
 
     The error is the sum over splits and classes of (faces - wanted)^2 / wanted; counts are real and fake faces (2,).
     """
@@ -97,7 +99,7 @@ def _deal(counts: Sequence[np.ndarray], shares: Sequence[float]) -> list[int]:
     targets = np.outer(shares, faces.sum(0))  # (splits, 2)
     weights, excess = 1 / np.maximum(targets, 1), -targets
     held = np.zeros(targets.shape, int)  # families with each class in each split
-    left = np.count_nonzero(faces, axis=0)  # families with each class that are still to be dealt
+    left = np.count_nonzero(faces, axis=0)  # families with each class that are not assigned yet
     splits = np.zeros(len(faces), int)
 
     def move(family: int, to: int, sign: int = 1) -> None:
@@ -107,14 +109,14 @@ def _deal(counts: Sequence[np.ndarray], shares: Sequence[float]) -> list[int]:
     for family, count in enumerate(faces):
         cost = ((2 * excess + count) * count * weights).sum(1)
         lacking = held == 0
-        # Where no more families of a class are left than splits that lack it, each must go to one of these.
+        # If only as many families of a class are left as splits without it, each must go to such a split.
         short = (count > 0) & (left <= lacking.sum(0))
         cost[lacking[:, short].sum(1) < lacking[:, short].sum(1).max()] = np.inf
         splits[family] = cost.argmin()
         move(family, splits[family])
         left -= count > 0
     for _ in range(2 * len(faces)):
-        needed = ((held[splits] < 2) & (faces > 0)).any(1)  # its split would be left without
+        needed = ((held[splits] < 2) & (faces > 0)).any(1)  # its split would have none left
         leaving = ((faces - 2 * excess[splits]) * faces * weights[splits]).sum(1)
         entering = ((2 * excess + faces[:, None]) * faces[:, None] * weights).sum(2)
         change = np.where(
@@ -124,7 +126,7 @@ def _deal(counts: Sequence[np.ndarray], shares: Sequence[float]) -> list[int]:
         other, best = None, change[family, to]
         if len(faces) <= _SWAPPED:
             kind = (faces > 0) @ [1, 2]
-            come = faces[None] - faces[:, None]  # what the split of the first wins if it swaps with the second
+            come = faces[None] - faces[:, None]  # what the split of the first gains by a swap with the second
             change = ((2 * excess[splits][:, None] + come) * come * weights[splits][:, None]).sum(2)
             change += ((-2 * excess[splits][None] + come) * come * weights[splits][None]).sum(2)
             change[(splits[:, None] == splits) | (kind[:, None] != kind)] = 0
@@ -143,26 +145,26 @@ def _deal(counts: Sequence[np.ndarray], shares: Sequence[float]) -> list[int]:
 
 
 def count_faces(families: Iterable[str], labels: Iterable[int]) -> dict[str, tuple[int, int]]:
-    """Return the real and fake faces of each family, of the family and the label of every row."""
+    """Count the real and fake faces of each family, given the family and label of every row."""
     counts = Counter(zip(families, labels, strict=True))
     return {family: (counts[family, REAL], counts[family, FAKE]) for family in dict.fromkeys(key[0] for key in counts)}
 
 
 def pictures_of_splits(folder: str | Path) -> list[Pictures]:
-    """Return the pictures of each split of a prepared folder, in the order train, validation, test, others."""
+    """Return the images of each split of a prepared folder, in the order train, validation, test, others."""
     splits = split_files(Path(folder))
     order = sorted(splits, key=lambda split: (SPLITS.index(split) if split in SPLITS else len(SPLITS), split))
     return [Pictures.of_files(splits[split], split) for split in order]
 
 
 def refuse_shared_pictures(folder: str | Path) -> None:
-    """Raise an `InputError` if two splits of a prepared folder share a picture."""
+    """Raise an `InputError` if two splits of a prepared folder share an image."""
     for one, other in combinations(pictures_of_splits(folder), 2):
         refuse_copies(one, other, KEPT_APART)
 
 
 def describe_shared_pictures(splits: Sequence[Pictures]) -> list[str]:
-    """Return a sentence, without a full stop, on each picture that two splits share; missing hashes are computed."""
+    """Return a sentence, without full stop, on each image that two splits share; missing hashes are computed."""
     for pictures in splits:
         pictures.add_hashes()
     return [

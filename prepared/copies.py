@@ -1,4 +1,4 @@
-"""Find copies of a picture in two splits: identical, recompressed, resized, or slightly cropped.
+"""Find copies of an image in two splits: identical, recompressed, resized, or slightly cropped.
 
 A perceptual hash of every face crop (256 bits: the signs of its lowest 16 x 16 DCT frequencies) finds candidates. The
 two crops of a candidate are then aligned and correlated, which distinguishes a copy from another person in the same
@@ -90,9 +90,9 @@ class Pictures:
                     tables.append(file.read(columns=names).to_pandas())
                     sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             except (OSError, pa.ArrowInvalid) as error:
-                raise InputError(f"{path} cannot be read ({reason(error)}): prepare or download it again.") from error
+                raise InputError(f"{path} cannot be read ({reason(error)}). Prepare or download it again.") from error
             if missing := [name for name in _COLUMNS if name not in (*names, "phash")]:
-                raise InputError(f"{path} has no column {missing[0]!r}: prepare it again.")
+                raise InputError(f"{path} has no column {missing[0]!r}. Prepare it again.")
             places.extend((path, group, offset) for group, size in enumerate(sizes) for offset in range(size))
 
         @functools.lru_cache(maxsize=4)
@@ -163,7 +163,9 @@ def find_copies(one: Pictures, other: Pictures | None = None) -> list[tuple[int,
     candidates = candidates.drop_duplicates(["row", "other"]).sort_values(["distance", "row", "other"])
     candidates = candidates.groupby(["a", "b"], sort=False).head(_TRIES)
     if len(candidates) > _MOST_CHECKED:
-        logger.warning("Of %d pictures that look alike, the nearest %d were compared.", len(candidates), _MOST_CHECKED)
+        logger.warning(
+            "Of %d images that look alike, only the nearest %d were compared.", len(candidates), _MOST_CHECKED
+        )
     pairs: dict[tuple[str, str], tuple[int, int]] = {}
     for row, match, *families in candidates[["row", "other", "a", "b"]].head(_MOST_CHECKED).itertuples(index=False):
         try:
@@ -217,7 +219,7 @@ def _signs(hashes: np.ndarray) -> np.ndarray:
 
 def describe_copy(one: Pictures, row: int, other: Pictures, match: int) -> str:
     """Return the sentence, without a full stop, that two rows show one picture."""
-    return f"{one.name(row)} ({one.where}) and {other.name(match)} ({other.where}) are the same picture"
+    return f"{one.name(row)} ({one.where}) and {other.name(match)} ({other.where}) are the same image"
 
 
 def refuse_copies(one: Pictures, other: Pictures, remedy: str, most: int | None = HASHED_ON_THE_FLY) -> None:
@@ -228,12 +230,14 @@ def refuse_copies(one: Pictures, other: Pictures, remedy: str, most: int | None 
     for part in (one, other):
         if not part.add_hashes(most):
             logger.warning(
-                "Did not search %s and %s for copies of one picture: %s has %d faces and no stored hashes. "
-                "`dcl-prepare check prepared` computes them.",
+                "Did not search %s and %s for copies of one image: %s has %d faces and no stored hashes. "
+                "Run `dcl-prepare check prepared` to compute them.",
                 *(one.where, other.where, part.where, len(part.sources())),
             )
             return
     pairs = find_copies(one, other)
     if pairs:
         more = f" ({len(pairs) - 1} more pairs)" if len(pairs) > 2 else " (1 more pair)" if len(pairs) == 2 else ""
-        raise InputError(f"{describe_copy(one, pairs[0][0], other, pairs[0][1])}, or nearly{more}: {remedy}")
+        raise InputError(
+            f"{describe_copy(one, pairs[0][0], other, pairs[0][1])}, or nearly{more}. {remedy[0].upper()}{remedy[1:]}"
+        )

@@ -55,13 +55,13 @@ TAIL = 64  # bytes of an encoded image that a fingerprint looks at
 
 
 class CorruptImageError(InputError):
-    """An image of a prepared data set cannot be decoded; `cause` says what is wrong, without the remedy.
+    """An image of a prepared data set cannot be decoded; `cause` is the message without the remedy.
 
-    A data loader's worker hands the error on as one text.
+    A data loader worker passes the error on as one text.
     """
 
     def __init__(self, cause: str, remedy: str | None = None):
-        super().__init__(cause if remedy is None else f"{cause}: {remedy}.")
+        super().__init__(cause if remedy is None else f"{cause}. {remedy}.")
         self.cause = cause
 
 
@@ -72,8 +72,8 @@ def load_prepared(name: str, split: str, data_root: str | Path | None = None, sp
         name: a folder under `data_root`, else a path, else the id of a data set on the Hub.
         split: `"train"`, `"validation"`, `"test"`, or any other file name stem of the folder.
         data_root: where names are looked up first.
-        split_alone: of a data set on the Hub, download no other split; it must be reachable then, since `datasets`
-            finds the copy of an earlier time under the name of the whole set only.
+        split_alone: for a data set on the Hub, download only this split. The Hub must then be reachable, since
+            `datasets` caches only whole data sets under their name.
 
     Returns:
         The columns of `FEATURES`; `image` and `mask` are cells, see `decode_image` and `decode_mask`.
@@ -103,12 +103,12 @@ def explained_failure(name: str, split: str, data_root: str | Path | None) -> It
         if disk_trouble(error) is not None:  # of the cache
             raise
         remedy = (
-            "there is no folder of that name, either: check the path, or the id and the network"
+            "There is no such folder, either. Check the path, or the id and the network"
             if find_folder(name, data_root) is None
-            else "prepare or download it again"
+            else "Prepare or download it again"
         )
         raise InputError(
-            f"the split {split!r} of the data set {name!r} cannot be loaded: {reason(error)}; {remedy}."
+            f"Data set {name!r}: the split {split!r} cannot be loaded ({reason(error)}). {remedy}."
         ) from error
 
 
@@ -123,7 +123,7 @@ def find_files(name: str, split: str, data_root: str | Path | None = None) -> li
     files = [str(path) for path in files_of_split(split_files(folder), split, folder)]
     files = [path for path in files if _count_rows(path)]  # one without rows has columns of no type, perhaps
     if not files:  # `datasets` calls it a bad instruction
-        raise InputError(f"the data set {folder} ({split}) is empty: it has no rows.")
+        raise InputError(f"Data set {folder} ({split}) is empty. Prepare or download it again.")
     return files
 
 
@@ -133,12 +133,13 @@ def _hub_files(name: str) -> dict[str, list[str]]:
     files = load_dataset_builder(name).config.data_files
     if files is None:
         raise InputError(
-            f"the files of the data set {name!r} cannot be listed while the Hub is out of reach: "
-            "train without --streaming."
+            f"Data set {name!r} cannot be listed because the Hub cannot be reached. Train without --streaming."
         )
     other = [path for paths in files.values() for path in paths if not path.endswith(".parquet")]
     if other:
-        raise InputError(f"the data set {name!r} is no prepared one, it holds {other[0]}: name one of Parquet files.")
+        raise InputError(
+            f"Data set {name!r} is not a prepared one: it contains {other[0]}. Choose one with Parquet files."
+        )
     return {str(split): list(paths) for split, paths in files.items()}
 
 
@@ -146,12 +147,12 @@ def _count_rows(path: str) -> int:
     try:
         return pq.read_metadata(path).num_rows
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is no whole Parquet file ({error}): prepare or download it again.") from error
+        raise InputError(f"{path} is not a complete Parquet file ({error}). Prepare or download it again.") from error
 
 
 def _with_checked_columns(dataset: Dataset, where: str) -> Dataset:
     if len(dataset) == 0:
-        raise InputError(f"the data set {where} is empty: it has no rows.")
+        raise InputError(f"Data set {where} is empty. Prepare or download it again.")
     kept = check_columns(dataset.features, lambda column: dataset.data.column(column).null_count, where)
     dataset = dataset.remove_columns([name for name in OPTIONAL_COLUMNS - set(kept) if name in dataset.column_names])
     for column in ("image", "mask"):
@@ -171,7 +172,7 @@ def check_columns(features: Features, null_count: Callable[[str], int], where: s
         if column not in features:
             if column not in OPTIONAL_COLUMNS:
                 raise InputError(
-                    f"the data set {where} has no column {column!r}; a prepared data set has {', '.join(FEATURES)}."
+                    f"Data set {where} has no column {column!r}. A prepared data set has {', '.join(FEATURES)}."
                 )
             continue
         actual = features[column]
@@ -179,11 +180,11 @@ def check_columns(features: Features, null_count: Callable[[str], int], where: s
             continue
         if not _same_kind(actual, expected):
             raise InputError(
-                f"the column {column!r} of the data set {where} is {actual}, not {expected}; "
-                f"cast it (`dataset.cast_column({column!r}, ...)`) or prepare the set again."
+                f"Data set {where}: the column {column!r} is {actual}, not {expected}. "
+                f"Cast it (`dataset.cast_column({column!r}, ...)`) or prepare the set again."
             )
         if column not in OPTIONAL_COLUMNS and null_count(column):
-            raise InputError(f"the column {column!r} of the data set {where} has rows without a value: fill them.")
+            raise InputError(f"Data set {where}: the column {column!r} has rows without a value. Fill them.")
         kept.append(column)
     return kept
 
@@ -222,7 +223,7 @@ def metadata(dataset: Dataset) -> pa.Table:
 
 
 def keys_of(rows: Any) -> pd.DataFrame:
-    """Return what tells rows apart, videos distinct from their namesakes in other data sets and compressions."""
+    """Return the columns that identify rows, with different names for the same video of other sets or compressions."""
     names = ["label", "method", "video_id", "source_id", "frame", "crop", "dataset", "compression"]
     table = metadata(rows.select_columns([name for name in names if name in rows.column_names])).to_pandas()
     for name in {"dataset", "compression"} & set(table):
@@ -232,7 +233,7 @@ def keys_of(rows: Any) -> pd.DataFrame:
 
 
 def name_row(index: int, where: str) -> str:
-    """Return how errors call a row of a data set, counted from 0."""
+    """Return the name of a row in errors, counted from 0."""
     return f"row {index} (the first is 0) of {where}"
 
 
@@ -241,8 +242,8 @@ def check_labels(labels: np.ndarray, where: str) -> None:
     unlabelled = np.flatnonzero((labels != REAL) & (labels != FAKE))  # `datasets` writes -1
     if len(unlabelled):
         raise InputError(
-            f"{len(unlabelled)} rows of {where} have no label (as row {unlabelled[0]}; the first is 0): label "
-            "them, or take them out."
+            f"{where} has rows without a label: {len(unlabelled)} (such as row {unlabelled[0]}; the first is 0). "
+            "Label or remove them."
         )
 
 
@@ -262,7 +263,7 @@ def find_crop(dataset: Dataset, where: str, allow_mixed: bool = False) -> dict[s
             f"{ {name: kind[name] for name in CROP_FIELDS} } in {kind['count_all']} rows" for kind in kinds
         )
         raise InputError(
-            f"the faces of {where} were cut in {len(kinds)} ways ({shown}): prepare them in one way, "
+            f"The faces of {where} were cut in {len(kinds)} ways ({shown}). Prepare them in one way, "
             "or pass --allow_mixed_crops."
         )
     return {name: kinds[0][name] for name in CROP_FIELDS}
@@ -294,7 +295,7 @@ def decode_image(cell: dict[str, Any], row: str) -> np.ndarray:
 
     Returns uint8 (height, width, 3), writable, as PyTorch wants it; raises `CorruptImageError`, which names the row.
     """
-    with _decoding(cell, f"the image of {row}") as (source, name):
+    with _decoding(cell, f"The image of {row}") as (source, name):
         pixels = decode_picture(source, name).pixels if isinstance(source, bytes) else read_picture(source)
         return np.require(pixels, requirements="W")
 
@@ -306,12 +307,12 @@ def decode_mask(cell: dict[str, Any] | None, row: str) -> np.ndarray | None:
     """
     if cell is None:
         return None
-    with _decoding(cell, f"the mask of {row}") as (source, name):
+    with _decoding(cell, f"The mask of {row}") as (source, name):
         mask = read_values(source, name, "L")
     if mask.max(initial=0) == 1:  # a forgery that weighs 1/255 at most changes no pixel
         raise CorruptImageError(
-            f"the mask of {row} holds 0 and 1, where 255 is forged",
-            "multiply it by 255, or pass --skip_corrupt to leave such rows out",
+            f"The mask of {row} contains 0 and 1, but 255 must mean forged",
+            "Multiply it by 255, or pass --skip_corrupt to skip such rows",
         )
     return mask
 
@@ -324,7 +325,7 @@ def _decoding(cell: dict[str, Any], what: str) -> Iterator[tuple[bytes | str, st
     except PictureError as error:
         why = error.why if cell["bytes"] is not None else f"{cell['path']}: {error.why}"
         raise CorruptImageError(
-            f"{what} cannot be decoded ({why})", "mend the row, or pass --skip_corrupt to leave such rows out"
+            f"{what} cannot be decoded ({why})", "Fix the row, or pass --skip_corrupt to skip such rows"
         ) from error
 
 

@@ -79,7 +79,7 @@ def files_of_split(splits: dict[str, list[Any]], split: str, where: str | Path) 
             + (
                 f"it has {', '.join(splits)}."
                 if splits
-                else "it holds no Parquet files. Create it with `dcl-prepare`."
+                else "it contains no Parquet files. Create it with `dcl-prepare`."
             )
         )
     shards: dict[int, set[int]] = {}
@@ -95,7 +95,7 @@ def files_of_split(splits: dict[str, list[Any]], split: str, where: str | Path) 
     for total, there in shards.items():
         if len(there) < total:
             raise InputError(
-                f"Data set {where}: the split {split!r} is incomplete, {len(there)} of {total} shards are there. Run "
-                "`dcl-prepare` to its end."
+                f"Data set {where}: the split {split!r} is incomplete ({len(there)} of {total} shards). Run "
+                "`dcl-prepare` again to finish it."
             )
     return splits[split]

@@ -57,8 +57,8 @@ def load_splits(
         if len(repeated):
             video, frame = repeated.iloc[0][["video_id", "frame"]]
             raise InputError(
-                f"{len(repeated)} rows of {where} have the video and frame of another row (as {video!r}, frame "
-                f"{frame}): give every clip a video_id of its own, and every compression a data set."
+                f"{where} has duplicate rows: {len(repeated)} with the video and frame of another row (such as "
+                f"{video!r}, frame {frame}). Give every clip its own video_id, and every compression its own data set."
             )
         try:
             crop, crop_is_mixed = find_crop(dataset, where), False

@@ -348,7 +348,7 @@ def test_dsfd_is_built_by_its_package_which_may_be_missing_or_without_weights(mo
     ((name, options),) = built
     assert name == "DSFDDetector" and options["max_resolution"] == 1024
     monkeypatch.setattr(package, "build_detector", lambda name, **options: 1 / 0)
-    with pytest.raises(InputError, match=r"weights of the face detector DSFD cannot be had \(division by zero\)"):
+    with pytest.raises(InputError, match=r"weights of the face detector DSFD cannot be loaded \(division by zero\)"):
         fetch_detector("dsfd")
     monkeypatch.setattr(dsfd, "face_detection", None)
     with pytest.raises(InputError, match="pip install face-detection"):

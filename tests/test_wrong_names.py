@@ -90,10 +90,10 @@ def test_help_needs_no_torch(tmp_path, command):
         ("detect.py . --model vit", "Model 'vit' is not a DCL checkpoint: the model type in its config.json is 'vit'"),
         ("detection/export.py --model vit --output out", "Model 'vit' is not a DCL checkpoint"),
         ("data_scripts/prepare.py foldr", "invalid choice: 'foldr'"),
-        ("data_scripts/prepare.py folder --root none --output out", "there is no folder none"),
+        ("data_scripts/prepare.py folder --root none --output out", "Folder none not found"),
         ("data_scripts/prepare.py blend --source none --output out", "Folder none not found."),
         ("data_scripts/prepare.py blend --source . --output out --split_shares 80 10", "(sum 90): give two or three"),
-        ("data_scripts/prepare.py check prepared --root none", "Folder none holds no prepared data set"),
+        ("data_scripts/prepare.py check prepared --root none", "Folder none contains no prepared data set"),
         ("app.py --port 80", "unrecognized arguments: --port 80"),
     ],
 )

@@ -35,9 +35,7 @@ _PUBLISHED_TEST = {2: {"real": 178, "fake": 340}}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this layout."""
-    parser.add_argument(
-        "--version", type=int, choices=_PUBLISHED, default=2, help="names it, and says what is missing"
-    )
+    parser.add_argument("--version", type=int, choices=_PUBLISHED, default=2, help="version of the data set")
 
 
 def find(root: str | Path, version: int = 2) -> RawDataSet:
@@ -48,7 +46,7 @@ def find(root: str | Path, version: int = 2) -> RawDataSet:
     for label, side in enumerate(CLASS_NAMES):
         folders = [name for name in _LABELS if _LABELS[name] == label]
         if not any(media[name] for name in folders):
-            raise InputError(f"{root} holds no {side} videos ({', '.join(folders)}): download them, or give its path.")
+            raise InputError(f"{root} has no {side} videos ({', '.join(folders)}). Download them, or check --root.")
     for folders, number in _PUBLISHED[version].items():
         found.parts.append(Part(" and ".join(folders), sum(len(media[name]) for name in folders), number))
     clips = {f"{folder}/{name}": frames for folder in _LABELS for name, frames in media[folder].items()}
@@ -66,7 +64,7 @@ def _read_list(root: Path, clips: Mapping[str, Frames], found: RawDataSet) -> tu
     """Return which clips the list names, and which of these its digit agrees with, in its order."""
     path = child(root, LIST)
     if path is None:
-        raise InputError(f"{root} holds no {LIST}, which says what is test: take it from the download, put it there.")
+        raise InputError(f"{root} has no {LIST}, which lists the test videos. Copy it from the download.")
     shelf = Shelf(root, clips, found.failures)
     listed: list[str] = []
     tested: list[str] = []
@@ -84,7 +82,7 @@ def _read_list(root: Path, clips: Mapping[str, Frames], found: RawDataSet) -> tu
         else:
             found.failures.add(taken[1].where, CONTRADICTED, f"{LIST} has {digit}, which means {CLASS_NAMES[said]}")
     if not listed:
-        raise InputError(f"{path} names no video of {root}: download it again, or give --root the folder it is of.")
+        raise InputError(f"{path} lists no video of {root}. Download it again, or check --root.")
     return set(listed), list(dict.fromkeys(tested))
 
 

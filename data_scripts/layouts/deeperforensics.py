@@ -33,10 +33,16 @@ _SHARES = {"train": 7, "validation": 1, "test": 2}  # of ten actors
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this layout."""
     parser.add_argument(
-        "--variants", nargs="+", default=[DEFAULT_VARIANT], metavar="VARIANT", help="folders of manipulated_videos/"
+        "--variants",
+        nargs="+",
+        default=[DEFAULT_VARIANT],
+        metavar="VARIANT",
+        help="folders of manipulated_videos/ to use",
     )
-    parser.add_argument("--reals", help="root of FaceForensics++, whose videos are the reals (else the actors)")
-    parser.add_argument("--compression", choices=COMPRESSIONS, default="c23", help="of the videos of --reals")
+    parser.add_argument("--reals", help="root of FaceForensics++, whose videos become the reals (default: the actors)")
+    parser.add_argument(
+        "--compression", choices=COMPRESSIONS, default="c23", help="compression of the videos of --reals"
+    )
 
 
 def find(
@@ -72,8 +78,8 @@ def _read_variant(root: Path, variant: str, forged: dict[str, list[Clip]], found
     if not videos:
         there = sorted(path.name for path in place.iterdir() if path.is_dir()) if place else []
         raise InputError(
-            f"{root / 'manipulated_videos' / variant} holds no video: give --variants of what is there "
-            f"({', '.join(there) or 'nothing'}), or another --root."
+            f"{root / 'manipulated_videos' / variant} contains no videos. Choose other --variants "
+            f"({', '.join(there) or 'none found'}), or another --root."
         )
     shelf = Shelf(place / variant, videos, found.failures)
     splits: dict[str, str] = {}
@@ -81,7 +87,7 @@ def _read_variant(root: Path, variant: str, forged: dict[str, list[Clip]], found
         path = descend(root, "lists", "splits", f"{name}.txt")
         if path is None:
             raise InputError(
-                f"{root} holds no lists/splits/{name}.txt, the list of that split: take lists/ from the download, or "
+                f"{root} has no lists/splits/{name}.txt, the list of that split. Copy lists/ from the download, or "
                 "from github.com/EndlessSora/DeeperForensics-1.0."
             )
         number = 0
@@ -91,7 +97,7 @@ def _read_variant(root: Path, variant: str, forged: dict[str, list[Clip]], found
                 continue
             clip, frames = taken
             if clip in splits:
-                found.failures.add(frames.where, "it is listed twice", f"it stays in {splits[clip]}")
+                found.failures.add(frames.where, "listed twice", f"kept in {splits[clip]}")
             else:
                 splits[clip] = split
                 target = f"youtube/{clip.partition('_')[0]}"
@@ -108,7 +114,7 @@ def _actors(root: Path, failures: Failures) -> dict[str, list[Clip]]:
         videos.setdefault(key.partition("/")[0], []).append((key, frames))
     if not videos:
         raise InputError(
-            f"{root} holds no source_videos/, and DCL needs reals: download them, or give --reals with the root of "
+            f"{root} has no source_videos/, but DCL needs reals. Download them, or pass --reals with the root of "
             "FaceForensics++."
         )
     clips: dict[str, list[Clip]] = {split: [] for split in SPLITS}
@@ -127,8 +133,8 @@ def _targets(root: Path, compression: str, forged: dict[str, list[Clip]], found:
     media = list_media(videos, found.failures) or list_media(images, found.failures)
     if not media:
         raise InputError(
-            f"{root}/original_sequences/youtube/{compression}/videos holds no video: give --reals with the root of "
-            "FaceForensics++, and --compression as it is there."
+            f"{root}/original_sequences/youtube/{compression}/videos contains no videos. Pass --reals with the root "
+            "of FaceForensics++, and an existing --compression."
         )
     clips: dict[str, list[Clip]] = {}
     seen: set[str] = set()

@@ -107,12 +107,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this layout."""
     parser.add_argument(
         "--json",
-        help="the JSON of the data set, its name (Celeb-DF-v2), or a folder with one; else looked for in ROOT, "
-        "ROOT/dataset_json and ROOT/../../preprocessing/dataset_json",
+        help="the JSON of the data set, its name (Celeb-DF-v2), or a folder with one (default: searched in ROOT, "
+        "ROOT/dataset_json and ROOT/../../preprocessing/dataset_json)",
     )
-    parser.add_argument("--compression", default="c23", help="of data sets that have several", choices=COMPRESSIONS)
+    parser.add_argument(
+        "--compression", default="c23", help="for data sets with several compressions", choices=COMPRESSIONS
+    )
     parser.add_argument("--lmdb", help="folder of LMDB environments (Celeb-DF-v2_lmdb, ...), read in place of files")
-    parser.add_argument("--split", choices=SPLITS.values(), help="only this split (else all)")
+    parser.add_argument("--split", choices=SPLITS.values(), help="only this split (default: all)")
 
 
 def find(
@@ -132,7 +134,7 @@ def find(
     content = read_json(path, dict)
     if len(content) != 1 or not all(isinstance(value, dict) for value in content.values()):
         raise InputError(
-            f"{path} is no JSON of DeepfakeBench, which holds one data set by its name: give another by --json."
+            f"{path} is not a JSON of DeepfakeBench, which contains one data set by name. Pass another as --json."
         )
     ((name, labels),) = content.items()
     found = RawDataSet(name, {}, cropped=True)
@@ -142,11 +144,11 @@ def find(
         found.name = f"{name}_{compression}"
     wanted = [entry for entry in _one_split(path, listed) if split in (None, entry.split)]
     if not wanted:
-        raise InputError(f"{path} names no clip of the split {split}: give another --split.")
+        raise InputError(f"{path} lists no clips of the split {split}. Pass another --split.")
     store = _FileStore(root, name) if lmdb is None else _LmdbStore(Path(lmdb).absolute(), compression)
     clips = [(entry, clip) for entry in wanted if (clip := _clip(entry, name, store, found.failures))]
     if not clips:
-        raise InputError(f"of the {len(wanted)} clips that {path} names, {store.where} holds none: {store.remedy}.")
+        raise InputError(f"{store.where} contains none of the {len(wanted)} clips in {path}. {store.remedy}.")
     for part in SPLITS.values():
         if of_split := [clip for entry, clip in clips if entry.split == part]:
             found.splits[part] = group_families(of_split)
@@ -166,19 +168,17 @@ def _choose_json(root: Path, given: str | Path | None) -> Path:
         for place in places:
             if (path := place / f"{str(given).removesuffix('.json')}.json").is_file():
                 return path
-        raise InputError(f"there is no JSON {given}, neither of that path nor in {_listed(places)}: check the path.")
+        raise InputError(f"JSON {given} not found, nor in {_listed(places)}. Check the path.")
     for place in places:
         files = sorted(place.glob("*.json")) if place.is_dir() else []
         if len(files) > 1:
             raise InputError(
-                f"{place} holds {len(files)} JSONs ({_listed([file.stem for file in files])}), and each is a data set "
-                "of its own: choose one by --json."
+                f"{place} contains {len(files)} JSONs ({_listed([file.stem for file in files])}), each for one data "
+                "set. Choose one with --json."
             )
         if files:
             return files[0]
-    raise InputError(
-        f"there is no JSON in {_listed(places)}: give the one that DeepfakeBench's rearrange.py made by --json."
-    )
+    raise InputError(f"No JSON found in {_listed(places)}. Pass the one from DeepfakeBench's rearrange.py as --json.")
 
 
 def _listed(things: list[Any]) -> str:
@@ -221,18 +221,18 @@ def _read_labels(path: Path, labels: dict[str, Any], compression: str, failures:
         for split, clips in (splits if isinstance(splits, dict) else {}).items():
             where = f"{path}: {label}, {split}"
             if split not in SPLITS:
-                failures.add(where, "it is no split", f"one is called {', '.join(SPLITS)}")
+                failures.add(where, "not a split", f"splits are {', '.join(SPLITS)}")
             elif not isinstance(clips, dict) or "frames" in clips:
-                failures.add(where, "in place of clips by their names, the split holds something else")
+                failures.add(where, "the split does not contain clips by name")
             elif clips and set(clips) <= set(COMPRESSIONS):
                 levels.update(level for level in clips if clips[level])
                 entries += _read_clips(where, clips.get(compression), label, split, compression, failures)
             else:
                 entries += _read_clips(where, clips, label, split, None, failures)
     if not entries:
-        remedy = f"it has {', '.join(sorted(levels))}: choose by --compression" if levels else "give another by --json"
+        remedy = f"Choose --compression from {', '.join(sorted(levels))}" if levels else "Pass another as --json"
         of_level = f" of the compression {compression}" if levels else ""
-        raise InputError(f"{path} names no clip{of_level}; {remedy}.")
+        raise InputError(f"{path} lists no clips{of_level}. {remedy}.")
     return entries
 
 
@@ -245,14 +245,14 @@ def _read_clips(
             failures.add(f"{where}, {abridged(name)}", NO_NAME)
             continue
         if not isinstance(frames, list) or not all(isinstance(frame, str) for frame in frames):
-            failures.add(f"{where}, {name}", "the JSON has no list of its frames")
+            failures.add(f"{where}, {name}", "no list of frames in the JSON")
             continue
         entry = _Entry(name, label, SPLITS[split], compression, frames)
         other = str(clip.get("label", label))
         if ("real" in other.lower()) != entry.is_real:
-            failures.add(f"{where}, {name}", CONTRADICTED, f"it is {abridged(other)} among those of {label}")
+            failures.add(f"{where}, {name}", CONTRADICTED, f"labelled {abridged(other)} under {label}")
         elif not frames:
-            failures.add(f"{where}, {name}", "it has no frames")
+            failures.add(f"{where}, {name}", "no frames")
         else:
             yield entry
 
@@ -268,7 +268,7 @@ def _one_split(path: Path, entries: list[_Entry]) -> list[_Entry]:
         chosen[entry.video] = entry
     if several:
         logger.warning(
-            "%s: %d of %d clips are in several splits (%s, ...): each is taken for the last of %s.",
+            "%s: %d of %d clips are in several splits (%s, ...). Each counts for the last of %s.",
             *(path, len(several), len(chosen), min(several), ", ".join(order)),
         )
     return [chosen[entry.video] for entry in entries if chosen[entry.video] is entry]
@@ -340,7 +340,7 @@ def _replace_folder(path: PurePosixPath, kind: str) -> PurePosixPath | None:
 class _FileStore:
     """The files below the root; `look_up` returns those that are there, for `frames`."""
 
-    remedy = "give the folder in which the data sets lie (DeepfakeBench's datasets/rgb), or --lmdb"
+    remedy = "Pass the folder of the data sets (DeepfakeBench's datasets/rgb), or --lmdb"
 
     def __init__(self, root: Path, data_set: str):
         inside = root.absolute().name in _DATA_SETS | {data_set}
@@ -382,21 +382,23 @@ def _read_points(path: Path) -> np.ndarray:
 def _five(points: np.ndarray) -> np.ndarray:
     """Return the eyes, the nose tip and the corners of the mouth, float32 (5, 2), of 81 landmarks (81, 2)."""
     if not isinstance(points, np.ndarray) or points.shape != (_LANDMARKS, 2) or points.dtype.kind not in "iuf":
-        raise InputError(f"it holds no {_LANDMARKS} landmarks")
+        raise InputError(f"it does not contain {_LANDMARKS} landmarks")
     five = points[list(_FIVE)].astype(np.float32)
     if not np.isfinite(five).all():
-        raise InputError("a landmark is no number")
+        raise InputError("a landmark is not a number")
     return five
 
 
 class _LmdbStore:
     """Environments in place of files, each file an environment and its key in it."""
 
-    remedy = "give the environment that DeepfakeBench's dataset2lmdb made of them, or leave --lmdb away to read files"
+    remedy = "Pass the environment from DeepfakeBench's dataset2lmdb, or remove --lmdb to read files"
 
     def __init__(self, folder: Path, compression: str):
         if lmdb is None:
-            raise InputError("LMDB environments are read by the package lmdb: pip install 'dcl-face-forgery[lmdb]'.")
+            raise InputError(
+                "LMDB environments need the package lmdb. Install it with `pip install 'dcl-face-forgery[lmdb]'`."
+            )
         self._folder, self.where = root_folder(folder, "LMDB environments (Celeb-DF-v2_lmdb, ...)"), str(folder)
         self._compression = compression
 
@@ -418,7 +420,7 @@ class _LmdbStore:
         for name in names:
             if (self._folder / name / "data.mdb").is_file():
                 return self._folder / name
-        raise InputError(f"there is no LMDB environment {self._folder / names[-1]}: {self.remedy}.")
+        raise InputError(f"LMDB environment {self._folder / names[-1]} not found. {self.remedy}.")
 
     def frames(self, found: dict[int, tuple[Path, str]], kind: str) -> Frames:
         decode = {"images": decode_crop, "masks": read_exact, "landmarks": _points_of_length}[kind]
@@ -459,9 +461,9 @@ class LmdbFrames:
     def _read(self, transaction: Any, key: str) -> np.ndarray:
         value = transaction.get(key.encode())
         if value is None:
-            raise InputError("it is not there any more")
+            raise InputError("it no longer exists")
         if len(value) > _LARGEST_VALUE:
-            raise InputError(f"it takes {len(value):,} bytes, more than the crop of a face")
+            raise InputError(f"it has {len(value):,} bytes, too many for a face crop")
         return self.decode(value)
 
 
@@ -475,7 +477,7 @@ def _points_of_length(value: memoryview) -> np.ndarray:
     """Decode landmarks without a header, in which only their length tells the integers of 8 bytes from those of 4."""
     widths = {np.dtype(kind).itemsize * _LANDMARKS * 2: kind for kind in ("<i8", "<i4")}
     if len(value) not in widths:
-        raise InputError(f"it holds {len(value)} bytes, which are no {_LANDMARKS} landmarks")
+        raise InputError(f"it has {len(value)} bytes, not {_LANDMARKS} landmarks")
     return _five(np.frombuffer(value, widths[len(value)]).reshape(_LANDMARKS, 2))
 
 
@@ -488,13 +490,13 @@ def _transaction(folder: Path) -> Iterator[Any]:
     try:
         environment, users = _open.get(folder) or (lmdb.open(str(folder), readonly=True, lock=False, create=False), 0)
     except lmdb.Error as error:
-        raise InputError(f"the LMDB environment {folder} cannot be opened ({error}): copy it again.") from error
+        raise InputError(f"LMDB environment {folder} cannot be opened ({error}). Copy it again.") from error
     _open[folder] = environment, users + 1
     try:
         with environment.begin(buffers=True) as transaction:
             yield transaction
     except lmdb.Error as error:
-        raise InputError(f"the LMDB environment {folder} is damaged ({error}): copy it again.") from error
+        raise InputError(f"LMDB environment {folder} is damaged ({error}). Copy it again.") from error
     finally:
         users = _open.pop(folder)[1] - 1
         if users:

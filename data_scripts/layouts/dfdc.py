@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         choices=PROTOCOLS,
         default="official",
-        help="train from the parts, the rest from validation/ and test/; or all from the parts: 0-34, 35-39, 40-49",
+        help="official: train from the parts, validation and test from their folders; parts: all from the parts, "
+        "0-34, 35-39 and 40-49",
     )
 
 
@@ -62,19 +63,19 @@ def find(root: str | Path, protocol: str = "official") -> RawDataSet:
         try:
             path, entries = _read_list(folder)
         except InputError as error:
-            found.failures.add(folder, "its list cannot be read", reason(error))
+            found.failures.add(folder, "list cannot be read", reason(error))
             continue
         readable = True
         for clip in _clips(folder, path, entries, found):
             if clip.name in names:
-                found.failures.add(clip.frames.where, "another clip has its name")
+                found.failures.add(clip.frames.where, "another clip has the same name")
             else:
                 names.add(clip.name)
                 clips.setdefault(split, []).append(clip)
     if not readable:
         why = next((f" ({failure})" for failure in found.failures), "")
         raise InputError(
-            f"{root} holds no part of DFDC by the protocol {protocol}{why}: give the folder that holds "
+            f"{root} contains no part of DFDC for the protocol {protocol}{why}. Pass the folder that contains "
             "dfdc_train_part_0/ and so on, one such part, train_sample_videos/, or test/ with its labels.csv or "
             "metadata.json."
         )
@@ -126,14 +127,14 @@ def _read_list(folder: Path) -> tuple[Path, Mapping[Any, Any]]:
         return path, read_json(path, dict)
     path = child(folder, "labels.csv")
     if path is None:
-        raise InputError(f"{folder} holds neither metadata.json nor labels.csv: take it from the download.")
+        raise InputError(f"{folder} has neither metadata.json nor labels.csv. Copy it from the download.")
     table = csv.DictReader(read_lines(path))
     try:
         if not {"filename", "label"} <= set(table.fieldnames or ()):
-            raise InputError(f"{path} has no columns filename and label: take it from the download.")
+            raise InputError(f"{path} has no columns filename and label. Copy it from the download.")
         return path, {row["filename"]: {"label": row["label"]} for row in table}
     except csv.Error as error:
-        raise InputError(f"{path} cannot be read ({error}): take it from the download.") from error
+        raise InputError(f"{path} cannot be read ({error}). Copy it from the download.") from error
 
 
 def _clips(folder: Path, path: Path, entries: Mapping[Any, Any], found: RawDataSet) -> Iterator[Clip]:

@@ -29,7 +29,7 @@ def find(root: str | Path) -> RawDataSet:
     root = root_folder(root, f"{LIST}, original_videos/, method_A/ and method_B/")
     path = child(root, LIST) or descend(root, "dfdc_preview_set", LIST)
     if path is None:
-        raise InputError(f"{root} holds no {LIST}, which says what is real: take it from the download, put it there.")
+        raise InputError(f"{root} has no {LIST}, which contains the labels. Copy it from the download.")
     found = RawDataSet("dfdcp", {})
     media = {
         f"{name}/{clip}": frames
@@ -46,12 +46,12 @@ def find(root: str | Path) -> RawDataSet:
             continue
         method, stem = clip[0].partition("/")[0], PurePosixPath(clip[0]).name
         if f"{method}/{stem}" in taken:
-            found.failures.add(clip[1].where, "another clip has its name")
+            found.failures.add(clip[1].where, "another clip has the same name")
         else:
             taken[f"{method}/{stem}"] = split, clip[1], entry
     shelf.report_rest()
     if not taken:
-        raise InputError(f"{path} names no video that is there with a label and a set: give the path of the download.")
+        raise InputError(f"{path} lists no existing video with a label and a set. Pass the path of the download.")
     for split in _SPLITS:
         clips = [_clip(name, frames, entry, taken) for name, (where, frames, entry) in taken.items() if where == split]
         found.splits[split] = group_families(clips)
@@ -68,7 +68,7 @@ def _split(clip: tuple[str, Frames], entry: object, found: RawDataSet) -> str | 
     elif CLASS_NAMES.index(entry["label"]) != _LABELS[name.partition("/")[0]]:
         found.failures.add(frames.where, CONTRADICTED, f"{LIST} has {entry['label']}")
     elif entry.get("set") not in _SPLITS:
-        found.failures.add(frames.where, "it is not said whether it is train or test")
+        found.failures.add(frames.where, "no split (train or test)")
     else:
         return entry["set"]
     return None

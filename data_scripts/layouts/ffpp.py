@@ -43,25 +43,23 @@ _DFD_NAME = re.compile(r"([^_]+)_[^_]+__(.+)__[^_]+")  # <target>_<source>__<sce
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this layout."""
-    parser.add_argument("--compression", choices=COMPRESSIONS, default="c23", help="which videos are read")
+    parser.add_argument("--compression", choices=COMPRESSIONS, default="c23", help="compression of the videos")
     parser.add_argument(
         "--methods",
         nargs="+",
         choices=(*METHODS, DFD),
         metavar="METHOD",
-        help=f"of {', '.join(METHODS)} (else all that are there), or {DFD} alone",
+        help=f"of {', '.join(METHODS)} (default: all that exist), or only {DFD}",
     )
     parser.add_argument(
         "--masks",
         choices=MASKS,
         default="video",
-        help="the mask videos; these, and the difference to the real where there are none; or none at all",
+        help="video: the mask videos; difference: if missing, the difference from the real; none: no masks",
     )
+    parser.add_argument("--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="splits to prepare")
     parser.add_argument(
-        "--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="the splits that are prepared"
-    )
-    parser.add_argument(
-        "--splits", help="folder of the lists train.json, val.json, test.json, if it is not in the root"
+        "--splits", help="folder of the lists train.json, val.json and test.json (default: found in the root)"
     )
 
 
@@ -87,7 +85,7 @@ def find(
     fakes = {method: tree.read(method, required=methods is not None) for method in methods or METHODS}
     fakes = {method: frames for method, frames in fakes.items() if frames}
     if not fakes:
-        raise InputError(f"{tree.describe()}, and no fakes in {compression}: give another --compression or --root.")
+        raise InputError(f"{tree.describe()}, but no fakes in {compression}. Pass another --compression or --root.")
     marked = {method: tree.masks(method, "youtube", masks) for method in fakes}
     lists = root if splits is None else root_folder(splits, "train.json, val.json and test.json")
     pairs = {name: _pairs(lists, SPLITS[name], found.failures) for name in SPLITS if name in split}
@@ -117,9 +115,9 @@ def find(
 
 def _find_dfd(root: Path, compression: str, methods: Sequence[str], masks: str, split: Sequence[str]) -> RawDataSet:
     if len(methods) > 1:
-        raise InputError(f"{DFD} is a test set of its own: give --methods {DFD} alone.")
+        raise InputError(f"{DFD} is a separate test set. Pass only --methods {DFD}.")
     if "test" not in split:
-        raise InputError(f"{DFD} has no split but test: leave --split {' '.join(split)} away.")
+        raise InputError(f"{DFD} has only the split test. Remove --split {' '.join(split)}.")
     found = RawDataSet(f"dfd_{compression}", {})
     tree = _Tree(root, compression, found)
     reals, fakes = (tree.read(name, required=True) for name in ("actors", DFD))
@@ -130,7 +128,7 @@ def _find_dfd(root: Path, compression: str, methods: Sequence[str], masks: str, 
             real = "__".join(match.groups())
             clips.append(tree.fake(DFD, fake, frames, f"actors/{real}", marked))
         else:
-            found.failures.add(frames.where, "it is not called <target>_<source>__<scene>__<8 characters>")
+            found.failures.add(frames.where, "name is not <target>_<source>__<scene>__<8 characters>")
     found.splits["test"] = group_families(clips)
     return found
 
@@ -151,7 +149,7 @@ class _Tree:
 
     def describe(self) -> str:
         """Return in words in which compressions there are reals."""
-        return f"{self._root} holds youtube in {' and '.join(self._compressions('youtube'))}"
+        return f"{self._root} contains youtube in {' and '.join(self._compressions('youtube'))}"
 
     def _compressions(self, name: str) -> list[str]:
         return [compression for compression in COMPRESSIONS if self._clips(name, compression)]
@@ -171,15 +169,15 @@ class _Tree:
         there = self._compressions(name)
         if required and there:
             raise InputError(
-                f"{self._root} holds {name} in {' and '.join(there)}, not in {self._compression}: download it, or "
-                f"give --compression {there[0]}."
+                f"{self._root} contains {name} in {' and '.join(there)}, not in {self._compression}. Download it, or "
+                f"pass --compression {there[0]}."
             )
         if required:
             place = self.path(name, "*").parent
-            raise InputError(f"{self._root} holds no {name} ({place}): download it, or give another --root.")
+            raise InputError(f"{self._root} has no {name} ({place}). Download it, or pass another --root.")
         if there:
             self._found.failures.add(
-                self._root.joinpath(*self._origin(name)), "its compression is another one", " and ".join(there)
+                self._root.joinpath(*self._origin(name)), "other compression", " and ".join(there)
             )
         return media
 
@@ -192,9 +190,7 @@ class _Tree:
             self._found.parts.append(Part(f"{method}, masks", len(videos), _PUBLISHED[method]))
             if not videos and masks == "video":
                 folder = self._root.joinpath(*self._origin(method), "masks")
-                self._found.failures.add(
-                    folder, "the masks are not there", "download them, or give --masks difference"
-                )
+                self._found.failures.add(folder, "masks not found", "download them, or pass --masks difference")
         compared = []
         if masks == "difference":  # which says most in the best compression that there is
             for compression in COMPRESSIONS[: COMPRESSIONS.index(self._compression) + 1]:
@@ -210,7 +206,7 @@ class _Tree:
         """Return a fake clip."""
         mask = masks.of(clip, source.partition("/")[2])
         if mask is None and masks.expected:
-            self._found.failures.add(frames.where, "it has no mask")
+            self._found.failures.add(frames.where, "no mask")
         return Clip(f"{method}/{clip}", source, method, FAKE, frames, mask, compression=self._compression)
 
 
@@ -244,9 +240,9 @@ def _pairs(folder: Path, name: str, failures: Failures) -> list[tuple[str, str]]
     path = next((path for place in places if (path := child(place, f"{name}.json"))), None)
     if path is None:
         raise InputError(
-            f"{folder} holds no {name}.json, the list of that split: take train.json, val.json and test.json from "
-            f"dataset/splits of github.com/ondyari/FaceForensics, and put them into {folder / 'splits'}, or name "
-            "their folder by --splits."
+            f"{folder} has no {name}.json, the list of that split. Copy train.json, val.json and test.json from "
+            f"dataset/splits of github.com/ondyari/FaceForensics to {folder / 'splits'}, or pass their folder as "
+            "--splits."
         )
     pairs = []
     for index, entry in enumerate(read_json(path, list)):
@@ -257,9 +253,9 @@ def _pairs(folder: Path, name: str, failures: Failures) -> list[tuple[str, str]]
         ):
             pairs.append((entry[0], entry[1]))
         else:
-            failures.add(f"{path}, entry {index}", "it is no pair of names of videos", abridged(entry))
+            failures.add(f"{path}, entry {index}", "not a pair of video names", abridged(entry))
     if not pairs:
-        raise InputError(f"{path} holds no pair of names of videos: download it again.")
+        raise InputError(f"{path} contains no pairs of video names. Download it again.")
     return pairs
 
 
@@ -268,9 +264,7 @@ def _refuse_overlap(pairs: Mapping[str, Sequence[tuple[str, str]]]) -> None:
     for split, members in pairs.items():
         for name in sorted({name for pair in members for name in pair}):
             if splits.setdefault(name, split) != split:
-                raise InputError(
-                    f"the lists put the video {name} into {splits[name]} and into {split}: download them again."
-                )
+                raise InputError(f"The lists put video {name} in {splits[name]} and in {split}. Download them again.")
 
 
 def _report_rest(

@@ -1,4 +1,4 @@
-"""A folder of one's own: `real/` and `fake/`, videos or images, and `masks/` where they are known.
+"""Your own folder: `real/` and `fake/` with videos or images, and optionally `masks/`.
 
 ```
 R/real/001.mp4              R/fake/001.mp4  or  R/fake/<method>/001.mp4      videos
@@ -7,11 +7,11 @@ R/real/person.png           R/fake/<method>/person.png                       sin
 R/masks/<method>/001.mp4    R/masks/<method>/001/0000.png                    where `fake/` has the same path
 ```
 
-Where the set is split by shares, videos of one folder below `real/` stay together: give each person one.
+With `--split_shares`, videos in one folder below `real/` stay together: give each person a folder.
 
-The clip of a fake and that of a real belong together where they have the same name (here `001`). `R` itself, or each
-of its folders `train`, `validation` and `test`, holds `real/` and `fake/`. Upper and lower case are the same, and so
-are the ways in which systems write accents.
+A fake and a real clip belong together if they have the same name (here `001`). Either `R` or each of its folders
+`train`, `validation` and `test` contains `real/` and `fake/`. Names are compared regardless of case and of the Unicode
+form of accents.
 """
 
 import argparse
@@ -32,7 +32,7 @@ _UNNAMED = "fake"  # the method of fakes that lie in no folder of their own
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this layout."""
-    parser.add_argument("--split", default="train", help="which split it is, if it has no folders of splits")
+    parser.add_argument("--split", default="train", help="name of the split, if there are no folders of splits")
 
 
 def find(root: str | Path, split: str = "train") -> RawDataSet:
@@ -52,7 +52,9 @@ def find(root: str | Path, split: str = "train") -> RawDataSet:
     else:
         folders = {name: folder for name, names in SPLITS.items() if (folder := child(root, *names))}
         if not folders:
-            raise InputError(f"{root} holds neither real/ and fake/ nor train/, validation/ or test/: arrange it so.")
+            raise InputError(
+                f"{root} contains neither real/ and fake/ nor train/, validation/ or test/. Arrange it like this."
+            )
     for name, folder in folders.items():
         clips = _clips(folder, found)
         found.splits[name] = group_families(clips)
@@ -65,14 +67,14 @@ def _clips(root: Path, found: RawDataSet) -> list[Clip]:
     sides = {name: child(root, name) for name in ("real", "fake")}
     for name, folder in sides.items():
         if folder is None:
-            raise InputError(f"{root} has no folder {name}/: DCL needs real and fake faces.")
+            raise InputError(f"{root} has no folder {name}/. Add it: DCL needs real and fake faces.")
     sides["masks"] = child(root, "masks", "mask")
     reals, fakes, masks = (
         list_media(folder, found.failures, name == "masks", found.skipped) for name, folder in sides.items()
     )
     for name, media in {"real": reals, "fake": fakes}.items():
         if not media:
-            raise InputError(f"{sides[name]} holds no video and no image: put some there.")
+            raise InputError(f"{sides[name]} contains no videos or images. Add some.")
     of_reals = _Names(reals, sides["real"])
     fakes, masks = (_single_images(media, of_reals) for media in (fakes, masks))
     of_masks = _Names(masks, sides["masks"])
@@ -84,7 +86,7 @@ def _clips(root: Path, found: RawDataSet) -> list[Clip]:
         method, _, clip = key.rpartition("/")
         name = f"{method or _UNNAMED}/{clip}"
         if name in clips:
-            raise InputError(f"two clips of {root} would be called {name!r}: rename one, or the folder it lies in.")
+            raise InputError(f"Two clips of {root} would be named {name!r}. Rename one, or its folder.")
         real, mask = of_reals.find(clip), of_masks.find(key)
         source = name if real is None else f"real/{real}"
         if real is None:  # a folder between method and video is that of a person, as below real/
@@ -116,8 +118,8 @@ class _Names:
         written = self._written.get(folded(name), [])
         if len(written) > 1 and name not in written:
             raise InputError(
-                f"{self._folder} holds {written[0]!r} and {written[1]!r}, and {name!r} may belong to either: rename "
-                "one of them."
+                f"{self._folder} contains {written[0]!r} and {written[1]!r}, and {name!r} may belong to either. "
+                "Rename one of them."
             )
         return name if name in written else next(iter(written), None)
 

@@ -1,4 +1,4 @@
-"""What layouts look for in a folder: sub-folders whatever their case, videos by name, lists that can be read."""
+"""Helpers of layouts: find sub-folders regardless of case, list videos by name, and read lists."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from ..frames import Frames, ImageFrames, VideoFrames
 from ..photographs import list_files, list_photographs
 
 #: Reasons that layouts have in common.
-MISSING = "a list names it, and it is not there"
-NOT_LISTED = "no list names it"
-CONTRADICTED = "its folder and the list contradict each other"
-NO_NAME = "it is no name of a file below the root"
-NO_LABEL = "it is not said whether it is real or fake"
+MISSING = "listed, but not found"
+NOT_LISTED = "not listed"
+CONTRADICTED = "folder and list contradict each other"
+NO_NAME = "not a file name below the root"
+NO_LABEL = "no label (real or fake)"
 
 
 def root_folder(root: str | Path, holds: str) -> Path:
@@ -29,11 +29,11 @@ def root_folder(root: str | Path, holds: str) -> Path:
     Raises `InputError` if it is not a folder, or cannot be listed.
     """
     if not os.path.isdir(root):
-        raise InputError(f"there is no folder {root}: give one that holds {holds}.")
+        raise InputError(f"Folder {root} not found. Pass one that contains {holds}.")
     try:
         os.scandir(root).close()
     except OSError as error:
-        raise InputError(f"the folder {root} cannot be listed ({reason(error)}): check its permissions.") from error
+        raise InputError(f"Folder {root} cannot be listed ({reason(error)}). Check its permissions.") from error
     return Path(root).absolute()  # other machines have another current folder
 
 
@@ -82,7 +82,7 @@ def _videos(folder: Path | None, files: Iterable[Path]) -> dict[str, Frames]:
         if is_looked_at(path, VIDEO_SUFFIXES):
             key = path.relative_to(folder).with_suffix("").as_posix()
             if key in videos:
-                raise InputError(f"{folder} holds two videos called {key!r}: rename one of them.")
+                raise InputError(f"{folder} contains two videos named {key!r}. Rename one of them.")
             videos[key] = VideoFrames(path)
     return videos
 
@@ -107,7 +107,7 @@ def list_media(
             video, number = path.stem, 0
         frames = images.setdefault(video, {})
         if number in frames:
-            raise InputError(f"{path} and {frames[number].name} have one name: rename one of them.")
+            raise InputError(f"{path} and {frames[number].name} have the same name. Rename one of them.")
         frames[number] = path
     for key, paths in images.items():
         media.setdefault(key, ImageFrames(paths, masks))  # a video of the same name says more
@@ -163,7 +163,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}): copy or download it again.") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}). Copy or download it again.") from error
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -172,7 +172,9 @@ def read_json(path: Path, kind: type) -> Any:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}): copy or download it again.") from error
+        raise InputError(f"{path} cannot be read ({reason(error)}). Copy or download it again.") from error
     if not isinstance(value, kind):
-        raise InputError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}: copy or download it again.")
+        raise InputError(
+            f"{path} contains a {type(value).__name__}, not a {kind.__name__}. Copy or download it again."
+        )
     return value

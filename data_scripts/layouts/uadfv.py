@@ -5,7 +5,7 @@ R/real/0000.mp4         real
 R/fake/0000_fake.mp4    fake
 ```
 
-There is no split: all of it is the test split.
+There is no official split: all clips form the test split.
 """
 
 from pathlib import Path
@@ -20,14 +20,14 @@ _SUFFIX = "_fake"
 
 
 def find(root: str | Path) -> RawDataSet:
-    """Find the clips; raises `InputError` if `real` or `fake` is missing or holds no video."""
+    """Find the clips; raises `InputError` if `real` or `fake` is missing or contains no videos."""
     root = root_folder(root, "real/ and fake/")
     found = RawDataSet("uadfv", {})
     clips: list[Clip] = []
     for label, side in ((REAL, "real"), (FAKE, "fake")):
         videos = list_clips(child(root, side), found.failures)
         if not videos:
-            raise InputError(f"{root / side} holds no video: download it, or give another --root.")
+            raise InputError(f"{root / side} contains no videos. Download them, or pass another --root.")
         found.parts.append(Part(side, len(videos), _PUBLISHED))
         for clip, frames in videos.items():
             clips.append(Clip(f"{side}/{clip}", f"real/{clip.removesuffix(_SUFFIX)}", side, label, frames))

@@ -61,8 +61,8 @@ def find(root: str | Path) -> RawDataSet:
         _find_listed(root, found)
     if not any(found.splits.values()):
         raise InputError(
-            f"{root} holds neither archives (real_train/1.tar.gz, ...) nor lists (train/real.pickle, ...): give the "
-            f"folder that does, or {_FOLDER} in it."
+            f"{root} contains neither archives (real_train/1.tar.gz, ...) nor lists (train/real.pickle, ...). Pass "
+            f"the folder that does, or {_FOLDER} in it."
         )
     return found
 
@@ -89,7 +89,7 @@ def _find_archives(folders: dict[tuple[str, str], Path], found: RawDataSet) -> N
         for path in list_files(folder, found.failures):
             if match := _ARCHIVE.fullmatch(path.name):
                 if match[1] in archives:
-                    found.failures.add(path, "another archive has its name", archives[match[1]].name)
+                    found.failures.add(path, "another archive has the same name", archives[match[1]].name)
                 archives.setdefault(match[1], path)
         found.splits.setdefault(split, []).extend(
             ArchiveFamily(path, split, label, name)
@@ -124,7 +124,7 @@ class ArchiveFamily:
                 if refusal:
                     refused.setdefault(refusal, []).append(member.name)
         except InputError as error:
-            failures.add(self.path, "the archive cannot be read to its end", str(error))
+            failures.add(self.path, "archive cannot be read completely", str(error))
             if sequences:
                 self._drop_cut(archive, sequences)
         for refusal, names in refused.items():
@@ -132,7 +132,7 @@ class ArchiveFamily:
             detail = ", ".join(repr(name[:100]) for name in names[:_NAMED])
             failures.add(self.path, refusal, detail + (f" and {more} more" if more > 0 else ""))
         if not sequences:
-            failures.add(self.path, "it holds no image of a sequence")
+            failures.add(self.path, "no image of a sequence")
         return [
             Clip(
                 name=f"{source}/{sequence}",
@@ -152,12 +152,12 @@ class ArchiveFamily:
         if member.refusal:
             return member.refusal
         if match is None or match[2] in (".", "..") or not match[2].isprintable():
-            return "a member is not called <N>/<real or fake>/<sequence>/<frame>.png"
+            return "the name of a member is not <N>/<real or fake>/<sequence>/<frame>.png"
         if match[1].lower() != self.label:
-            return "a member's label is not that of the folder"
+            return "the label of a member differs from that of the folder"
         members = sequences.setdefault(match[2], {})
         if int(match[3]) in members:
-            return "a frame is there twice"
+            return "duplicate frame"
         members[int(match[3])] = member
         return ""
 
@@ -193,7 +193,7 @@ def _listed_clips(folder: Path, path: Path, label: str, split: str, failures: Fa
         name = plain_name(listed)
         number = re.search(r"\d{1,9}$", PurePosixPath(name).stem) if name else None
         if number is None:
-            failures.add(f"{path}, {abridged(listed)}", "it is no numbered image below the folder of the list")
+            failures.add(f"{path}, {abridged(listed)}", "not a numbered image below the folder of the list")
         else:
             sequences.setdefault(PurePosixPath(name).parent, {})[int(number[0])] = PurePosixPath(name).name
     for sequence, images in sequences.items():
@@ -224,11 +224,11 @@ def read_list(path: Path) -> list[str]:
             with path.open("rb") as file:
                 pickled = file.read(_LARGEST_LIST + 1)
         if len(pickled) > _LARGEST_LIST:
-            raise ValueError(f"it takes more than {_LARGEST_LIST:,} bytes")
+            raise ValueError(f"more than {_LARGEST_LIST:,} bytes")
         return list(dict.fromkeys(_strings(pickled)))
     except Exception as error:  # zipfile and pickletools have a dozen classes of error for damaged files
         raise InputError(
-            f"{path} cannot be read as a list of image paths ({reason(error)}): write it again by torch.save."
+            f"{path} cannot be read as a list of image paths ({reason(error)}). Write it again with torch.save."
         ) from error
 
 
@@ -238,4 +238,4 @@ def _strings(pickled: bytes) -> Iterator[str]:
         if operation.name in _STRINGS:
             yield argument
         elif operation.name not in _HARMLESS:
-            raise ValueError(f"it holds more than strings, by the operation {operation.name}")
+            raise ValueError(f"it contains more than strings: the operation {operation.name}")

@@ -229,15 +229,15 @@ def test_faults_of_the_json_are_named_and_the_rest_goes_on(home):
     edit(home, break_it)
     found = find(rgb(home))
     assert [(failure.path.split("json: ")[-1], failure.reason) for failure in found.failures] == [
-        ("FF-real, val", "in place of clips by their names, the split holds something else"),
+        ("FF-real, val", "the split does not contain clips by name"),
         ("FF-real, dev", "it is no split"),
-        ("FF-DF, train, 001_870", "it has no frames"),
-        ("FF-DF, train, 002_006", "its folder and the list contradict each other"),
-        ("FF-DF, train, 003_000", "the JSON has no list of its frames"),
-        ("FF-DF, train, 'a\\nb'", "it is no name of a file below the root"),
-        ("FF-NT, test", "in place of clips by their names, the split holds something else"),
-        ("FF-DF, train, 004_982", "it is no name of a file below the root"),
-        ("FF-DF, train, 005_010", "it is no name of a file below the root"),
+        ("FF-DF, train, 001_870", "no frames"),
+        ("FF-DF, train, 002_006", "folder and list contradict each other"),
+        ("FF-DF, train, 003_000", "no list of frames in the JSON"),
+        ("FF-DF, train, 'a\\nb'", "not a file name below the root"),
+        ("FF-NT, test", "the split does not contain clips by name"),
+        ("FF-DF, train, 004_982", "not a file name below the root"),
+        ("FF-DF, train, 005_010", "not a file name below the root"),
     ]
     clips = clips_of(found)
     assert "Deepfakes/720_672" in clips and "youtube/720" not in clips
@@ -266,7 +266,7 @@ def test_missing_frames_are_one_line_of_their_clip(home):
         (b"\x93NUMPY", "EOF|magic|header|expected"),
         (pickle.dumps(np.zeros((81, 2))), "pickle"),
         (np.zeros((68, 2), int), "it holds no 81 landmarks"),
-        (np.full((81, 2), np.nan), "a landmark is no number"),
+        (np.full((81, 2), np.nan), "a landmark is not a number"),
         (np.full((81, 2), "x"), "it holds no 81 landmarks"),
         (np.array([[os]] * 3, object), "pickle"),
         (
@@ -350,19 +350,19 @@ def test_values_of_lmdb_that_cannot_be_read_cost_only_themselves(tmp_path):
     environment.close()
     clip = clips_of(find(root, lmdb=tmp_path))["Deepfakes/071_054"]
     frames, points = read(clip.frames), read(clip.landmarks)
-    assert "000.png: it is no image" in str(frames[0]) and "more than the crop of a face" in str(frames[14])
-    assert "029.npy: it holds 1295 bytes" in str(points[29])
+    assert "000.png: it is not an image" in str(frames[0]) and "too many for a face crop" in str(frames[14])
+    assert "029.npy: it has 1295 bytes" in str(points[29])
     assert isinstance(frames[29], np.ndarray) and isinstance(points[0], np.ndarray)
 
 
 def test_an_environment_that_cannot_be_used_is_refused_in_a_sentence(home, monkeypatch):
-    with pytest.raises(InputError, match=r"there is no LMDB environment .*FaceForensics\+\+_lmdb: give"):
+    with pytest.raises(InputError, match=r"LMDB environment .*FaceForensics\+\+_lmdb not found\. Pass"):
         find(rgb(home), lmdb=home)
-    with pytest.raises(InputError, match="there is no folder"):
+    with pytest.raises(InputError, match=r"Folder .* not found"):
         find(rgb(home), lmdb=home / "nowhere")
     (home / "FaceForensics++_lmdb").mkdir()
     (home / "FaceForensics++_lmdb" / "data.mdb").write_bytes(b"garbage" * 2000)
-    with pytest.raises(InputError, match=r"_lmdb cannot be opened \(.*\): copy it again"):
+    with pytest.raises(InputError, match=r"_lmdb cannot be opened \(.*\)\. Copy it again"):
         find(rgb(home), lmdb=home)
     monkeypatch.setattr(deepfakebench, "lmdb", None)
     with pytest.raises(InputError, match=r"pip install 'dcl-face-forgery\[lmdb\]'"):
@@ -384,12 +384,12 @@ def test_a_json_is_found_by_path_by_name_and_where_it_is_usual(home):
 @pytest.mark.parametrize(
     ("damage", "options", "sentence"),
     [
-        (lambda home: json_of(home).unlink(), {}, "there is no JSON in .*dataset_json: give the one"),
+        (lambda home: json_of(home).unlink(), {}, "No JSON found in .*dataset_json. Pass the one"),
         (lambda home: shutil.copy(json_of(home), json_of(home, "FF-DF")), {}, r"holds 2 JSONs \(FF-DF, FaceForensics"),
         (lambda home: None, {"json": "UADFV"}, "there is no JSON UADFV, neither"),
         (lambda home: json_of(home).write_text("[1]"), {}, "holds a list, not a dict"),
         (lambda home: json_of(home).write_text('{"a": {}, "b": {}}'), {}, "is no JSON of DeepfakeBench"),
-        (lambda home: json_of(home).write_text('{"a": {"b": {"train": {}}}}'), {}, "names no clip; give another"),
+        (lambda home: json_of(home).write_text('{"a": {"b": {"train": {}}}}'), {}, "lists no clips. Pass another"),
         (lambda home: None, {"compression": "c40"}, "no clip of the compression c40; it has c23: choose by --comp"),
         (
             lambda home: edit(home, lambda labels: labels.pop("FF-real") and labels["FF-DF"].pop("test")),
@@ -399,9 +399,9 @@ def test_a_json_is_found_by_path_by_name_and_where_it_is_usual(home):
         (
             lambda home: shutil.rmtree(rgb(home) / "FaceForensics++"),
             {},
-            "of the 9 clips .* holds none: give the folder",
+            "contains none of the 9 clips .* Pass the folder",
         ),
-        (lambda home: shutil.rmtree(rgb(home)), {}, "there is no folder"),
+        (lambda home: shutil.rmtree(rgb(home)), {}, "Folder .* not found"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_a_sentence(home, damage, options, sentence):
@@ -462,8 +462,8 @@ def test_masks_that_some_frames_of_a_clip_lack_are_named(home, tmp_path, capsys)
     (rgb(home) / DEEPFAKES / "frames" / "720_672" / "029.png").write_bytes(png(face(1, 1)[0][:50]))
     assert prepare(rgb(home), tmp_path / "out") == 3
     printed = capsys.readouterr().out
-    assert "masks/071_054: the mask of some frames is missing (3 of 4 are there)" in printed
-    assert "landmarks/720_672: the landmarks cannot be decoded (014.npy: " in printed
+    assert "masks/071_054: mask missing for some frames (3 of 4 found)" in printed
+    assert "landmarks/720_672: landmarks cannot be decoded (014.npy: " in printed
     assert "frames/720_672: the crop is not square (96x50; frame 29)" in printed
     rows = {(row["video_id"], row["frame"]): row for row in load_prepared(str(tmp_path / "out"), "train")}
     assert [rows["Deepfakes/071_054", frame]["mask"] is None for frame in FRAMES] == [False, True, False, False]

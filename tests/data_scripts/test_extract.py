@@ -123,11 +123,11 @@ def test_bad_clips_are_named_and_the_rest_goes_on(root, tmp_path, talking, capsy
     encode(root / "masks" / "Blend" / "001.mp4", masks[:6])
     assert prepare(root, tmp_path / "out", "--frames", "12") == 3
     printed = capsys.readouterr().out
-    assert f"{root / 'Real/empty.mp4'}: it cannot be opened (" in printed
-    assert f"{root / 'Real/003.mp4'}: no face was found (frames 0, 1, 2)" in printed
-    assert f"{root / 'FAKE/Blend/002.mp4'}: it has not all wanted frames (2 of 10 are there)" in printed
-    assert f"{root / 'masks/Blend/001.mp4'}: the mask of some frames is missing (6 of 12 are there)" in printed
-    assert "no face was found: 1 file, 3 frames" in printed
+    assert f"{root / 'Real/empty.mp4'}: cannot be opened (" in printed
+    assert f"{root / 'Real/003.mp4'}: no face found (frames 0, 1, 2)" in printed
+    assert f"{root / 'FAKE/Blend/002.mp4'}: frames are missing (2 of 10)" in printed
+    assert f"{root / 'masks/Blend/001.mp4'}: mask missing for some frames (6 of 12 found)" in printed
+    assert "no face found: 1 file, 3 frames" in printed
     dataset = load_prepared(str(tmp_path / "out"), "train")
     table = metadata(dataset).to_pandas()
     assert (table.video_id == "Blend/001").sum() == 12
@@ -137,10 +137,10 @@ def test_bad_clips_are_named_and_the_rest_goes_on(root, tmp_path, talking, capsy
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda root: shutil.rmtree(root), "there is no folder"),
+        (lambda root: shutil.rmtree(root), "Folder .* not found"),
         (lambda root: shutil.rmtree(root / "FAKE"), "has no folder fake/"),
-        (lambda root: (root / "Real" / "001.avi").touch(), "two videos called '001'"),
-        (lambda root: (shutil.rmtree(root / "Real"), (root / "Real").mkdir()), "holds no video and no image"),
+        (lambda root: (root / "Real" / "001.avi").touch(), "two videos named '001'"),
+        (lambda root: (shutil.rmtree(root / "Real"), (root / "Real").mkdir()), "contains no videos or images"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused(root, tmp_path, damage, sentence):
@@ -152,7 +152,7 @@ def test_a_set_without_a_face_is_refused_and_leaves_nothing(tmp_path):
     grey = [np.full((96, 128, 3), 90, np.uint8)] * 3
     for side in ("real", "fake"):
         encode(tmp_path / "mine" / side / "001.mp4", grey)
-    assert "no face was found in" in prepare(tmp_path / "mine", tmp_path / "out")
+    assert "no face found in" in prepare(tmp_path / "mine", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.parquet"))
 
 
@@ -160,7 +160,7 @@ def test_clips_of_one_name_are_refused(root):
     (root / "FAKE" / "fake").mkdir()
     for place in ("x.mp4", "fake/x.mp4"):
         (root / "FAKE" / place).touch()
-    with pytest.raises(ValueError, match=r"two clips of .* would be called 'fake/x'"):
+    with pytest.raises(ValueError, match=r"Two clips of .* would be named 'fake/x'"):
         find(root)
 
 
@@ -238,7 +238,7 @@ def test_linked_folders_are_followed_and_hidden_ones_are_not(root, tmp_path):
 def test_two_images_of_one_name_are_refused(root):
     for suffix in ("png", "jpg"):
         shutil.copy(fetch("astronaut"), root / "Real" / f"x.{suffix}")
-    with pytest.raises(ValueError, match="have one name"):
+    with pytest.raises(ValueError, match="have the same name"):
         find(root)
 
 
@@ -274,7 +274,7 @@ def test_a_mask_of_zeros_and_ones_is_named_at_once(root, tmp_path, capsys, talki
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(mask // 255).save(path)
     assert prepare(root, tmp_path / "out", "--frames", "2") == 3
-    assert "the mask holds 0 and 1, where 255 is forged (frames 0, 11)" in capsys.readouterr().out
+    assert "mask values are 0 and 1, expected 0 and 255 (frames 0, 11)" in capsys.readouterr().out
 
 
 def test_a_forgery_is_cut_where_its_source_frame_is(root, tmp_path, talking):

@@ -138,7 +138,7 @@ def test_ffpp_names_masks_that_are_not_there(copied):
     shutil.copytree(forged / "Deepfakes", forged / "Face2Face", ignore=shutil.ignore_patterns("masks"))
     (root / "manipulated_sequences" / "Deepfakes" / "masks" / "videos" / "071_054.mp4").unlink()
     found = ffpp.find(root)
-    assert failures(found) == {("masks", "the masks are not there"), ("071_054.mp4", "it has no mask")}
+    assert failures(found) == {("masks", "masks not found"), ("071_054.mp4", "no mask")}
     assert clips_of(found)["Deepfakes/071_054"].mask is None
     found = ffpp.find(root, masks="difference")
     assert not found.failures
@@ -199,13 +199,13 @@ def test_ffpp_names_what_lists_and_folders_do_not_share(copied):
 
 def test_ffpp_with_another_compression_says_what_is_there(copied):
     root = copied("ffpp")
-    with pytest.raises(InputError, match=r"holds youtube in c23, not in c40: download it, or give --compression c23"):
+    with pytest.raises(InputError, match=r"contains youtube in c23, not in c40\. Download it, or pass --comp.* c23\."):
         ffpp.find(root, compression="c40")
     folder = root / "manipulated_sequences" / "FaceShifter"
     (folder / "c23").rename(folder / "c40")
-    with pytest.raises(InputError, match="holds FaceShifter in c40, not in c23"):
+    with pytest.raises(InputError, match="contains FaceShifter in c40, not in c23"):
         ffpp.find(root, methods=["FaceShifter"])
-    assert failures(ffpp.find(root)) == {("FaceShifter", "its compression is another one")}
+    assert failures(ffpp.find(root)) == {("FaceShifter", "other compression")}
 
 
 @pytest.mark.parametrize(
@@ -213,11 +213,11 @@ def test_ffpp_with_another_compression_says_what_is_there(copied):
     [
         ("[[", "cannot be read"),
         ("{}", "holds a dict, not a list"),
-        ("[]", "holds no pair"),
-        ('["071", ["071"], [71, 54], null]', "holds no pair"),
-        ('[["../../etc/passwd", "071"]]', "holds no pair"),
-        ('[["720", "071"]]', "put the video 720 into train and into validation"),
-        (None, r"holds no train.json, the list of that split: take train.json.*ondyari/FaceForensics"),
+        ("[]", "contains no pairs"),
+        ('["071", ["071"], [71, 54], null]', "contains no pairs"),
+        ('[["../../etc/passwd", "071"]]', "contains no pairs"),
+        ('[["720", "071"]]', "put video 720 in train and in validation"),
+        (None, r"has no train.json, the list of that split\. Copy train.json.*ondyari/FaceForensics"),
     ],
 )
 def test_ffpp_refuses_lists_that_cannot_be_used(copied, content, sentence):
@@ -234,7 +234,7 @@ def test_ffpp_leaves_out_single_entries_that_cannot_be_used(copied):
     (root / "splits" / "train.json").write_text(json.dumps(pairs))
     found = ffpp.find(root)
     assert len(clips_of(found)) == 18
-    assert {failure.reason for failure in found.failures} == {"it is no pair of names of videos"}
+    assert {failure.reason for failure in found.failures} == {"not a pair of video names"}
     assert [failure.detail for failure in found.failures] == [repr(pair) for pair in pairs[1:]]
 
 
@@ -255,9 +255,9 @@ def test_dfd_is_a_test_set(trees):
 
 
 def test_dfd_goes_alone(trees, copied):
-    with pytest.raises(InputError, match="give --methods DeepFakeDetection alone"):
+    with pytest.raises(InputError, match="Pass only --methods DeepFakeDetection"):
         ffpp.find(trees("dfd"), methods=["Deepfakes", ffpp.DFD])
-    with pytest.raises(InputError, match="no split but test"):
+    with pytest.raises(InputError, match="only the split test"):
         ffpp.find(trees("dfd"), methods=[ffpp.DFD], split=["train"])
     root = copied("dfd")
     path = next(root.glob("manipulated_sequences/*/c23/videos/23_24*"))
@@ -322,7 +322,7 @@ def test_celeb_df_never_trains_on_a_listed_video(copied):
     ("damage", "sentence"),
     [
         (lambda root: (root / "List_of_testing_videos.txt").unlink(), "holds no List_of_testing_videos.txt"),
-        (lambda root: (root / "List_of_testing_videos.txt").write_text("<html>\n"), "names no video of"),
+        (lambda root: (root / "List_of_testing_videos.txt").write_text("<html>\n"), "lists no video of"),
         (lambda root: (root / "List_of_testing_videos.txt").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
         (lambda root: shutil.rmtree(root / "Celeb-synthesis"), "holds no fake videos"),
     ],
@@ -401,7 +401,7 @@ def test_a_single_part_of_dfdc_keeps_its_split(copied):
 def test_dfdc_of_a_folder_without_labels_leads_to_what_there_should_be(copied):
     root = copied("dfdc") / "dfdc_train_part_0"
     (root / "metadata.json").unlink()
-    with pytest.raises(InputError, match=r"holds no part of DFDC .*one such part, train_sample_videos/, or test/"):
+    with pytest.raises(InputError, match=r"contains no part of DFDC .*one such part, train_sample_videos/, or test/"):
         dfdc.find(root)
 
 
@@ -427,8 +427,8 @@ def test_dfdc_names_entries_that_cannot_be_used(copied):
         ("nothere", MISSING),
         ("unlisted.mp4", NOT_LISTED),
         ("bddjdhzfze_.mp4", NOT_LISTED),
-        ("dfdc_train_part_35", "its list cannot be read"),
-        ("test", "its list cannot be read"),
+        ("dfdc_train_part_35", "list cannot be read"),
+        ("test", "list cannot be read"),
     }
     assert clips_of(found)["DFDC/awnfpubqmo"].source == "DFDC/awnfpubqmo"
     assert "test" not in found.splits
@@ -438,7 +438,7 @@ def test_dfdc_takes_the_first_of_two_clips_of_one_name(copied):
     root = copied("dfdc")
     shutil.copytree(root / "dfdc_train_part_0", root / "dfdc_train_part_45")
     found = dfdc.find(root)
-    assert {failure.reason for failure in found.failures} == {"another clip has its name"}
+    assert {failure.reason for failure in found.failures} == {"another clip has the same name"}
     assert len(found.failures) == 3 and len(clips_of(found)) == 12
 
 
@@ -485,7 +485,7 @@ def test_dfdcp_names_entries_that_cannot_be_used(copied):
     assert failures(found) == {
         (Path(real).name, CONTRADICTED),
         (Path(other).name, NO_LABEL),
-        (Path(third).name, "it is not said whether it is train or test"),
+        (Path(third).name, "no split (train or test)"),
         (Path(fake_a).name, NO_LABEL),
         ("passwd'", NO_NAME),
         ("1_1_A_001", MISSING),
@@ -503,8 +503,8 @@ def test_dfdcp_names_entries_that_cannot_be_used(copied):
         (None, "holds no dataset.json"),
         ("{", "cannot be read"),
         ("[]", "holds a list, not a dict"),
-        ("{}", "names no video that is there"),
-        ('{"method_A/x.mp4": {"label": "fake"}}', "names no video that is there"),
+        ("{}", "lists no existing video"),
+        ('{"method_A/x.mp4": {"label": "fake"}}', "lists no existing video"),
     ],
 )
 def test_dfdcp_refuses_a_list_that_cannot_be_used(copied, content, sentence):
@@ -563,8 +563,8 @@ def test_deeperforensics_names_what_is_missing(copied, trees, tmp_path):
     assert failures(found) == {
         ("720_W102", MISSING),
         ("953.mp4", MISSING),
-        ("953_M103.mp4", "it is listed twice"),
-        ("071_M101.mp4", "it is listed twice"),
+        ("953_M103.mp4", "listed twice"),
+        ("071_M101.mp4", "listed twice"),
         ("passwd'", NO_NAME),
     }
     assert names(found, "train") == ["end_to_end/071_M101", "youtube/071"]
@@ -573,12 +573,12 @@ def test_deeperforensics_names_what_is_missing(copied, trees, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "options", "sentence"),
     [
-        (lambda root: (root / "lists" / "splits" / "val.txt").unlink(), {}, r"holds no lists/splits/val.txt"),
+        (lambda root: (root / "lists" / "splits" / "val.txt").unlink(), {}, r"has no lists/splits/val.txt"),
         (lambda root: shutil.rmtree(root / "source_videos"), {}, "DCL needs reals"),
         (lambda root: None, {"variants": ["reenact"]}, r"what is there \(end_to_end, end_to_end_level_1\)"),
-        (lambda root: None, {"variants": ["../source_videos"]}, "holds no video: give --variants"),
-        (lambda root: None, {"reals": "."}, "c23/videos holds no video: give --reals"),
-        (lambda root: None, {"reals": "nowhere"}, "there is no folder nowhere"),
+        (lambda root: None, {"variants": ["../source_videos"]}, "contains no videos. Choose other --variants"),
+        (lambda root: None, {"reals": "."}, "c23/videos contains no videos. Pass --reals"),
+        (lambda root: None, {"reals": "nowhere"}, "Folder nowhere not found"),
     ],
 )
 def test_deeperforensics_refuses_what_cannot_be_used(copied, damage, options, sentence):
@@ -609,7 +609,7 @@ def test_uadfv_is_a_test_set(trees):
 @pytest.mark.parametrize("name", WRITERS)
 def test_an_empty_root_is_refused_with_a_remedy(name, tmp_path):
     for root in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(InputError, match=r"(holds no|there is no folder).*: \w+"):
+        with pytest.raises(InputError, match=r"(has no|contains no|contains neither|Folder .* not found).*\. \w+"):
             LAYOUTS[name].find(root)
 
 

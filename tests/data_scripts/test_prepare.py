@@ -109,10 +109,10 @@ def test_photographs_become_reals_and_forgeries(photographs, tmp_path, capsys):
     assert (rows.groupby("method").size().reindex(list(METHODS)) == [10, 10, 10, 10, 8]).all()
     assert rows["source_id"].isin(reals["video_id"]).all()
     printed = capsys.readouterr().out
-    assert f"{photographs / 's1/3.png'}: no face was found" in printed
-    assert f"{photographs / 's2/7.jpg'}: it cannot be decoded" in printed
-    assert "no face was found: 1 file" in printed
-    assert "not made: 2 of mouth_swap: no photograph of the same person" in printed
+    assert f"{photographs / 's1/3.png'}: no face found" in printed
+    assert f"{photographs / 's2/7.jpg'}: cannot be decoded" in printed
+    assert "no face found: 1 file" in printed
+    assert "Not made: 2 of mouth_swap: no photograph of the same person" in printed
     dataset = load_prepared(str(tmp_path / "out"), "train")
     assert find_crop(dataset, "it") == {
         "kind": "box",
@@ -173,8 +173,8 @@ def test_prepared_reals_without_landmarks_get_them_and_unusable_rows_are_named(t
     assert np.array_equal(real, face) and np.array_equal(real[mask == 0], fake[mask == 0]) and mask.any()
     assert np.shape(dataset[0]["landmarks"]) == (5, 2)
     printed = capsys.readouterr().out
-    assert "row 1 (mine/1, frame 1): no face was found" in printed
-    assert "row 2 (mine/1, frame 2): it cannot be decoded" in printed
+    assert "row 1 (mine/1, frame 1): no face found" in printed
+    assert "row 2 (mine/1, frame 2): cannot be decoded" in printed
 
 
 def test_clips_of_one_name_keep_their_forgeries_apart(photographs, tmp_path):
@@ -201,7 +201,7 @@ def test_a_second_run_keeps_what_is_there(photographs, tmp_path, caplog):
     assert "no usable real" in failure("blend", "--source", tmp_path / "empty", *command[3:], "--overwrite")
     assert (tmp_path / "out" / "train.parquet").stat().st_mtime_ns == written  # nothing new came, nothing old goes
     main([*command, "--seed", "1", "--overwrite"])
-    assert "test.parquet was prepared otherwise, and is removed" in caplog.text
+    assert "test.parquet was prepared with other settings and is removed" in caplog.text
     assert not (tmp_path / "out" / "test.parquet").exists()
     assert (tmp_path / "out" / "train.parquet").stat().st_mtime_ns != written
 
@@ -214,7 +214,7 @@ def test_train_and_validation_are_filled_from_two_sources(photographs, tmp_path)
     assert set(table(tmp_path / "out")["source_id"]) == {"s1/1.pgm", "s1/2.pgm"}
     assert set(table(tmp_path / "out", "validation")["source_id"]) == {"s2/1.pgm", "s2/2.pgm"}
     other_size = failure(*validation[:-3], "self_blend", "--size", "128")
-    assert "train.parquet was prepared otherwise (crop was {" in other_size
+    assert "train.parquet was prepared with other settings (crop was {" in other_size
     twice = failure("blend", "--source", photographs / "s1", *flags, "--split", "test")
     assert "2 people or videos of the split 'test'" in twice and "train.parquet" in twice
     assert not (tmp_path / "out" / "test.parquet").exists()
@@ -251,19 +251,17 @@ def test_bad_input_gets_one_sentence(photographs, tmp_path, capsys):
     out, empty = tmp_path / "out", tmp_path / "empty"
     empty.mkdir()
     assert "nowhere not found" in failure("blend", "--source", tmp_path / "nowhere", "--output", out)
-    assert "holds no photograph" in failure("blend", "--source", empty, "--output", out)
+    assert "contains no photographs" in failure("blend", "--source", empty, "--output", out)
     (empty / "1.png").write_bytes(b"")
     message = failure("blend", "--source", empty, "--output", out)
-    assert "no usable real face" in message and "1.png: it cannot be decoded" in message
+    assert "no usable real face" in message and "1.png: cannot be decoded" in message
     assert not list(out.glob("*")) and "\n" not in message
     for name in ("a/b", "my-split", ""):
-        assert "a split cannot be called" in failure(
-            "blend", "--source", photographs, "--output", out, "--split", name
-        )
+        assert "Invalid split name" in failure("blend", "--source", photographs, "--output", out, "--split", name)
     assert "--variants 0" in failure("blend", "--source", photographs, "--output", out, "--variants", "0")
     assert "--margin nan" in failure("blend", "--source", photographs, "--output", out, "--margin", "nan")
     assert "give it a --name" in failure("blend", "--source", photographs, "--output", out, "--name", "self_blend")
-    assert "choose another --output" in failure("blend", "--source", photographs, "--output", empty / "1.png")
+    assert "Choose another --output" in failure("blend", "--source", photographs, "--output", empty / "1.png")
     assert "both source and output" in failure("blend", "--source", out, "--output", out, "--overwrite")
     assert "choose from orl" in failure("assets", "nothing")
     with pytest.raises(SystemExit):
@@ -281,4 +279,4 @@ def test_it_runs_as_a_file_and_as_a_module():
     for command in ([str(script)], ["-m", "dcl_face_forgery.data_scripts.prepare"]):
         done = subprocess.run([sys.executable, *command, "assets", "nothing"], capture_output=True, text=True)
         assert done.returncode == 1
-        assert done.stderr.strip().startswith("error: there is no asset 'nothing'")
+        assert done.stderr.strip().startswith("error: Unknown asset 'nothing'")

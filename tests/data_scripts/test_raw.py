@@ -118,7 +118,7 @@ def test_several_processes_write_what_one_writes(root, whole, tmp_path):
 def test_jobs_share_the_work_and_the_last_sees_all_of_it(root, whole, tmp_path, capsys):
     assert prepare(root, tmp_path, "--shard_index", "1", "--num_shards", "2") == 0
     assert sorted(digests(tmp_path)) == [f"train-{index:05}-of-00006.parquet" for index in (1, 3, 5)]
-    assert "3 of 6 shards are left to the other jobs" in capsys.readouterr().out
+    assert "3 of 6 shards remain for the other jobs" in capsys.readouterr().out
     with pytest.raises(InputError, match="incomplete"):
         load_prepared(str(tmp_path), "train")
     assert prepare(root, tmp_path, "--shard_index", "0", "--num_shards", "2") == 0
@@ -192,7 +192,7 @@ def test_a_corrupt_image_costs_only_itself_and_is_named_again_by_the_next_run(da
         assert prepare(damaged, tmp_path / "out") == 3
         printed = capsys.readouterr().out
         assert f"{damaged / 'real/001'}: frames cannot be decoded" in printed and "frame 1)" in printed
-        assert f"{damaged / 'real/002'}: no face was found (frame 2)" in printed
+        assert f"{damaged / 'real/002'}: no face found (frame 2)" in printed
     table = metadata(load_prepared(str(tmp_path / "out"), "train")).to_pandas()
     assert table.groupby("video_id").size().to_dict() == {
         "mirror/001": 2,
@@ -204,7 +204,7 @@ def test_a_corrupt_image_costs_only_itself_and_is_named_again_by_the_next_run(da
     assert (summary["clips"], summary["frames"], summary["faces"]) == (4, 8, 6)
     assert summary["failures_by_reason"] == {
         "frames cannot be decoded": {"files": 1, "frames": 1},
-        "no face was found": {"files": 1, "frames": 1},
+        "no face found": {"files": 1, "frames": 1},
     }
     assert {failure["path"] for failure in summary["failures"]} == {
         str(damaged / "real" / "001"),
@@ -214,7 +214,7 @@ def test_a_corrupt_image_costs_only_itself_and_is_named_again_by_the_next_run(da
 
 def test_strict_stops_at_the_first_failure_and_leaves_no_half_of_a_shard(damaged, tmp_path):
     sentence = prepare(damaged, tmp_path / "out", "--strict")
-    assert "cannot be decoded" in sentence and "leave --strict away" in sentence
+    assert "cannot be decoded" in sentence and "remove --strict" in sentence
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -259,7 +259,7 @@ def test_another_detector_is_told_in_every_row(root, tmp_path, monkeypatch):
     assert prepare(root, tmp_path, "--detector", "dsfd") == 0
     table = metadata(load_prepared(str(tmp_path), "train")).to_pandas()
     assert {crop["detector"] for crop in table.crop} == {"dsfd"} and table.landmarks.isna().all()
-    assert "use YuNet, or 'box'" in prepare(root, tmp_path / "aligned", "--detector", "dsfd", "--crop", "aligned5")
+    assert "Use YuNet, or 'box'" in prepare(root, tmp_path / "aligned", "--detector", "dsfd", "--crop", "aligned5")
 
 
 def test_other_settings_are_refused_and_overwritten_on_demand(root, whole, tmp_path):
@@ -289,7 +289,7 @@ def test_work_that_cannot_be_shared_so_is_refused(root, tmp_path, flags, sentenc
 
 
 def test_an_empty_raw_set_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no clip to prepare"):
+    with pytest.raises(InputError, match="no clips to prepare"):
         prepare_raw(RawDataSet("none", {"test": []}), tmp_path, tmp_path / "out", Extraction("none"), Execution())
 
 
@@ -415,7 +415,7 @@ def test_a_repaired_file_costs_its_own_shard_alone(damaged, root, tmp_path, capl
     os.utime(damaged / "real" / "002" / "2.png", ns=(0, 0))
     assert prepare(damaged, tmp_path / "out", "--families_per_shard", "1") == 0
     after = digests(tmp_path / "out")
-    assert before.keys() == after.keys() and "is made again: its source has changed" in caplog.text
+    assert before.keys() == after.keys() and "is prepared again because its source has changed" in caplog.text
     assert len(load_prepared(str(tmp_path / "out"), "train")) == 8
 
 
@@ -506,6 +506,6 @@ def test_a_shard_that_another_run_wrote_meanwhile_is_not_replaced(tmp_path):
         os.replace(tmp_path / "other.parquet", tmp_path / "train.parquet")
         yield rows
 
-    with pytest.raises(InputError, match="with other settings meanwhile"):
+    with pytest.raises(InputError, match="with other settings"):
         write_shard(tmp_path / "train.parquet", meanwhile(), {"size": 96}, Report())
     assert read_record(tmp_path / "train.parquet")[0] == {"size": 112}

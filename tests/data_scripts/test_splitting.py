@@ -83,15 +83,15 @@ def test_joined_families_stay_together():
 
 
 def test_too_few_families_are_counted_in_the_error():
-    with pytest.raises(InputError, match="mine has 2 families with real faces, and 3 splits need at least 3"):
+    with pytest.raises(InputError, match="mine has 2 families with real faces, but 3 splits need at least 3"):
         deal({"a": (5, 5), "b": (5, 5)})
-    with pytest.raises(InputError, match="mine has 1 family with fake faces, and 3 splits need at least 3"):
+    with pytest.raises(InputError, match="mine has 1 family with fake faces, but 3 splits need at least 3"):
         deal({"a": (5, 5), "b": (5, 0), "c": (5, 0)})
 
 
 @pytest.mark.parametrize("shares", [(80, 10, 5), (100,), (25, 25, 25, 25), (110, -10), (float("nan"), 50)])
 def test_shares_that_make_no_sense_get_one_sentence(shares):
-    with pytest.raises(InputError, match=r"two or three percentages that sum to 100"):
+    with pytest.raises(InputError, match=r"Pass two or three percentages that sum to 100"):
         check_shares(shares)
     assert check_shares([80, 0, 20]) == {"train": 0.8, "test": 0.2}
 
@@ -122,7 +122,7 @@ def blend(source, output, *flags):
 def test_blend_makes_three_splits_of_photographs(people, tmp_path, capsys):
     shares = ["--split_shares", "60", "20", "20"]
     assert blend(people, tmp_path / "out", *shares) == 0
-    assert "people/s1/1.png and people/s4/copy.jpg are the same picture" in capsys.readouterr().out
+    assert "people/s1/1.png and people/s4/copy.jpg are the same image" in capsys.readouterr().out
     rows = {split: table(tmp_path / "out", split) for split in THREE}
     families = {split: set(of_split.source_id) for split, of_split in rows.items()}
     assert sorted(chain(*families.values())) == [f"people/s{person}" for person in range(1, 7)]
@@ -143,7 +143,7 @@ def test_blend_divides_a_prepared_set_of_one_split(people, tmp_path):
     assert outcome("blend", *again, "--output", tmp_path / "two") == 0
     assert sorted(digests(tmp_path / "two")) == ["train.parquet", "validation.parquet"]
     message = outcome("blend", "--source", tmp_path / "two", *again[2:], "--output", tmp_path / "three")
-    assert "is split already, into train, validation" in message
+    assert "is already split into train, validation" in message
 
 
 def test_one_person_and_three_pictures(people, tmp_path):
@@ -192,7 +192,7 @@ def folder(root, output, *flags):
 
 def test_folder_makes_three_splits_whatever_the_number_of_processes(footage, tmp_path, capsys):
     assert folder(footage, tmp_path / "out", *SHARES) == 0
-    assert "real/002/1.png and real/007/1.png are the same picture" in capsys.readouterr().out
+    assert "real/002/1.png and real/007/1.png are the same image" in capsys.readouterr().out
     rows = {split: table(tmp_path / "out", split) for split in THREE}
     families = {split: set(of_split.source_id) for split, of_split in rows.items()}
     assert sum(map(len, families.values())) == 8 == len(set.union(*families.values()))
@@ -273,4 +273,4 @@ def test_a_split_set_is_not_split_again_and_a_split_beside_others_shares_no_pict
     shutil.copytree(footage, tmp_path / "both" / "test")
     assert "is split already, into train, test" in folder(tmp_path / "both", tmp_path / "out", *SHARES)
     message = folder(tmp_path / "both", tmp_path / "out", "--size", "96")
-    assert "(train) and real/001/1.png (test) are the same picture" in message
+    assert "(train) and real/001/1.png (test) are the same image" in message

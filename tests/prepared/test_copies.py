@@ -125,7 +125,7 @@ def test_flat_folders_that_share_files_cannot_become_two_splits(flat):
     blend(flat / "mine", flat / "out")
     message = refusal(blend, flat / "held_out", flat / "out", "--split", "validation")
     assert "held_out/held_out2.pgm (validation)" in message and "mine/mine2.pgm (train)" in message
-    assert "are the same picture" in message and "1 more pair" in message and "\n" not in message
+    assert "are the same image" in message and "1 more pair" in message and "\n" not in message
     assert not (flat / "out" / "validation.parquet").exists()
 
 
@@ -153,7 +153,7 @@ def leaking(tmp_path):
 def test_training_refuses_a_validation_split_that_shares_a_picture(leaking):
     flags = training_flags(leaking / "data", leaking / "run", max_steps=1, image_size=64)
     message = refusal(train.main, flags)
-    assert "original/002, frame 0 (train) and x/1, frame 0 (validation) are the same picture" in message
+    assert "original/002, frame 0 (train) and x/1, frame 0 (validation) are the same image" in message
     assert "--allow_copies" in message and not (leaking / "run").exists()
 
 
@@ -183,8 +183,8 @@ def test_check_names_shared_pictures_of_a_prepared_set(leaking, capsys):
         main(["check", "prepared", "--root", str(leaking / "data")])
     printed = capsys.readouterr().out
     assert stop.value.code == 3 and printed.splitlines()[0].split() == ["split", "real", "fake", "families"]
-    assert "original/002, frame 0 (train) and x/1, frame 0 (validation) are the same picture." in printed
-    assert "x/1, frame 0 (validation) and x/1, frame 0 (test) are the same picture." in printed
+    assert "original/002, frame 0 (train) and x/1, frame 0 (validation) are the same image." in printed
+    assert "x/1, frame 0 (validation) and x/1, frame 0 (test) are the same image." in printed
 
 
 def test_a_set_without_hashes_is_searched_if_it_is_small_and_else_it_is_said(leaking, monkeypatch, caplog):
@@ -194,7 +194,7 @@ def test_a_set_without_hashes_is_searched_if_it_is_small_and_else_it_is_said(lea
             del row["phash"]
         write_split(leaking / "data", split, of_split)
     flags = training_flags(leaking / "data", leaking / "run", max_steps=1, image_size=64)
-    assert "are the same picture" in refusal(train.main, flags)
+    assert "are the same image" in refusal(train.main, flags)
     monkeypatch.setattr("dcl_face_forgery.prepared.copies.HASHED_ON_THE_FLY", 3)
     monkeypatch.setattr("dcl_face_forgery.prepared.copies.refuse_copies.__defaults__", (3,))
     train.main([*flags, "--calibration", "none"])

@@ -135,7 +135,7 @@ def test_masks_that_would_be_clipped_or_misread_are_refused():
     PILImage.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(deep, "PNG")
     with pytest.raises(CorruptImageError, match=r"row 3 cannot be decoded .*not 8 bits a channel"):
         decode_mask({"bytes": deep.getvalue(), "path": None}, "row 3")
-    with pytest.raises(CorruptImageError, match=r"mask of row 3 holds 0 and 1.*multiply it by 255"):
+    with pytest.raises(CorruptImageError, match=r"mask of row 3 contains 0 and 1.*Multiply it by 255"):
         decode_mask(encode_image(flags), "row 3")
 
 
@@ -306,28 +306,28 @@ def test_a_corrupt_image_is_named_with_its_row(rows, write, damage):
     dataset = load_prepared(write(rows), "train")
     for number in (6, 8):
         assert decode_image(dataset[number]["image"], f"row {number}").shape == (64, 64, 3)
-    with pytest.raises(CorruptImageError, match=r"the image of row 7 cannot be decoded .*--skip_corrupt"):
+    with pytest.raises(CorruptImageError, match=r"The image of row 7 cannot be decoded .*--skip_corrupt"):
         decode_image(dataset[7]["image"], "row 7")
 
 
 def test_an_image_that_is_a_path_to_nowhere_is_corrupt():
-    with pytest.raises(CorruptImageError, match=r"the image of row 2 .*/no/such/file\.png"):
+    with pytest.raises(CorruptImageError, match=r"The image of row 2 .*/no/such/file\.png"):
         decode_image({"bytes": None, "path": "/no/such/file.png"}, "row 2")
 
 
 def test_a_corrupt_image_says_what_is_wrong_apart_from_what_to_do():
     """The cause may hold colons of its own, and a worker's queue keeps both."""
-    error = CorruptImageError("the image of row 3 cannot be decoded (a: b)", "mend the row: here, or there")
+    error = CorruptImageError("The image of row 3 cannot be decoded (a: b)", "mend the row: here, or there")
     for received in (error, pickle.loads(pickle.dumps(error))):
-        assert str(received) == "the image of row 3 cannot be decoded (a: b): mend the row: here, or there."
-        assert received.cause == "the image of row 3 cannot be decoded (a: b)"
+        assert str(received) == "The image of row 3 cannot be decoded (a: b). mend the row: here, or there."
+        assert received.cause == "The image of row 3 cannot be decoded (a: b)"
     with pytest.raises(CorruptImageError) as raised:
         decode_mask(encode_image(np.eye(8, dtype=np.uint8)), "row 3")
-    assert raised.value.cause == "the mask of row 3 holds 0 and 1, where 255 is forged"
+    assert raised.value.cause == "The mask of row 3 contains 0 and 1, but 255 must mean forged"
 
 
 def test_a_corrupt_mask_is_called_a_mask():
-    with pytest.raises(CorruptImageError, match="the mask of row 2 cannot be decoded"):
+    with pytest.raises(CorruptImageError, match="The mask of row 2 cannot be decoded"):
         decode_mask({"bytes": b"no", "path": None}, "row 2")
 
 
@@ -343,7 +343,7 @@ def test_mixed_crops_are_refused_unless_allowed(rows, write):
         row["crop"] = CROP | {"margin": 0.5}
     dataset = load_prepared(write(rows), "train")
     with pytest.raises(
-        InputError, match=r"the faces of it were cut in 2 ways .*in 11 rows.*0\.5.*--allow_mixed_crops"
+        InputError, match=r"The faces of it were cut in 2 ways .*in 11 rows.*0\.5.*--allow_mixed_crops"
     ):
         find_crop(dataset, "it")
     assert find_crop(dataset, "it", allow_mixed=True) == CROP

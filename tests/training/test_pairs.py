@@ -334,7 +334,7 @@ def test_a_corrupt_row_is_replaced_by_one_of_its_class(corrupt, caplog):
     dataset = plain(corrupt, skip_corrupt=True)
     with caplog.at_level(logging.WARNING):
         samples = [dataset[epoch, 9] for epoch in range(12)]
-    assert "Skipped: the image of row 9" in caplog.text and "--skip_corrupt" not in caplog.text
+    assert "Skipped: The image of row 9" in caplog.text and "--skip_corrupt" not in caplog.text
     assert {int(sample["labels"]) for sample in samples} == {FAKE}
     assert len({sample["pixel_values"].tobytes() for sample in samples}) > 3
     np.testing.assert_array_equal(dataset[4, 9]["pixel_values"], samples[4]["pixel_values"])

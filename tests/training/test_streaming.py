@@ -263,13 +263,13 @@ BROKEN = {
     "image of another type": (of_kind("image", Value("string"), "a.png"), r"the column 'image' .* cast it"),
     "mask of another type": (of_kind("mask", Value("int64"), 1), r"the column 'mask' .* cast it"),
     "landmarks of another type": (of_kind("landmarks", Value("float32"), 0.5), r"the column 'landmarks' .* cast it"),
-    "no value": (with_null("source_id"), "the column 'source_id' .* has rows without a value: fill them"),
-    "no image": (with_null("image"), "the column 'image' .* has rows without a value: fill them"),
-    "no rows": (lambda folder: write_groups(folder / "train.parquet", []), "is empty: it has no rows"),
+    "no value": (with_null("source_id"), "the column 'source_id' has rows without a value. Fill them"),
+    "no image": (with_null("image"), "the column 'image' has rows without a value. Fill them"),
+    "no rows": (lambda folder: write_groups(folder / "train.parquet", []), "is empty. Prepare or download it again"),
     "no split": (lambda folder: write_groups(folder / "test.parquet", []), "no split 'train': it has test"),
-    "no files": (lambda folder: None, "it holds no Parquet files"),
-    "incomplete": (incomplete, "the split 'train' is incomplete, 2 of 3 shards are there. Run"),
-    "damaged": (damaged, "is no whole Parquet file"),
+    "no files": (lambda folder: None, "it contains no Parquet files"),
+    "incomplete": (incomplete, "the split 'train' is incomplete \\(2 of 3 shards\\). Run"),
+    "damaged": (damaged, "is not a complete Parquet file"),
     "unlike": (
         unlike,
         "the split 'train' of the data set .* cannot be loaded: .*third.*; prepare or download it again",
@@ -395,20 +395,18 @@ def test_of_a_streamed_data_set_of_the_hub_the_validation_split_is_loaded_alone(
 
 def test_a_data_set_of_the_hub_that_is_not_whole_is_refused(on_the_hub):
     on_the_hub["train"].pop()
-    with pytest.raises(
-        InputError, match="Data set someone/faces: the split 'train' is incomplete, 1 of 2 shards are there"
-    ):
+    with pytest.raises(InputError, match=r"Data set someone/faces: the split 'train' is incomplete \(1 of 2 shards\)"):
         stream_prepared("someone/faces", "train")
     with pytest.raises(InputError, match=r"someone/faces has no split 'test': it has train, validation"):
         stream_prepared("someone/faces", "test")
     on_the_hub["test"] = ["far:///faces/test.csv"]
-    with pytest.raises(InputError, match=r"'someone/faces' is no prepared one, it holds far:///faces/test\.csv"):
+    with pytest.raises(InputError, match=r"'someone/faces' is not a prepared one: it contains far:///faces/test\.csv"):
         stream_prepared("someone/faces", "train")
 
 
 def test_a_data_set_cannot_be_streamed_without_the_hub():
     for options in ({"streaming": True}, {"split_alone": True}):
-        with pytest.raises(InputError, match=r"'train' of the data set 'nobody/nothing' cannot be loaded: .") as error:
+        with pytest.raises(InputError, match=r"'nobody/nothing': the split 'train' cannot be loaded \(.") as error:
             load_rows(["nobody/nothing"], "train", **options)
         assert "\n" not in str(error.value)
 
@@ -648,7 +646,7 @@ def test_a_corrupt_image_ends_a_streamed_run_in_one_sentence(tmp_path):
     write_shards(tmp_path / "data", "train", groups)
     write_shards(tmp_path / "data", "validation", families(range(4, 6)))
     flags = training_flags(tmp_path / "data", tmp_path / "run", **RUN, dataloader_num_workers=1)
-    said = r"^error: the image of row \d+ \(the first is 0\) of textures \(original/\d+, frame 0\)"
+    said = r"^error: The image of row \d+ \(the first is 0\) of textures \(original/\d+, frame 0\)"
     with pytest.raises(SystemExit, match=said) as stop:
         train.main([*flags, "--streaming"])
     assert "\n" not in str(stop.value) and "--skip_corrupt" in str(stop.value)

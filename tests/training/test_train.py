@@ -450,7 +450,7 @@ def test_rows_without_a_label_are_refused_before_training(tmp_path):
     rows[3]["label"] = -1
     for split in ("train", "validation"):
         write_split(tmp_path / "data", split, rows)
-    with pytest.raises(SystemExit, match=r"1 rows of .* have no label \(as row 3; the first is 0\)"):
+    with pytest.raises(SystemExit, match=r"has rows without a label: 1 \(such as row 3; the first is 0\)"):
         train.main(training_flags(tmp_path / "data", tmp_path / "run"))
 
 
@@ -476,7 +476,7 @@ def test_corrupt_images_end_the_run_or_are_skipped(tmp_path):
             train.main(training_flags(tmp_path / "data", tmp_path / "a", **settings, dataloader_num_workers=workers))
         sentence = str(error.value)
         assert "row 5" in sentence and "--skip_corrupt" in sentence and "\n" not in sentence
-        assert sentence.startswith("error: the image of")
+        assert sentence.startswith("error: The image of")
     train.main([*training_flags(tmp_path / "data", tmp_path / "b", **settings), "--skip_corrupt"])
     assert (tmp_path / "b" / "all_results.json").exists()
 
