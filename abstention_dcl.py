@@ -261,7 +261,7 @@ def check_familiarity(familiarity: Mapping[str, Any] | None) -> None:
         return
     for name in ("faces", "families"):
         count = familiarity.get(name, 0)
-        check_value(count is None or is_count(count), f"`familiarity`: {name}", "be 0 or more", count)
+        check_value(count is None or is_count(count), f"`familiarity`: {name}", "be a whole number, 0 or more", count)
     for name in ("sharpness_threshold", "distance_threshold"):
         at = familiarity.get(name, 0)
         fits = at is None or (is_number(at) and at >= 0)

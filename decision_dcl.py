@@ -9,7 +9,7 @@ Faces in images use the thresholds for frames. A person in a video uses those fo
 of the frames with a score; these frames get the verdict of the person. An image or video gets the verdict of its most
 suspicious face or person, or "abstained" if nothing has a score.
 
-The module is long because remote code should be few files, and calibration and verdicts belong together.
+Long because remote code should be few files, and calibration and verdicts belong together.
 """
 
 import bisect
@@ -136,7 +136,7 @@ def _check_level(level: str, points: Any) -> None:
     check_value(isinstance(points, Mapping), of, "be a mapping", points)
     for name in ("reals", "fakes", "families"):
         count = points.get(name, 0)
-        check_value(count is None or is_count(count), f"{of}.{name}", "be 0 or more", count)
+        check_value(count is None or is_count(count), f"{of}.{name}", "be a whole number, 0 or more", count)
     thresholds, reasons = points.get("thresholds", {}), points.get("reasons", {})
     band, curve = points.get("band"), points.get("fpr")
     for name, value in {"thresholds": thresholds, "reasons": reasons, "band": band, "fpr": curve}.items():

@@ -2,6 +2,8 @@
 
 One affine matrix maps the photograph to the crop, so images, masks and landmarks of a face go through the same
 transform. Coordinates are continuous: pixel (0, 0) covers the square from (0, 0) to (1, 1).
+
+Long because remote code should be few files. Its parts: detection, poses and boxes, crops.
 """
 
 import hashlib

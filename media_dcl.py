@@ -4,7 +4,7 @@ The first bytes give the file type. The header gives the number of pixels before
 returned upright, as 8-bit sRGB: ICC profiles, the gamma of a PNG and CICP colour spaces are converted (relative
 colorimetric with black-point compensation). In a TIFF, previews and masks are skipped.
 
-The module is long because remote code should be few files. Its parts: file types, pages of a TIFF, colours, opening,
+Long because remote code should be few files. Its parts: file types, pages of a TIFF, colours, opening,
 and the inputs of the pipeline.
 """
 

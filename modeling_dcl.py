@@ -9,7 +9,7 @@ Three models share one backbone and one checkpoint format:
 
 Source: Sun et al., "Dual Contrastive Learning for General Face Forgery Detection", AAAI 2022, arXiv 2112.13522.
 
-The module is long because transformers needs all networks of a checkpoint in one file, including `ReferenceNetwork`.
+Long because transformers needs all networks of a checkpoint in one file, including `ReferenceNetwork`.
 """
 
 import copy

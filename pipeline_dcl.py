@@ -12,7 +12,7 @@ face gets no score.
 `media_dcl.py` opens images and videos, `decision_dcl.py` decides verdicts, `drawing_dcl.py` draws them, and
 `detect.to_json(result)` converts a result to plain JSON values.
 
-The module is long because a transformers pipeline is one class, and remote code should be few files.
+Long because a transformers pipeline is one class, and remote code should be few files.
 """
 
 import copy

@@ -1,6 +1,6 @@
 """Read frames of a video by number as 8-bit SDR RGB, in one pass, with one frame in memory at a time.
 
-The module is long because remote code should be few files. Its parts: the content of packets, known without decoding;
+Long because remote code should be few files. Its parts: the content of packets, known without decoding;
 the colours of decoded frames; reading.
 """
 

@@ -79,7 +79,7 @@ def test_help_needs_no_torch(tmp_path, command):
         ("evaluate_dcl.py --output_dir out --model vit --dataset textures", "has no split 'test'"),
         ("evaluate_dcl.py --output_dir out --model none --dataset textures --split train", "Model 'none' not found"),
         ("evaluate_dcl.py --output_dir out --predictions none.csv", "Table of predictions 'none.csv' not found."),
-        ("detect.py photo.jpg --model dcl --operating_point eer", "the checkpoint has no threshold eer for a frame"),
+        ("detect.py photo.jpg --model dcl --operating_point eer", "The checkpoint has no threshold eer for a frame"),
         (
             "evaluate_dcl.py --output_dir out --model vit --dataset some/none",
             "Data set 'some/none' not found: there is",
@@ -91,8 +91,11 @@ def test_help_needs_no_torch(tmp_path, command):
         ("detection/export.py --model vit --output out", "Model 'vit' is not a DCL checkpoint"),
         ("data_scripts/prepare.py foldr", "invalid choice: 'foldr'"),
         ("data_scripts/prepare.py folder --root none --output out", "Folder none not found"),
-        ("data_scripts/prepare.py blend --source none --output out", "Folder none not found."),
-        ("data_scripts/prepare.py blend --source . --output out --split_shares 80 10", "(sum 90): give two or three"),
+        ("data_scripts/prepare.py blend --source none --output out", "--source none not found."),
+        (
+            "data_scripts/prepare.py blend --source . --output out --split_shares 80 10",
+            "(sum 90) is invalid. Pass two or three",
+        ),
         ("data_scripts/prepare.py check prepared --root none", "Folder none contains no prepared data set"),
         ("app.py --port 80", "unrecognized arguments: --port 80"),
     ],

@@ -336,7 +336,9 @@ class TrainingSettings:
                 f"data_seed is {self.data_seed}, but samples and their order depend on `seed`. Leave data_seed out."
             )
         if self.lr_step_epochs > 0 and self.warmup_steps > 0:
-            raise InputError(f"lr_step_epochs ({self.lr_step_epochs:g}) excludes a warm-up. Leave out one of them.")
+            raise InputError(
+                f"lr_step_epochs ({self.lr_step_epochs:g}) excludes a warm-up. Omit warmup_steps or lr_step_epochs."
+            )
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise InputError(
                 f"hub_strategy {str(self.hub_strategy)!r} would publish the optimizer's pickles. "

@@ -230,7 +230,7 @@ def test_faults_of_the_json_are_named_and_the_rest_goes_on(home):
     found = find(rgb(home))
     assert [(failure.path.split("json: ")[-1], failure.reason) for failure in found.failures] == [
         ("FF-real, val", "the split does not contain clips by name"),
-        ("FF-real, dev", "it is no split"),
+        ("FF-real, dev", "not a split"),
         ("FF-DF, train, 001_870", "no frames"),
         ("FF-DF, train, 002_006", "folder and list contradict each other"),
         ("FF-DF, train, 003_000", "no list of frames in the JSON"),
@@ -265,9 +265,9 @@ def test_missing_frames_are_one_line_of_their_clip(home):
         (b"", "No data left"),
         (b"\x93NUMPY", "EOF|magic|header|expected"),
         (pickle.dumps(np.zeros((81, 2))), "pickle"),
-        (np.zeros((68, 2), int), "it holds no 81 landmarks"),
+        (np.zeros((68, 2), int), "it does not contain 81 landmarks"),
         (np.full((81, 2), np.nan), "a landmark is not a number"),
-        (np.full((81, 2), "x"), "it holds no 81 landmarks"),
+        (np.full((81, 2), "x"), "it does not contain 81 landmarks"),
         (np.array([[os]] * 3, object), "pickle"),
         (
             b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999999, 2), }".ljust(
@@ -385,16 +385,20 @@ def test_a_json_is_found_by_path_by_name_and_where_it_is_usual(home):
     ("damage", "options", "sentence"),
     [
         (lambda home: json_of(home).unlink(), {}, "No JSON found in .*dataset_json. Pass the one"),
-        (lambda home: shutil.copy(json_of(home), json_of(home, "FF-DF")), {}, r"holds 2 JSONs \(FF-DF, FaceForensics"),
-        (lambda home: None, {"json": "UADFV"}, "there is no JSON UADFV, neither"),
-        (lambda home: json_of(home).write_text("[1]"), {}, "holds a list, not a dict"),
-        (lambda home: json_of(home).write_text('{"a": {}, "b": {}}'), {}, "is no JSON of DeepfakeBench"),
+        (
+            lambda home: shutil.copy(json_of(home), json_of(home, "FF-DF")),
+            {},
+            r"contains 2 JSONs \(FF-DF, Fa",
+        ),
+        (lambda home: None, {"json": "UADFV"}, "JSON UADFV not found, nor"),
+        (lambda home: json_of(home).write_text("[1]"), {}, "contains a list, not a dict"),
+        (lambda home: json_of(home).write_text('{"a": {}, "b": {}}'), {}, "is not a JSON of DeepfakeBench"),
         (lambda home: json_of(home).write_text('{"a": {"b": {"train": {}}}}'), {}, "lists no clips. Pass another"),
-        (lambda home: None, {"compression": "c40"}, "no clip of the compression c40; it has c23: choose by --comp"),
+        (lambda home: None, {"compression": "c40"}, "no clips of the compression c40. Choose --compression from c23"),
         (
             lambda home: edit(home, lambda labels: labels.pop("FF-real") and labels["FF-DF"].pop("test")),
             {"split": "test"},
-            "names no clip of the split test",
+            "lists no clips of the split test",
         ),
         (
             lambda home: shutil.rmtree(rgb(home) / "FaceForensics++"),

@@ -139,7 +139,7 @@ def test_pictures_that_cannot_be_prepared_are_named_and_gifs_are_read(tmp_path, 
     prepare(["blend", "--source", str(people), "--output", output, "--methods", "self_blend", "--size", "64"])
     shown = capsys.readouterr().out
     assert ": train, 6 faces" in shown  # of each face that was read, and its forgery
-    assert f"{people / 'd.heic'}: it cannot be decoded" in shown and f"{people / 'e.png'}: {NO_FILE}" in shown
+    assert f"{people / 'd.heic'}: cannot be decoded" in shown and f"{people / 'e.png'}: {NO_FILE}" in shown
     assert "Skipped 1 image in a format not supported here: 1 .dng. Convert it to JPEG first." in shown
 
 

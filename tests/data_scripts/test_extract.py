@@ -112,7 +112,7 @@ def test_what_is_there_is_kept_and_other_settings_are_refused(root, tmp_path):
     before = (tmp_path / "out" / "train.parquet").stat().st_mtime_ns
     assert prepare(root, tmp_path / "out", "--frames", "2") == 0
     assert (tmp_path / "out" / "train.parquet").stat().st_mtime_ns == before
-    assert "prepared otherwise" in prepare(root, tmp_path / "out", "--frames", "3")
+    assert "prepared with other settings" in prepare(root, tmp_path / "out", "--frames", "3")
 
 
 def test_bad_clips_are_named_and_the_rest_goes_on(root, tmp_path, talking, capsys):
@@ -137,7 +137,7 @@ def test_bad_clips_are_named_and_the_rest_goes_on(root, tmp_path, talking, capsy
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda root: shutil.rmtree(root), "Folder .* not found"),
+        (lambda root: shutil.rmtree(root), "not found. Pass one that contains real/ and fake/"),
         (lambda root: shutil.rmtree(root / "FAKE"), "has no folder fake/"),
         (lambda root: (root / "Real" / "001.avi").touch(), "two videos named '001'"),
         (lambda root: (shutil.rmtree(root / "Real"), (root / "Real").mkdir()), "contains no videos or images"),
@@ -152,7 +152,7 @@ def test_a_set_without_a_face_is_refused_and_leaves_nothing(tmp_path):
     grey = [np.full((96, 128, 3), 90, np.uint8)] * 3
     for side in ("real", "fake"):
         encode(tmp_path / "mine" / side / "001.mp4", grey)
-    assert "no face found in" in prepare(tmp_path / "mine", tmp_path / "out")
+    assert "No face was found in" in prepare(tmp_path / "mine", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.parquet"))
 
 

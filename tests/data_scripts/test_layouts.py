@@ -212,7 +212,7 @@ def test_ffpp_with_another_compression_says_what_is_there(copied):
     ("content", "sentence"),
     [
         ("[[", "cannot be read"),
-        ("{}", "holds a dict, not a list"),
+        ("{}", "contains a dict, not a list"),
         ("[]", "contains no pairs"),
         ('["071", ["071"], [71, 54], null]', "contains no pairs"),
         ('[["../../etc/passwd", "071"]]', "contains no pairs"),
@@ -321,10 +321,10 @@ def test_celeb_df_never_trains_on_a_listed_video(copied):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda root: (root / "List_of_testing_videos.txt").unlink(), "holds no List_of_testing_videos.txt"),
+        (lambda root: (root / "List_of_testing_videos.txt").unlink(), "has no List_of_testing_videos.txt"),
         (lambda root: (root / "List_of_testing_videos.txt").write_text("<html>\n"), "lists no video of"),
         (lambda root: (root / "List_of_testing_videos.txt").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
-        (lambda root: shutil.rmtree(root / "Celeb-synthesis"), "holds no fake videos"),
+        (lambda root: shutil.rmtree(root / "Celeb-synthesis"), "has no fake videos"),
     ],
 )
 def test_celeb_df_refuses_what_cannot_be_used(copied, damage, sentence):
@@ -500,9 +500,9 @@ def test_dfdcp_names_entries_that_cannot_be_used(copied):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "holds no dataset.json"),
+        (None, "dataset.json"),
         ("{", "cannot be read"),
-        ("[]", "holds a list, not a dict"),
+        ("[]", "contains a list, not a dict"),
         ("{}", "lists no existing video"),
         ('{"method_A/x.mp4": {"label": "fake"}}', "lists no existing video"),
     ],
@@ -575,7 +575,7 @@ def test_deeperforensics_names_what_is_missing(copied, trees, tmp_path):
     [
         (lambda root: (root / "lists" / "splits" / "val.txt").unlink(), {}, r"has no lists/splits/val.txt"),
         (lambda root: shutil.rmtree(root / "source_videos"), {}, "DCL needs reals"),
-        (lambda root: None, {"variants": ["reenact"]}, r"what is there \(end_to_end, end_to_end_level_1\)"),
+        (lambda root: None, {"variants": ["reenact"]}, r"Choose other --variants \(end_to_end, end_to_end_level_1\)"),
         (lambda root: None, {"variants": ["../source_videos"]}, "contains no videos. Choose other --variants"),
         (lambda root: None, {"reals": "."}, "c23/videos contains no videos. Pass --reals"),
         (lambda root: None, {"reals": "nowhere"}, "Folder nowhere not found"),

@@ -148,7 +148,7 @@ def test_a_prepared_set_keeps_its_reals_splits_and_crop(photographs, tmp_path):
         assert row == reals[1][key]
     assert set(after["method"]) == {"photos", "local_warp", "mouth_swap"}
     assert find_crop(after, "it")["size"] == 96
-    assert "leave --size" in failure("blend", "--source", first, "--output", tmp_path / "third", "--size", "96")
+    assert "Remove --size" in failure("blend", "--source", first, "--output", tmp_path / "third", "--size", "96")
 
 
 def test_prepared_reals_without_landmarks_get_them_and_unusable_rows_are_named(tmp_path, capsys):
@@ -216,7 +216,7 @@ def test_train_and_validation_are_filled_from_two_sources(photographs, tmp_path)
     other_size = failure(*validation[:-3], "self_blend", "--size", "128")
     assert "train.parquet was prepared with other settings (crop was {" in other_size
     twice = failure("blend", "--source", photographs / "s1", *flags, "--split", "test")
-    assert "2 people or videos of the split 'test'" in twice and "train.parquet" in twice
+    assert "The split 'test' shares 2 people or videos" in twice and "train.parquet" in twice
     assert not (tmp_path / "out" / "test.parquet").exists()
 
 
@@ -225,7 +225,7 @@ def test_a_person_in_two_folders_of_photographs_does_not_get_into_two_splits(pho
     main(["blend", "--source", str(photographs), *flags])
     shutil.copytree(photographs / "s2", tmp_path / "few" / "s2")
     twice = failure("blend", "--source", tmp_path / "few", *flags, "--split", "validation")
-    assert "1 people or videos of the split 'validation' (as s2)" in twice and "namesakes" in twice
+    assert "The split 'validation' shares 1 person or video" in twice and "different people" in twice
 
 
 def test_a_method_named_twice_is_made_once(photographs, tmp_path):
@@ -258,9 +258,9 @@ def test_bad_input_gets_one_sentence(photographs, tmp_path, capsys):
     assert not list(out.glob("*")) and "\n" not in message
     for name in ("a/b", "my-split", ""):
         assert "Invalid split name" in failure("blend", "--source", photographs, "--output", out, "--split", name)
-    assert "--variants 0" in failure("blend", "--source", photographs, "--output", out, "--variants", "0")
-    assert "--margin nan" in failure("blend", "--source", photographs, "--output", out, "--margin", "nan")
-    assert "give it a --name" in failure("blend", "--source", photographs, "--output", out, "--name", "self_blend")
+    assert "--variants is 0" in failure("blend", "--source", photographs, "--output", out, "--variants", "0")
+    assert "--margin is nan" in failure("blend", "--source", photographs, "--output", out, "--margin", "nan")
+    assert "Pass another --name" in failure("blend", "--source", photographs, "--output", out, "--name", "self_blend")
     assert "Choose another --output" in failure("blend", "--source", photographs, "--output", empty / "1.png")
     assert "both source and output" in failure("blend", "--source", out, "--output", out, "--overwrite")
     assert "choose from orl" in failure("assets", "nothing")

@@ -264,7 +264,7 @@ def test_another_detector_is_told_in_every_row(root, tmp_path, monkeypatch):
 
 def test_other_settings_are_refused_and_overwritten_on_demand(root, whole, tmp_path):
     assert prepare(root, tmp_path, "--frames", "1") == 0
-    assert "was prepared otherwise (frames was 1, is 32)" in prepare(root, tmp_path)
+    assert "was prepared with other settings (frames was 1, is 32)" in prepare(root, tmp_path)
     assert prepare(root, tmp_path, "--overwrite") == 0
     assert digests(tmp_path) == digests(whole)
 
@@ -278,10 +278,10 @@ def test_a_shard_tells_how_it_was_made(whole):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--shard_index", "2", "--num_shards", "2"], "--shard_index 2"),
-        (["--num_proc", "0"], "--num_proc 0"),
+        (["--shard_index", "2", "--num_shards", "2"], "--shard_index is 2"),
+        (["--num_proc", "0"], "--num_proc is 0"),
         (["--overwrite", "--num_shards", "2"], "by hand"),
-        (["--families_per_shard", "0"], "--families_per_shard 0"),
+        (["--families_per_shard", "0"], "--families_per_shard is 0"),
     ],
 )
 def test_work_that_cannot_be_shared_so_is_refused(root, tmp_path, flags, sentence):

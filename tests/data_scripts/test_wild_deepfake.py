@@ -162,8 +162,8 @@ def sparse():
     return info
 
 
-NO_NAME = "a member is not called <N>/<real or fake>/<sequence>/<frame>.png"
-NO_FILE = "a member is no regular file"
+NO_NAME = "the name of a member is not <N>/<real or fake>/<sequence>/<frame>.png"
+NO_FILE = "a member is not a regular file"
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -178,15 +178,15 @@ NO_FILE = "a member is no regular file"
         (("1/real/0/9.txt", b"x"), NO_NAME),
         (("1/real/0\\..\\..\\x/9.png", b"x"), NO_NAME),
         (("1/real/a\nb/9.png", b"x"), NO_NAME),
-        (("1/fake/0/9.png", b"x"), "a member's label is not that of the folder"),
-        (("1/real/0/001.png", b"x"), "a frame is there twice"),
+        (("1/fake/0/9.png", b"x"), "the label of a member differs from that of the folder"),
+        (("1/real/0/001.png", b"x"), "duplicate frame"),
         (special(tarfile.SYMTYPE), NO_FILE),
         (special(tarfile.LNKTYPE), NO_FILE),
         (special(tarfile.FIFOTYPE), NO_FILE),
         (special(tarfile.CHRTYPE), NO_FILE),
         (special(tarfile.BLKTYPE), NO_FILE),
         (sparse(), NO_FILE),
-        ((of_size(LARGEST_MEMBER + 1), bytes(LARGEST_MEMBER + 1)), "a member is too large for the crop of a face"),
+        ((of_size(LARGEST_MEMBER + 1), bytes(LARGEST_MEMBER + 1)), "a member is too large for a face crop"),
     ],
 )
 def test_members_that_are_no_frames_are_named_and_the_rest_is_read(tmp_path, monkeypatch, member, why, compressed):
@@ -234,7 +234,7 @@ def test_a_gzip_bomb_is_named_and_fills_no_memory(tmp_path):
     (clips, failures), peak = peak_of(load, tmp_path, bomb)
     assert [failure.reason for failure in failures] == [
         "archive cannot be read completely",
-        "a member is too large for the crop of a face",
+        "a member is too large for a face crop",
     ]
     assert "inflates to more than" in failures[0].detail
     assert len(read(clips["real/train/1/0"])) == 4
@@ -289,7 +289,7 @@ def test_of_an_archive_that_is_cut_off_what_came_before_is_kept(tmp_path, share,
 
 def test_an_archive_cut_off_between_two_members_is_named(tmp_path):
     clips, failures = load(tmp_path, open_end(REAL_0))
-    assert [failure.detail for failure in failures] == ["it is truncated, or damaged in the middle"]
+    assert [failure.detail for failure in failures] == ["it is truncated or damaged"]
     assert len(read(clips["real/train/1/0"])) == 4
 
 
@@ -383,7 +383,7 @@ def test_two_archives_of_one_name_are_named(tmp_path):
     shutil.copy(folder / "1.tar.gz", folder / "1.tar")
     found = find(tmp_path)
     assert [(failure.reason, failure.detail) for failure in found.failures] == [
-        ("another archive has its name", "1.tar")
+        ("another archive has the same name", "1.tar")
     ]
     assert len(found.splits["train"]) == 4
 
@@ -444,8 +444,8 @@ def test_paths_that_lead_out_and_images_that_are_missing_are_named(listed):
     ]
     failures = list(found.failures)
     assert [failure.reason for failure in failures] == [
-        *["it is no numbered image below the folder of the list"] * len(astray),
-        *["a list names it, and it is not there"] * 2,
+        *["not a numbered image below the folder of the list"] * len(astray),
+        *["listed, but not found"] * 2,
     ]
     assert [failure.frames for failure in failures[-2:]] == [[99], [7]]
 
@@ -555,4 +555,4 @@ def test_a_damaged_archive_is_reported_and_the_rest_prepared(root, tmp_path, cap
 
 
 def test_a_size_that_was_not_asked_of_crops_is_refused(root, tmp_path):
-    assert "are cut already" in prepare(root, tmp_path, "--size", "64")
+    assert "are already cropped" in prepare(root, tmp_path, "--size", "64")

@@ -239,7 +239,7 @@ def test_the_printed_table_shows_what_int8_changes_and_what_was_not_checked(expo
     printed = door.describe(record)
     int8 = record["int8"]
     assert "model.onnx: 1.5 MB" in printed and "model_int8.onnx: 0.5 MB" in printed
-    assert f"{int8['auc_float32']:.4f} to {int8['auc_int8']:.4f}" in printed
+    assert f"{int8['auc_float32']:.4f} and {int8['auc_int8']:.4f}" in printed
     for name, line in zip(exporting.CHANGES, printed.splitlines()[-4:], strict=True):
         assert exporting.CHANGES[name] in line and f"{int8[name]:.4f}" in line
         assert ("too few frames" in line) == (name in ("auc_loss", "flips")) == (name not in int8["limits"])

@@ -201,7 +201,7 @@ def test_a_calibration_that_cannot_be_followed_is_refused(here, tmp_path, capsys
         ),
         (
             {"method": "isotonic", "margins": [0.0], "p_fake": [0.5]},
-            "`calibration` has the method 'isotonic', which is no longer supported: fit it again by "
+            "`calibration` has the method 'isotonic', which is no longer supported. Fit it again with "
             "`dcl_face_forgery.evaluation.calibration.fit_calibration`, or train again",
         ),
         (3, "Field 'calibration' expected a dict, got int"),

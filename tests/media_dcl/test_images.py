@@ -384,7 +384,7 @@ def test_arrays_and_other_objects():
         assert np.array_equal(read_picture((RGB / 255).astype(kind)), RGB)
     for wrong, extent in (
         (RGB.astype(float), "0 to 249"),
-        (RGB / 255 - 1, "-1 to -0"),
+        (RGB / 255 - 1, r"-1 to -0\.0\d+"),
         (RGB * np.nan, "nan to nan"),
     ):
         with pytest.raises(InputError, match=rf"range from {extent}\. Scale them to"):

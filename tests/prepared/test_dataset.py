@@ -133,7 +133,7 @@ def test_a_cell_that_is_another_kind_of_file_is_named_and_starts_nothing(decode,
 def test_masks_that_would_be_clipped_or_misread_are_refused():
     deep, flags = io.BytesIO(), np.eye(8, dtype=np.uint8)
     PILImage.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(deep, "PNG")
-    with pytest.raises(CorruptImageError, match=r"row 3 cannot be decoded .*not 8 bits a channel"):
+    with pytest.raises(CorruptImageError, match=r"row 3 cannot be decoded .*not 8 bits per channel"):
         decode_mask({"bytes": deep.getvalue(), "path": None}, "row 3")
     with pytest.raises(CorruptImageError, match=r"mask of row 3 contains 0 and 1.*Multiply it by 255"):
         decode_mask(encode_image(flags), "row 3")
@@ -209,7 +209,7 @@ def test_a_missing_folder_names_where_it_was_looked_for(tmp_path):
 
 
 def test_a_name_that_might_be_of_the_hub_fails_fast_offline():
-    refused("nobody/nothing", r"'train' of the data set 'nobody/nothing' cannot be loaded: .")
+    refused("nobody/nothing", r"Data set 'nobody/nothing': the split 'train' cannot be loaded .*Check the path")
 
 
 def test_a_missing_split_lists_those_there(rows, write):
@@ -218,19 +218,19 @@ def test_a_missing_split_lists_those_there(rows, write):
 
 
 def test_an_empty_folder_says_so(tmp_path):
-    refused(tmp_path, r"no split 'train': it holds no Parquet files. Create it with `dcl-prepare`")
+    refused(tmp_path, r"no split 'train': it contains no Parquet files. Create it with `dcl-prepare`")
 
 
 def test_a_set_without_rows(tmp_path):
     Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES).to_parquet(tmp_path / "train.parquet")
-    refused(tmp_path, "is empty: it has no rows")
+    refused(tmp_path, "is empty. Prepare or download it again")
 
 
 @pytest.mark.parametrize("column", sorted(set(FEATURES) - OPTIONAL_COLUMNS))
 def test_a_missing_column_is_named(rows, write, tmp_path, column):
     folder = write(rows)
     Dataset.from_parquet(str(tmp_path / "train.parquet")).remove_columns(column).to_parquet(tmp_path / "train.parquet")
-    refused(folder, rf"has no column '{column}'; a prepared data set has image, mask, label")
+    refused(folder, rf"has no column '{column}'\. A prepared data set has image, mask, label")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_missing_column_is_named(rows, write, tmp_path, column):
 )
 def test_a_column_of_another_type_is_named_with_the_remedy(rows, write, column, kind, value):
     folder = write([row | {column: value} for row in rows[:2]], features=Features(FEATURES | {column: kind}))
-    refused(folder, rf"the column '{column}' of the data set .* is .*, not .*; cast it")
+    refused(folder, rf"the column '{column}' is .*, not .*\. Cast it")
 
 
 def test_labels_with_the_classes_in_the_wrong_order_are_refused(rows, write):
@@ -266,7 +266,7 @@ def test_kinds_of_the_same_family_are_taken(rows, write):
 @pytest.mark.parametrize("column", ["image", "label", "video_id", "source_id", "crop"])
 def test_a_row_without_a_value_is_refused(rows, write, column):
     rows[3][column] = None
-    refused(write(rows), rf"column '{column}' .* has rows without a value")
+    refused(write(rows), rf"the column '{column}' has rows without a value")
 
 
 @pytest.mark.parametrize("damage", ["cut off", "overwritten", "empty"])
@@ -276,7 +276,7 @@ def test_a_damaged_file_is_named(rows, write, tmp_path, damage):
     path = tmp_path / "train-00001-of-00002.parquet"
     content = path.read_bytes()
     path.write_bytes({"cut off": content[: len(content) // 2], "overwritten": b"x" * 999, "empty": b""}[damage])
-    refused(folder, r"train-00001-of-00002\.parquet is no whole Parquet file .*: prepare or download")
+    refused(folder, r"train-00001-of-00002\.parquet is not a complete Parquet file .*\. Prepare or download")
 
 
 def test_files_of_two_preparations_of_a_split_are_refused(rows, write, tmp_path):
@@ -292,7 +292,7 @@ def test_files_of_two_preparations_of_a_split_are_refused(rows, write, tmp_path)
 def test_shards_that_do_not_fit_together_are_refused(rows, write, tmp_path):
     folder = write(rows, "train-00000-of-00002.parquet")
     pq.write_table(pa.table({"frame": ["third"]}), tmp_path / "train-00001-of-00002.parquet")
-    refused(folder, "'train' of the data set .* cannot be loaded: .*third")
+    refused(folder, "the split 'train' cannot be loaded .*third")
 
 
 @pytest.mark.parametrize("damage", ["cut off", "no image", "nothing"])

@@ -236,7 +236,7 @@ def test_groups_and_their_gaps_are_in_the_tables(tmp_path):
         assert (row["auc"], row["eer"], row["fpr"]) == (scores["auc"], scores["eer"], scores[f"fpr{suffix}"])
         assert [row["tpr_low"], row["tpr_high"]] == (scores["intervals"][f"tpr{suffix}"] or [None, None])
         assert (row["frames"], row["videos"]) == (72, 36)
-        assert row["warning"].startswith("only 12 families")
+        assert row["warning"].startswith("Only 12 families")
     gap = found["gap"]["frame"]["fpr_at_threshold_eer"]
     (row,) = [row for row in content["gaps"][:8] if (row["level"], row["measure"]) == ("frame", "fpr")]
     assert (row["gap"], row["highest"], row["lowest"]) == (gap["value"], "old", "young")
