@@ -59,7 +59,7 @@ test-slow: $(STAMP)  ## Run the tests that take longer.
 # UV_TORCH_BACKEND=cpu takes PyTorch's smaller wheels for the CPU.
 test-oldest:  ## Run the tests of model, training, evaluation and detection with the oldest dependencies that are allowed.
 	test -x $(OLDEST)/uv || { $(PYTHON) -m venv .venv-oldest && $(OLDEST)/python -m pip install 'uv>=0.9,<1'; }
-	$(OLDEST)/uv pip install --python $(OLDEST)/python --resolution lowest-direct \
+	$(OLDEST)/uv pip install --upgrade --python $(OLDEST)/python --resolution lowest-direct \
 		--editable '.[train,metrics,onnx,report]' --group test
 	$(OLDEST)/python -m pytest -n 2 -m "not slow" tests/modeling_dcl \
 		tests/test_pipeline_dcl.py tests/video_dcl tests/training tests/evaluation tests/detection

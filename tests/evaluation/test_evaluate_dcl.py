@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset
@@ -370,7 +371,7 @@ def test_a_missing_split(capsys, tmp_path):
 
 def test_an_empty_data_set(capsys, tmp_path):
     (tmp_path / "empty").mkdir()
-    Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES).to_parquet(tmp_path / "empty/test.parquet")
+    pq.write_table(FEATURES.arrow_schema.empty_table(), tmp_path / "empty/test.parquet")  # datasets 5.1 cannot
     assert "is empty" in refused_dataset(capsys, tmp_path, tmp_path / "empty")
 
 
