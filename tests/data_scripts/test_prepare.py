@@ -263,7 +263,7 @@ def test_bad_input_gets_one_sentence(photographs, tmp_path, capsys):
     assert "Pass another --name" in failure("blend", "--source", photographs, "--output", out, "--name", "self_blend")
     assert "Choose another --output" in failure("blend", "--source", photographs, "--output", empty / "1.png")
     assert "both source and output" in failure("blend", "--source", out, "--output", out, "--overwrite")
-    assert "choose from orl" in failure("assets", "nothing")
+    assert "Choose from orl" in failure("assets", "nothing")
     with pytest.raises(SystemExit):
         main(["blend", "--source", "", "--output", str(out)])  # an unset variable of the shell
     assert "the path is empty" in capsys.readouterr().err

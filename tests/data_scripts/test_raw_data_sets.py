@@ -163,8 +163,8 @@ def test_damaged_videos_are_named_and_the_rest_goes_on(damaged, tmp_path, capsys
         "real/0002.mp4: frames cannot be decoded (",
         "real/0003.mp4: cannot be opened (",
         "real/0004.mp4: cannot be opened (",
-        "real/0005.mp4: no face was found (frames 0, 3, 7, 11)",
-        "fake/0007_fake.mp4: it has not all wanted frames (2 of 4 are there)",
+        "real/0005.mp4: no face found (frames 0, 3, 7, 11)",
+        "fake/0007_fake.mp4: frames are missing (2 of 4",
     ):
         assert f"{damaged}/{line}" in printed
     frames = tables(tmp_path / "out")["test"].groupby("video_id").frame.apply(tuple).to_dict()

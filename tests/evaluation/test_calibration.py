@@ -504,8 +504,8 @@ def test_the_paragraph_names_the_numbers_their_counts_and_what_is_missing():
         f"{frame['thresholds']['eer']:.3f} (EER)",
         f"{frame['thresholds']['fpr_0.05']:.3f} (FPR 5 %)",
         "Not available for a frame: FPR 1 % (200 real frames are too few: an FPR of 0.01 needs 500).",
-        f"faces are flagged from {max(frame['thresholds']['eer'], frame['band']['high']):.3f} on, inconclusive from",
-        "Either error is expected for at most 10 % of the faces of new people.",
+        f"flagged at or above {max(frame['thresholds']['eer'], frame['band']['high']):.3f}, inconclusive from",
+        "Each error is expected for at most 10 % of the faces of new people.",
         "% of the real faces score at or above",
     ):
         assert said in text

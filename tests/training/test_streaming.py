@@ -257,12 +257,12 @@ def unlike(folder):
 
 
 BROKEN = {
-    "no column": (without("video_id"), "has no column 'video_id'; a prepared data set has image"),
-    "no images": (without("image"), "has no column 'image'; a prepared data set has image"),
-    "another type": (of_kind("frame", Value("string"), "3"), r"the column 'frame' .* is .*, not .*; cast it"),
-    "image of another type": (of_kind("image", Value("string"), "a.png"), r"the column 'image' .* cast it"),
-    "mask of another type": (of_kind("mask", Value("int64"), 1), r"the column 'mask' .* cast it"),
-    "landmarks of another type": (of_kind("landmarks", Value("float32"), 0.5), r"the column 'landmarks' .* cast it"),
+    "no column": (without("video_id"), r"has no column 'video_id'\. A prepared data set has image"),
+    "no images": (without("image"), r"has no column 'image'\. A prepared data set has image"),
+    "another type": (of_kind("frame", Value("string"), "3"), r"the column 'frame' is .*, not .*\. Cast it"),
+    "image of another type": (of_kind("image", Value("string"), "a.png"), r"the column 'image' .* Cast it"),
+    "mask of another type": (of_kind("mask", Value("int64"), 1), r"the column 'mask' .* Cast it"),
+    "landmarks of another type": (of_kind("landmarks", Value("float32"), 0.5), r"the column 'landmarks' .* Cast it"),
     "no value": (with_null("source_id"), "the column 'source_id' has rows without a value. Fill them"),
     "no image": (with_null("image"), "the column 'image' has rows without a value. Fill them"),
     "no rows": (lambda folder: write_groups(folder / "train.parquet", []), "is empty. Prepare or download it again"),
@@ -272,7 +272,7 @@ BROKEN = {
     "damaged": (damaged, "is not a complete Parquet file"),
     "unlike": (
         unlike,
-        "the split 'train' of the data set .* cannot be loaded: .*third.*; prepare or download it again",
+        r"the split 'train' cannot be loaded .*third.*\. Prepare or download it again",
     ),
 }
 

@@ -598,7 +598,7 @@ def test_what_was_trained_is_saved_before_a_corrupt_validation_image_ends_the_ru
     flags = training_flags(tmp_path / "data", tmp_path / "run", **settings, eval_steps=2, save_steps=2)
     with pytest.raises(SystemExit) as stop:
         train.main(flags)
-    assert "it is no image" in str(stop.value) and "row 4" in str(stop.value)  # of those by the chosen methods
+    assert "it is not an image" in str(stop.value) and "row 4" in str(stop.value)  # of those by the chosen methods
     assert last_complete_checkpoint(tmp_path / "run").name == "checkpoint-2"
     train.main([*flags, "--skip_corrupt"])
     assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["global_step"] == 3
