@@ -147,7 +147,9 @@ def _count_rows(path: str) -> int:
     try:
         return pq.read_metadata(path).num_rows
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not a complete Parquet file ({error}). Prepare or download it again.") from error
+        raise InputError(
+            f"{path} is not a complete Parquet file ({reason(error)}). Prepare or download it again."
+        ) from error
 
 
 def _with_checked_columns(dataset: Dataset, where: str) -> Dataset:

@@ -329,7 +329,7 @@ def test_everything_can_be_reached_by_keyboard_and_has_a_name(visit):
     assert any(name.startswith("Options") for name in names) and not {"INPUT", "BUTTON"} & names
 
 
-def test_it_works_below_a_reverse_proxys_prefix(visit, checkpoint, tmp_path_factory):
+def test_it_works_below_the_prefix_of_a_reverse_proxy(visit, checkpoint, tmp_path_factory):
     """As a proxy does that takes the prefix away, with answers passed on as they come."""
     port = free_port()
     with serve(checkpoint, tmp_path_factory.mktemp("app"), GRADIO_ROOT_PATH="/faces") as server:
