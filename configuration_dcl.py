@@ -51,6 +51,9 @@ class DCLConfig(PreTrainedConfig):
             Rows of each of the two queues of hard keys.
         hard_samples (`int`, *optional*, defaults to 5):
             Keys of each class that enter its queue at every step, counted over the batch of all processes.
+        hard_share (`float`, *optional*):
+            Share of each class's keys that enter its queue at every step, in (0, 1], rounded; it replaces
+            `hard_samples`. The queue then fills at the same rate with any batch size and number of processes.
         momentum (`float`, *optional*, defaults to 0.999):
             Momentum of the momentum encoder at each optimizer step, in [0, 1].
         prototype_momentum (`float`, *optional*, defaults to 0.9):
@@ -104,6 +107,7 @@ class DCLConfig(PreTrainedConfig):
     embedding_dim: int = 128
     queue_size: int = 32768
     hard_samples: int = 5
+    hard_share: float | int | None = None
     momentum: float | int = 0.999
     prototype_momentum: float | int = 0.9
     temperature: float | int = 0.07
@@ -140,6 +144,8 @@ class DCLConfig(PreTrainedConfig):
         }
         for name, (low, high, wanted) in ranges.items():
             check_value(low <= getattr(self, name) <= high, f"`{name}`", f"be {wanted}", getattr(self, name))
+        if self.hard_share is not None:
+            check_value(0 < self.hard_share <= 1, "`hard_share`", "be in (0, 1]", self.hard_share)
         if self.hard_samples > self.queue_size:
             raise ValueError(
                 f"`queue_size` ({self.queue_size}) must be at least `hard_samples` ({self.hard_samples}). "

@@ -239,6 +239,7 @@ class DCLMemory(nn.Module):
         dim: D, length of a key.
         hard_samples: keys of each class that enter its queue at every step.
         prototype_momentum: share of itself that a prototype keeps at a step, in [0, 1].
+        hard_share: share of the keys of each class that enter its queue instead, in (0, 1]; None for `hard_samples`.
 
     Attributes:
         queue: float (2, K, D), unit keys.
@@ -247,9 +248,12 @@ class DCLMemory(nn.Module):
         prototype: float (2, D), the moving average of the keys of each class.
     """
 
-    def __init__(self, queue_size: int, dim: int, hard_samples: int, prototype_momentum: float):
+    def __init__(
+        self, queue_size: int, dim: int, hard_samples: int, prototype_momentum: float, hard_share: float | None = None
+    ):
         super().__init__()
         self.hard_samples = hard_samples
+        self.hard_share = hard_share
         self.prototype_momentum = prototype_momentum
         self.register_buffer("queue", torch.zeros(2, queue_size, dim))
         self.register_buffer("pointer", torch.zeros(2, dtype=torch.long))
@@ -260,9 +264,9 @@ class DCLMemory(nn.Module):
     def update(self, keys: torch.Tensor, labels: torch.Tensor) -> None:
         """Update the prototypes, then enqueue the hard keys of the batch.
 
-        The prototype of a class is P <- a P + (1 - a) mean of its keys. Its hard keys are the `hard_samples` keys with
-        the highest cosine similarity to the prototype of the other class, hardest first (Eq. 6 with a count instead of
-        a threshold). A class without keys in the batch stays as it is, and keys that are not finite are ignored. No
+        The prototype of a class is P <- a P + (1 - a) mean of its keys. Its hard keys are the `hard_samples` keys (or
+        the `hard_share` of its keys) with the highest cosine similarity to the prototype of the other class, hardest
+        first (Eq. 6 with a count instead of a threshold). A class without keys in the batch stays as it is, and keys that are not finite are ignored. No
         operation synchronises with the device.
 
         Args:
@@ -284,7 +288,15 @@ class DCLMemory(nn.Module):
             for label, member in enumerate(members):
                 hardness = keys @ F.normalize(self.prototype[1 - label].float(), dim=0)
                 order = hardness.masked_fill(~member, -torch.inf).argsort(descending=True, stable=True)
-                self._enqueue(label, keys[order[: self.hard_samples]], member.sum().clamp(max=self.hard_samples))
+                count = self.hard_count(member.sum())
+                most = min(int(self.hard_count(torch.tensor(len(keys)))), self.queue.shape[1])
+                self._enqueue(label, keys[order[:most]], count.clamp(max=most))
+
+    def hard_count(self, members: torch.Tensor) -> torch.Tensor:
+        """Return how many of the keys of a class, int64 (), enter its queue, int64 ()."""
+        if self.hard_share is None:
+            return members.clamp(max=self.hard_samples)
+        return (members * self.hard_share).round().long().clamp(min=1).minimum(members)
 
     def _enqueue(self, label: int, keys: torch.Tensor, count: torch.Tensor) -> None:
         """Write the first `count` keys into the ring, in order."""
@@ -498,7 +510,8 @@ class DCLForPreTraining(DCLPreTrainedModel):
         self.momentum_dcl = copy.deepcopy(self.dcl)
         self.momentum_embedding_head = copy.deepcopy(self.embedding_head)
         self.memory = DCLMemory(
-            config.queue_size, self.embedding_head.dim, config.hard_samples, config.prototype_momentum
+            *(config.queue_size, self.embedding_head.dim, config.hard_samples),
+            *(config.prototype_momentum, config.hard_share),
         )
         # Every process computes the same memory from gathered keys, so DDP has nothing to broadcast.
         self._ddp_params_and_buffers_to_ignore = [f"memory.{name}" for name, _ in self.memory.named_buffers()]

@@ -27,7 +27,9 @@ FREE_ON_RESUME = (
     *("output_dir", "overwrite", "skip_corrupt", "allow_copies", "config", "data_root", "resume_from_checkpoint"),
     *("disable_tqdm", "report_to", "run_name", "project", "log_level", "log_level_replica", "save_total_limit"),
     *("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
-    *("dataloader_pin_memory", "push_to_hub", "ddp_backend"),
+    *("dataloader_pin_memory", "push_to_hub", "ddp_backend", "ddp_timeout", "per_device_eval_batch_size"),
+    *("eval_accumulation_steps", "save_steps", "early_stopping_patience", "evaluate_momentum", "save_for_inference"),
+    *("log_gradient_shares", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
 )
 FREE_PREFIXES = ("hub_", "logging_", "trackio_", "_")
 
@@ -68,8 +70,8 @@ class TrainingRun:
     def record(self) -> dict[str, Any]:
         """Return the settings that affect the trained weights, as plain values."""
         model = asdict(self.model)
-        if self.model.model is not None:  # the checkpoint's own model settings apply
-            model = {"model": self.model.model}
+        if self.model.model is not None:  # the checkpoint's own model settings apply where none was given
+            model = {name: value for name, value in model.items() if name == "model" or name in self.given}
         named = model | asdict(self.data) | asdict(self.views) | asdict(self.augmentation)
         named |= self.training.to_dict() | {"world_size": self.training.world_size}
         free = set(FREE_ON_RESUME)

@@ -97,8 +97,10 @@ class PairDataset(TorchDataset):
         augmentation: AugmentationSettings | None = None,
         seed: int = 0,
         skip_corrupt: bool = False,
+        keys: bool = True,
     ):
         self.rows = rows
+        self.keys = keys
         self.views = views or ViewSettings()
         self.augment = view_augmentation(self.views, augmentation or AugmentationSettings(), image_size)
         self.seed = seed
@@ -157,6 +159,7 @@ class PairDataset(TorchDataset):
             "mask": mask if known else np.zeros(query.shape[:2], np.uint8),
             "has_mask": np.asarray(known),
             "labels": np.asarray(self.labels[row]),
+            "row": np.asarray(row),
             **draw_device_views(self.views, rng),
         }
 

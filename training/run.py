@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Collection
 from datetime import timedelta
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from datasets import Dataset, concatenate_datasets
+from filelock import FileLock, Timeout
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from transformers import EvalPrediction, set_seed
+from transformers.trainer_utils import TrainOutput
 from transformers.utils.logging import disable_progress_bar
 
 from ..abstention_dcl import describe_abstention
-from ..configuration_dcl import why_refused
+from ..configuration_dcl import DCLConfig, why_refused
 from ..decision_dcl import describe_calibration
-from ..errors_dcl import InputError, reason
+from ..errors_dcl import InputError, reason, whole_file
 from ..hub_dcl import find_dcl_checkpoint, hub_is_reachable
 from ..image_processing_dcl import DCLImageProcessor
 from ..modeling_dcl import DCLForPreTraining
@@ -28,6 +31,7 @@ from ..prepared.names import FAKE, split_names
 from ..prepared.splits import PreparedSplit
 from .arguments import TrainingRun
 from .backbone import load_backbone_weights
+from .callbacks import STOPPED
 from .pairs import FaceDataset, PairDataset, load_rows
 from .settings import ModelArguments
 from .streaming import StreamedRows
@@ -59,47 +63,70 @@ def train(run: TrainingRun, compute_metrics: Metrics, fit: Fit) -> None:
     train_rows, validation_rows = rows
     learned = train_rows.fingerprint() if isinstance(train_rows, StreamedRows) else fingerprint(train_rows)
     record = run.record() | {"data": [learned, fingerprint(validation_rows)]}
-    finished, checkpoint = find_start(run, output_dir, record)
-    if finished:
-        print(f"{output_dir} holds this run, and it is finished. Pass --overwrite to train again.")
-        return
-    trainer = build_trainer(run, compute_metrics, rows)
-    claim_output_dir(run, output_dir, record)
+    lock = FileLock(output_dir / ".lock", blocking=False)
     try:
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finished, checkpoint = find_start(run, output_dir, record, lock)
+        if finished:
+            print(f"{output_dir} holds this run, and it is finished. Pass --overwrite to train again.")
+            return
+        trainer = build_trainer(run, compute_metrics, rows)
+        claim_output_dir(run, output_dir, record)
+        result = train_from(trainer, checkpoint)
+        if trainer.stopped:
+            saved = last_complete_checkpoint(output_dir)
+            print(
+                f"Stopped by a signal; {saved} holds all of the training so far. The same command continues from it."
+            )
+            sys.exit(STOPPED)
+        calibrate_checkpoint(trainer, run, fit)
+        if trainer.is_world_process_zero():
+            print(describe_calibration(trainer.model.config.calibration))
+            print(describe_abstention(trainer.model.config.familiarity))
+        trainer.save_model()
+        trainer.save_state()
+        trainer.create_model_card()
+        trainer.log_metrics("train", result.metrics)
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("all", result.metrics | metrics, combined=False)
+        print(f"The checkpoint is in {output_dir}.")
+    finally:
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+
+def train_from(trainer: DCLTrainer, checkpoint: Path | None) -> TrainOutput:
+    """Train, from a checkpoint or from the start; raises `InputError` if a tracker cannot start."""
+    try:
+        return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except Exception as error:
         if not type(error).__module__.startswith("wandb"):
             raise
         raise InputError(
             f"--report_to wandb: cannot start ({reason(error)}). Run `wandb login`, or set WANDB_MODE=offline."
         ) from error
-    calibrate_checkpoint(trainer, run, fit)
-    if trainer.is_world_process_zero():
-        print(describe_calibration(trainer.model.config.calibration))
-        print(describe_abstention(trainer.model.config.familiarity))
-    trainer.save_model()
-    trainer.save_state()
-    trainer.create_model_card()
-    trainer.log_metrics("train", result.metrics)
-    metrics = trainer.evaluate()
-    trainer.log_metrics("eval", metrics)
-    trainer.save_metrics("all", result.metrics | metrics, combined=False)
-    print(f"The checkpoint is in {output_dir}.")
 
 
 def load_data(run: TrainingRun) -> tuple[Dataset | StreamedRows, Dataset]:
     """Load the training rows and the validation rows."""
     data = run.data
-    names, chosen = split_names(data.dataset), (data.data_root, data.methods)
-    train_rows = load_rows(names, data.train_split, *chosen, streaming=data.streaming)
+    names, root = split_names(data.dataset), data.data_root
+    train_rows = load_rows(names, data.train_split, root, data.methods, streaming=data.streaming)
+    others = split_names(data.validation_dataset or [])
     # Validation reads every row each time, so it is loaded, not streamed. Load this split alone: loading the whole
     # data set would download the training images.
-    validation_rows = load_rows(names, data.validation_split, *chosen, split_alone=data.streaming)
+    validation_rows = load_rows(
+        others or names, data.validation_split, root, None if others else data.methods, split_alone=data.streaming
+    )
     return train_rows, validation_rows
 
 
-def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
-    """Raise an `InputError` if the folder holds a foreign model, or a run with other settings or data."""
+def refuse_other_run(output_dir: Path, record: dict[str, Any], free: Collection[str] = ()) -> None:
+    """Raise an `InputError` if the folder holds a foreign model, or a run with other settings or data.
+
+    `free` names settings that may differ.
+    """
     if not (output_dir / RECORD).exists() and any(output_dir.glob("model*.safetensors")):
         raise InputError(
             f"{output_dir} holds a model from elsewhere. Choose another --output_dir, or pass --overwrite."
@@ -110,7 +137,7 @@ def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
         earlier = json.loads((output_dir / RECORD).read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{output_dir} holds checkpoints of an unknown run. Choose another --output_dir.") from error
-    changed = [key for key in record if key in earlier and earlier[key] != record[key]]
+    changed = [key for key in record if key in earlier and earlier[key] != record[key] and key not in free]
     if changed:
         shown = "; ".join(f"{key} was {earlier[key]!r}, is {record[key]!r}" for key in changed[:3])
         raise InputError(
@@ -119,22 +146,31 @@ def refuse_other_run(output_dir: Path, record: dict[str, Any]) -> None:
         )
 
 
-def find_start(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> tuple[bool, Path | None]:
-    """Decide where the run starts: the first process checks the folder and informs the others.
+def find_start(run: TrainingRun, output_dir: Path, record: dict[str, Any], lock: FileLock) -> tuple[bool, Path | None]:
+    """Decide where the run starts: the first process checks the folder, locks it, and informs the others.
+
+    A learning rate other than that of the run is accepted with `resume_from_checkpoint`: it is the way on after a loss
+    that was not finite.
 
     Returns:
         Whether the folder holds this run, finished; and the checkpoint to resume from, or None.
 
     Raises:
-        InputError: if the folder holds another run, or a process cannot find the checkpoint.
+        InputError: if the folder holds another run, another process uses it, it cannot be written, or a process
+            cannot find the checkpoint.
     """
     answer: list[Any] = [None, False, None]
     if run.training.process_index == 0:
         try:
+            named = run.training.resume_from_checkpoint
             if not run.data.overwrite:
-                refuse_other_run(output_dir, record)
-                checkpoint = run.training.resume_from_checkpoint or last_complete_checkpoint(output_dir)
-                answer[1:] = (output_dir / RESULTS).exists(), checkpoint and str(checkpoint)
+                refuse_other_run(output_dir, record, ("learning_rate",) if named else ())
+                answer[1] = (output_dir / RESULTS).exists()
+            if not answer[1]:
+                acquire(lock, output_dir)
+            if not run.data.overwrite:
+                checkpoint = named or last_complete_checkpoint(output_dir)
+                answer[2] = checkpoint and str(checkpoint)
         except InputError as error:
             answer[0] = str(error)
     if run.training.world_size > 1:
@@ -158,6 +194,24 @@ def find_start(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> tu
     return finished, None if checkpoint is None else Path(checkpoint)
 
 
+def acquire(lock: FileLock, output_dir: Path) -> None:
+    """Lock the output folder, and create it; the system frees the lock of a process that dies.
+
+    Raises `InputError` if another process holds the lock, or the folder cannot be written.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"Another process is training in {output_dir}. Wait for it, or choose another --output_dir."
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"Output folder {output_dir}: cannot be written ({error.strerror}). Choose another --output_dir."
+        ) from error
+
+
 def claim_output_dir(run: TrainingRun, output_dir: Path, record: dict[str, Any]) -> None:
     """Record the settings of the run in its folder, and remove the run that it replaces."""
     with run.training.main_process_first(local=False, desc="output folder"):
@@ -166,13 +220,8 @@ def claim_output_dir(run: TrainingRun, output_dir: Path, record: dict[str, Any])
         if run.data.overwrite:
             for leftover in (*output_dir.glob("checkpoint-*"), output_dir / RESULTS):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            (output_dir / RECORD).write_text(json.dumps(record, indent=2, sort_keys=True))
-        except OSError as error:
-            raise InputError(
-                f"Output folder {output_dir}: cannot be written ({error.strerror}). Choose another --output_dir."
-            ) from error
+        with whole_file(output_dir / RECORD) as path:
+            path.write_text(json.dumps(record, indent=2, sort_keys=True))
 
 
 def build_trainer(
@@ -198,7 +247,7 @@ def build_trainer(
             "%d source videos (such as %s) are in both %s and %s: the validation scores will be too high.",
             *(len(shared), min(shared), data.train_split, data.validation_split),
         )
-    if not data.allow_copies and data.train_split != data.validation_split:
+    if not data.allow_copies and (data.train_split != data.validation_split or data.validation_dataset):
         refuse_copies(
             Pictures.of_rows(train_rows, data.train_split),
             Pictures.of_rows(validation_rows, data.validation_split),
@@ -215,7 +264,8 @@ def build_trainer(
         )
     processor.crop = crop
     size = model.config.image_size
-    train_set = PairDataset(train_rows, size, run.views, run.augmentation, args.seed, data.skip_corrupt)
+    keys = args.contrastive_weight > 0
+    train_set = PairDataset(train_rows, size, run.views, run.augmentation, args.seed, data.skip_corrupt, keys)
     seen = {str(method) for method in train_set.methods[train_set.labels == FAKE]}
     model.config.seen_methods = sorted(seen.union(model.config.seen_methods or []))
     validation_set = FaceDataset(validation_rows, processor, data.skip_corrupt)
@@ -263,13 +313,15 @@ def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun, fit: Fit) -> Non
         return
     answer: list[dict[str, Any] | None] = [None, None]
     if args.process_index == 0:
-        source, split = " and ".join(run.data.dataset), run.data.validation_split
+        source, split = " and ".join(run.data.validation_dataset or run.data.dataset), run.data.validation_split
         rows, processor = trainer.eval_dataset.rows, trainer.processing_class
         data = PreparedSplit(
             source, source, split, rows, fingerprint(rows), processor.crop, run.data.allow_mixed_crops
         )
         workers, rate = args.dataloader_num_workers, args.inconclusive_error_rate
-        answer[:] = fit(trainer.model, processor, data, args.per_device_eval_batch_size, workers, rate)
+        # In float32, as the checkpoint will be used: without the autocast that training wraps around `forward`.
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        answer[:] = fit(model, processor, data, args.per_device_eval_batch_size, workers, rate)
     if args.world_size > 1:  # scoring may exceed the time limit of the training's process group
         patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))
         dist.broadcast_object_list(answer, group=patient)
@@ -288,12 +340,25 @@ def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple
     folder = find_dcl_checkpoint(arguments.model)
     try:
         processor = DCLImageProcessor.from_pretrained(folder)
-        model, loading = DCLForPreTraining.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        config = arguments.apply_to(DCLConfig.from_pretrained(folder), given)
+        model, loading = DCLForPreTraining.from_pretrained(
+            folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except InputError:
+        raise
     except Exception as error:  # file formats and configurations raise many classes of error
         raise InputError(
             f"Checkpoint {arguments.model!r}: cannot be loaded ({why_refused(error)}). Copy or download it again."
         ) from error
-    arguments.refuse_conflicts(model.config, given)
+    mismatched = {name for name, *_ in loading["mismatched_keys"]}
+    if misfits := sorted(name for name in mismatched if not name.startswith("memory.")):
+        raise InputError(
+            f"Checkpoint {arguments.model!r}: its weights do not fit image_size {config.image_size} (such as "
+            f"{misfits[0]}). Leave image_size out."
+        )
+    if mismatched:
+        logger.warning("The memory starts empty, since its shape is not that of the checkpoint.")
+    processor.size = {"height": config.image_size, "width": config.image_size}
     model.config.calibration = model.config.familiarity = None  # outdated once the weights change
     missing = sorted(name for name in loading["missing_keys"] if name.startswith(("dcl.", "classifier.")))
     if missing:

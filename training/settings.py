@@ -18,6 +18,26 @@ if TYPE_CHECKING:
 VALIDATION_METRICS = {"auc": True, "eer": False, "accuracy": True, "video_auc": True, "loss": False}
 
 
+#: Model settings that a checkpoint to start from decides, since they fix the shapes of its weights.
+FIXED_BY_CHECKPOINT = ("backbone", "backbone_kwargs", "embedding", "embedding_dim")
+
+#: Arguments of the Trainer that DCL cannot follow: the value that is accepted, and the reason for it.
+REFUSED_OPTIONS = {
+    "label_smoothing_factor": (0, "DCL's losses ignore it"),
+    "data_seed": (None, "samples and their order depend on `seed`"),
+    "fsdp": (None, "the momentum encoder and the memory must be whole on every GPU. Use torchrun alone"),
+    "deepspeed": (None, "the momentum encoder and the memory must be whole on every GPU. Use torchrun alone"),
+    "parallelism_config": (None, "the momentum encoder and the memory must be whole on every GPU. Use torchrun alone"),
+    "neftune_noise_alpha": (None, "images have no token embeddings"),
+    "use_liger_kernel": (False, "it has no kernels for timm models"),
+    "auto_find_batch_size": (False, "the memory depends on the batch size"),
+    "train_sampling_strategy": ("random", "batches alternate real and fake faces"),
+    "dataloader_in_order": (True, "a resumed run must see the same batches"),
+    "ignore_data_skip": (False, "a resumed run must see the same batches"),
+    "enable_jit_checkpoint": (False, "DCL saves a checkpoint on SIGTERM and SIGUSR1 anyway"),
+}
+
+
 def check_number(name: str, value: Any, low: float, high: float = math.inf) -> None:
     """Raise `InputError` unless the setting `name` is a finite number from `low` to `high`."""
     if not isinstance(value, (int, float)) or not (low <= value <= high and value < math.inf):
@@ -67,6 +87,13 @@ class ModelArguments:
     embedding_dim: int = field(default=128, metadata={"help": "Length of the pooled embedding."})
     queue_size: int = field(default=32768, metadata={"help": "Length of each queue of hard keys."})
     hard_samples: int = field(default=5, metadata={"help": "Keys of each class that enter its queue at each step."})
+    hard_share: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of each class's keys that enter its queue at each step, in place of hard_samples: the queue "
+            "then fills at the same rate with any batch size and number of processes."
+        },
+    )
     momentum: float = field(default=0.999, metadata={"help": "Momentum of the key encoder."})
     prototype_momentum: float = field(default=0.9, metadata={"help": "Momentum of the class prototypes."})
     temperature: float = field(default=0.07, metadata={"help": "Temperature of all similarities."})
@@ -94,19 +121,38 @@ class ModelArguments:
         except StrictDataclassError as error:
             raise InputError(f"{why_refused(error)}.") from error
 
-    def refuse_conflicts(self, config: "DCLConfig", given: Collection[str]) -> None:
-        """Raise an `InputError` if a given setting differs from that of the checkpoint to start from.
+    def apply_to(self, config: "DCLConfig", given: Collection[str]) -> "DCLConfig":
+        """Return the configuration of the checkpoint to start from with the given settings in place of its own.
 
-        `given` names the settings of the command line and the configuration file.
+        Args:
+            config: the checkpoint's configuration.
+            given: names of the settings of the command line and the configuration file.
+
+        Raises:
+            InputError: if a given setting would change the shape of the networks, or cannot be used.
         """
+        from huggingface_hub.errors import StrictDataclassError
+
+        from ..configuration_dcl import why_refused
+
         wanted = self.config()
-        for item in fields(self):
-            compared = item.name in given and item.name not in ("model", "backbone_weights")
-            if compared and getattr(wanted, item.name) != getattr(config, item.name):
+        changed = {
+            item.name: getattr(wanted, item.name)
+            for item in fields(self)
+            if item.name in given
+            and item.name not in ("model", "backbone_weights")
+            and getattr(wanted, item.name) != getattr(config, item.name)
+        }
+        for name in FIXED_BY_CHECKPOINT:
+            if name in changed:
                 raise InputError(
-                    f"{item.name} is {getattr(wanted, item.name)!r}, but the checkpoint {self.model!r} has "
-                    f"{getattr(config, item.name)!r}, which cannot change. Leave {item.name} out, or --model."
+                    f"{name} is {changed[name]!r}, but the checkpoint {self.model!r} has {getattr(config, name)!r}, and "
+                    f"its weights fit nothing else. Leave {name} out, or --model."
                 )
+        try:
+            return type(config).from_dict(config.to_dict() | changed)
+        except StrictDataclassError as error:
+            raise InputError(f"{why_refused(error)}.") from error
 
 
 @dataclass
@@ -118,6 +164,13 @@ class DataArguments:
     )
     data_root: str | None = field(default=None, metadata={"help": "Folder to search for data set names first."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_dataset: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Prepared data sets to select the best checkpoint on and to calibrate with, all methods (default: "
+            "those of --dataset, the methods of --methods)."
+        },
+    )
     validation_split: str = field(default="validation", metadata={"help": "Split to select the best checkpoint on."})
     methods: list[str] | None = field(
         default=None, metadata={"help": "Manipulation methods to train and validate on (default: all)."}
@@ -256,7 +309,25 @@ class TrainingSettings:
     )
     lr_step_epochs: float = field(
         default=0.0,
-        metadata={"help": "Multiply the learning rate by 0.1 after every N epochs; overrides lr_scheduler_type."},
+        metadata={
+            "help": "Multiply the learning rate by 0.1 after every N epochs, after the linear warm-up of warmup_steps; "
+            "overrides lr_scheduler_type."
+        },
+    )
+    adam_l2: bool = field(
+        default=False,
+        metadata={
+            "help": "Use Adam, with weight_decay added to the gradient of every parameter (L2) as in the released code, "
+            "in place of optim."
+        },
+    )
+    batch_norm: Literal["local", "sync", "shuffle", "frozen"] = field(
+        default="local",
+        metadata={
+            "help": "Batch statistics with several processes: of each process (local), of all (sync, on GPUs), or of "
+            "each with the key views shuffled over all (shuffle, as in the released code). frozen: the running "
+            "statistics of the weights at the start, with one process, too."
+        },
     )
     calibration: Literal["platt", "none"] = field(
         default="platt",
@@ -270,6 +341,28 @@ class TrainingSettings:
         metadata={
             "help": "Scores are inconclusive where a threshold would flag more than this share of new reals, and miss "
             "more than this share of new fakes; in (0, .5)."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after this many validations in succession without a better metric (default: never)."},
+    )
+    evaluate_momentum: bool = field(
+        default=False,
+        metadata={"help": "Validate the momentum encoder, too, and log its metrics as eval_momentum_*."},
+    )
+    save_for_inference: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave momentum encoder and memory out of the final checkpoint: half the size, and no embeddings of "
+            "training faces in it. The intermediate checkpoints keep them."
+        },
+    )
+    log_gradient_shares: bool = field(
+        default=False,
+        metadata={
+            "help": "Log the share of each term of the loss in the gradient at the feature map; costs a few backward "
+            "passes at each log entry."
         },
     )
     channels_last: bool = field(
@@ -297,6 +390,13 @@ class TrainingSettings:
         default=None, metadata={"help": "Do not set: follows from metric_for_best_model."}
     )
     logging_steps: float = field(default=20, metadata={"help": "Steps between two log entries."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Do not set: a loss that is not finite ends the run."}
+    )
+    dataloader_num_workers: int = field(
+        default=-1,
+        metadata={"help": "Processes that load data for each device; -1: up to 8 for a GPU, 1 for a CPU."},
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Do not set: samples are not columns."})
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels", "video_index"],
@@ -311,7 +411,7 @@ class TrainingSettings:
             ("contrastive_weight", 0, 1),
             *((name, 0) for name in ("intra_weight", "intra_real_weight", "contrastive_warmup_epochs")),
             *(("lr_step_epochs", 0), ("learning_rate", 0), ("seed", 0, 2**32 - 1), ("gradient_accumulation_steps", 1)),
-            *(("per_device_train_batch_size", 1), ("per_device_eval_batch_size", 1)),
+            *(("per_device_train_batch_size", 1), ("per_device_eval_batch_size", 1), ("dataloader_num_workers", -1)),
         ):
             check_number(name, getattr(self, name), *span)
         if self.calibration not in ("platt", "none"):
@@ -327,18 +427,15 @@ class TrainingSettings:
                 f"{'largest' if VALIDATION_METRICS[metric] else 'smallest'}. Leave greater_is_better out."
             )
         self.greater_is_better = VALIDATION_METRICS[metric]
-        if self.label_smoothing_factor:
-            raise InputError(
-                f"label_smoothing_factor is {self.label_smoothing_factor}, but DCL's losses ignore it. Leave it out."
-            )
-        if self.data_seed is not None:
-            raise InputError(
-                f"data_seed is {self.data_seed}, but samples and their order depend on `seed`. Leave data_seed out."
-            )
-        if self.lr_step_epochs > 0 and self.warmup_steps > 0:
-            raise InputError(
-                f"lr_step_epochs ({self.lr_step_epochs:g}) excludes a warm-up. Omit warmup_steps or lr_step_epochs."
-            )
+        if self.early_stopping_patience is not None:
+            check_number("early_stopping_patience", self.early_stopping_patience, 1)
+            if self.eval_strategy == "no":
+                raise InputError("early_stopping_patience counts validations, and eval_strategy is 'no'. Change one.")
+        if self.evaluate_momentum and self.contrastive_weight == 0:
+            raise InputError("evaluate_momentum needs a momentum encoder, and contrastive_weight is 0. Change one.")
+        for name, (accepted, why) in REFUSED_OPTIONS.items():
+            if (value := getattr(self, name)) not in (accepted, None):
+                raise InputError(f"{name} is {value!r}, but {why}. Leave {name} out.")
         if self.hub_strategy in ("checkpoint", "all_checkpoints"):
             raise InputError(
                 f"hub_strategy {str(self.hub_strategy)!r} would publish the optimizer's pickles. "

@@ -3,8 +3,10 @@
 import json
 import logging
 import math
+import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,21 +14,32 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate.utils import set_seed
+from timm.layers import convert_sync_batchnorm
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers import trainer as hf_trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, SaveStrategy, TrainOutput
 from transformers.utils import PushInProgress
 
 from ..errors_dcl import InputError
 from ..modeling_dcl import DCLForPreTraining, DCLForPreTrainingOutput
-from ..prepared.dataset import CorruptImageError
+from ..prepared.dataset import CorruptImageError, keys_of
 from ..prepared.names import FAKE, REAL
+from .callbacks import GivenLearningRate, MomentumUpdate, StopEarly, StopOnSignal, outlive_signals
 from .card import write_model_card
-from .distributed import gather_rows, mean_over_processes
+from .distributed import (
+    gather_rows,
+    means_over_processes,
+    shuffle_over_processes,
+    unshuffle_over_processes,
+    world_size,
+)
 from .losses import inter_instance_loss, intra_instance_loss, uniformity_loss
+from .monitoring import LossMonitor, NonFiniteError, contrast_measures, gradient_shares
 from .pairs import BalancedSampler, PairDataset, collate
 from .settings import TrainingSettings
 from .streaming import RowGroupSampler, StreamedRows
@@ -41,6 +54,7 @@ PUBLISHED_FILES = (
     *("*_dcl.py", "*.onnx"),
 )
 COMPONENTS = ("ce", "inter", "intra_fake", "intra_real")
+_LOADERS = 8  # processes that load data for a GPU, where there are as many cores
 
 
 @dataclass
@@ -53,7 +67,23 @@ class DCLTrainingArguments(TrainingSettings, TrainingArguments):
 
     def __post_init__(self):
         TrainingSettings.__post_init__(self)
+        chosen = self.dataloader_num_workers < 0
+        self.dataloader_num_workers = max(0, self.dataloader_num_workers)
         TrainingArguments.__post_init__(self)
+        if chosen:
+            cores = len(os.sched_getaffinity(0)) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+            self.dataloader_num_workers = min(cores - 1, 1 if self.device.type == "cpu" else _LOADERS)
+        elif self.dataloader_num_workers == 0 and self.device.type != "cpu":
+            logger.warning(
+                "dataloader_num_workers is 0, so the GPU waits while images are decoded. Leave dataloader_num_workers "
+                "out, or give several."
+            )
+        if not self.accelerator_config.even_batches:
+            raise InputError(
+                "accelerator_config: even_batches is false, but all processes need equal batches. Omit it."
+            )
+        if self.batch_norm == "sync" and self.world_size > 1 and self.device.type == "cpu":
+            raise InputError("batch_norm is 'sync', which needs GPUs. Choose local, shuffle or frozen.")
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # useless without a GPU, and PyTorch warns about it
         if self.n_gpu > 1:
@@ -65,31 +95,23 @@ class DCLTrainingArguments(TrainingSettings, TrainingArguments):
             raise InputError("fp16 has no effect on a CPU. Use bf16, or neither.")
 
 
-class MomentumUpdate(TrainerCallback):
-    """Updates the momentum encoder once per optimizer step, with or without gradient accumulation."""
-
-    def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: DCLForPreTraining | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Called by the Trainer with the unwrapped model."""
-        model.momentum_update()
-
-
 class DCLTrainer(Trainer):
     """Trains a `DCLForPreTraining` on a `PairDataset` and validates it on a `FaceDataset`.
 
     Besides the total loss, the log has its unweighted components, averaged over processes: `loss_ce`, `loss_inter`,
-    `loss_intra_fake`, `loss_intra_real`; and their weights in the last step: `weight_ce`, `weight_inter`,
-    `weight_intra_fake`, `weight_intra_real`.
+    `loss_intra_fake`, `loss_intra_real`; their weights in the last step: `weight_ce`, `weight_inter`,
+    `weight_intra_fake`, `weight_intra_real`; the share of fakes whose mask Intra-ICL could use, `usable_masks`; and the
+    measures of `contrast_measures` for the last batch. Without contrastive losses
+    (`contrastive_weight` 0), there is no key encoder, no memory and no second view to pay for.
+
+    On SIGTERM or SIGUSR1, training saves a checkpoint at the end of the step and returns; `stopped` tells so.
 
     Args:
         *args: passed to `Trainer`.
         **kwargs: passed to `Trainer`; `processing_class` is the `DCLImageProcessor`.
+
+    Raises:
+        InputError: if the model has parameters that are not float32.
     """
 
     EVALUATIONS, FEWEST_STEPS = 10, 50  # with short epochs: evaluations in a run, and steps between them at least
@@ -99,11 +121,73 @@ class DCLTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("data_collator", collate)
         super().__init__(*args, **kwargs)
-        self.add_callback(MomentumUpdate)
-        self._components: torch.Tensor | None = None
+        self._monitor, self._signals = LossMonitor(), StopOnSignal()
+        for callback in (MomentumUpdate, GivenLearningRate, self._monitor, self._signals):
+            self.add_callback(callback)
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(StopEarly)
+        self.current_gradient_accumulation_steps = 1  # set anew by the Trainer at every step
         self._last_contrastive_weight = 0.0
+        self._last_contrast: tuple[torch.Tensor, ...] | None = None
+        self._last_gradient_shares: dict[str, float] = {}
         self._memory_format = torch.channels_last if self.args.channels_last else torch.contiguous_format
-        self.model.to(memory_format=self._memory_format)
+        self._prepare_model(self.model)
+        if self.args.world_size > 1 and self.args.contrastive_weight > 0:
+            config, default = self.model.config, type(self.model.config)().hard_samples
+            if config.hard_share is None and config.hard_samples == default:
+                logger.warning(
+                    "hard_samples is %d for the batch of all %d processes together, so the queues fill more slowly than "
+                    "with one. Set hard_share to keep the rate; 0.3125 is 5 of a class's 16 in a batch of 32.",
+                    *(default, self.args.world_size),
+                )
+
+    def _prepare_model(self, model: DCLForPreTraining) -> None:
+        kinds = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
+        if kinds:
+            raise InputError(
+                f"The model has parameters of type {kinds.pop()}, in which a momentum encoder hardly moves. Load it with "
+                "dtype=torch.float32; bf16 and fp16 of the training arguments compute in half precision."
+            )
+        if self.args.batch_norm == "sync" and self.args.world_size > 1:
+            convert_sync_batchnorm(model)
+        self._batch_norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        model.to(memory_format=self._memory_format)
+
+    def call_model_init(self, trial: Any = None) -> DCLForPreTraining:
+        """Build the model of a trial of `hyperparameter_search`."""
+        model = super().call_model_init(trial)
+        if hasattr(self, "_memory_format"):  # the constructor prepares the first one
+            self._prepare_model(model)
+        return model
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended the last training."""
+        return self._signals.stopped
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as `Trainer.train` does.
+
+        Raises:
+            InputError: if a loss or a weight is not finite; nothing of it is saved.
+        """
+        if self.args.world_size > 1:
+            set_seed(self.args.seed, device_specific=True)  # or every process would drop the same features
+        with self._signals.listening():
+            return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of training batches, whose workers outlive the signals that end a run."""
+        loader = super().get_train_dataloader()
+        # The Trainer's own function would seed generators that no sample draws from.
+        loader.worker_init_fn = outlive_signals
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return the loader of validation batches, whose workers outlive the signals that end a run."""
+        loader = super().get_eval_dataloader(eval_dataset)
+        loader.worker_init_fn = outlive_signals
+        return loader
 
     def space_evaluations(self, given: Collection[str] = ()) -> int | None:
         """Evaluate and save every few steps if epochs are so short that evaluation would outlast training.
@@ -140,8 +224,29 @@ class DCLTrainer(Trainer):
 
     def _steps_in_epoch(self) -> int:
         args = self.args
-        batches = math.ceil(len(self._get_train_sampler()) / (args.train_batch_size * args.world_size))
+        whole = math.floor if args.dataloader_drop_last else math.ceil
+        batches = whole(len(self._get_train_sampler()) / (args.train_batch_size * args.world_size))
         return math.ceil(batches / args.gradient_accumulation_steps)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Validate as `Trainer.evaluate` does; with `evaluate_momentum`, validate the momentum encoder, too."""
+        if self.is_in_train:
+            with self._finite():
+                self._monitor.fold()
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.args.evaluate_momentum:
+            model = self.accelerator.unwrap_model(self.model)
+            model.dcl, model.momentum_dcl = model.momentum_dcl, model.dcl
+            try:
+                metrics |= super().evaluate(eval_dataset, ignore_keys, f"{metric_key_prefix}_momentum")
+            finally:
+                model.dcl, model.momentum_dcl = model.momentum_dcl, model.dcl
+        return metrics
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:
@@ -195,36 +300,74 @@ class DCLTrainer(Trainer):
             outputs = model(inputs["pixel_values"].contiguous(memory_format=self._memory_format))
             loss = F.cross_entropy(outputs.logits, inputs["labels"])
             return (loss, outputs) if return_outputs else loss
+        if self.args.batch_norm == "frozen":
+            for module in self._batch_norms:
+                module.eval()
         processor, labels = self.processing_class, inputs["labels"]
         views = apply_device_views(inputs, processor.image_mean, processor.image_std)
-        query, key = (
-            views[name].contiguous(memory_format=self._memory_format) for name in ("pixel_values", "key_pixel_values")
-        )
-        outputs = model(query, key)
-        memory = self.accelerator.unwrap_model(model).memory
-        memory.update(gather_rows(outputs.key), gather_rows(labels))  # before the loss, as in the released code
-        loss = self._total_loss(outputs, labels, views["mask"], inputs["has_mask"])
+        query = views["pixel_values"].contiguous(memory_format=self._memory_format)
+        if self.args.contrastive_weight == 0:
+            outputs = model(query)
+        else:
+            outputs = self._encode_pair(model, query, views["key_pixel_values"], labels)
+        loss = self._total_loss(outputs, labels, views["mask"], inputs["has_mask"], inputs["row"])
         return (loss, outputs) if return_outputs else loss
 
+    def _encode_pair(
+        self, model: nn.Module, query: torch.Tensor, key: torch.Tensor, labels: torch.Tensor
+    ) -> DCLForPreTrainingOutput:
+        """Encode both views and update the memory."""
+        shuffled = self.args.batch_norm == "shuffle" and world_size() > 1
+        if shuffled:
+            key, where = shuffle_over_processes(key, self.args.seed + self.state.global_step)
+        outputs = model(query, key.contiguous(memory_format=self._memory_format))
+        if shuffled:
+            outputs.key = unshuffle_over_processes(outputs.key, where)
+        gathered = gather_rows(torch.cat([outputs.key, labels[:, None].float()], dim=1))
+        memory, keys, classes = self.accelerator.unwrap_model(model).memory, gathered[:, :-1], gathered[:, -1].long()
+        memory.update(keys, classes)  # before the loss, as in the released code
+        entered = memory.hard_count(torch.stack([(classes == label).sum() for label in (REAL, FAKE)]))
+        self._last_contrast = outputs.query.detach(), outputs.key, labels, entered
+        return outputs
+
     def _total_loss(
-        self, outputs: DCLForPreTrainingOutput, labels: torch.Tensor, mask: torch.Tensor, has_mask: torch.Tensor
+        self,
+        outputs: DCLForPreTrainingOutput,
+        labels: torch.Tensor,
+        mask: torch.Tensor,
+        has_mask: torch.Tensor,
+        rows: torch.Tensor,
     ) -> torch.Tensor:
         args, weight = self.args, self.contrastive_weight()
         everywhere = torch.ones_like(labels, dtype=torch.bool)
         terms = {"ce": (F.cross_entropy(outputs.logits, labels, reduction="none"), everywhere)}
-        # While their weight is 0, the contrastive terms are computed for the log, without a graph: a term that is not
-        # yet finite cannot reach the gradient.
-        with torch.set_grad_enabled(weight > 0):
-            terms |= self._contrastive_terms(outputs, labels, mask, has_mask)
-        self._record(terms)
+        if args.contrastive_weight > 0:
+            # While their weight is 0, the contrastive terms are computed for the log, without a graph: a term that is
+            # not yet finite cannot reach the gradient.
+            with torch.set_grad_enabled(weight > 0):
+                terms |= self._contrastive_terms(outputs, labels, mask, has_mask)
         self._last_contrastive_weight = weight
-        means = {name: mean_over_processes(values, valid) for name, (values, valid) in terms.items()}
+        means = means_over_processes(terms)
         if weight > 0:
-            intra = means["intra_fake"] + args.intra_real_weight * means["intra_real"]
-            return (1 - weight) * means["ce"] + weight * (means["inter"] + args.intra_weight * intra)
-        # Every parameter gets a gradient at every step, even if it is 0; otherwise DDP would wait for it.
-        head = self.accelerator.unwrap_model(self.model).embedding_head
-        return means["ce"] + 0.0 * sum(parameter.sum() for parameter in head.parameters())
+            weighted = {name: factor * means[name] for name, factor in self._weights(weight).items()}
+            loss = sum(weighted.values())
+            if args.log_gradient_shares and self._logs_this_step():
+                self._last_gradient_shares = gradient_shares(weighted, outputs.feature_map)
+        else:
+            # Every parameter gets a gradient at every step, even if it is 0; otherwise DDP would wait for it.
+            head = self.accelerator.unwrap_model(self.model).embedding_head
+            loss = means["ce"] + 0.0 * sum(parameter.sum() for parameter in head.parameters())
+        self._watch(terms, loss, labels, rows)
+        return loss
+
+    def _weights(self, weight: float) -> dict[str, float]:
+        """Return the weight of each component of the loss, given that of the contrastive losses (Eq. 10)."""
+        intra = weight * self.args.intra_weight
+        return dict(zip(COMPONENTS, (1 - weight, weight, intra, intra * self.args.intra_real_weight), strict=True))
+
+    def _logs_this_step(self) -> bool:
+        steps = self.state.logging_steps
+        return bool(steps) and (self.state.global_step + 1) % steps == 0 and self.accelerator.sync_gradients
 
     def _contrastive_terms(
         self, outputs: DCLForPreTrainingOutput, labels: torch.Tensor, mask: torch.Tensor, has_mask: torch.Tensor
@@ -246,28 +389,85 @@ class DCLTrainer(Trainer):
 
     # ------------------------------------------------------------------------------------------------------- the log
 
-    def _record(self, terms: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Add the (sum, count) of each component, without synchronising with the device."""
-        sums = torch.stack(
-            [torch.stack([torch.where(valid, v.detach(), 0).sum(), valid.sum()]) for v, valid in terms.values()]
+    def _watch(
+        self,
+        terms: dict[str, tuple[torch.Tensor, torch.Tensor]],
+        loss: torch.Tensor,
+        labels: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> None:
+        """Add a batch to the means of the log, without waiting for the device."""
+        share = torch.full((1,), 1 / self.current_gradient_accumulation_steps, device=loss.device)
+        watched = {f"loss_{name}": term for name, term in terms.items()} | {
+            "loss": (loss.detach()[None] * share, share)
+        }
+        if "intra_fake" in terms:
+            watched["usable_masks"] = terms["intra_fake"][1].float(), labels == FAKE
+        self._monitor.add(watched, self.state.global_step + 1, rows)
+
+    @contextmanager
+    def _finite(self) -> Iterator[None]:
+        """Turn a term of the loss that is not finite into a sentence with its step, its videos and the way on."""
+        try:
+            yield
+        except NonFiniteError as error:
+            rows = [] if error.rows is None else error.rows.cpu()
+            names = list(keys_of(self.train_dataset.rows).video_id.to_numpy()[rows])
+            if world_size() > 1:
+                parts: list[Any] = [None] * world_size()
+                dist.all_gather_object(parts, names)
+                names = [name for part in parts for name in part]
+            shown = ", ".join(dict.fromkeys(names)) or "not recorded"
+            raise InputError(
+                f"{error.term} is not finite at step {error.step} (videos of the batch: {shown}). {self._way_on()}"
+            ) from error
+
+    def _way_on(self) -> str:
+        last = last_complete_checkpoint(self.args.output_dir)
+        rate = f"--learning_rate {self.args.learning_rate / 2:g}"
+        if last is None:
+            return f"Nothing was saved. Train again with a lower learning rate, such as {rate}."
+        return (
+            f"Nothing was saved since {last.name}. Go on from there with a lower learning rate: add "
+            f"--resume_from_checkpoint {last} {rate}."
         )
-        self._components = sums if self._components is None else self._components + sums
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, and add the components of the training loss since the last log entry."""
-        if "loss" in logs and self._components is not None:
-            # One reduction of fixed size, so that all processes join it, even without a fake with a mask.
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(self._components)
-            for name, (total, count) in zip(COMPONENTS, self._components.tolist(), strict=True):
-                if count:
-                    logs[f"loss_{name}"] = total / count
-            weight = self._last_contrastive_weight
-            intra = weight * self.args.intra_weight
-            weights = (1 - weight, weight, intra, intra * self.args.intra_real_weight)
-            logs |= {f"weight_{name}": value for name, value in zip(COMPONENTS, weights, strict=True)}
-            self._components = None
+        """Log, and add the means since the last log entry and the measures of the last batch.
+
+        Raises:
+            InputError: if a term of the loss was not finite.
+        """
+        if "loss" in logs:
+            with self._finite():
+                logs |= self._monitor.means()
+            logs |= {f"weight_{name}": value for name, value in self._weights(self._last_contrastive_weight).items()}
+            if self._last_contrast is not None:
+                *batch, entered = self._last_contrast
+                query, key, labels = map(gather_rows, batch)
+                memory = self.accelerator.unwrap_model(self.model).memory
+                logs |= contrast_measures(query, key, labels, memory, entered)
+            logs |= {f"gradient_share_{name}": share for name, share in self._last_gradient_shares.items()}
+            self._last_gradient_shares = {}
         super().log(logs, start_time)
+
+    # ----------------------------------------------------------------------------------------- optimizer and schedule
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return the parameters with weight decay: all of them with `adam_l2`, otherwise the Trainer's choice."""
+        return (
+            [name for name, _ in model.named_parameters()]
+            if self.args.adam_l2
+            else super().get_decay_parameter_names(model)
+        )
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: DCLTrainingArguments, model: nn.Module | None = None) -> tuple[Any, Any]:
+        """Return Adam with L2 if `adam_l2` is set, otherwise the Trainer's optimizer."""
+        if not args.adam_l2:
+            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+        betas = (args.adam_beta1, args.adam_beta2)
+        return torch.optim.Adam, {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon, "fused": True}
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """Build the learning rate schedule: the Trainer's, or the one for `lr_step_epochs`."""
@@ -283,14 +483,20 @@ class DCLTrainer(Trainer):
                 num_training_steps,
             )
         if args.lr_step_epochs > 0 and self.lr_scheduler is None:
-            steps = max(1, round(args.lr_step_epochs * steps_in_epoch))
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: 0.1 ** (step // steps))
+            steps, rise = (
+                max(1, round(args.lr_step_epochs * steps_in_epoch)),
+                args.get_warmup_steps(num_training_steps),
+            )
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer,
+                lambda step: (step / rise if step < rise else 1.0) * 0.1 ** (step // steps),
+            )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _run_epoch(self, *, epoch: int, train_dataloader: DataLoader, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:
-            return  # resumed after the last step within an epoch, where the Trainer would add a step
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
+            return  # resumed after the last step, where the Trainer would add one
         # When several processes resume within an epoch, the Trainer's own call does not reach the sampler.
         batches = train_dataloader.batch_sampler
         while hasattr(batches, "batch_sampler"):
@@ -300,7 +506,28 @@ class DCLTrainer(Trainer):
 
     # ----------------------------------------------------------------------------------- checkpoints, card and Hub
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as `Trainer.save_model` does; all processes must call it.
+
+        Raises:
+            InputError: if a term of the loss or a weight is not finite; then nothing is written.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        with self._finite():
+            self._monitor.fold()
+        for name, value in model.state_dict().items():
+            if not value.isfinite().all():
+                raise InputError(
+                    f"The weights {name} are not finite after step {self.state.global_step}. {self._way_on()}"
+                )
+        if self.args.contrastive_weight == 0:
+            model.synchronize_momentum_encoder()  # cross-entropy alone leaves it behind
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.save_for_inference and Path(output_dir or self.args.output_dir) == Path(self.args.output_dir):
+            kept = ("dcl.", "classifier.")
+            state_dict = {name: value for name, value in self.model.state_dict().items() if name.startswith(kept)}
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)

@@ -106,6 +106,7 @@ def training_flags(dataset: Path, output_dir: Path, **settings) -> list[str]:
         "save_strategy": "steps",
         "save_steps": 2,
         "logging_steps": 1,
+        "dataloader_num_workers": 0,
         "disable_tqdm": True,
         "use_cpu": True,
     }

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from filelock import FileLock
 from torch.utils.data import DataLoader
 
 from dcl_face_forgery.errors_dcl import InputError
@@ -15,7 +16,12 @@ from dcl_face_forgery.prepared.names import FAKE, REAL
 from dcl_face_forgery.tests.shared.prepared_data import make_rows, training_flags, write_split
 from dcl_face_forgery.tests.shared.training import build_trainer
 from dcl_face_forgery.training.arguments import parse_training_run
-from dcl_face_forgery.training.distributed import gather_rows, mean_over_processes, world_size
+from dcl_face_forgery.training.distributed import (
+    gather_rows,
+    means_over_processes,
+    shuffle_over_processes,
+    world_size,
+)
 from dcl_face_forgery.training.pairs import BalancedSampler
 from dcl_face_forgery.training.run import find_start
 
@@ -26,7 +32,9 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from dcl_face_forgery import train
 from dcl_face_forgery.training import run
-from dcl_face_forgery.training.distributed import gather_rows, mean_over_processes, world_size
+from dcl_face_forgery.training.distributed import (
+    gather_rows, means_over_processes, shuffle_over_processes, unshuffle_over_processes, world_size
+)
 from dcl_face_forgery.training.trainer import DCLTrainer
 
 folder, stop, *flags = sys.argv[1:]
@@ -43,15 +51,15 @@ train.main(flags)
 rank = dist.get_rank()
 state = {"model": built[0].model.state_dict(), "world": world_size(), "calibration": built[0].model.config.calibration}
 state["familiarity"] = built[0].model.config.familiarity
-uneven = torch.arange(6.0).reshape(3, 2)[: 2 * rank + 1] + 10 * rank  # one row, then three
-state["gathered"] = gather_rows(uneven)
-state["integers"] = gather_rows(torch.arange(rank))  # none, then one
+state["gathered"] = gather_rows(torch.arange(4.0).reshape(2, 2) + 10 * rank)
+state["shuffled"], where = shuffle_over_processes(torch.arange(3) + 3 * rank, seed=4)
+state["unshuffled"] = unshuffle_over_processes(state["shuffled"], where)
 values = torch.tensor([[1.0, 2.0], [4.0, 8.0]])[rank].requires_grad_()
 parts = {"all": "1111", "uneven": "1101", "one": "0010", "none": "0000"}  # which of the four values are valid
 for name, part in parts.items():
     values.grad = None
     valid = torch.tensor([digit == "1" for digit in part[2 * rank : 2 * rank + 2]])
-    mean = mean_over_processes(values, None if name == "all" else valid)
+    mean = means_over_processes({"a": (values, valid), "b": (values.detach(), valid)})["a"]
     mean.backward()
     state[name] = mean.detach(), values.grad
 torch.save(state, Path(folder) / f"rank{rank}.pt")
@@ -142,10 +150,12 @@ def test_two_processes_of_one_class_each_learn_what_one_process_learns(half_mask
     for rank, other in ((0, 1), (1, 0)):
         state = ranks[rank]
         assert state["world"] == 2
-        assert torch.equal(state["gathered"], torch.tensor([[0.0, 1], [10, 11], [12, 13], [14, 15]]))
-        assert state["integers"].tolist() == [0]
+        assert torch.equal(state["gathered"], torch.tensor([[0.0, 1], [2, 3], [10, 11], [12, 13]]))
+        assert state["unshuffled"].tolist() == [3 * rank, 3 * rank + 1, 3 * rank + 2]
         for name, mean in {"all": 15 / 4, "uneven": 11 / 3, "one": 4.0, "none": 0.0}.items():
             assert (state[name][0] + ranks[other][name][0]).item() / 2 == pytest.approx(mean)
+    shuffled = [rank["shuffled"].tolist() for rank in ranks]
+    assert sorted(sum(shuffled, [])) == list(range(6)) and any(row > 2 for row in shuffled[0])
     # What DDP averages is the gradient of the mean over all valid values: 1 / count for each of them.
     gradients = {name: torch.cat([rank[name][1] for rank in ranks]) / 2 for name in ("all", "uneven", "one", "none")}
     assert gradients["all"].tolist() == pytest.approx([1 / 4] * 4)
@@ -162,14 +172,14 @@ def test_the_first_process_decides_where_all_begin(monkeypatch, prepared, tmp_pa
     monkeypatch.setattr(
         "torch.distributed.broadcast_object_list", lambda answer, device: answer.__setitem__(slice(3), told)
     )
-    told = answers[0]
-    assert find_start(run, tmp_path / "run", {}) == (True, None)
+    told, lock = answers[0], FileLock(tmp_path / ".lock")
+    assert find_start(run, tmp_path / "run", {}, lock) == (True, None)
     told = answers[1]
     with pytest.raises(InputError, match="another run"):
-        find_start(run, tmp_path / "run", {})
+        find_start(run, tmp_path / "run", {}, lock)
     told = answers[2]
     with pytest.raises(InputError, match=r"trainer_state.json is missing.*all must see the same folder"):
-        find_start(run, tmp_path / "run", {})
+        find_start(run, tmp_path / "run", {}, lock)
 
 
 @pytest.mark.slow
@@ -230,8 +240,10 @@ def test_a_run_of_several_processes_that_is_resumed_inside_an_epoch_draws_that_e
 def test_one_process_is_its_own_world():
     values, valid = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, False, True])
     assert world_size() == 1 and gather_rows(values) is values
-    assert mean_over_processes(values) == 3 and mean_over_processes(values, valid) == 3.5
-    assert mean_over_processes(values, torch.zeros(3, dtype=torch.bool)) == 0
+    nowhere = torch.zeros(3, dtype=torch.bool)
+    means = means_over_processes({"some": (values, valid), "all": (values, ~nowhere), "none": (values, nowhere)})
+    assert means == {"some": 3.5, "all": 3, "none": 0}
     broken = torch.tensor([1.0, torch.nan], requires_grad=True)
-    mean_over_processes(broken, torch.tensor([True, False])).backward()
+    means_over_processes({"term": (broken, torch.tensor([True, False]))})["term"].backward()
     assert broken.grad.tolist() == [1, 0]
+    assert shuffle_over_processes(values, seed=1)[0].sort()[0].tolist() == values.tolist()

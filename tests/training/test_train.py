@@ -29,12 +29,11 @@ from dcl_face_forgery.faces_dcl import YUNET_FILE
 from dcl_face_forgery.modeling_dcl import REFERENCE_FILE, DCLForPreTraining, ReferenceNetwork, find_reference
 from dcl_face_forgery.prepared.splits import load_splits
 from dcl_face_forgery.tests.shared.prepared_data import CROP, SHIPPED_CODE, make_rows, training_flags, write_split
-from dcl_face_forgery.tests.shared.training import build_trainer
+from dcl_face_forgery.tests.shared.training import assert_same_run, build_trainer, calibration_of, familiarity_of
 from dcl_face_forgery.training.arguments import parse_training_run
 from dcl_face_forgery.training.trainer import DCLTrainer, last_complete_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
-TIMES = ("_runtime", "_per_second")
 
 
 class StoppedError(Exception):
@@ -51,34 +50,6 @@ def stop_after(monkeypatch, step):
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(DCLTrainer, "training_step", training_step)
-
-
-def history(output_dir):
-    """Return what was logged, less what depends on the clock and the final summary."""
-    log = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
-    return [
-        {name: value for name, value in entry.items() if not name.endswith(TIMES)}
-        for entry in log
-        if "train_loss" not in entry
-    ]
-
-
-def calibration_of(folder):
-    return json.loads((folder / "config.json").read_text())["calibration"]
-
-
-def familiarity_of(folder):
-    return json.loads((folder / "config.json").read_text())["familiarity"]
-
-
-def assert_same_run(one, other):
-    weights, others = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert weights.keys() == others.keys() and "memory.queue" in weights
-    for name, value in weights.items():
-        assert torch.equal(value, others[name]), name
-    assert history(one) == history(other)
-    assert calibration_of(one) == calibration_of(other) is not None
-    assert familiarity_of(one) == familiarity_of(other) is not None
 
 
 RUN = {"max_steps": 7, "image_size": 64}

@@ -1,0 +1,153 @@
+"""What happens beside the steps of a training: momentum updates, early stopping, and stopping by a signal."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..modeling_dcl import DCLForPreTraining
+from .distributed import world_size
+
+#: SIGTERM comes from schedulers, containers and `kill`; SIGUSR1 from SLURM ahead of a time limit (`--signal=USR1@120`).
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+#: Exit status of a run that a signal stopped: 128 + SIGTERM, whichever of the two came, as the shell reports it.
+STOPPED = 128 + signal.SIGTERM
+_PATIENCE = 30  # seconds that a worker of the data loader outlives SIGTERM, in which the step ends
+
+
+class MomentumUpdate(TrainerCallback):
+    """Updates the momentum encoder once per optimizer step, with or without gradient accumulation."""
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: DCLForPreTraining | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Called by the Trainer with the unwrapped model."""
+        if args.contrastive_weight > 0:
+            model.momentum_update()
+
+
+class GivenLearningRate(TrainerCallback):
+    """Makes a run that resumes with another learning rate use it, in place of that of the checkpoint."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: torch.optim.Optimizer | None = None,
+        lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Called by the Trainer once the state of the checkpoint is loaded."""
+        state = lr_scheduler.state_dict()
+        scale = args.learning_rate / max(state["base_lrs"])
+        lr_scheduler.load_state_dict(
+            state | {name: [rate * scale for rate in state[name]] for name in ("base_lrs", "_last_lr")}
+        )
+        for group in optimizer.param_groups:
+            group["lr"] *= scale
+            group["initial_lr"] *= scale
+
+
+class StopEarly(TrainerCallback):
+    """Ends training after `early_stopping_patience` validations in succession without a better metric.
+
+    It counts in the log, so a resumed run stops where an uninterrupted one does.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer."""
+        self.on_evaluate(args, state, control)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer."""
+        metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        scores = [entry[metric] for entry in state.log_history if metric in entry]
+        best = scores.index((max if args.greater_is_better else min)(scores)) if scores else 0
+        if len(scores) - 1 - best >= args.early_stopping_patience:
+            control.should_training_stop = True
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends training after the current step if SIGTERM or SIGUSR1 arrives, and saves a checkpoint of that step.
+
+    With several processes, the signal may reach some of them only, or in different steps. They agree, without waiting
+    for a device, by adding up whether it came; the answer of one step is read at the end of the next.
+
+    Attributes:
+        stopped: whether a signal ended the training.
+    """
+
+    def __init__(self):
+        self.stopped = False
+        self._received = False
+        self._group = None
+        self._asked: tuple[dist.Work, torch.Tensor] | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen to the signals within the `with`; only the main thread of a process can."""
+        self.stopped = self._received = False
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        earlier = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self._received = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer on all processes."""
+        self._asked = None
+        if world_size() > 1 and self._group is None:
+            self._group = dist.new_group(backend="gloo")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer on all processes."""
+        if self._all_received():
+            self.stopped = control.should_save = control.should_training_stop = True
+
+    def _all_received(self) -> bool:
+        if world_size() == 1:
+            return self._received
+        answer = False
+        if self._asked is not None:
+            work, total = self._asked
+            work.wait()
+            answer = bool(total)
+        total = torch.tensor(int(self._received))
+        self._asked = dist.all_reduce(total, group=self._group, async_op=True), total
+        return answer
+
+
+def outlive_signals(worker: int = 0) -> None:
+    """Make a worker of a data loader outlive signals that were sent to all processes, so that the step can end.
+
+    For `DataLoader(worker_init_fn=...)`. Without it, SIGUSR1 kills the workers, and the step with them.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_PATIENCE, os._exit, (0,)).start())
