@@ -1,9 +1,11 @@
 """Train DCL: `python train.py -c configs/demo.yaml [--flags over the file]`; also `dcl-train`, and under `torchrun`.
 
 To resume a run that was killed, give the same command again: training continues from the last complete checkpoint.
-For a finished run, the command prints that it is finished and trains nothing.
+For a finished run, the command prints that it is finished and trains nothing. SIGTERM and SIGUSR1 save a checkpoint at
+the end of the step, and end the command with status 143.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +19,8 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: command-line arguments; None reads `sys.argv`.
     """
+    # Threads that wait must not spin for long. OpenMP reads this when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     # Imports come late: --help and errors about names must not wait for torch.
     from dcl_face_forgery.hub_dcl import find_dcl_checkpoint
     from dcl_face_forgery.prepared.names import check_names, split_names

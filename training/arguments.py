@@ -72,7 +72,15 @@ class TrainingRun:
         model = asdict(self.model)
         if self.model.model is not None:  # the checkpoint's own model settings apply where none was given
             model = {name: value for name, value in model.items() if name == "model" or name in self.given}
-        named = model | asdict(self.data) | asdict(self.views) | asdict(self.augmentation)
+        # Published with the checkpoint: a folder counts by its name, and the data by their fingerprint.
+        for name in ("model", "backbone_weights"):
+            if (value := model.get(name)) and Path(value).exists():
+                model[name] = "/".join(Path(value).absolute().parts[-2:])
+        data = asdict(self.data)
+        for name in ("dataset", "validation_dataset"):
+            if data[name]:
+                data[name] = [Path(value).name if Path(value).exists() else value for value in data[name]]
+        named = model | data | asdict(self.views) | asdict(self.augmentation)
         named |= self.training.to_dict() | {"world_size": self.training.world_size}
         free = set(FREE_ON_RESUME)
         if self.data.streaming:  # each worker draws from its own row groups

@@ -1,5 +1,8 @@
 """The model card of a checkpoint: what it is, how it was trained, its scores, and its limitations."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,38 +13,19 @@ from ..abstention_dcl import describe_abstention
 from ..decision_dcl import describe_calibration
 from ..faces_dcl import why_not_cut
 from ..prepared.dataset import metadata
+from .settings import AugmentationSettings, DataArguments, ModelArguments, TrainingSettings, ViewSettings
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
-#: Arguments that the card lists: those that affect the trained weights.
-HYPERPARAMETERS = (
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_step_epochs",
-    "weight_decay",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "world_size",
-    "num_train_epochs",
-    "max_steps",
-    "seed",
-    "bf16",
-    "contrastive_weight",
-    "intra_weight",
-    "intra_real_weight",
-    "contrastive_warmup_epochs",
-    "contrastive_warmup_steps",
-)
-ARCHITECTURE = (
-    "backbone",
-    "image_size",
-    "embedding",
-    "queue_size",
-    "hard_samples",
-    "momentum",
-    "temperature",
-    "self_pairs",
-    "mask_threshold",
+#: Name of the file with the settings of a run, in its folder.
+RECORD = "run_settings.json"
+CURVE = "learning_curve.png"
+#: Settings that the card lists: all of DCL, and those of the Trainer that affect the weights most.
+LISTED = (
+    *(item.name for group in (ModelArguments, DataArguments, ViewSettings) for item in fields(group)),
+    *(item.name for group in (AugmentationSettings, TrainingSettings) for item in fields(group)),
+    *("max_steps", "gradient_accumulation_steps", "optim", "lr_scheduler_type", "warmup_steps", "max_grad_norm"),
+    *("seed", "bf16", "fp16", "world_size", "data"),
 )
 VALIDATION_METRICS = {"auc": "Frame AUC", "eer": "Frame EER", "video_auc": "Video AUC", "accuracy": "Frame accuracy"}
 
@@ -98,12 +82,50 @@ def write_model_card(trainer: Trainer, name: str, source: str, contrastive: bool
         calibration=describe_calibration(config.calibration),
         abstention=describe_abstention(config.familiarity),
         step=step,
-        architecture={key: getattr(config, key) for key in ARCHITECTURE},
-        hyperparameters={key: _plain(getattr(args, key)) for key in HYPERPARAMETERS},
+        settings=settings_of_run(trainer),
+        curve=CURVE if draw_learning_curve(trainer.state.log_history, Path(args.output_dir, CURVE)) else None,
     )
     path = Path(args.output_dir) / "README.md"
     card.save(path)
     return path
+
+
+def settings_of_run(trainer: Trainer) -> dict[str, Any]:
+    """Return the settings of a run that the card lists, from its record, or else from the model and the arguments."""
+    record = Path(trainer.args.output_dir, RECORD)
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    known = trainer.model.config.to_dict() | trainer.args.to_dict() | {"world_size": trainer.args.world_size} | known
+    return {name: known[name] for name in LISTED if known.get(name) is not None}
+
+
+def draw_learning_curve(history: Sequence[dict[str, Any]], path: Path) -> bool:
+    """Draw the loss and the validation metrics over the steps; returns whether there was something to draw."""
+    training = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    validation = [entry for entry in history if "eval_auc" in entry]
+    if not training or not validation:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(*zip(*training, strict=True), color="tab:blue", label="training")
+    left.plot(
+        [entry["step"] for entry in validation],
+        [entry["eval_loss"] for entry in validation],
+        "o-",
+        color="tab:orange",
+        label="validation, cross-entropy",
+    )
+    for key, name in VALIDATION_METRICS.items():
+        values = [(entry["step"], entry[f"eval_{key}"]) for entry in validation if f"eval_{key}" in entry]
+        if values:
+            right.plot(*zip(*values, strict=True), "o-", label=name)
+    for axes, title in ((left, "Loss"), (right, "Validation split")):
+        axes.set(xlabel="optimizer step", title=title)
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    return True
 
 
 def _names_of(dataset: Any) -> list[str]:
@@ -123,7 +145,3 @@ def _scores_at(trainer: Trainer, step: int) -> dict[str, float]:
     found = [entry for entry in trainer.state.log_history if entry["step"] == step and "eval_auc" in entry]
     entry = found[-1] if found else {}
     return {key: entry[f"eval_{key}"] for key in VALIDATION_METRICS if f"eval_{key}" in entry}
-
-
-def _plain(value: Any) -> Any:
-    return getattr(value, "value", value)

@@ -1,16 +1,20 @@
-"""What the log says of a training: means of the loss terms, and measures of the contrast.
+"""What is logged of a training: means of the loss terms, measures of the contrast, and pictures of the views.
 
 The means are sums on the device, which only a log entry or a checkpoint reads, so that no step waits for the device.
 """
 
+import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
 from ..modeling_dcl import DCLMemory
@@ -172,3 +176,31 @@ def gradient_shares(terms: Mapping[str, torch.Tensor], features: torch.Tensor) -
         norms[name] = 0.0 if gradient is None else gradient.float().norm().item()
     total = sum(norms.values()) or 1.0
     return {name: norm / total for name, norm in norms.items()}
+
+
+def draw_views(query: torch.Tensor, key: torch.Tensor | None, mask: torch.Tensor, count: int = 8) -> Image.Image:
+    """Draw the views of a batch: a column for each face, with its query, its key and the mask of the query.
+
+    Args:
+        query: (N, 3, H, W) float, values in [0, 1] as far as they are shown.
+        key: as `query`, or None.
+        mask: uint8 (N, H, W), the forged share of each pixel of the query times 255.
+        count: faces to draw at most.
+    """
+    rows = [query, *([] if key is None else [key]), mask[:, None].expand(-1, 3, -1, -1) / 255]
+    tiles = torch.stack([row[:count].float().cpu().clamp(0, 1) for row in rows])
+    picture = tiles.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
+    return Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
+
+
+def send_picture(
+    picture: Image.Image, name: str, trackers: Sequence[str], callbacks: Sequence[TrainerCallback]
+) -> None:
+    """Show a picture in the trackers that take one: TensorBoard, wandb and trackio."""
+    if "tensorboard" in trackers:
+        for callback in callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_image(name, np.asarray(picture), dataformats="HWC")
+    for tracker in {"wandb", "trackio"} & set(trackers):
+        module = importlib.import_module(tracker)
+        module.log({name: module.Image(picture if tracker == "wandb" else np.asarray(picture))})

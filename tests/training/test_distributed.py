@@ -27,7 +27,7 @@ from dcl_face_forgery.training.run import find_start
 
 #: Runs the training command, then keeps what each process holds and tries the collectives on uneven parts.
 WORKER = """
-import sys
+import os, signal, sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from dcl_face_forgery import train
@@ -43,8 +43,11 @@ run.build_trainer = lambda *given: built.append(build(*given)) or built[-1]
 if int(stop):
     step = DCLTrainer.training_step
     def training_step(self, *args, **kwargs):
-        if self.state.global_step == int(stop):
-            sys.exit(3)
+        if self.state.global_step == abs(int(stop)):
+            if int(stop) > 0:
+                sys.exit(3)
+            if dist.get_rank() == 1:  # one process alone gets the signal
+                os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *args, **kwargs)
     DCLTrainer.training_step = training_step
 train.main(flags)
@@ -67,7 +70,10 @@ torch.save(state, Path(folder) / f"rank{rank}.pt")
 
 
 def launch(folder, flags, stop=0, processes=2):
-    """Train with several processes and return what each of them holds, or `None` after a stop."""
+    """Train with several processes and return what each of them holds, or `None` after a stop.
+
+    A negative `stop` sends a signal to the second process in that step.
+    """
     folder.mkdir(exist_ok=True)
     (folder / "worker.py").write_text(WORKER)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -192,8 +198,14 @@ def test_the_first_process_decides_where_all_begin(monkeypatch, prepared, tmp_pa
             {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3},
         ),
         ({"per_device_train_batch_size": 1, "contrastive_weight": 0}, {"per_device_train_batch_size": 2}),
+        (
+            {"per_device_train_batch_size": 4, "backbone": "test_efficientnet", "batch_norm": "frozen"},
+            {"per_device_train_batch_size": 8},
+        ),
+        ({"per_device_train_batch_size": 4, "batch_norm": "shuffle"}, {"per_device_train_batch_size": 8}),
+        ({"per_device_train_batch_size": 4, "hard_share": 0.5}, {"per_device_train_batch_size": 8}),
     ],
-    ids=["uneven classes", "accumulation", "cross-entropy"],
+    ids=["uneven classes", "accumulation", "cross-entropy", "frozen batch norm", "shuffled keys", "hard share"],
 )
 def test_two_processes_learn_what_one_process_learns(half_masked, tmp_path, settings, one):
     settings = {**SETTINGS, **settings}
@@ -215,6 +227,31 @@ def test_two_processes_stopped_inside_a_later_epoch_go_on_to_the_same_weights(pr
         for name, value in one["model"].items():
             assert torch.equal(value, other["model"][name]), name
     assert steps_of(tmp_path / "whole") == steps_of(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(prepared, tmp_path):
+    settings = {**SETTINGS, "per_device_train_batch_size": 4, "save_steps": 50, "eval_steps": 50, "max_steps": 9}
+    whole = launch(tmp_path / "a", training_flags(prepared, tmp_path / "whole", **settings))
+    flags = training_flags(prepared, tmp_path / "run", **settings)
+    launch(tmp_path / "b", flags, stop=-3)
+    assert not (tmp_path / "run" / "all_results.json").exists()
+    assert len(list((tmp_path / "run").glob("checkpoint-*/trainer_state.json"))) == 1
+    resumed = launch(tmp_path / "c", flags)
+    for one, other in zip(whole, resumed, strict=True):
+        for name, value in one["model"].items():
+            assert torch.equal(value, other["model"][name]), name
+
+
+@pytest.mark.slow
+def test_each_process_drops_features_of_its_own(prepared, tmp_path):
+    """With the same masks everywhere, several processes would see less of the network than one."""
+    settings = {**SETTINGS, "dropout": 0.5, "max_steps": 1, "per_device_train_batch_size": 4}
+    launch(tmp_path / "state", training_flags(prepared, tmp_path / "run", **settings))
+    states = [
+        torch.load(path, weights_only=False)["cpu"] for path in (tmp_path / "run").glob("checkpoint-*/rng_state_*")
+    ]
+    assert len(states) == 2 and not torch.equal(*states)
 
 
 def test_a_run_of_several_processes_that_is_resumed_inside_an_epoch_draws_that_epoch(prepared, tmp_path):
