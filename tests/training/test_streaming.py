@@ -1,11 +1,13 @@
 """Streamed rows are the loaded ones, draw for draw; and every reader keeps to row groups of its own."""
 
 import errno
+import gc
 import io
 import os
 import pickle
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -681,6 +683,64 @@ def test_each_worker_reads_the_row_groups_of_one_lane(sharded, reads, skipped):
     first, second = by_process.values()
     assert not first & second
     assert all(any(seen <= lane for lane in lanes) for seen in (first, second))
+
+
+# ---------------------------------------------------------------------------------------------------------- at scale
+
+
+def write_large(folder, families, shards=4):
+    """Write families of 160 rows with tiny images, two in each row group."""
+    methods, clip = np.array(["original", "a", "b", "c", "d"]), np.repeat(np.arange(5), 32)
+    for shard, numbers in enumerate(np.array_split(np.arange(families), shards)):
+        names = np.repeat([f"{number:05}" for number in numbers], 160)
+        method = methods[np.tile(clip, len(numbers))]
+        number = len(names)
+        columns = {
+            "image": [{"bytes": b"image", "path": None}] * number,
+            "label": method != "original",
+            "method": method,
+            "video_id": np.char.add(np.char.add(method, "/"), names),
+            "source_id": np.char.add("original/", names),
+            "frame": np.tile(np.arange(32), 5 * len(numbers)),
+            "crop": [CROP] * number,
+            "dataset": ["large"] * number,
+        }
+        schema = Features({name: FEATURES[name] for name in columns}).arrow_schema
+        arrays = [
+            pa.array(values).cast(kind) if isinstance(values, np.ndarray) else pa.array(values, kind)
+            for values, kind in zip(columns.values(), schema.types, strict=True)
+        ]
+        path = folder / f"train-{shard:05}-of-{shards:05}.parquet"
+        pq.write_table(pa.table(arrays, schema=schema), path, row_group_size=320, compression="zstd")
+
+
+def memory_in_use():
+    """Return the resident memory of this process in MB."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_million_rows_start_within_a_minute_and_stream_in_the_same_memory(tmp_path):
+    write_large(tmp_path, 6250)
+    before, start = memory_in_use(), time.perf_counter()
+    rows = load_rows([str(tmp_path)], "train", streaming=True)
+    dataset = PairDataset(rows, SIZE)
+    draws = iter(RowGroupSampler(dataset.labels, rows.group, 32))
+    for _ in range(32):
+        rows[next(draws)[1]]
+    seconds, started = time.perf_counter() - start, memory_in_use()
+    assert len(rows) == 1_000_000 and seconds < 60
+    used = []
+    for _ in range(4):
+        for _ in range(5000):
+            rows[next(draws)[1]]
+        used.append(memory_in_use())
+    print(f"{seconds:.1f} s, {(started - before):.0f} bytes a row, {started:.0f} MB, then {np.round(used)} MB")
+    assert started - before < 500  # bytes a row
+    assert max(used[1:]) - used[0] < 20
 
 
 # --------------------------------------------------------------------------------------------------------- training
