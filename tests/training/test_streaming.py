@@ -104,6 +104,13 @@ def place(rows, number):
     return group.shard.url, str(group.index)
 
 
+def memory_in_use():
+    """Return the resident memory of this process in MB."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 # -------------------------------------------------------------------------------------------------- the same rows
 
 
@@ -177,6 +184,22 @@ def test_no_more_row_groups_than_promised_are_kept(sharded, reads, monkeypatch):
     for row in range(63, 15, -1):
         rows[row]
     assert len(reads()) == 16
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_kept_images_are_not_in_memory(tmp_path):
+    rng, faces = np.random.default_rng(0), 8 * make_rows(range(1))
+    groups = [[row | {"image": {"bytes": rng.bytes(160_000), "path": None}} for row in faces] for _ in range(12)]
+    write_groups(tmp_path / "train.parquet", groups)
+    expected = groups[3][7]["image"]
+    del groups
+    rows = stream_prepared(str(tmp_path), "train")
+    used = []
+    for row in range(0, len(rows), 64):
+        rows[row]
+        used.append(memory_in_use())
+    assert len(rows._recent) == 12 and rows[3 * 64 + 7]["image"] == expected
+    assert used[-1] - used[0] < 40 < 12 * 64 * 0.16  # MB
 
 
 def test_an_image_that_is_only_a_path_stays_one(tmp_path):
@@ -486,18 +509,23 @@ def families_in_batches(batches, family):
     return np.array([len(set(family[batch].tolist())) for batch in batches])
 
 
-@pytest.mark.parametrize(("workers", "batch_size"), [(1, 32), (4, 32), (8, 16), (8, 32)])
-def test_a_batch_meets_four_fifths_of_the_families_that_a_loaded_one_meets(workers, batch_size):
+@pytest.mark.parametrize(
+    ("batch_size", "workers", "share"),
+    [(16, 1, 0.9), (16, 8, 0.9), (32, 1, 0.85), (32, 4, 0.8), (32, 8, 0.8), (32, 16, 0.8), (64, 1, 0.7), (64, 8, 0.6)],
+)
+def test_a_batch_meets_most_of_the_families_that_a_loaded_one_meets(batch_size, workers, share):
     """In training on FaceForensics++: 720 families of 160 rows each, two in each row group."""
     labels, family = np.tile(np.repeat([REAL, FAKE], [32, 128]), 720), np.repeat(np.arange(720), 160)
     batches = draw_batches(RowGroupSampler(labels, family // 2, batch_size, workers=workers))
     streamed = families_in_batches(batches, family)
     drawn = np.array([row for _, row in BalancedSampler(labels)]).reshape(-1, batch_size)
     loaded = families_in_batches(drawn, family).mean()
-    assert streamed.mean() > 0.8 * loaded and streamed.min() > 0.5 * loaded
+    print(f"batches of {batch_size}: {loaded:.1f} families loaded, {streamed.mean():.1f} with {workers} workers")
+    assert streamed.mean() > share * loaded and streamed.min() > share * loaded / 2
     # The batches that a worker draws one after the other are of different families, too.
-    runs = np.concatenate([batches[worker::workers][:88].reshape(-1, 8 * batch_size) for worker in range(workers)])
-    assert families_in_batches(runs, family).mean() > 1.5 * batch_size
+    used = len(batches) // workers // 8 * 8
+    runs = np.concatenate([batches[worker::workers][:used].reshape(-1, 8 * batch_size) for worker in range(workers)])
+    assert families_in_batches(runs, family).mean() > 1.3 * streamed.mean()
 
 
 def most_open(drawn):
@@ -712,13 +740,6 @@ def write_large(folder, families, shards=4):
         ]
         path = folder / f"train-{shard:05}-of-{shards:05}.parquet"
         pq.write_table(pa.table(arrays, schema=schema), path, row_group_size=320, compression="zstd")
-
-
-def memory_in_use():
-    """Return the resident memory of this process in MB."""
-    gc.collect()
-    pa.default_memory_pool().release_unused()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 @pytest.mark.slow
