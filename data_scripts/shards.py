@@ -30,7 +30,7 @@ from .failures import Failure, Failures
 logger = logging.getLogger(__name__)
 
 #: A row group ends with the first family that reaches this many rows or bytes. Only families of more bytes than the
-#: larger number are divided. (Readers fail on groups of more than 2 GiB, and streaming keeps several in memory.)
+#: larger number are divided. (Readers fail on groups of more than 2 GiB, and streaming reads them whole.)
 _ROWS_PER_GROUP, _BYTES_PER_GROUP, _LARGEST_GROUP = 256, 64 << 20, 256 << 20
 FORMAT = 2  # raised when code changes the rows of the same source and settings; `phash` came later and may be missing
 STATE = "families"  # the setting of a single shard: the hash of its families and files

@@ -1,14 +1,16 @@
 """Training rows whose images are read while they are drawn, from Parquet files in a folder or on the Hub.
 
 All columns but the images are read at the start, so class balance, partners and lengths are those of loaded rows.
-Images are read one row group at a time. The sampler draws from a few row groups at once, and assigns row groups to
-processes and to the workers of their data loaders.
+Images are read one row group at a time. The sampler draws from `OPEN` row groups at once, so that a batch meets many
+families, and assigns row groups to processes and to the workers of their data loaders. So many row groups do not fit
+into memory: each process keeps those in use in temporary files.
 """
 
 import contextlib
 import hashlib
-import itertools
 import logging
+import os
+import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +34,8 @@ from ..prepared.names import FAKE, REAL
 logger = logging.getLogger(__name__)
 
 IMAGES = ("image", "mask")
-BLOCK = 4  # row groups to draw from at a time
-CACHED = BLOCK + 2  # row groups that a process caches: those of a block, and some for partners in the next one
+OPEN = 32  # row groups to draw from at a time: about as many as there are rows in a batch
+CACHED = OPEN + 4  # row groups that a process keeps: some row groups stay in use a little longer than others
 _READERS = 16  # threads that read file metadata
 
 
@@ -81,9 +83,8 @@ class RowGroup:
 class StreamedRows:
     """The rows of a prepared data set, with the interface of a `datasets.Dataset`; images are read on access.
 
-    The other columns (`cells`) are held in memory. Each process caches the encoded images of the last `CACHED` row
-    groups that it read: with 256 lossless crops of 380 px in a row group, up to 0.6 GB. Integers (rows,) give the row
-    group of each row and its position there.
+    The other columns (`cells`) are held in memory. Each process keeps the encoded images of the last `CACHED` row
+    groups that it used in temporary files. Integers (rows,) give the row group of each row and its position there.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class StreamedRows:
         self.group = group
         self.offset = offset
         self.images = tuple(images)
-        self._recent: OrderedDict[int, pa.Table] = OrderedDict()
+        self._recent: OrderedDict[int, _KeptImages] = OrderedDict()
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -102,14 +103,11 @@ class StreamedRows:
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         """Return the cells of a row, with images as `{"bytes", "path"}`."""
-        table, offset = self._read(int(self.group[row])), int(self.offset[row])
-        cells = self.cells[int(row)]
-        for name in self.images:
-            cells[name] = table.column(name)[offset].as_py() if name in table.column_names else None
-        return cells
+        kept, offset = self._read(int(self.group[row])), int(self.offset[row])
+        return self.cells[int(row)] | {name: kept.get(name, offset) for name in self.images}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Drop the cache: each process reads its own images."""
+        """Drop the images: each process reads its own."""
         return self.__dict__ | {"_recent": OrderedDict()}
 
     @property
@@ -136,14 +134,46 @@ class StreamedRows:
             digest.update(self.groups[number].encoded_sizes().encode())
         return digest.hexdigest()[:16]
 
-    def _read(self, number: int) -> pa.Table:
+    def _read(self, number: int) -> "_KeptImages":
         if number in self._recent:
             self._recent.move_to_end(number)
         else:
             while len(self._recent) >= CACHED:  # before reading the next one, so that the limit always holds
                 self._recent.popitem(last=False)
-            self._recent[number] = self.groups[number].read()
+            self._recent[number] = _KeptImages(self.groups[number].read())
         return self._recent[number]
+
+
+class _KeptImages:
+    """The encoded images of a row group in a temporary file, which has no name and vanishes with this object."""
+
+    def __init__(self, table: pa.Table):
+        self._cells = {}
+        try:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open as long as this object exists
+            for name in table.column_names:
+                self._cells[name] = [self._write(cell.as_py()) for cell in table.column(name)]
+        except OSError as error:
+            raise InputError(
+                f"Streamed images cannot be kept in {tempfile.gettempdir()} ({reason(error)}). Free some space there, "
+                "or set the environment variable TMPDIR to another folder."
+            ) from error
+
+    def get(self, name: str, offset: int) -> dict[str, Any] | None:
+        """Return an image as `{"bytes", "path"}`; None if it is missing."""
+        cell = self._cells[name][offset] if name in self._cells else None
+        if cell is None or cell["bytes"] is None:
+            return cell
+        # Workers may share the file of the process that they were forked from, but not a position in it.
+        return cell | {"bytes": os.pread(self._file.fileno(), *cell["bytes"])}
+
+    def _write(self, cell: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Write an image; returns its cell with the size and the position of the bytes in their place."""
+        if cell is None or cell["bytes"] is None:
+            return cell
+        start = self._file.tell()
+        self._file.write(cell["bytes"])
+        return cell | {"bytes": (len(cell["bytes"]), start)}
 
 
 def concatenate_rows(parts: Sequence[StreamedRows]) -> StreamedRows:
@@ -235,15 +265,15 @@ def _empty_images(shards: Sequence[Shard]) -> int:
 
 
 class RowGroupSampler(Sampler):
-    """Alternates real and fake rows, drawn from a few row groups at a time; readers do not share row groups.
+    """Alternates real and fake rows, drawn from `OPEN` row groups at a time; readers do not share row groups.
 
     The row groups are divided into lanes of neighbours, one for each worker of each process, as `accelerate` and the
     data loader distribute batches: batch b goes to process b % processes, and there to worker (b // processes) %
-    workers. With too few row groups, several workers share a lane. In each epoch, a lane shuffles its row groups,
-    takes `BLOCK` of them at a time (more while a class is missing), and draws equally many rows of each class from
-    them. All lanes give the same number of batches. An epoch is as long as that of `BalancedSampler`, up to half a
-    batch for each lane; a lane that has used all its row groups starts over. The order depends on the seed, the epoch
-    and the number of lanes.
+    workers. With too few row groups, several workers share a lane. In each epoch, a lane shuffles its row groups and
+    passes over them once: each is open for a while, `OPEN` at a time, and its rows are spread evenly over that while.
+    All lanes give the same number of batches. An epoch is as long as that of `BalancedSampler`, up to half a batch for
+    each lane; a lane draws rows twice, or leaves some out, to keep that length. The order depends on the seed, the
+    epoch and the number of lanes.
 
     Raises:
         InputError: if there are too few row groups to give each process both classes.
@@ -259,24 +289,30 @@ class RowGroupSampler(Sampler):
         seed: int = 0,
     ):
         self.batch_size, self.processes, self.seed, self.epoch = batch_size, processes, seed, 0
-        numbers, group = np.unique(groups, return_inverse=True)
-        order = np.argsort(group, kind="stable")
-        rows_of_groups = np.split(order, np.searchsorted(group[order], np.arange(1, len(numbers))))
-        self.members = [[rows[labels[rows] == label] for label in (REAL, FAKE)] for rows in rows_of_groups]
-        self.counts = np.array([[len(rows) for rows in classes] for classes in self.members])
+        numbers, self.group = np.unique(groups, return_inverse=True)
+        rows = [np.flatnonzero(labels == label) for label in (REAL, FAKE)]
+        counts = np.stack([np.bincount(self.group[part], minlength=len(numbers)) for part in rows], axis=1)
         # The number of lanes divides the number of workers, so that each worker has one lane.
         for lanes in (lanes for lanes in range(workers, 0, -1) if workers % lanes == 0):
-            self.lanes = _deal_out(self.counts, processes * lanes)
-            if all(self._has_both(lane) for lane in self.lanes):
+            self.lanes = _deal_out(counts, processes * lanes)
+            if all(counts[lane].sum(0).all() for lane in self.lanes):
                 break
         else:
             raise InputError(
                 f"{len(numbers)} row groups are too few to stream: each of {processes} processes needs real and fake "
                 "faces from its own row groups. Train with fewer processes, or without --streaming."
             )
-        draws = 2 * self.counts.sum(0).min()
+        #: For each lane, its real rows and its fake rows.
+        self.members = [[part[np.isin(self.group[part], lane)] for part in rows] for lane in self.lanes]
+        draws = 2 * counts.sum(0).min()
         self.batches_of_lane = max(1, round(draws / (batch_size * len(self.lanes))))
-        self._warned = False
+        fewest = min(map(len, self.lanes))
+        if fewest < OPEN // 2 and len(self.lanes) > processes:
+            logger.warning(
+                "Some workers draw from %d row groups only, so their batches may show few people. Use fewer workers "
+                "(--dataloader_num_workers): each then has more row groups.",
+                fewest,
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch to draw next."""
@@ -288,44 +324,52 @@ class RowGroupSampler(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Iterate over (epoch, row)."""
-        draws = [self._draws(lane) for lane in range(len(self.lanes))]
+        epoch = self.epoch
+        batches = [self._rows_of_epoch(lane).reshape(-1, self.batch_size) for lane in range(len(self.lanes))]
         lanes_of_process = len(self.lanes) // self.processes
         for batch in range(self.batches_of_lane * len(self.lanes)):
             turn, process = divmod(batch, self.processes)
-            lane = process * lanes_of_process + turn % lanes_of_process
-            for row in itertools.islice(draws[lane], self.batch_size):
-                yield self.epoch, row
+            turn, lane = divmod(turn, lanes_of_process)
+            for row in batches[process * lanes_of_process + lane][turn]:
+                yield epoch, int(row)
 
-    def _draws(self, lane: int) -> Iterator[int]:
-        for turn in itertools.count():
-            rng = np.random.default_rng((self.seed, self.epoch, lane, turn))
-            for block in self._blocks(rng.permutation(self.lanes[lane])):
-                classes = (np.concatenate([self.members[group][label] for group in block]) for label in (REAL, FAKE))
-                for pair in zip(*(rng.permutation(rows) for rows in classes), strict=False):
-                    yield from map(int, pair)
+    def _rows_of_epoch(self, lane: int) -> np.ndarray:
+        """Return the rows that a lane draws in this epoch, real and fake by turns."""
+        rng = np.random.default_rng((self.seed, self.epoch, lane))
+        first, number = self.lanes[lane][0], len(self.lanes[lane])
+        size = self.batches_of_lane * self.batch_size
+        classes = [np.resize(rng.permutation(rows), -(-size // 2)) for rows in self.members[lane]]
+        counts = [np.bincount(self.group[rows] - first, minlength=number) for rows in classes]
+        place = _mixed_order(counts[REAL] - counts[FAKE], rng).argsort()
+        for label, count in enumerate(counts):
+            rows = classes[label][np.argsort(self.group[classes[label]], kind="stable")]
+            group = self.group[rows] - first
+            # Each row gets a time. The times of a group are equally far apart, from a random start, so that rows that
+            # follow each other come from different groups.
+            turn = np.arange(len(rows)) - (count.cumsum() - count)[group]
+            time = (turn + rng.random(number)[group]) / count[group]
+            if number > OPEN:
+                # A group is open `OPEN` / 2 times before and after its place. What falls outside the epoch is
+                # reflected, so that an epoch begins and ends with half as many open groups instead of one.
+                time = np.abs(place[group] + 0.5 + (time - 0.5) * OPEN)
+                time = number - np.abs(number - time)
+            classes[label] = rows[np.argsort(time, kind="stable")]
+        return np.stack(classes, axis=1).ravel()[:size]
 
-    def _blocks(self, groups: np.ndarray) -> list[np.ndarray]:
-        """Cut row groups into blocks that hold both classes."""
-        cuts, start = [], 0
-        for end in range(1, len(groups)):
-            if end - start >= BLOCK and self._has_both(groups[start:end]):
-                cuts.append(end)
-                start = end
-        if cuts and not self._has_both(groups[start:]):
-            cuts.pop()
-        blocks = np.split(groups, cuts)
-        longest = max(map(len, blocks))
-        if longest >= 2 * BLOCK and not self._warned:  # a shorter one may be the last block, merged into its neighbour
-            logger.warning(
-                "Streaming is slow: many row groups hold a single class, so faces are drawn from %d row groups at a "
-                "time, and only %d fit the cache. Prepare the set with the rows of each family together.",
-                *(longest, CACHED),
-            )
-            self._warned = True
-        return blocks
 
-    def _has_both(self, groups: np.ndarray) -> bool:
-        return bool(self.counts[groups].sum(0).all())
+def _mixed_order(surplus: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a random order of row groups in which reals and fakes keep pace.
+
+    `surplus` says how many more reals than fakes are drawn from each; its sum is 0, and every partial sum stays close.
+    Otherwise, the pairs of a real and a fake would come from groups ever further apart, too many to keep.
+    """
+    groups = rng.permutation(len(surplus))
+    fakes, reals = groups[surplus[groups] < 0].tolist(), groups[surplus[groups] >= 0].tolist()
+    order, total = [], 0
+    while fakes or reals:
+        order.append((fakes or reals).pop() if total > 0 else (reals or fakes).pop())
+        total += surplus[order[-1]]
+    return np.array(order)
 
 
 def _deal_out(counts: np.ndarray, lanes: int) -> list[np.ndarray]:

@@ -1,8 +1,13 @@
 """Streamed rows are the loaded ones, draw for draw; and every reader keeps to row groups of its own."""
 
+import errno
+import gc
+import io
 import os
 import pickle
 import sys
+import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,10 +36,10 @@ from dcl_face_forgery.tests.shared.training import build_trainer
 from dcl_face_forgery.tests.training.test_distributed import launch
 from dcl_face_forgery.tests.training.test_train import StoppedError, assert_same_run, stop_after
 from dcl_face_forgery.training.arguments import parse_training_run
-from dcl_face_forgery.training.pairs import FaceDataset, PairDataset, collate, keys_of, load_rows
+from dcl_face_forgery.training.pairs import BalancedSampler, FaceDataset, PairDataset, collate, keys_of, load_rows
 from dcl_face_forgery.training.run import load_data
 from dcl_face_forgery.training.settings import ViewSettings
-from dcl_face_forgery.training.streaming import BLOCK, CACHED, RowGroup, RowGroupSampler, StreamedRows, stream_prepared
+from dcl_face_forgery.training.streaming import CACHED, OPEN, RowGroup, RowGroupSampler, StreamedRows, stream_prepared
 
 
 def write_groups(path, groups, schema=FEATURES.arrow_schema):
@@ -99,6 +104,13 @@ def place(rows, number):
     return group.shard.url, str(group.index)
 
 
+def memory_in_use():
+    """Return the resident memory of this process in MB."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 # -------------------------------------------------------------------------------------------------- the same rows
 
 
@@ -160,17 +172,56 @@ def test_no_image_is_read_before_it_is_asked_for(sharded, reads):
     assert {(url, number) for _, url, number in reads()} == {place(rows, rows.group[40])}
 
 
-def test_no_more_row_groups_than_promised_are_held(sharded, reads):
+def test_no_more_row_groups_than_promised_are_kept(sharded, reads, monkeypatch):
+    monkeypatch.setattr("dcl_face_forgery.training.streaming.CACHED", 6)
     rows = load_rows([str(sharded)], "train", streaming=True)
     held = []
     for row in [*range(64), *range(64)]:
         rows[row]
         held.append(len(rows._recent))
-    assert max(held) == CACHED < len(rows.groups) == 8
+    assert max(held) == 6 < len(rows.groups) == 8
     assert len(reads()) == 16  # the second time, the first ones were gone
     for row in range(63, 15, -1):
         rows[row]
     assert len(reads()) == 16
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_kept_images_are_not_in_memory(tmp_path):
+    rng, faces = np.random.default_rng(0), 8 * make_rows(range(1))
+    groups = [[row | {"image": {"bytes": rng.bytes(160_000), "path": None}} for row in faces] for _ in range(12)]
+    write_groups(tmp_path / "train.parquet", groups)
+    expected = groups[3][7]["image"]
+    del groups
+    rows = stream_prepared(str(tmp_path), "train")
+    used = []
+    for row in range(0, len(rows), 64):
+        rows[row]
+        used.append(memory_in_use())
+    assert len(rows._recent) == 12 and rows[3 * 64 + 7]["image"] == expected
+    assert used[-1] - used[0] < 40 < 12 * 64 * 0.16  # MB
+
+
+def test_an_image_that_is_only_a_path_stays_one(tmp_path):
+    rows = make_rows(range(1))
+    rows[3]["image"] = {"bytes": None, "path": "a.png"}
+    write_groups(tmp_path / "train.parquet", [rows])
+    assert stream_prepared(str(tmp_path), "train")[3]["image"] == {"bytes": None, "path": "a.png"}
+
+
+def test_a_full_disk_is_named_in_one_sentence(sharded, monkeypatch):
+    class Full(io.RawIOBase):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def tell(self):
+            return 0
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **how: Full())
+    said = rf"^Streamed images cannot be kept in {tempfile.gettempdir()} \(.*No space left.*\)\. Free some space there"
+    with pytest.raises(InputError, match=said) as error:
+        stream_prepared(str(sharded), "train")[0]
+    assert "\n" not in str(error.value)
 
 
 def test_streamed_rows_can_be_sent_to_another_process(sharded):
@@ -454,21 +505,70 @@ def test_every_batch_holds_both_classes_and_comes_from_the_lane_of_its_reader(ro
     )
 
 
-@given(grouped_labels(), st.integers(0, 5), st.integers(0, 5))
-@settings(deadline=None, max_examples=30)
-def test_a_lane_draws_from_few_row_groups_at_a_time(rows, seed, epoch):
-    labels, groups = rows
-    sampler = RowGroupSampler(labels, groups, 2, seed=seed)
-    sampler.set_epoch(epoch)
-    drawn = np.array([row for _, row in sampler])
-    seen = groups[drawn]
-    # A window on the draws meets no more row groups than two blocks have.
-    for start in range(0, len(seen), 8):
-        assert len(set(seen[start : start + 8])) <= 2 * BLOCK
+def families_in_batches(batches, family):
+    return np.array([len(set(family[batch].tolist())) for batch in batches])
 
 
-def test_row_groups_are_read_once_an_epoch(tmp_path, reads):
-    write_groups(tmp_path / "train.parquet", families(range(12), frames=1))  # 24 draws
+@pytest.mark.parametrize(
+    ("batch_size", "workers", "share"),
+    [(16, 1, 0.9), (16, 8, 0.9), (32, 1, 0.85), (32, 4, 0.8), (32, 8, 0.8), (32, 16, 0.8), (64, 1, 0.7), (64, 8, 0.6)],
+)
+def test_a_batch_meets_most_of_the_families_that_a_loaded_one_meets(batch_size, workers, share):
+    """In training on FaceForensics++: 720 families of 160 rows each, two in each row group."""
+    labels, family = np.tile(np.repeat([REAL, FAKE], [32, 128]), 720), np.repeat(np.arange(720), 160)
+    batches = draw_batches(RowGroupSampler(labels, family // 2, batch_size, workers=workers))
+    streamed = families_in_batches(batches, family)
+    drawn = np.array([row for _, row in BalancedSampler(labels)]).reshape(-1, batch_size)
+    loaded = families_in_batches(drawn, family).mean()
+    print(f"batches of {batch_size}: {loaded:.1f} families loaded, {streamed.mean():.1f} with {workers} workers")
+    assert streamed.mean() > share * loaded and streamed.min() > share * loaded / 2
+    # The batches that a worker draws one after the other are of different families, too.
+    used = len(batches) // workers // 8 * 8
+    runs = np.concatenate([batches[worker::workers][:used].reshape(-1, 8 * batch_size) for worker in range(workers)])
+    assert families_in_batches(runs, family).mean() > 1.3 * streamed.mean()
+
+
+def most_open(drawn):
+    """Return how many row groups have been drawn from and will be drawn from again, at most, in a list of them."""
+    first, last = ({group: place for place, group in numbered} for numbered in _both_ways(drawn))
+    return max(sum(first[group] <= place <= last[group] for group in first) for place in first.values())
+
+
+def _both_ways(drawn):
+    numbered = list(enumerate(drawn.tolist()))
+    return numbered[::-1], numbered
+
+
+def alike(rng):
+    return np.full(150, 0.2)
+
+
+def of_one_class(rng):
+    return (rng.random(150) < 0.2).astype(float)
+
+
+def unlike_each_other(rng):
+    return rng.beta(1, 2, 150)
+
+
+def of_two_sets(rng):
+    return np.repeat([0.5, 0.125], 75)
+
+
+@pytest.mark.parametrize("shares_of_reals", [alike, of_one_class, unlike_each_other, of_two_sets])
+def test_a_lane_draws_from_as_many_row_groups_at_a_time_as_are_kept(shares_of_reals):
+    rng = np.random.default_rng(2)
+    groups = np.repeat(np.arange(150), 64)
+    labels = (rng.random(len(groups)) > np.repeat(shares_of_reals(rng), 64)).astype(int)
+    for epoch in range(3):
+        batches = draw_batches(RowGroupSampler(labels, groups, 8, seed=5), epoch)
+        assert OPEN - 2 <= most_open(groups[batches.ravel()]) <= CACHED
+
+
+def test_row_groups_are_read_once_an_epoch(tmp_path, reads, monkeypatch):
+    monkeypatch.setattr("dcl_face_forgery.training.streaming.OPEN", 4)
+    monkeypatch.setattr("dcl_face_forgery.training.streaming.CACHED", 6)
+    write_groups(tmp_path / "train.parquet", families(range(12), frames=4))  # 96 draws
     rows = stream_prepared(str(tmp_path), "train")
     dataset = PairDataset(rows, SIZE)
     sampler = RowGroupSampler(dataset.labels, rows.group, 4)
@@ -520,19 +620,23 @@ def test_fewer_row_groups_than_processes_are_refused():
     assert len(RowGroupSampler(labels, groups, 2, processes=2, workers=4).lanes) == 2
 
 
-def test_row_groups_of_one_class_are_joined_and_warned_of(caplog):
+def test_of_row_groups_of_one_class_every_batch_holds_both():
     """All reals first, then all fakes: a lane holds some of each only if it is the only one."""
-    groups = np.repeat(np.arange(20), 4)
-    draw_batches(RowGroupSampler(np.array([REAL, FAKE] * 40), groups, 4, workers=4))
-    assert not caplog.text
-    labels = np.repeat([REAL, FAKE], [8, 72])
+    labels, groups = np.repeat([REAL, FAKE], [8, 72]), np.repeat(np.arange(20), 4)
     sampler = RowGroupSampler(labels, groups, 4, workers=4)
     assert len(sampler.lanes) == 1
     for epoch in range(5):
         for batch in draw_batches(sampler, epoch):
             assert (labels[batch] == FAKE).sum() == 2
-    assert len(caplog.records) == 1
-    assert "Prepare the set with the rows of each family together" in caplog.text
+
+
+def test_workers_with_few_row_groups_each_are_warned_of(caplog):
+    labels, groups = np.array([REAL, FAKE] * 60), np.repeat(np.arange(60), 2)
+    RowGroupSampler(labels, groups, 4, workers=3)
+    RowGroupSampler(labels[:20], groups[:20], 4)  # nothing can be done about it
+    assert not caplog.text
+    RowGroupSampler(labels, groups, 4, workers=4)
+    assert "from 15 row groups only" in caplog.text and "Use fewer workers" in caplog.text
 
 
 def test_no_row_group_of_one_class_is_left_over():
@@ -607,6 +711,57 @@ def test_each_worker_reads_the_row_groups_of_one_lane(sharded, reads, skipped):
     first, second = by_process.values()
     assert not first & second
     assert all(any(seen <= lane for lane in lanes) for seen in (first, second))
+
+
+# ---------------------------------------------------------------------------------------------------------- at scale
+
+
+def write_large(folder, families, shards=4):
+    """Write families of 160 rows with tiny images, two in each row group."""
+    methods, clip = np.array(["original", "a", "b", "c", "d"]), np.repeat(np.arange(5), 32)
+    for shard, numbers in enumerate(np.array_split(np.arange(families), shards)):
+        names = np.repeat([f"{number:05}" for number in numbers], 160)
+        method = methods[np.tile(clip, len(numbers))]
+        number = len(names)
+        columns = {
+            "image": [{"bytes": b"image", "path": None}] * number,
+            "label": method != "original",
+            "method": method,
+            "video_id": np.char.add(np.char.add(method, "/"), names),
+            "source_id": np.char.add("original/", names),
+            "frame": np.tile(np.arange(32), 5 * len(numbers)),
+            "crop": [CROP] * number,
+            "dataset": ["large"] * number,
+        }
+        schema = Features({name: FEATURES[name] for name in columns}).arrow_schema
+        arrays = [
+            pa.array(values).cast(kind) if isinstance(values, np.ndarray) else pa.array(values, kind)
+            for values, kind in zip(columns.values(), schema.types, strict=True)
+        ]
+        path = folder / f"train-{shard:05}-of-{shards:05}.parquet"
+        pq.write_table(pa.table(arrays, schema=schema), path, row_group_size=320, compression="zstd")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_million_rows_start_within_a_minute_and_stream_in_the_same_memory(tmp_path):
+    write_large(tmp_path, 6250)
+    before, start = memory_in_use(), time.perf_counter()
+    rows = load_rows([str(tmp_path)], "train", streaming=True)
+    dataset = PairDataset(rows, SIZE)
+    draws = iter(RowGroupSampler(dataset.labels, rows.group, 32))
+    for _ in range(32):
+        rows[next(draws)[1]]
+    seconds, started = time.perf_counter() - start, memory_in_use()
+    assert len(rows) == 1_000_000 and seconds < 60
+    used = []
+    for _ in range(4):
+        for _ in range(5000):
+            rows[next(draws)[1]]
+        used.append(memory_in_use())
+    print(f"{seconds:.1f} s, {(started - before):.0f} bytes a row, {started:.0f} MB, then {np.round(used)} MB")
+    assert started - before < 500  # bytes a row
+    assert max(used[1:]) - used[0] < 20
 
 
 # --------------------------------------------------------------------------------------------------------- training
