@@ -26,7 +26,7 @@ from ..prepared.dataset import CorruptImageError
 from ..prepared.names import FAKE, REAL
 from .card import write_model_card
 from .distributed import gather_rows, mean_over_processes
-from .losses import inter_instance_loss, intra_instance_loss, uniformity_loss
+from .losses import inter_instance_loss, intra_instance_loss
 from .pairs import BalancedSampler, PairDataset, collate
 from .settings import TrainingSettings
 from .streaming import RowGroupSampler, StreamedRows
@@ -232,16 +232,16 @@ class DCLTrainer(Trainer):
         config, features = self.model.config, outputs.feature_map
         memory = self.accelerator.unwrap_model(self.model).memory
         forged_share = cell_masks(mask, features.shape[-2:])
-        intra_fake, has_both_parts = intra_instance_loss(
-            features, forged_share, config.temperature, config.mask_threshold, config.self_pairs
+        intra, has_both_parts = intra_instance_loss(
+            features, labels, forged_share, config.temperature, config.mask_threshold, config.self_pairs
         )
         inter = inter_instance_loss(
             outputs.query, outputs.key, labels, memory.queue, memory.filled, config.temperature
         )
         return {
             "inter": (inter, torch.ones_like(has_both_parts)),
-            "intra_fake": (intra_fake, has_both_parts & has_mask & (labels == FAKE)),
-            "intra_real": (uniformity_loss(features, config.temperature), labels == REAL),
+            "intra_fake": (intra, has_both_parts & has_mask & (labels == FAKE)),
+            "intra_real": (intra, labels == REAL),
         }
 
     # ------------------------------------------------------------------------------------------------------- the log
