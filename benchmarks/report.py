@@ -36,7 +36,7 @@ def main() -> None:
     """Parse the command line, run what is asked for, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", nargs="+", choices=COMMANDS, default=[], metavar="NAME", help="run these first")
-    for name in (options := parser.parse_args()).run:
+    for name in parser.parse_args().run:
         keep(name)
     PAGE.write_text(page(read_results()), encoding="utf-8")
 
@@ -64,13 +64,13 @@ def page(results: Mapping[str, dict[str, Any]]) -> str:
     """Write the page in Markdown."""
     gpu = results.get("gpu", {})
     parts = {name: gpu | part for name, part in gpu.get("parts", {}).items() if "result" in part}
-    gpu_rows = [name for name in ("train_step_float32", "train_step_bf16", "train_step_fp16")]
+    bare_rows = ["train_step_float32", "train_step_bf16", "train_step_fp16"]
     released_rows = ["released_float32", "released_bf16"]
     sections = [
         INTRODUCTION,
         "## Training step\n",
         STEP,
-        step_table(results, COMMANDS, parts, gpu_rows, "bare", "bare backbone"),
+        step_table(results, COMMANDS, parts, bare_rows, "bare", "bare backbone"),
         RELEASED,
         step_table(results, COMMANDS, parts, released_rows, "released", "released code"),
         "## Queue size, batch and cells\n",
