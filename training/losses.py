@@ -42,7 +42,7 @@ def inter_instance_loss(
         positive = (query * key).sum(1) / temperature
         # The lowest float instead of -inf: with an empty queue, the gradient of the sum below would be NaN.
         unwritten = torch.arange(queue.shape[1], device=queue.device) >= filled[:, None]
-        offset = torch.zeros_like(unwritten, dtype=torch.float32).masked_fill_(unwritten, torch.finfo().min)
+        offset = torch.zeros_like(unwritten, dtype=torch.float32).masked_fill_(unwritten, torch.finfo(queue.dtype).min)
         by_queue = []
         for label in (0, 1):
             keys, hidden = queue[1 - label].T, offset[1 - label]

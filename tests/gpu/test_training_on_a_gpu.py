@@ -13,7 +13,7 @@ from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForPreTraining
 from dcl_face_forgery.training.losses import inter_instance_loss, intra_instance_loss
 from dcl_face_forgery.training.trainer import DCLTrainer, DCLTrainingArguments
-from dcl_face_forgery.training.views import apply_device_views, normalize
+from dcl_face_forgery.training.views import apply_device_views
 
 pytestmark = pytest.mark.gpu
 HALF = (0.5, 0.5, 0.5)
@@ -65,16 +65,12 @@ def test_a_thousand_steps_in_half_precision_stay_finite_and_learn(trainer, preci
     batch = batch_of(trainer.args.device)
     losses = torch.stack([step(trainer, batch) for _ in range(1000)])
     assert losses.isfinite().all()
-    assert losses[-50:].mean() < losses[:50].mean()
+    assert losses[-50:].mean() < 0.1 < losses[:10].mean()
     tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
     assert all(tensor.isfinite().all() for tensor in tensors)
     assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
     if precision == "fp16":
         assert trainer.accelerator.scaler.get_scale() >= 1
-    model = trainer.model.eval()
-    with torch.no_grad():
-        logits = model(normalize(batch["pixel_values"], HALF, HALF)).logits
-    assert (logits.argmax(1) == batch["labels"]).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
