@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--queue_sizes", type=int, nargs="+", default=[1024, 8192, 32768, 131072])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--cells", type=int, nargs="+", default=[10, 14, 18, 24], help="cells along a side")
+    parser.add_argument("--cpu_time", action="store_true", help="measure CPU time on a single thread")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each, after a warm-up step")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--plot", nargs=2, metavar=("RESULT", "PICTURE"), help="draw a kept result, and exit")
@@ -49,10 +50,11 @@ def measure(options: argparse.Namespace) -> dict[str, str | list[dict[str, float
         command += ["--precision", options.precision, "--steps", str(options.steps)]
         command += ["--image_size", str(32 * point["cells"]), "--batch_size", str(point["batch_size"])]
         command += ["--queue_size", str(point["queue_size"])]
+        command += ["--cpu_time"] if options.cpu_time else []
         printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         result = json.loads(printed.splitlines()[-1])
         rows.append(point | {name: result[name] for name in KEPT})
-    return {"backbone": options.backbone, "precision": options.precision, "device": result["device"], "rows": rows}
+    return {"backbone": options.backbone, "precision": options.precision, "cpu_time": options.cpu_time, "rows": rows}
 
 
 def line_of(rows: Sequence[dict[str, float | int]], name: str) -> list[dict[str, float | int]]:

@@ -10,7 +10,7 @@ and the log are not part of it. The baselines:
   without fused or foreach kernels, contrastive losses in a loop over images. Its views are made before the step.
 
 Both steps alternate in one process, and ratios are those within a turn. Peak memory is measured in a separate process
-for each.
+for each. `--cpu_time` measures CPU time on a single thread, for busy machines.
 """
 
 import argparse
@@ -48,10 +48,13 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=("fused", "foreach", "loop"), default="fused", help="form of AdamW")
     parser.add_argument("--queue_size", type=int, default=DCLConfig().queue_size, help="keys of each class")
     parser.add_argument("--baseline", choices=("bare", "released"), default="bare")
+    parser.add_argument("--cpu_time", action="store_true", help="measure CPU time on a single thread")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each, after a warm-up step")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--peak_of", choices=STEPS, help="print the peak memory of one kind of step in GiB, and exit")
     options = parser.parse_args()
+    if options.cpu_time:
+        torch.set_num_threads(1)
     if options.peak_of:
         print(peak_memory(STEPS[options.peak_of](options)))
         return
@@ -68,7 +71,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(options.steps + 1):
         for name in names if turn % 2 else reversed(names):
-            seconds = timed(step[name])
+            seconds = timed(step[name], time.process_time if options.cpu_time else time.perf_counter)
             if turn:
                 times[name].append(seconds)
     ratios = [dcl / other for dcl, other in zip(times["dcl"], times[options.baseline], strict=True)]
@@ -77,6 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"cpu, {torch.get_num_threads()} threads",
+        "cpu_time": options.cpu_time,
         "backbone": options.backbone,
         "image_size": options.image_size,
         "batch_size": options.batch_size,
@@ -251,13 +255,13 @@ def random_batch(options: argparse.Namespace, device: torch.device) -> dict[str,
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def timed(step: Callable[[], None]) -> float:
+def timed(step: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> float:
     """Run a step and return its seconds."""
-    start = time.perf_counter()
+    start = clock()
     step()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_memory(step: Callable[[], None]) -> float:
