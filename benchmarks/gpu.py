@@ -81,9 +81,9 @@ def run_part(arguments: Sequence[str], limit: float) -> dict[str, object]:
         os.killpg(process.pid, signal.SIGKILL)
         output, status = process.communicate()[0], "timed out"
     part |= {"seconds": round(time.monotonic() - start, 1), "status": status}
-    for line in reversed(output.splitlines()):
-        if line.startswith("{"):
-            return part | {"result": json.loads(line)}
+    last = (output.splitlines() or [""])[-1]
+    if status == "passed" and last.startswith("{"):
+        return part | {"result": json.loads(last)}
     return part | {"output": output[-2000:]}
 
 

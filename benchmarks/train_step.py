@@ -9,11 +9,12 @@ and the log are not part of it. The baselines:
 - `released`: our re-creation of the step of the code that was released with the paper: contiguous float32, Adam
   without fused or foreach kernels, contrastive losses in a loop over images. Its views are made before the step.
 
-Both steps alternate in one process, and ratios are those within a turn. Peak memory is measured in a separate process
-for each. `--cpu_time` measures CPU time on a single thread, for busy machines.
+Both steps alternate in one process, and ratios are those within a turn. Peak memory is that of each
+step alone. `--cpu_time` measures CPU time on a single thread, for busy machines.
 """
 
 import argparse
+import gc
 import resource
 import statistics
 import subprocess
@@ -66,7 +67,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     """Time both steps in turns and return the median seconds of each, and the median ratio within a turn."""
     # First, while this process is small: on Linux, a child's peak memory starts at that of its parent.
     names = ("dcl", options.baseline)
-    peaks = {name: peak_in_own_process(name) for name in names}
+    peaks = {name: peak_alone(name, options) for name in names}
     step = {name: STEPS[name](options) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(options.steps + 1):
@@ -269,12 +270,17 @@ def peak_memory(step: Callable[[], None]) -> float:
     for _ in range(2):
         step()
     if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        return torch.cuda.max_memory_allocated() / 2**30
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
 
 
-def peak_in_own_process(name: str) -> float:
+def peak_alone(name: str, options: argparse.Namespace) -> float:
     """Return the peak memory of one kind of step in GiB: allocated on a GPU, or resident on a CPU."""
+    if torch.cuda.is_available():
+        gc.collect()  # a step before
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 2**30
+        return round(peak_memory(STEPS[name](options)) - before, 3)
     command = [sys.executable, __file__, *sys.argv[1:], "--peak_of", name]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 

@@ -21,10 +21,14 @@ def test_the_page_of_benchmarks_is_what_the_command_makes():
 
 
 def test_rows_of_a_gpu_are_not_measured_until_they_are():
-    step = json.loads((report.RESULTS / "train_step_float32.json").read_text())
+    result = {"backbone": "tf_efficientnet_b4", "image_size": 299, "batch_size": 8, "precision": "float32"}
+    result |= {"channels_last": False, "cpu_time": True} | dict.fromkeys(sweep.KEPT, 1.25)
+    step = {"command": "command", "machine": "2 CPU cores", "date": "2026-12-01", "versions": {}, "result": result}
     page = report.page({"train_step_float32": step})
+    setting = "2 CPU cores: tf_efficientnet_b4, 299 px, batch 8, float32, CPU time of one thread"
+    assert f"| {setting} | 1.250 s | 1.250 s | 1.250 (1.250 to 1.250) | 1.25 GiB | 1.25 GiB |" in page
     assert "| a GPU | not measured |" in page and "On a GPU: not measured." in page
-    part = {"command": "", "seconds": 1.0, "status": "passed", "result": step["result"]}
+    part = {"command": "", "seconds": 1.0, "status": "passed", "result": result}
     late = {"command": "", "seconds": 9.0, "status": "timed out", "output": ""}
     measured = report.page({"gpu": {**step, "machine": "A GPU", "parts": {"train_step_bf16": part, "sweep": late}}})
     assert "| A GPU: tf_efficientnet_b4" in measured and "| sweep | timed out | 9.0 |" in measured
