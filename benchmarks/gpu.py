@@ -69,22 +69,23 @@ def run_part(arguments: Sequence[str], limit: float) -> dict[str, object]:
         [sys.executable, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
         start_new_session=True,  # so that what it starts ends with it
     )
     try:
-        output = process.communicate(timeout=limit)[0]
+        output, errors = process.communicate(timeout=limit)
         status = "failed" if process.returncode else "passed"
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        output, status = process.communicate()[0], "timed out"
+        output, errors = process.communicate()
+        status = "timed out"
     part |= {"seconds": round(time.monotonic() - start, 1), "status": status}
     last = (output.splitlines() or [""])[-1]
     if status == "passed" and last.startswith("{"):
         return part | {"result": json.loads(last)}
-    return part | {"output": output[-2000:]}
+    return part | {"output": (output + errors)[-2000:]}
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ and the log are not part of it. The baselines:
 - `released`: our re-creation of the step of the code that was released with the paper: contiguous float32, Adam
   without fused or foreach kernels, contrastive losses in a loop over images. Its views are made before the step.
 
-Both steps alternate in one process, and ratios are those within a turn. Peak memory is that of each
-step alone. `--cpu_time` measures CPU time on a single thread, for busy machines.
+Both steps alternate in one process, and ratios are those within a turn. Peak memory is that of each step alone.
+`--cpu_time` measures CPU time on a single thread, for busy machines.
 """
 
 import argparse
