@@ -14,7 +14,7 @@ export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export MALLOC_TOP_PAD_ ?= 536870912
 
-.PHONY: help demo app demo-table test test-slow test-oldest lint docs figures clean
+.PHONY: help demo app demo-table test test-slow test-oldest gpu benchmarks lint docs figures clean
 
 help:  ## Show what there is to make.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,13 @@ test-oldest:  ## Run the tests of model, training, evaluation and detection with
 		--editable '.[train,metrics,onnx,report]' --group test
 	$(OLDEST)/python -m pytest -n 2 -m "not slow" tests/modeling_dcl \
 		tests/test_pipeline_dcl.py tests/video_dcl tests/training tests/evaluation tests/detection
+
+gpu: $(STAMP)  ## Run the tests and benchmarks that need a GPU, in less than ten minutes.
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/report.py
+
+benchmarks: $(STAMP)  ## Make docs/benchmarks.md of the results that are kept in benchmarks/results.
+	$(BIN)/python benchmarks/report.py
 
 lint: $(STAMP)  ## Check style, formatting and spelling.
 	$(BIN)/ruff check .

@@ -73,9 +73,9 @@ class DCLForPreTrainingOutput(ModelOutput):
 
     Args:
         logits: float32 (N, 2), real and fake, of the query view.
-        evidence: float32 (N, h, w), the contribution of each cell to the margin z_fake - z_real.
+        evidence: float32 (N, h, w), the contribution of each cell to the margin z_fake - z_real; not in training mode.
         feature_map: (N, C, h, w), of the query view.
-        embedding: float32 (N, C), its mean over the cells, normalised to unit length; only without a key view.
+        embedding: float32 (N, C), its mean over the cells, normalised to unit length; not in training mode.
         query: float32 (N, D), unit embedding of the query view.
         key: float32 (N, D), unit embedding of the key view by the momentum encoder, without gradient.
     """
@@ -383,49 +383,43 @@ class DCLModel(DCLPreTrainedModel):
         self.backbone, self.geometry = create_backbone(config)
         self.post_init()
 
-    def forward(self, pixel_values: torch.FloatTensor, **kwargs) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: torch.FloatTensor, pool: bool = True, **kwargs) -> BaseModelOutputWithPooling:
         """Compute feature maps.
 
         Args:
             pixel_values: (N, 3, H, W), from the image processor.
+            pool: whether to compute `pooler_output`.
             **kwargs: ignored.
 
         Returns:
             `last_hidden_state` (N, C, h, w) and `pooler_output` (N, C), its mean over the cells.
         """
         features = feature_map(self.backbone, pixel_values.to(self.dtype))
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features.mean((2, 3)))
-
-
-def unit_mean(features: torch.Tensor) -> torch.Tensor:
-    """Return the mean of feature maps (N, C, h, w) over their cells, as float32 unit vectors (N, C)."""
-    return F.normalize(features.float().mean((2, 3)), dim=1)
+        pooled = features.mean((2, 3)) if pool else None
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pooled)
 
 
 class DCLClassifier(nn.Module):
-    """The head of DCL: mean over cells, dropout, linear layer, always in float32."""
+    """The head of DCL: dropout and a linear layer over the mean of the cells, always in float32."""
 
     def __init__(self, channels: int, dropout: float):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels, 2)
 
-    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Classify feature maps.
+    def forward(self, mean: torch.Tensor) -> torch.Tensor:
+        """Turn means of feature maps over their cells, (N, C), into logits, float32 (N, 2)."""
+        with torch.autocast(mean.device.type, enabled=False):
+            return F.linear(self.dropout(mean.float()), self.linear.weight.float(), self.linear.bias.float())
 
-        Args:
-            features: (N, C, h, w).
+    def evidence(self, features: torch.Tensor) -> torch.Tensor:
+        """Compute the contribution of each cell of feature maps (N, C, h, w) to the margin, float32 (N, h, w).
 
-        Returns:
-            Logits, float32 (N, 2), and evidence, float32 (N, h, w): the contribution of each cell to the margin. It is
-            exact, apart from dropout, because the mean over cells and the linear layer commute.
+        It is exact, apart from dropout, because the mean over cells and the linear layer commute.
         """
         with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
-            weight, bias = self.linear.weight.float(), self.linear.bias.float()
-            logits = F.linear(self.dropout(features.mean((2, 3))), weight, bias)
-            evidence = torch.einsum("nchw,c->nhw", features, weight[1] - weight[0])
-        return logits, evidence
+            weight = self.linear.weight.float()
+            return torch.einsum("nchw,c->nhw", features.float(), weight[1] - weight[0])
 
 
 class DCLForImageClassification(DCLPreTrainedModel):
@@ -452,10 +446,12 @@ class DCLForImageClassification(DCLPreTrainedModel):
         Returns:
             Logits, evidence and embedding, and the cross-entropy if labels are given.
         """
-        features = self.dcl(pixel_values).last_hidden_state
-        logits, evidence = self.classifier(features)
+        features = self.dcl(pixel_values, pool=False).last_hidden_state.float()
+        mean = features.mean((2, 3))
+        logits = self.classifier(mean)
         loss = None if labels is None else F.cross_entropy(logits, labels)
-        return DCLImageClassifierOutput(loss=loss, logits=logits, evidence=evidence, embedding=unit_mean(features))
+        evidence, embedding = self.classifier.evidence(features), F.normalize(mean, dim=1)
+        return DCLImageClassifierOutput(loss=loss, logits=logits, evidence=evidence, embedding=embedding)
 
     def p_fake(self, logits: torch.Tensor) -> torch.Tensor:
         """Turn logits into calibrated probabilities, see `calibrate`.
@@ -473,7 +469,7 @@ class DCLForImageClassification(DCLPreTrainedModel):
 
 
 class DCLEmbeddingHead(nn.Module):
-    """Feature map to the unit embedding of the inter-instance loss.
+    """Feature map to the unit embedding of the inter-instance loss, always in float32.
 
     `"map"` reduces the channels to one by a 1x1 convolution and flattens the cells; `"pooled"` projects their mean.
     """
@@ -487,13 +483,41 @@ class DCLEmbeddingHead(nn.Module):
             self.dim = config.embedding_dim
             self.projection = nn.Linear(geometry.channels, config.embedding_dim)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Embed feature maps (N, C, h, w) as float32 unit vectors (N, D)."""
-        if isinstance(self.projection, nn.Conv2d):
-            embedding = self.projection(features).flatten(1)
-        else:
-            embedding = self.projection(features.mean((2, 3)))
-        return F.normalize(embedding.float(), dim=1)
+    def forward(self, features: torch.Tensor, mean: torch.Tensor | None = None) -> torch.Tensor:
+        """Embed feature maps.
+
+        Args:
+            features: (N, C, h, w).
+            mean: (N, C), their mean over the cells, if the caller has it.
+
+        Returns:
+            Unit vectors, float32 (N, D).
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            weight, bias = self.projection.weight.float(), self.projection.bias.float()
+            if isinstance(self.projection, nn.Conv2d):
+                embedding = F.conv2d(features.float(), weight, bias).flatten(1)
+            else:
+                mean = features.float().mean((2, 3)) if mean is None else mean
+                embedding = F.linear(mean.float(), weight, bias)
+            return F.normalize(embedding, dim=1)
+
+
+def _modules_of(module: nn.Module) -> list[nn.Module]:
+    """Return a module and all modules in it, without the names that make `modules()` slow."""
+    found, seen = [module], {module}
+    for parent in found:  # grows on the way
+        for child in parent._modules.values():
+            if child is not None and child not in seen:
+                found.append(child)
+                seen.add(child)
+    return found
+
+
+def _parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a module, in the same order for modules of the same structure."""
+    found = [p for part in _modules_of(module) for p in part._parameters.values() if p is not None]
+    return list({id(p): p for p in found}.values())
 
 
 class DCLForPreTraining(DCLPreTrainedModel):
@@ -523,9 +547,13 @@ class DCLForPreTraining(DCLPreTrainedModel):
 
     def train(self, mode: bool = True) -> "DCLForPreTraining":
         """Set the mode. The momentum encoder never gets gradients."""
-        super().train(mode)
+        # The Trainer calls this at every step, so do nothing where there is nothing to do.
+        if any(module.training != mode for module in _modules_of(self)):
+            super().train(mode)
         for _, key in self._branches():
-            key.requires_grad_(False)  # `from_pretrained` makes all parameters trainable, then calls `eval()`
+            for parameter in _parameters_of(key):
+                if parameter.requires_grad:  # `from_pretrained` makes all trainable, then calls `eval()`
+                    parameter.requires_grad_(False)
         return self
 
     @torch.no_grad()
@@ -541,7 +569,7 @@ class DCLForPreTraining(DCLPreTrainedModel):
         This applies to parameters only. The running statistics of its normalisation layers come from the key views.
         """
         for query, key in self._branches():
-            torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1.0 - self.config.momentum)
+            torch._foreach_lerp_(_parameters_of(key), _parameters_of(query), 1.0 - self.config.momentum)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """If a checkpoint has no momentum encoder, initialise it from the query encoder."""
@@ -562,23 +590,25 @@ class DCLForPreTraining(DCLPreTrainedModel):
 
         Args:
             pixel_values: the query view, (N, 3, H, W).
-            key_pixel_values: the key view, (N, 3, H, W); None in evaluation.
+            key_pixel_values: the key view, (N, 3, H, W), if wanted.
             **kwargs: ignored.
 
         Returns:
-            Logits, evidence and feature map of the query view; with a key view query and key, otherwise the embedding.
+            Logits and feature map of the query view; in evaluation mode also evidence and embedding; with a key view
+            also query and key.
         """
-        features = self.dcl(pixel_values).last_hidden_state
-        logits, evidence = self.classifier(features)
-        if key_pixel_values is None:
-            return DCLForPreTrainingOutput(
-                logits=logits, evidence=evidence, feature_map=features, embedding=unit_mean(features)
-            )
-        with torch.no_grad():
-            key = self.momentum_embedding_head(self.momentum_dcl(key_pixel_values).last_hidden_state)
-        return DCLForPreTrainingOutput(
-            logits=logits, evidence=evidence, feature_map=features, query=self.embedding_head(features), key=key
-        )
+        features = self.dcl(pixel_values, pool=False).last_hidden_state
+        cells = features.float()
+        mean = cells.mean((2, 3))
+        outputs = {"logits": self.classifier(mean), "feature_map": features}
+        if not self.training:
+            outputs |= {"evidence": self.classifier.evidence(cells), "embedding": F.normalize(mean, dim=1)}
+        if key_pixel_values is not None:
+            outputs["query"] = self.embedding_head(cells, mean)
+            with torch.no_grad():
+                keys = self.momentum_dcl(key_pixel_values, pool=False).last_hidden_state
+                outputs["key"] = self.momentum_embedding_head(keys)
+        return DCLForPreTrainingOutput(**outputs)
 
 
 DCLModel.register_for_auto_class("AutoModel")

@@ -1,8 +1,12 @@
-"""Shared code of the benchmarks: clips of a talking face, and printing of results."""
+"""Shared code of the benchmarks: clips of a talking face, printing of results, and where they come from."""
 
+import datetime
 import json
+import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -32,7 +36,20 @@ def write_clip(path: Path, index: int) -> Path:
     return path
 
 
-def print_result(result: Mapping[str, float | int | str], as_json: bool) -> None:
+def describe_run(command: str) -> dict[str, Any]:
+    """Return what is kept with a result: `command`, `machine`, `date` (UTC) and `versions`."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "command": command,
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cores} CPU cores",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": {"torch": torch.__version__} | {name: version(name) for name in ("timm", "transformers")},
+    }
+
+
+def print_result(result: Mapping[str, Any], as_json: bool) -> None:
     """Print results as one JSON object, or one per line."""
     width = max(map(len, result))
     print(json.dumps(result) if as_json else "\n".join(f"{key:{width}} {value}" for key, value in result.items()))

@@ -1,12 +1,20 @@
-"""Time one training step of DCL against its bare backbone: `python benchmarks/train_step.py --json`.
+"""Time one training step of DCL against a baseline: `python benchmarks/train_step.py --json`.
 
-The DCL step has the trainer's parts: views on the device, both encoders, losses, memory, backward pass, optimizer and
-momentum update. The bare step is the minimum for such a method: a forward and a backward pass of the query encoder, a
-forward pass of the key encoder, and the optimizer. Both use the same backbone, memory format, autocast and optimizer,
-and alternate in one process. Peak memory is measured in a separate process for each.
+The DCL step is what the Trainer does with a batch: `training_step` (training mode, views on the device, both encoders,
+losses, memory, backward pass), the gradient norm and clipping, the optimizer and the momentum update. The data loader
+and the log are not part of it. The baselines:
+
+- `bare`: the minimum for such a method: a forward and a backward pass of the query encoder, a forward pass of the key
+  encoder, and the optimizer; with the memory format, autocast and optimizer of the DCL step.
+- `released`: our re-creation of the step of the code that was released with the paper: contiguous float32, Adam
+  without fused or foreach kernels, contrastive losses in a loop over images. Its views are made before the step.
+
+Both steps alternate in one process, and ratios are those within a turn. Peak memory is that of each step alone.
+`--cpu_time` measures CPU time on a single thread, for busy machines.
 """
 
 import argparse
+import gc
 import resource
 import statistics
 import subprocess
@@ -14,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -36,11 +45,17 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=299)
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--precision", choices=("float32", "bf16", "fp16"), default="float32")
-    parser.add_argument("--channels_last", action="store_true", help="use the channels_last memory format in both")
+    parser.add_argument("--channels_last", action="store_true", help="use the channels_last memory format")
+    parser.add_argument("--optimizer", choices=("fused", "foreach", "loop"), default="fused", help="form of AdamW")
+    parser.add_argument("--queue_size", type=int, default=DCLConfig().queue_size, help="keys of each class")
+    parser.add_argument("--baseline", choices=("bare", "released"), default="bare")
+    parser.add_argument("--cpu_time", action="store_true", help="measure CPU time on a single thread")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each, after a warm-up step")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--peak_of", choices=STEPS, help="print the peak memory of one kind of step in GiB, and exit")
     options = parser.parse_args()
+    if options.cpu_time:
+        torch.set_num_threads(1)
     if options.peak_of:
         print(peak_memory(STEPS[options.peak_of](options)))
         return
@@ -51,43 +66,47 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
     """Time both steps in turns and return the median seconds of each, and the median ratio within a turn."""
     # First, while this process is small: on Linux, a child's peak memory starts at that of its parent.
-    peaks = {name: peak_in_own_process(name) for name in STEPS}
-    step = {name: build(options) for name, build in STEPS.items()}
-    times: dict[str, list[float]] = {name: [] for name in step}
+    names = ("dcl", options.baseline)
+    peaks = {name: peak_alone(name, options) for name in names}
+    step = {name: STEPS[name](options) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(options.steps + 1):
-        for name in step if turn % 2 else reversed(step):
-            seconds = timed(step[name])
+        for name in names if turn % 2 else reversed(names):
+            seconds = timed(step[name], time.process_time if options.cpu_time else time.perf_counter)
             if turn:
                 times[name].append(seconds)
-    ratios = [dcl / bare for dcl, bare in zip(times["dcl"], times["bare"], strict=True)]
+    ratios = [dcl / other for dcl, other in zip(times["dcl"], times[options.baseline], strict=True)]
+    over = f"dcl_over_{options.baseline}"
     return {
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"cpu, {torch.get_num_threads()} threads",
+        "cpu_time": options.cpu_time,
         "backbone": options.backbone,
         "image_size": options.image_size,
         "batch_size": options.batch_size,
         "precision": options.precision,
         "channels_last": options.channels_last,
-        "dcl_s": round(statistics.median(times["dcl"]), 4),
-        "bare_s": round(statistics.median(times["bare"]), 4),
-        "dcl_over_bare": round(statistics.median(ratios), 4),
-        "dcl_over_bare_min": round(min(ratios), 4),
-        "dcl_over_bare_max": round(max(ratios), 4),
-        "dcl_peak_gib": peaks["dcl"],
-        "bare_peak_gib": peaks["bare"],
+        "optimizer": options.optimizer,
+        "queue_size": options.queue_size,
+        **{f"{name}_s": round(statistics.median(times[name]), 4) for name in names},
+        over: round(statistics.median(ratios), 4),
+        f"{over}_min": round(min(ratios), 4),
+        f"{over}_max": round(max(ratios), 4),
+        **{f"{name}_peak_gib": peaks[name] for name in names},
     }
 
 
 def dcl_step(options: argparse.Namespace) -> Callable[[], None]:
     """Build a training step on random faces, after the warm-up and with full queues."""
-    config = DCLConfig(backbone=options.backbone, image_size=options.image_size)
+    config = DCLConfig(backbone=options.backbone, image_size=options.image_size, queue_size=options.queue_size)
     model = DCLForPreTraining(config)
     nn.functional.normalize(torch.randn_like(model.memory.queue), dim=2, out=model.memory.queue)
     model.memory.filled.fill_(config.queue_size)
     with tempfile.TemporaryDirectory() as folder:
         args = DCLTrainingArguments(
             output_dir=folder,
+            use_cpu=not torch.cuda.is_available(),
             contrastive_warmup_steps=0,
             bf16=options.precision == "bf16",
             fp16=options.precision == "fp16",
@@ -96,19 +115,18 @@ def dcl_step(options: argparse.Namespace) -> Callable[[], None]:
             load_best_model_at_end=False,
         )
         trainer = DCLTrainer(model=model, args=args, processing_class=DCLImageProcessor())
-    model = trainer.model.train()
-    optimizer = make_optimizer(model)
-    scaler = torch.amp.GradScaler(args.device.type, enabled=args.fp16)
+    trainer.optimizer = make_optimizer(trainer.model, options.optimizer)
+    model, trainer.optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    trainer.current_gradient_accumulation_steps = 1
     batch = random_batch(options, args.device)
 
-    def step() -> None:
-        with trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(model, batch)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        model.momentum_update()
-        optimizer.zero_grad()
+    def step() -> None:  # as in `Trainer._run_epoch`
+        trainer.training_step(model, batch)
+        norm = trainer._clip_grad_norm(model) if args.max_grad_norm > 0 else None
+        trainer._get_grad_norm(model, grad_norm=norm)
+        trainer.optimizer.step()
+        trainer.callback_handler.on_optimizer_step(args, trainer.state, trainer.control)  # the momentum update
+        model.zero_grad()
 
     return step
 
@@ -120,7 +138,7 @@ def bare_step(options: argparse.Namespace) -> Callable[[], None]:
     config = DCLConfig(backbone=options.backbone, image_size=options.image_size)
     query, key = (DCLModel(config).to(device, memory_format=memory_format).train() for _ in range(2))
     classifier = nn.Linear(query.geometry.channels, 2).to(device)
-    optimizer = make_optimizer(nn.ModuleList([query, classifier]))
+    optimizer = make_optimizer(nn.ModuleList([query, classifier]), options.optimizer)
     dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     batch = random_batch(options, device)
@@ -142,12 +160,84 @@ def bare_step(options: argparse.Namespace) -> Callable[[], None]:
     return step
 
 
-STEPS = {"dcl": dcl_step, "bare": bare_step}
+def released_step(options: argparse.Namespace) -> Callable[[], None]:
+    """Build a step like that of the code that was released with the paper, with full queues."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = DCLConfig(backbone=options.backbone, image_size=options.image_size)
+    encoders = [DCLModel(config).to(device).train() for _ in range(2)]
+    geometry = encoders[0].geometry
+    squeezes = [nn.Conv2d(geometry.channels, 1, 1).to(device) for _ in range(2)]
+    classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(geometry.channels, 2)).to(device)
+    for parameter in chain(encoders[1].parameters(), squeezes[1].parameters()):
+        parameter.requires_grad_(False)
+    learned = [*encoders[0].parameters(), *squeezes[0].parameters(), *classifier.parameters()]
+    optimizer = torch.optim.Adam(learned, lr=2e-4, weight_decay=1e-5, foreach=False, fused=False)
+    cells, width = geometry.height * geometry.width, options.queue_size + 128
+    queues = [F.normalize(torch.randn(cells, width, device=device), dim=0) for _ in range(2)]  # real, fake
+    prototypes, pointers = torch.zeros(2, cells, device=device), [0, 0]
+    batch = random_batch(options, device)
+    labels = batch["labels"]
+    images, keys = (batch[name].float() / 127.5 - 1 for name in ("pixel_values", "key_pixel_values"))
+    masks = F.interpolate(batch["mask"][:, None].float() / 255, (geometry.height, geometry.width), mode="bilinear")
+
+    def embed(features: torch.Tensor, branch: int) -> torch.Tensor:
+        return F.normalize(squeezes[branch](features).flatten(1), dim=1)
+
+    def step() -> None:
+        features = encoders[0](images).last_hidden_state
+        logits, query = classifier(features.mean((2, 3))), embed(features, 0)
+        with torch.no_grad():
+            for moved, towards in zip(
+                chain(encoders[1].parameters(), squeezes[1].parameters()),
+                chain(encoders[0].parameters(), squeezes[0].parameters()),
+                strict=True,
+            ):
+                moved.copy_(moved * 0.999 + towards * 0.001)
+            key = embed(encoders[1](keys).last_hidden_state, 1)
+            for label in (0, 1):
+                prototypes[label] = 0.9 * prototypes[label] + 0.1 * key[labels == label].mean(0)
+            for label in (0, 1):
+                own = key[labels == label]
+                hard = own[(own @ prototypes[1 - label]).topk(min(5, len(own))).indices]
+                at = pointers[label]
+                queues[label][:, at : at + len(hard)] = hard.T
+                pointers[label] = (at + len(hard)) % options.queue_size
+        loss = 0.5 * F.cross_entropy(logits, labels) + 0.5 * contrastive_loss(features, masks, query, key)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()  # for the log, at every step
+
+    def contrastive_loss(
+        features: torch.Tensor, masks: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> torch.Tensor:
+        vectors = F.normalize(features, dim=1).flatten(2)
+        inter, inside, across, alike = [], [], [], []
+        for image, label in enumerate(labels.tolist()):
+            positive = query[image : image + 1] @ key[image : image + 1].T
+            scores = torch.cat([positive, query[image : image + 1] @ queues[1 - label]], 1) / 0.07
+            inter.append(F.cross_entropy(scores, labels.new_zeros(1)))
+            if label == 0:
+                alike.append((vectors[image].T @ vectors[image] / 0.07).exp().sum())
+                continue
+            mask = masks[image].flatten()
+            real, fake = vectors[image] * (mask == 0), vectors[image] * (mask > 0.01)  # the others are zeroed
+            inside.append((real.T @ real / 0.07).exp().sum())
+            across.append((fake.T @ real / 0.07).exp().sum())
+        inside, across, alike = (torch.stack(sums).sum() for sums in (inside, across, alike))
+        intra = -torch.log(inside / (inside + across)) - 0.01 * torch.log(alike)
+        return torch.stack(inter).mean() + 0.1 * intra
+
+    return step
 
 
-def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """Build the Trainer's default optimizer."""
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4, fused=True)
+STEPS = {"dcl": dcl_step, "bare": bare_step, "released": released_step}
+
+
+def make_optimizer(model: nn.Module, form: str) -> torch.optim.Optimizer:
+    """Build AdamW, the Trainer's default optimizer, in its fused, foreach or plain form."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(learned, lr=2e-4, fused=form == "fused", foreach=form == "foreach")
 
 
 def random_batch(options: argparse.Namespace, device: torch.device) -> dict[str, torch.Tensor]:
@@ -166,13 +256,13 @@ def random_batch(options: argparse.Namespace, device: torch.device) -> dict[str,
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def timed(step: Callable[[], None]) -> float:
+def timed(step: Callable[[], None], clock: Callable[[], float] = time.perf_counter) -> float:
     """Run a step and return its seconds."""
-    start = time.perf_counter()
+    start = clock()
     step()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_memory(step: Callable[[], None]) -> float:
@@ -180,12 +270,17 @@ def peak_memory(step: Callable[[], None]) -> float:
     for _ in range(2):
         step()
     if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        return torch.cuda.max_memory_allocated() / 2**30
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)
 
 
-def peak_in_own_process(name: str) -> float:
+def peak_alone(name: str, options: argparse.Namespace) -> float:
     """Return the peak memory of one kind of step in GiB: allocated on a GPU, or resident on a CPU."""
+    if torch.cuda.is_available():
+        gc.collect()  # a step before
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 2**30
+        return round(peak_memory(STEPS[name](options)) - before, 3)
     command = [sys.executable, __file__, *sys.argv[1:], "--peak_of", name]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 

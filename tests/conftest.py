@@ -27,6 +27,14 @@ transformers.logging.disable_progress_bar()
 gc.freeze()  # the Trainer collects garbage at every start, and what was imported takes half a second of that
 
 
+def pytest_collection_modifyitems(items):
+    """Skip tests that need a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 
 Numbers refer to Sun et al., "Dual Contrastive Learning for General Face Forgery Detection", AAAI 2022, arXiv
 2112.13522. Every function returns one value for each image and, if some images may have none, which of them are valid.
-`training.distributed` averages over images and processes.
+`training.distributed` averages over images and processes. Nothing here waits for a GPU.
 """
 
 import torch
@@ -22,6 +22,10 @@ def inter_instance_loss(
     L = -log [ e^{d(q,k)/t} / ( e^{d(q,k)/t} + sum_m e^{d(q,k_m)/t} ) ], d the cosine, k the other view of the same
     image by the momentum encoder, k_m the hard keys of the other class.
 
+    On a CPU, the images are split by label, so that each is compared with one queue only: with 32,768 keys, this takes
+    two fifths of the time for a batch of 32. To split, the host needs the labels, and would wait for a GPU. There, all
+    images are compared with both queues, which is a small part of a step.
+
     Args:
         query: (N, D) unit embeddings of the query views.
         key: (N, D) unit embeddings of the key views.
@@ -35,74 +39,77 @@ def inter_instance_loss(
     """
     with torch.autocast(query.device.type, enabled=False):
         query, key, queue = query.float(), key.float(), queue.float()
-        positive = (query * key).sum(1, keepdim=True)
-        similarity = torch.einsum("nd,ckd->nck", query, queue)
+        positive = (query * key).sum(1) / temperature
+        # The lowest float instead of -inf: with an empty queue, the gradient of the sum below would be NaN.
         unwritten = torch.arange(queue.shape[1], device=queue.device) >= filled[:, None]
-        similarity = similarity.masked_fill(unwritten, -torch.inf)
-        negatives = similarity.take_along_dim((1 - labels)[:, None, None], dim=1).squeeze(1)
-        scores = torch.cat([positive, negatives], dim=1) / temperature
-        return scores.logsumexp(1) - scores[:, 0]
+        offset = torch.zeros_like(unwritten, dtype=torch.float32).masked_fill_(unwritten, torch.finfo(queue.dtype).min)
+        by_queue = []
+        for label in (0, 1):
+            keys, hidden = queue[1 - label].T, offset[1 - label]
+            if query.device.type == "cpu":
+                rows = (labels == label).nonzero().squeeze(1)
+                scores = torch.addmm(hidden, query[rows], keys, alpha=1 / temperature)
+                by_queue.append(torch.zeros_like(positive).index_copy(0, rows, scores.logsumexp(1)))
+            else:
+                by_queue.append(torch.addmm(hidden, query, keys, alpha=1 / temperature).logsumexp(1))
+        negatives = torch.where(labels == 1, by_queue[1], by_queue[0])
+        return F.softplus(negatives - positive)  # log(1 + e^x)
 
 
 def intra_instance_loss(
     features: torch.Tensor,
+    labels: torch.Tensor,
     forged_share: torch.Tensor,
     temperature: float,
     mask_threshold: float,
     self_pairs: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Contrast the real with the forged regions inside each face (Intra-ICL for fakes, Eq. 7).
+    """Contrast the regions of each fake, and pull the cells of each real face together (Intra-ICL).
 
-    L = -log [ S_rr / ( S_rr + S_fr ) ], S_rr = sum over pairs of real cells, S_fr = sum over pairs of a forged and a
-    real cell, both of e^{d/t}, d the cosine of two feature vectors.
+    Fakes (Eq. 7): L = -log [ S_rr / ( S_rr + S_fr ) ], S_rr = sum over pairs of real cells, S_fr = sum over pairs of a
+    forged and a real cell, both of e^{d/t}, d the cosine of two feature vectors.
+
+    Reals (Eq. 8): L = -log sum over all pairs of cells of e^{d/t}.
 
     Args:
         features: (N, C, h, w) feature maps.
-        forged_share: float (N, h, w) in [0, 1], the forged share of each cell.
+        labels: int64 (N,), 0 real, 1 fake.
+        forged_share: float (N, h, w) in [0, 1], the forged share of each cell; of reals it is ignored.
         temperature: t, above 0.
         mask_threshold: a cell is forged where its share is above this, real elsewhere.
-        self_pairs: whether S_rr counts the pairs of a cell with itself, as published.
+        self_pairs: whether S_rr counts the pairs of a cell with itself, as published. Reals always count them.
 
     Returns:
-        The loss, float32 (N,), at least 0, and bool (N,): whether the image has a forged part and a real part (of at
-        least two cells, without self-pairs). For other images the loss is 0 and has no gradient.
+        The loss, float32 (N,), and bool (N,), which images have one. Of fakes it is at least 0, and valid with a
+        forged part and a real part (of at least two cells, without self-pairs); otherwise it is 0 and has no gradient.
+        Of reals it has no denominator and can be negative: its minimum, with all cells alike, is -1/t - 2 log(hw).
     """
     with torch.autocast(features.device.type, enabled=False):
-        similarity = _cell_similarity(features, temperature)
-        forged = forged_share.flatten(1) > mask_threshold
+        similarity = _cell_similarity(features) / temperature
+        forged, fake = forged_share.flatten(1) > mask_threshold, labels == 1
         real = ~forged
-        valid = forged.any(1) & (real.sum(1) >= (1 if self_pairs else 2))
+        contrasted = fake & forged.any(1) & (real.sum(1) >= (1 if self_pairs else 2))
         real_pairs = real[:, :, None] & real[:, None, :]
         if not self_pairs:
             real_pairs &= ~torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
         cross_pairs = forged[:, :, None] & real[:, None, :]
-        # Without forged or without real cells, a sum is empty and its gradient NaN. Use all pairs as a placeholder
-        # here; the value is discarded below.
-        real_pairs, cross_pairs = real_pairs | ~valid[:, None, None], cross_pairs | ~valid[:, None, None]
-        s_rr, s_fr = _log_sum_exp(similarity, real_pairs), _log_sum_exp(similarity, cross_pairs)
-        return torch.where(valid, torch.logaddexp(s_rr, s_fr) - s_rr, 0.0), valid
+        # All pairs: the loss of reals. Of fakes without forged or without real cells, a sum would be empty and its
+        # gradient NaN; all pairs are a placeholder there, whose value is discarded below.
+        others = ~contrasted[:, None, None]
+        s_rr, s_fr = _log_sum_exp(similarity, real_pairs | others), _log_sum_exp(similarity, cross_pairs | others)
+        loss = torch.where(contrasted, F.softplus(s_fr - s_rr), torch.where(fake, 0.0, -s_rr))
+        return loss, contrasted | ~fake
 
 
-def uniformity_loss(features: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Pull the cells of a real face together (Intra-ICL for reals, Eq. 8).
-
-    L = -log sum over all pairs of cells of e^{d/t}.
-
-    Args:
-        features: (N, C, h, w) feature maps.
-        temperature: t, above 0.
-
-    Returns:
-        float32 (N,). The loss has no denominator and can be negative: its minimum, with all cells alike, is
-        -1/t - 2 log(hw).
-    """
-    with torch.autocast(features.device.type, enabled=False):
-        return -_cell_similarity(features, temperature).flatten(1).logsumexp(1)
-
-
-def _cell_similarity(features: torch.Tensor, temperature: float) -> torch.Tensor:
-    cells = F.normalize(features.float().flatten(2), dim=1)
-    return torch.einsum("nci,ncj->nij", cells, cells) / temperature
+def _cell_similarity(features: torch.Tensor) -> torch.Tensor:
+    """Return the cosines of all pairs of cells, float32 (N, hw, hw)."""
+    cells = features.float().flatten(2)
+    # The products are symmetric, so one factor needs no gradient if the other gets that of both, which saves a third.
+    products = cells.detach().mT @ cells
+    products = products + products.mT - products.detach()
+    # Dividing the few products by the lengths is cheaper than normalising the many features.
+    lengths = products.diagonal(dim1=1, dim2=2).clamp(min=1e-24).sqrt()
+    return products / lengths[:, :, None] / lengths[:, None, :]
 
 
 def _log_sum_exp(similarity: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ from .distributed import (
     unshuffle_over_processes,
     world_size,
 )
-from .losses import inter_instance_loss, intra_instance_loss, uniformity_loss
+from .losses import inter_instance_loss, intra_instance_loss
 from .monitoring import LossMonitor, NonFiniteError, contrast_measures, draw_views, gradient_shares, send_picture
 from .pairs import BalancedSampler, PairDataset, collate
 from .settings import TrainingSettings
@@ -378,16 +378,16 @@ class DCLTrainer(Trainer):
         config, features = self.model.config, outputs.feature_map
         memory = self.accelerator.unwrap_model(self.model).memory
         forged_share = cell_masks(mask, features.shape[-2:])
-        intra_fake, has_both_parts = intra_instance_loss(
-            features, forged_share, config.temperature, config.mask_threshold, config.self_pairs
+        intra, has_both_parts = intra_instance_loss(
+            features, labels, forged_share, config.temperature, config.mask_threshold, config.self_pairs
         )
         inter = inter_instance_loss(
             outputs.query, outputs.key, labels, memory.queue, memory.filled, config.temperature
         )
         return {
             "inter": (inter, torch.ones_like(has_both_parts)),
-            "intra_fake": (intra_fake, has_both_parts & has_mask & (labels == FAKE)),
-            "intra_real": (uniformity_loss(features, config.temperature), labels == REAL),
+            "intra_fake": (intra, has_both_parts & has_mask & (labels == FAKE)),
+            "intra_real": (intra, labels == REAL),
         }
 
     # ------------------------------------------------------------------------------------------------------- the log

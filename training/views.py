@@ -138,16 +138,24 @@ def srm_enhance(images: torch.Tensor, apply: torch.Tensor) -> torch.Tensor:
     0.5 and 0.5 equals adding it to the normalised image, as the original does. Images are float32 (N, 3, H, W) in
     [0, 1]; `apply`, bool (N,), selects the images.
     """
-    chosen = apply.nonzero().squeeze(1)  # the residual is the most expensive view, so compute it for these only
+    if images.device.type == "cpu":
+        chosen = apply.nonzero().squeeze(1)  # the residual is the most expensive view, so compute it for these only
+        return images.index_copy(0, chosen, _add_residual(images[chosen]))
+    # To know which are chosen, the host would wait for the device.
+    return torch.where(apply[:, None, None, None], _add_residual(images), images)
+
+
+def _add_residual(images: torch.Tensor) -> torch.Tensor:
     height, width = images.shape[-2:]
-    # Border pixels are repeated: zeros would add an edge that the image does not have, and break the equality above.
-    total = F.pad(images[chosen].sum(dim=1, keepdim=True), (2, 2, 2, 2), mode="replicate").squeeze(1)
-    enhanced = images[chosen]
+    # Border pixels are repeated: zeros would add an edge that the image does not have, and break the equality with
+    # the original order.
+    total = F.pad(images.sum(dim=1, keepdim=True), (2, 2, 2, 2), mode="replicate").squeeze(1)
+    enhanced = images.clone()
     # Shifted additions, since autocast and TF32 would round a convolution more coarsely than a grey level.
     for channel, row, column in np.argwhere(SRM_KERNELS):
         shifted = total[:, row : row + height, column : column + width]
         enhanced[:, channel].add_(shifted, alpha=float(SRM_KERNELS[channel, row, column]))
-    return images.index_copy(0, chosen, enhanced)
+    return enhanced
 
 
 def shuffle_patches(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
@@ -170,9 +178,8 @@ def shuffle_patches(images: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Return `(images - mean) / std` per channel, float32; uint8 images (N, 3, H, W) are scaled to [0, 1] first."""
     images = _to_unit_range(images)
-    mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=images.device)[:, None, None] for values in (mean, std)
-    )
+    # Filled on the device: the host would wait for a copy.
+    mean, std = (torch.stack([images.new_full((1, 1), value) for value in values]) for values in (mean, std))
     return (images - mean) / std
 
 

@@ -1,5 +1,6 @@
 """The models on every kind of backbone: exact evidence, gradients, space, saving, and loading what is damaged."""
 
+import copy
 import logging
 
 import pytest
@@ -218,22 +219,37 @@ def test_evidence_of_a_cell_is_what_the_margin_loses_without_it(model):
     classifier = model.classifier.eval()
     without = features.clone()
     without[:, :, 2, 1] = 0
-    (logits, evidence), (left, _) = classifier(features), classifier(without)
-    margin, rest = (pair[0, 1] - pair[0, 0] for pair in (logits, left))
-    torch.testing.assert_close(margin - rest, evidence[0, 2, 1] / 9)
+    margin, rest = (classifier(cells.mean((2, 3))).diff().squeeze() for cells in (features, without))
+    torch.testing.assert_close(margin - rest, classifier.evidence(features)[0, 2, 1] / 9)
 
 
-def test_heads_compute_in_float32_under_autocast(model):
+@pytest.mark.parametrize("embedding", ["map", "pooled"])
+def test_heads_compute_in_float32_under_autocast(embedding):
+    model = DCLForPreTraining(make_config("efficientnet", embedding=embedding)).eval()
     images = torch.randn(2, 3, 96, 96)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(images, images)
     assert output.feature_map.dtype == torch.bfloat16
-    for name in ("logits", "evidence", "query", "key"):
+    # The same from the rounded feature map, without autocast: a head in bf16 would be off by 1e-3 and more.
+    features = output.feature_map.float()
+    expected = {
+        "logits": model.classifier(features.mean((2, 3))),
+        "evidence": model.classifier.evidence(features),
+        "query": model.embedding_head(features),
+        "key": model.embedding_head(features),
+    }
+    for name, value in expected.items():
         assert output[name].dtype == torch.float32
-    logits, evidence = model.classifier.eval()(output.feature_map)
-    torch.testing.assert_close(
-        evidence.mean((1, 2)) + model.classifier.linear.bias.diff(), logits.diff().squeeze(1), rtol=1e-5, atol=1e-5
-    )
+        torch.testing.assert_close(output[name], value, rtol=1e-6, atol=1e-6, msg=name)
+    margin = output.logits.diff().squeeze(1) - model.classifier.linear.bias.diff()
+    torch.testing.assert_close(output.evidence.mean((1, 2)), margin, rtol=1e-5, atol=1e-5)
+
+
+def test_training_mode_leaves_out_what_no_loss_needs(model):
+    images = torch.randn(2, 3, 96, 96)
+    assert set(model.train()(images, images)) == {"logits", "feature_map", "query", "key"}
+    assert set(model(images)) == {"logits", "feature_map"}
+    assert set(model.eval()(images)) == {"logits", "feature_map", "evidence", "embedding"}
 
 
 @pytest.mark.parametrize(("embedding", "dim"), [("map", 9), ("pooled", 32)])
@@ -329,6 +345,48 @@ def test_momentum_update_is_the_moving_average(momentum):
     moved = parameters_of(model.momentum_dcl, model.momentum_embedding_head)
     torch.testing.assert_close(moved, momentum * key + (1 - momentum) * query, rtol=1e-5, atol=1e-6)
     assert torch.equal(parameters_of(model.dcl, model.embedding_head), query)
+
+
+@pytest.mark.parametrize("change", ["nothing", "copy", "type", "loading", "parameters", "modules"])
+def test_momentum_update_follows_changes_of_the_model(model, tmp_path, change):
+    model.momentum_update()
+    if change == "copy":
+        model = copy.deepcopy(model)
+    elif change == "type":
+        model = model.to(torch.float64)
+    elif change == "loading":
+        model.save_pretrained(tmp_path)
+        model = DCLForPreTraining.from_pretrained(tmp_path)
+    elif change == "parameters":
+        for head in (model.embedding_head, model.momentum_embedding_head):
+            head.projection.weight = torch.nn.Parameter(head.projection.weight.detach().clone())
+        model.train()
+    elif change == "modules":
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    with torch.no_grad():
+        for parameter in (*model.dcl.parameters(), *model.embedding_head.parameters()):
+            parameter.add_(1)
+    query = parameters_of(model.dcl, model.embedding_head)
+    key = parameters_of(model.momentum_dcl, model.momentum_embedding_head)
+    model.momentum_update()
+    moved = parameters_of(model.momentum_dcl, model.momentum_embedding_head)
+    torch.testing.assert_close(moved, torch.lerp(key, query, 1 - model.config.momentum))
+    assert not torch.equal(moved, key)
+
+
+def test_training_mode_reaches_modules_that_were_set_apart(model):
+    model.train()
+    model.dcl.backbone.bn1.eval()
+    model.momentum_dcl.requires_grad_(True)
+    model.train()
+    assert all(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.momentum_dcl.parameters())
+
+
+def test_a_mode_that_is_set_already_is_not_set_again(model, monkeypatch):
+    model.train()
+    monkeypatch.setattr(torch.nn.Module, "train", lambda *_: pytest.fail("set all modules again"))
+    assert model.train() is model
 
 
 def test_each_view_moves_the_statistics_of_its_own_encoder(model):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dcl_face_forgery.modeling_dcl import DCLMemory
-from dcl_face_forgery.training.losses import inter_instance_loss, intra_instance_loss, uniformity_loss
+from dcl_face_forgery.training.losses import inter_instance_loss, intra_instance_loss
 
 REFERENCE = np.load(Path(__file__).parents[1] / "fixtures" / "dcl_equations.npz")
 TEMPERATURE, MASK_THRESHOLD = 0.07, 0.01
@@ -54,18 +54,19 @@ def test_memory_and_inter_instance_loss_agree_over_three_steps(memory):
 
 @pytest.mark.parametrize("step", range(3))
 @pytest.mark.parametrize("self_pairs", [True, False])
-def test_intra_instance_loss_agrees(step, self_pairs):
+def test_intra_instance_loss_of_fakes_agrees(step, self_pairs):
     features, mask, labels = (reference(f"step{step}_{name}") for name in ("feature_map", "mask", "labels"))
     expected = reference(f"step{step}_intra_fake{'' if self_pairs else '_without_self_pairs'}_per_image")
-    loss, valid = intra_instance_loss(features, mask, TEMPERATURE, MASK_THRESHOLD, self_pairs)
+    loss, valid = intra_instance_loss(features, labels, mask, TEMPERATURE, MASK_THRESHOLD, self_pairs)
     valid &= labels == 1
     assert torch.equal(valid, ~expected.isnan())
     assert_agrees(loss[valid], expected[valid])
 
 
 @pytest.mark.parametrize("step", range(3))
-def test_uniformity_loss_agrees(step):
-    features, labels = reference(f"step{step}_feature_map"), reference(f"step{step}_labels")
+def test_intra_instance_loss_of_reals_agrees(step):
+    features, mask, labels = (reference(f"step{step}_{name}") for name in ("feature_map", "mask", "labels"))
     expected = reference(f"step{step}_intra_real_per_image")
     assert torch.equal(labels == 0, ~expected.isnan())
-    assert_agrees(uniformity_loss(features, TEMPERATURE)[labels == 0], expected[labels == 0])
+    loss, _ = intra_instance_loss(features, labels, mask, TEMPERATURE, MASK_THRESHOLD)
+    assert_agrees(loss[labels == 0], expected[labels == 0])

@@ -1,5 +1,6 @@
 """The losses where batches are not as the paper imagines them: one class, one part, nothing at all."""
 
+import contextlib
 import itertools
 import math
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from dcl_face_forgery.training.distributed import gather_rows, mean_over_processes
-from dcl_face_forgery.training.losses import inter_instance_loss, intra_instance_loss, uniformity_loss
+from dcl_face_forgery.training.losses import inter_instance_loss, intra_instance_loss
 
 T, THRESHOLD = 0.07, 0.01
 N, C, H, W, D, K = 4, 8, 3, 3, 9, 6
@@ -25,6 +26,20 @@ def batch():
 @pytest.fixture
 def features():
     return torch.randn(N, C, H, W).requires_grad_()
+
+
+def contrast(features, mask, temperature=T, threshold=THRESHOLD, self_pairs=True):
+    """Eq. 7: all images are fakes."""
+    return intra_instance_loss(features, torch.ones(N, dtype=torch.long), mask, temperature, threshold, self_pairs)
+
+
+def uniformity(features, temperature=T):
+    """Eq. 8: all images are real."""
+    loss, valid = intra_instance_loss(
+        features, torch.zeros(N, dtype=torch.long), half_mask(), temperature, THRESHOLD, self_pairs=False
+    )
+    assert valid.all()
+    return loss
 
 
 def half_mask():
@@ -99,6 +114,28 @@ def test_a_gradient_step_moves_the_query_to_its_key_and_away_from_the_negative(b
     torch.testing.assert_close(F.normalize(step, dim=1), F.normalize(key - negative, dim=1))
 
 
+def test_images_may_come_in_any_order_of_labels(batch):
+    query, key, _, queue = batch
+    filled = torch.tensor([K - 1, K - 2])
+    for labels in itertools.product((0, 1), repeat=N):
+        loss = inter_instance_loss(query, key, torch.tensor(labels), queue, filled, T)
+        for image, label in enumerate(labels):
+            negatives = queue[1 - label, : filled[1 - label]] @ query[image]
+            scores = torch.cat([(query[image] @ key[image])[None], negatives]) / T
+            torch.testing.assert_close(loss[image], F.cross_entropy(scores, torch.tensor(0)))
+
+
+def test_no_loss_asks_a_device_for_a_value(monkeypatch):
+    """Tensors on `meta` have none: `nonzero` and `item` fail there, as does whatever else would wait for a GPU."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which `meta` does not have
+    query, queue, labels, features = (
+        torch.empty(shape, device="meta") for shape in ((N, D), (2, K, D), (N,), (N, C, H, W))
+    )
+    inter = inter_instance_loss(query, query, labels.long(), queue, torch.empty(2, device="meta"), T)
+    intra, valid = intra_instance_loss(features, labels.long(), features[:, 0], T, THRESHOLD, self_pairs=False)
+    assert inter.shape == intra.shape == valid.shape == (N,)
+
+
 # ------------------------------------------------------------------------------------- inside an image, Eq. 7 and 8
 
 
@@ -109,7 +146,7 @@ def test_intra_takes_faces_with_both_parts_only(features, self_pairs):
     mask[2] = 1
     mask[2, 2, 2] = 0
     mask[3] = 1
-    loss, valid = intra_instance_loss(features, mask, T, THRESHOLD, self_pairs)
+    loss, valid = contrast(features, mask, self_pairs=self_pairs)
     # One real cell has no other real cell to be paired with.
     assert valid.tolist() == [False, True, self_pairs, False]
     assert (loss[valid] > 0).all()
@@ -124,7 +161,7 @@ def test_intra_takes_faces_with_both_parts_only(features, self_pairs):
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_intra_of_identical_cells_is_finite_and_counts_pairs(self_pairs, value):
     features = torch.full((N, C, H, W), value, requires_grad=True)
-    loss, valid = intra_instance_loss(features, half_mask(), T, THRESHOLD, self_pairs)
+    loss, valid = contrast(features, half_mask(), self_pairs=self_pairs)
     assert valid.all()
     assert_finite(loss, features)
     real, forged = 6, 3
@@ -134,16 +171,41 @@ def test_intra_of_identical_cells_is_finite_and_counts_pairs(self_pairs, value):
 
 def test_intra_of_dead_activations_sends_no_gradient_through_them():
     values = torch.full((N, C, H, W), -1.0, requires_grad=True)
-    loss, _ = intra_instance_loss(values.relu(), half_mask(), T, THRESHOLD)
-    gradient = torch.autograd.grad((loss + uniformity_loss(values.relu(), T)).sum(), values)[0]
+    loss, _ = contrast(values.relu(), half_mask())
+    gradient = torch.autograd.grad((loss + uniformity(values.relu())).sum(), values)[0]
     assert torch.equal(gradient, torch.zeros_like(values))
+
+
+def test_fakes_and_reals_of_a_batch_each_get_their_own_term(features):
+    labels = torch.tensor([0, 1, 0, 1])
+    loss, valid = intra_instance_loss(features, labels, half_mask(), T, THRESHOLD)
+    assert valid.all()
+    torch.testing.assert_close(loss[labels == 1], contrast(features, half_mask())[0][labels == 1])
+    torch.testing.assert_close(loss[labels == 0], uniformity(features)[labels == 0])
+    nothing, valid = intra_instance_loss(features, labels, torch.zeros(N, H, W), T, THRESHOLD)
+    assert valid.tolist() == [True, False, True, False]
+    assert torch.equal(nothing[labels == 0], loss[labels == 0])
+
+
+def test_intra_is_as_exact_as_with_unit_cells_in_double_precision(features):
+    labels = torch.tensor([0, 1, 0, 1])
+    loss, _ = intra_instance_loss(features, labels, half_mask(), T, THRESHOLD, self_pairs=False)
+    cells = F.normalize(features.double().flatten(2), dim=1)
+    powers = (cells.mT @ cells / T).exp()
+    real, forged = half_mask()[0].flatten() == 0, half_mask()[0].flatten() == 1
+    others = ~torch.eye(H * W, dtype=torch.bool)[real][:, real]
+    inside, across = (powers[:, real][:, :, real] * others).sum((1, 2)), powers[:, forged][:, :, real].sum((1, 2))
+    expected = torch.where(labels == 1, -(inside / (inside + across)).log(), -powers.sum((1, 2)).log())
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    actual, exact = (torch.autograd.grad(value.sum(), features)[0] for value in (loss, expected))
+    torch.testing.assert_close(actual, exact, rtol=1e-3, atol=1e-4)
 
 
 def test_a_cell_is_forged_strictly_above_the_threshold(features):
     mask = torch.zeros(N, H, W)
     mask[0, 0, 0] = THRESHOLD
     mask[1, 0, 0] = THRESHOLD + 1e-4
-    _, valid = intra_instance_loss(features, mask, T, THRESHOLD)
+    _, valid = contrast(features, mask)
     assert valid.tolist() == [False, True, False, False]
 
 
@@ -152,27 +214,27 @@ def test_intra_falls_as_the_parts_separate():
     direction[:, 0] = 1
     apart = direction.clone()
     apart[:, 0, :, 0], apart[:, 1, :, 0] = 0, 1  # forged cells at a right angle to the real ones
-    together, separate = (intra_instance_loss(f, half_mask(), T, THRESHOLD)[0] for f in (direction, apart))
+    together, separate = (contrast(f, half_mask())[0] for f in (direction, apart))
     assert (separate < 1e-5).all()
     assert (together > 0.3).all()
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 def test_local_losses_do_not_depend_on_the_length_of_features(features, scale):
-    expected, _ = intra_instance_loss(features, half_mask(), T, THRESHOLD)
-    actual, _ = intra_instance_loss(features * scale, half_mask(), T, THRESHOLD)
+    expected, _ = contrast(features, half_mask())
+    actual, _ = contrast(features * scale, half_mask())
     torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(uniformity_loss(features * scale, T), uniformity_loss(features, T))
+    torch.testing.assert_close(uniformity(features * scale), uniformity(features))
 
 
 def test_uniformity_is_lowest_where_all_cells_are_alike(features):
     floor = -1 / T - 2 * math.log(H * W)
     alike = torch.ones(N, C, H, W, requires_grad=True)
-    torch.testing.assert_close(uniformity_loss(alike, T), torch.full((N,), floor))
-    assert (uniformity_loss(features, T) > floor).all()
-    assert_finite(uniformity_loss(alike, T), alike)
+    torch.testing.assert_close(uniformity(alike), torch.full((N,), floor))
+    assert (uniformity(features) > floor).all()
+    assert_finite(uniformity(alike), alike)
     zero = torch.zeros(N, C, H, W, requires_grad=True)
-    assert_finite(uniformity_loss(zero, T), zero)
+    assert_finite(uniformity(zero), zero)
 
 
 # ------------------------------------------------------------------------------------------------------- precision
@@ -180,8 +242,8 @@ def test_uniformity_is_lowest_where_all_cells_are_alike(features):
 
 def losses_of(query, key, labels, queue, features):
     inter = inter_instance_loss(query, key, labels, queue, torch.tensor([K, K]), T)
-    intra, _ = intra_instance_loss(features, half_mask(), T, THRESHOLD)
-    return inter, intra, uniformity_loss(features, T)
+    intra, _ = contrast(features, half_mask())
+    return inter, intra, uniformity(features)
 
 
 def test_half_precision_input_is_computed_in_float32(batch, features):
@@ -199,8 +261,8 @@ def test_half_precision_input_is_computed_in_float32(batch, features):
 def test_a_small_temperature_does_not_overflow(batch, features):
     query, key, labels, queue = batch
     assert_finite(inter_instance_loss(query, key, labels, queue, torch.tensor([K, K]), 1e-3), query)
-    assert_finite(intra_instance_loss(features, half_mask(), 1e-3, THRESHOLD)[0], features)
-    assert_finite(uniformity_loss(features, 1e-3), features)
+    assert_finite(contrast(features, half_mask(), 1e-3)[0], features)
+    assert_finite(uniformity(features, 1e-3), features)
 
 
 # ------------------------------------------------------------------------------------------------------------ means

@@ -31,7 +31,7 @@ from dcl_face_forgery.prepared.names import FAKE, REAL
 from dcl_face_forgery.tests.shared.prepared_data import SHIPPED_CODE, training_flags
 from dcl_face_forgery.tests.shared.training import build_trainer
 from dcl_face_forgery.training.arguments import parse_training_run
-from dcl_face_forgery.training.losses import inter_instance_loss, intra_instance_loss, uniformity_loss
+from dcl_face_forgery.training.losses import inter_instance_loss, intra_instance_loss
 from dcl_face_forgery.training.pairs import BalancedSampler, collate
 from dcl_face_forgery.training.trainer import COMPONENTS, last_complete_checkpoint
 from dcl_face_forgery.training.views import apply_device_views, cell_masks
@@ -86,11 +86,13 @@ def terms_of(model, batch):
                 config.temperature,
             )[0]
         )
+        intra, valid = intra_instance_loss(
+            features, batch["labels"][one], shares[one], config.temperature, config.mask_threshold
+        )
         if label == REAL:
-            values["intra_real"].append(uniformity_loss(features, config.temperature)[0])
-        elif batch["has_mask"][i]:
-            loss, valid = intra_instance_loss(features, shares[one], config.temperature, config.mask_threshold)
-            values["intra_fake"] += [loss[0]] if valid[0] else []
+            values["intra_real"].append(intra[0])
+        elif batch["has_mask"][i] and valid[0]:
+            values["intra_fake"].append(intra[0])
     return {name: torch.stack(terms).mean() if terms else torch.tensor(0.0) for name, terms in values.items()}
 
 

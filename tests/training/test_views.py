@@ -1,3 +1,5 @@
+import contextlib
+
 import cv2
 import numpy as np
 import pytest
@@ -282,6 +284,14 @@ def test_without_masks_the_images_are_the_same():
     assert views["mask"] is None
     del batch["mask"]
     assert torch.equal(views["pixel_values"], apply_device_views(batch, HALF, HALF)["pixel_values"])
+
+
+def test_no_view_asks_a_device_for_a_value(monkeypatch):
+    """Tensors on `meta` have none: `nonzero` and `item` fail there, as does whatever else would wait for a GPU."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which `meta` does not have
+    batch = {name: value.to("meta") for name, value in make_batch().items()}
+    assert apply_device_views(batch, HALF, HALF)["pixel_values"].shape == (4, 3, 48, 48)
+    assert cell_masks(batch["mask"], (5, 5)).shape == (4, 5, 5)
 
 
 def test_a_sample_looks_the_same_alone_and_in_a_batch():
