@@ -40,9 +40,9 @@ def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     """Concatenate the rows (N, ...) of all processes in rank order; every process has the same number of rows."""
     if world_size() == 1:
         return tensor
-    whole = tensor.new_empty(len(tensor) * world_size(), *tensor.shape[1:])
-    dist.all_gather_into_tensor(whole, tensor.contiguous())
-    return whole
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
 
 
 def shuffle_over_processes(tensor: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

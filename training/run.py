@@ -4,6 +4,7 @@ import ctypes
 import json
 import logging
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Collection
 from datetime import timedelta
@@ -32,7 +33,7 @@ from ..prepared.names import FAKE, split_names
 from ..prepared.splits import PreparedSplit
 from .arguments import TrainingRun
 from .backbone import load_backbone_weights
-from .callbacks import STOPPED
+from .callbacks import SIGNALS, STOPPED
 from .card import RECORD
 from .pairs import FaceDataset, PairDataset, load_rows
 from .settings import ModelArguments
@@ -79,6 +80,9 @@ def train(run: TrainingRun, compute_metrics: Metrics, fit: Fit) -> None:
         claim_output_dir(run, output_dir, record)
         result = train_from(trainer, checkpoint)
         if trainer.stopped:
+            for number in SIGNALS:  # the launcher sends them again once the first process has left
+                signal.signal(number, signal.SIG_IGN)
+            trainer.accelerator.wait_for_everyone()
             saved = last_complete_checkpoint(output_dir)
             print(
                 f"Stopped by a signal; {saved} holds all of the training so far. The same command continues from it."
