@@ -115,19 +115,15 @@ def warp(values: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     )
 
 
-def corresponding_mix(
-    fake: np.ndarray, source: np.ndarray, mask: np.ndarray | None, ratio: float
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Blend a fake with its real source frame: the forgery becomes fainter, and the label stays fake.
+def corresponding_mix(fake: np.ndarray, source: np.ndarray, ratio: float) -> np.ndarray:
+    """Blend a fake with its real source frame: the forgery becomes fainter, its region and the label stay.
 
     The ratio is the share of the fake, in (0, 1]; the paper names this view but gives no distribution of the ratio.
-    Images are uint8 RGB (height, width, 3), cropped at the same place. The mask (height, width) is scaled by the ratio
-    and rounded up, so forged pixels stay marked. Raises `InputError` if the sizes differ.
+    Images are uint8 RGB (height, width, 3), cropped at the same place; so is the blend. The mask stays that of the
+    fake, since a fainter forgery covers the same pixels. Raises `InputError` if the sizes differ.
     """
     _check_size("source frame", source, fake)
-    _check_size("mask", mask, fake)
-    image = cv2.addWeighted(fake, ratio, source, 1.0 - ratio, 0.0)
-    return image, None if mask is None else np.ceil(mask * ratio).astype(np.uint8)
+    return cv2.addWeighted(fake, ratio, source, 1.0 - ratio, 0.0)
 
 
 def _check_size(name: str, values: np.ndarray | None, image: np.ndarray) -> None:

@@ -41,6 +41,7 @@ ARCHITECTURE = (
     "momentum",
     "temperature",
     "self_pairs",
+    "mask_rule",
     "mask_threshold",
 )
 VALIDATION_METRICS = {"auc": "Frame AUC", "eer": "Frame EER", "video_auc": "Video AUC", "accuracy": "Frame accuracy"}
