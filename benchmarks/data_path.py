@@ -2,8 +2,8 @@
 
 A sample is what a worker of the data loader makes: it reads rows, decodes, blends and augments two views and a mask.
 The lower bound reads and decodes the same images with OpenCV and resizes two of them. What is not decoding is also
-compared with the transforms of the released code, written here anew: it augments
-two views and adds the residual, shuffles patches and normalises in the worker, which DCL does on the device.
+compared with the transforms of the released code, written here anew: it augments two views and adds the residual,
+shuffles patches and normalises in the worker, which DCL does on the device.
 
 All alternate sample by sample, in CPU time of one thread. Crops have 380 pixels per side: photographs of faces (ORL),
 enlarged, with the noise of a camera, so that their files are as large as those of sharp pictures. At last, one worker
