@@ -63,8 +63,11 @@ class DCLConfig(PreTrainedConfig):
         self_pairs (`bool`, *optional*, defaults to `True`):
             Whether the intra-instance loss includes the pairs of a cell with itself, as published. They make
             up most of its numerator; without them the loss has a stronger signal.
-        mask_threshold (`float`, *optional*, defaults to 0.01):
-            Forged share above which a cell of the feature map counts as forged, in [0, 1).
+        mask_rule (`str`, *optional*, defaults to `"area"`):
+            What the forged share of a cell of the feature map is. `"area"`: the share of its area that the forgery
+            covers, however faint. `"released"`: the mask around its centre, sampled as in the released code.
+        mask_threshold (`float`, *optional*, defaults to 0.5):
+            Forged share above which a cell counts as forged, in [0, 1). The released code has 0.01 with its own rule.
         seen_methods (`list[str]`, *optional*):
             Manipulation methods that the checkpoint was trained on; set by training.
         calibration (`dict`, *optional*):
@@ -112,7 +115,8 @@ class DCLConfig(PreTrainedConfig):
     prototype_momentum: float | int = 0.9
     temperature: float | int = 0.07
     self_pairs: bool = True
-    mask_threshold: float | int = 0.01
+    mask_rule: Literal["area", "released"] = "area"
+    mask_threshold: float | int = 0.5
     seen_methods: list[str] | None = None
     calibration: dict[str, Any] | None = None
     familiarity: dict[str, Any] | None = None

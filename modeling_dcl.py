@@ -325,14 +325,10 @@ class DCLPreTrainedModel(PreTrainedModel):
     model_tags = ("face-forgery-detection", "deepfake-detection", "dual-contrastive-learning")
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs):
-        if enable and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()):
-            logger.warning(
-                "Gradient checkpointing runs parts of the query encoder twice per step, so batch normalisation "
-                "updates its running statistics twice. Turn it off, or use a backbone without batch normalisation."
-            )
-        for module in self.modules():
-            if isinstance(module, DCLModel):
-                module.backbone.set_grad_checkpointing(enable)
+        # Not for the momentum encoder, which keeps no graph.
+        for encoder in (self, getattr(self, "dcl", None)):
+            if isinstance(encoder, DCLModel):
+                encoder.checkpoint_gradients(enable)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save the model with its code, its pipeline, the reference network, and the face detector.
@@ -381,6 +377,7 @@ class DCLModel(DCLPreTrainedModel):
     def __init__(self, config: DCLConfig):
         super().__init__(config)
         self.backbone, self.geometry = create_backbone(config)
+        self._norms_at_half: frozenset[str] = frozenset()
         self.post_init()
 
     def forward(self, pixel_values: torch.FloatTensor, pool: bool = True, **kwargs) -> BaseModelOutputWithPooling:

@@ -22,6 +22,7 @@ from PIL import Image as PILImage
 from ..errors_dcl import InputError, PictureError, disk_trouble, reason
 from ..hub_dcl import hub_is_reachable
 from ..media_dcl import decode_picture, read_picture, read_values
+from .codecs import decode_plain
 from .names import CLASS_NAMES, DEFAULT_ENCODING, ENCODINGS, FAKE, REAL, files_of_split, find_folder, split_files
 
 CROP_FIELDS = {
@@ -297,6 +298,9 @@ def decode_image(cell: dict[str, Any], row: str) -> np.ndarray:
 
     Returns uint8 (height, width, 3), writable, as PyTorch wants it; raises `CorruptImageError`, which names the row.
     """
+    plain = None if cell["bytes"] is None else decode_plain(cell["bytes"])
+    if plain is not None:
+        return plain
     with _decoding(cell, f"The image of {row}") as (source, name):
         pixels = decode_picture(source, name).pixels if isinstance(source, bytes) else read_picture(source)
         return np.require(pixels, requirements="W")
@@ -309,8 +313,10 @@ def decode_mask(cell: dict[str, Any] | None, row: str) -> np.ndarray | None:
     """
     if cell is None:
         return None
-    with _decoding(cell, f"The mask of {row}") as (source, name):
-        mask = read_values(source, name, "L")
+    mask = None if cell["bytes"] is None else decode_plain(cell["bytes"], grey=True)
+    if mask is None:
+        with _decoding(cell, f"The mask of {row}") as (source, name):
+            mask = read_values(source, name, "L")
     if mask.max(initial=0) == 1:  # a forgery that weighs 1/255 at most changes no pixel
         raise CorruptImageError(
             f"The mask of {row} contains 0 and 1, but 255 must mean forged",

@@ -5,6 +5,8 @@ and mask are warped by the same matrix. Changes of pixel values come after it, o
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
@@ -21,7 +23,11 @@ NOISE_VARIANCE = (10.0, 50.0)  # grey levels squared
 BRIGHTNESS_SHIFT = 0.2  # share of the range of grey levels
 CONTRAST_CHANGE = 0.2  # share of the pixel's value
 HUE_SHIFT, SATURATION_SHIFT, VALUE_SHIFT = 20.0, 30.0, 20.0  # in OpenCV's units: 0-180, 0-255, 0-255
-PCA_STRENGTH = 0.1  # standard deviations of the image's own colours
+PCA_STRENGTH = 0.1  # standard deviation of the factor of the variances, for values in [0, 1]
+
+LEVELS = np.arange(256.0)[:, None]
+
+Change = Callable[[np.ndarray], np.ndarray]
 
 
 class Augmentation:
@@ -47,9 +53,16 @@ class Augmentation:
         """
         _check_size("mask", mask, image)
         height, width = image.shape[:2]
-        matrix = self._draw_geometry(width, height, rng)
-        image = warp(image, matrix, self.image_size)
-        return self._draw_pixels(image, rng), None if mask is None else warp(mask, matrix, self.image_size)
+        matrix, changes = self._draw_geometry(width, height, rng), self._draw_changes(rng)
+        image, mask = warp(image, mask, matrix, self.image_size)
+        for change in changes:
+            image = change(image)
+        return image, mask
+
+    def skip(self, rng: np.random.Generator) -> None:
+        """Draw the random numbers of a view that is not needed, so that later draws are the same without it."""
+        self._draw_geometry(1, 1, rng)
+        self._draw_changes(rng)
 
     def _draw_geometry(self, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
         settings, size = self.settings, self.image_size
@@ -69,65 +82,88 @@ class Augmentation:
         rotation = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
         return _shift(width / 2, height / 2) @ rotation @ _shift(-width / 2, -height / 2) @ crop
 
-    def _draw_pixels(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        settings = self.settings
+    def _draw_changes(self, rng: np.random.Generator) -> list[Change]:
+        """Draw the changes of pixel values, in their order; each may overwrite the image that it gets."""
+        settings, size = self.settings, self.image_size
+        changes: list[Change] = []
         if rng.random() < settings.cutout_probability:
-            side = round(settings.cutout_side * self.image_size)
-            top, left = rng.integers(self.image_size, size=2) - side // 2
-            image[max(top, 0) : top + side, max(left, 0) : left + side] = 0
+            side = round(settings.cutout_side * size)
+            top, left = rng.integers(size, size=2) - side // 2
+            changes.append(partial(_cut_out, top=top, left=left, side=side))
         if rng.random() < settings.gray_probability:
-            image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+            changes.append(_remove_color)
         if rng.random() < settings.noise_probability:
             deviation = np.float32(math.sqrt(rng.uniform(*NOISE_VARIANCE)))
-            noise = rng.standard_normal(image.shape, dtype=np.float32) * deviation
-            image = cv2.add(image, noise, dtype=cv2.CV_8U)
+            noise = rng.standard_normal((size, size, 3), dtype=np.float32) * deviation
+            changes.append(partial(cv2.add, noise, dtype=cv2.CV_8U))
         if rng.random() < settings.color_probability:
-            changes = (_change_brightness_and_contrast, _change_main_colors, _change_hue_and_saturation)
-            image = changes[rng.integers(len(changes))](image, rng)
+            draws = (_draw_brightness_and_contrast, _draw_main_colors, _draw_hue_and_saturation)
+            changes.append(draws[rng.integers(len(draws))](rng))
         if rng.random() < settings.blur_probability:
-            image = cv2.GaussianBlur(image, (3, 3), 0)
+            changes.append(partial(cv2.GaussianBlur, ksize=(3, 3), sigmaX=0))
         if rng.random() < settings.jpeg_probability:
-            image = _through_jpeg(image, round(rng.uniform(*settings.jpeg_quality)))
-        return image
+            changes.append(partial(_through_jpeg, quality=round(rng.uniform(*settings.jpeg_quality))))
+        return changes
 
 
-def warp(values: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Warp an image or a mask, uint8, into a square view by an affine map.
+def warp(
+    image: np.ndarray, mask: np.ndarray | None, matrix: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Warp an image and its mask into a square view by an affine map.
 
     The matrix (3, 3) maps view to source coordinates, in pixels from the outer corner: the centre of the first pixel
-    is (0.5, 0.5). Sampling is bilinear, and the source is mirrored beyond its border.
+    is (0.5, 0.5). Sampling is bilinear, and the source is mirrored beyond its border. The image is uint8 RGB (height,
+    width, 3), the mask uint8 (height, width) or None; so are the results, with sides of `size`, writable.
     """
+    height, width = image.shape[:2]
+    (across, skew, left), (lean, down, top) = matrix[:2].tolist()
+    origin = width if across < 0 else 0  # of a mirrored view
+    if np.abs((abs(across) * size - width, down * size - height, skew, lean, left - origin, top)).max() < 1e-6:
+        resized = (None if values is None else _resize(values, size) for values in (image, mask))
+        image, mask = resized if across > 0 else (None if one is None else cv2.flip(one, 1) for one in resized)
+        return image, mask
     # Source columns and rows per pixel of the view. Above the limit, a low-pass filter first reduces the source to the
     # resolution of the view; otherwise fine structures, and the traces of a forgery with them, would alias.
     shrink = np.maximum(np.hypot(matrix[:2, 0], matrix[:2, 1]), 1.0)
     if shrink.max() > MAX_BILINEAR_SHRINK:
-        height, width = values.shape[:2]
         reduced_width, reduced_height = max(1, round(width / shrink[0])), max(1, round(height / shrink[1]))
-        # The image processor uses Pillow's filter, too: images must be equally sharp in training and inference.
-        reduced = Image.fromarray(values).resize((reduced_width, reduced_height), Image.Resampling.BILINEAR)
-        values = np.asarray(reduced)
+        image = _smooth_resize(image, reduced_width, reduced_height)
+        mask = None if mask is None else _smooth_resize(mask, reduced_width, reduced_height)
         matrix = np.diag([reduced_width / width, reduced_height / height, 1.0]) @ matrix
     matrix = _shift(-0.5, -0.5) @ matrix @ _shift(0.5, 0.5)  # OpenCV counts from the centre of the first pixel
+    layers = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)  # it warps four channels in half the time of three
+    if mask is not None:
+        cv2.insertChannel(mask, layers, 3)
     # BORDER_REFLECT mirrors at the image's edge, which repeats the last pixel as a resize does. BORDER_REFLECT_101
     # mirrors at the last pixel's centre, and this shows along the rim of an enlarged image.
-    return cv2.warpAffine(
-        values, matrix[:2], (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+    layers = cv2.warpAffine(
+        layers, matrix[:2], (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
     )
+    return cv2.cvtColor(layers, cv2.COLOR_RGBA2RGB), None if mask is None else cv2.extractChannel(layers, 3)
 
 
-def corresponding_mix(
-    fake: np.ndarray, source: np.ndarray, mask: np.ndarray | None, ratio: float
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Blend a fake with its real source frame: the forgery becomes fainter, and the label stays fake.
+def _resize(values: np.ndarray, size: int) -> np.ndarray:
+    """Resize a whole image or mask to a square, as the image processor does: a quarter of the time of a warp."""
+    height, width = values.shape[:2]
+    if max(height, width) > size * MAX_BILINEAR_SHRINK:
+        return _smooth_resize(values, size, size)
+    return cv2.resize(values, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def _smooth_resize(values: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize by Pillow's filter, which the image processor uses, too: training and inference are equally sharp."""
+    return np.array(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def corresponding_mix(fake: np.ndarray, source: np.ndarray, ratio: float) -> np.ndarray:
+    """Blend a fake with its real source frame: the forgery becomes fainter, its region and the label stay.
 
     The ratio is the share of the fake, in (0, 1]; the paper names this view but gives no distribution of the ratio.
-    Images are uint8 RGB (height, width, 3), cropped at the same place. The mask (height, width) is scaled by the ratio
-    and rounded up, so forged pixels stay marked. Raises `InputError` if the sizes differ.
+    Images are uint8 RGB (height, width, 3), cropped at the same place; so is the blend. The mask stays that of the
+    fake, since a fainter forgery covers the same pixels. Raises `InputError` if the sizes differ.
     """
     _check_size("source frame", source, fake)
-    _check_size("mask", mask, fake)
-    image = cv2.addWeighted(fake, ratio, source, 1.0 - ratio, 0.0)
-    return image, None if mask is None else np.ceil(mask * ratio).astype(np.uint8)
+    return cv2.addWeighted(fake, ratio, source, 1.0 - ratio, 0.0)
 
 
 def _check_size(name: str, values: np.ndarray | None, image: np.ndarray) -> None:
@@ -144,32 +180,48 @@ def _shift(right: float, down: float) -> np.ndarray:
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Map the values of each channel through a lookup table (256, channels)."""
+    """Map the values through a lookup table, (256, 1) for all channels or (256, channels)."""
     return cv2.LUT(image, np.rint(table).clip(0, 255).astype(np.uint8)[None])
 
 
-def _levels() -> np.ndarray:
-    return np.tile(np.arange(256.0)[:, None], 3)
+def _cut_out(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+    image[max(top, 0) : top + side, max(left, 0) : left + side] = 0
+    return image
 
 
-def _change_brightness_and_contrast(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _remove_color(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+def _draw_brightness_and_contrast(rng: np.random.Generator) -> Change:
     gain = 1.0 + rng.uniform(-CONTRAST_CHANGE, CONTRAST_CHANGE)
-    return _look_up(image, gain * _levels() + 255.0 * rng.uniform(-BRIGHTNESS_SHIFT, BRIGHTNESS_SHIFT))
+    table = gain * LEVELS + 255.0 * rng.uniform(-BRIGHTNESS_SHIFT, BRIGHTNESS_SHIFT)
+    return partial(_look_up, table=table)
 
 
-def _change_main_colors(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shift all colours along the principal axes of the image's own colours (PCA colour augmentation of AlexNet)."""
-    colors = image[::4, ::4].reshape(-1, 3).astype(np.float64)  # a 16th of the pixels gives the same axes
+def _draw_main_colors(rng: np.random.Generator) -> Change:
+    return partial(_shift_main_colors, strength=rng.normal(0.0, PCA_STRENGTH))
+
+
+def _shift_main_colors(image: np.ndarray, strength: float) -> np.ndarray:
+    """Shift all colours along the principal axes of the image's own colours (PCA colour augmentation of AlexNet).
+
+    The shift is `strength` times the sum of the axes, each scaled by its variance, for colours in [0, 1].
+    """
+    colors = image[::4, ::4].reshape(-1, 3) / np.float32(255.0)  # a 16th of the pixels gives the same axes
     colors -= colors.mean(axis=0)
-    variances, axes = np.linalg.eigh(colors.T @ colors / len(colors))
-    steps = rng.normal(0.0, PCA_STRENGTH, 3) * np.sqrt(variances.clip(0.0))
-    return _look_up(image, _levels() + axes @ steps)
+    variances, axes = np.linalg.eigh((colors.T @ colors / len(colors)).astype(np.float64))
+    return cv2.add(image, (*np.rint(255.0 * strength * (axes @ variances.clip(0.0))), 0.0))
 
 
-def _change_hue_and_saturation(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _draw_hue_and_saturation(rng: np.random.Generator) -> Change:
     limits = np.array([HUE_SHIFT, SATURATION_SHIFT, VALUE_SHIFT])
-    table = _levels() + np.rint(rng.uniform(-limits, limits))
+    table = LEVELS + np.rint(rng.uniform(-limits, limits))
     table[:, 0] %= 180.0
+    return partial(_shift_hue_and_saturation, table=table)
+
+
+def _shift_hue_and_saturation(image: np.ndarray, table: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(_look_up(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table), cv2.COLOR_HSV2RGB)
 
 

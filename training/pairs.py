@@ -5,7 +5,9 @@ the same clip, the source frame of a forgery, or the same clip forged by another
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -35,10 +37,9 @@ from .views import draw_device_views, draw_pair_plan, draw_view, view_augmentati
 
 logger = logging.getLogger(__name__)
 
-Decoded = tuple[np.ndarray, np.ndarray | None]  # an image and its mask, None where unknown
-
 NO_ROW = -1
 MAX_CORRUPT_IN_A_ROW = 100
+CHECKED_AT_ONCE = 256  # rows whose encoded images are in memory while they are checked
 
 
 def load_rows(
@@ -87,6 +88,7 @@ class PairDataset(TorchDataset):
         augmentation: the common augmentation.
         seed: a sample's random numbers depend on seed, epoch and row alone.
         skip_corrupt: replace a row that cannot be decoded by another one of its class and warn, instead of raising.
+        keys: whether to make the key views. Without them, queries are the same.
     """
 
     def __init__(
@@ -100,11 +102,11 @@ class PairDataset(TorchDataset):
         keys: bool = True,
     ):
         self.rows = rows
-        self.keys = keys
         self.views = views or ViewSettings()
         self.augment = view_augmentation(self.views, augmentation or AugmentationSettings(), image_size)
         self.seed = seed
         self.skip_corrupt = skip_corrupt
+        self.keys = keys
         table = keys_of(rows)
         self.labels = table.label.to_numpy()
         self.methods = table.method.to_numpy()
@@ -123,7 +125,8 @@ class PairDataset(TorchDataset):
 
         Returns:
             `pixel_values` and `key_pixel_values` uint8 (3, size, size), `mask` uint8 (size, size) of the query,
-            `has_mask` bool, `labels`, and the draws for `apply_device_views`.
+            `has_mask` bool, `labels`, `row` int64, the row of the query, and the draws for `apply_device_views`.
+            Without keys, no entry begins with `key_`.
 
         Raises:
             CorruptImageError: if an image cannot be decoded and corrupt rows are not skipped.
@@ -149,47 +152,43 @@ class PairDataset(TorchDataset):
         elif plan.frame_shift:
             others = self.same_video.members(row)
             key_row = _choose(others[others != row], row, rng)
-        decode = cache(self._decode)  # query and key often share a frame
-        query, mask = self._view(row, plan.query_mix_ratio, rng, decode)
-        key, _ = self._view(key_row, plan.key_mix_ratio, rng, decode)
-        known = mask is not None
-        return {
+        cells = cache(self.rows.__getitem__)  # query and key often share a frame
+        decode = cache(lambda row: _decode_image(cells(row), row))
+        # A real is untouched, and of partners only the image is needed: masks are decoded for fakes alone.
+        mask = _decode_mask(cells(row), row) if self.labels[row] == FAKE else None
+        known = mask is not None or self.labels[row] == REAL
+
+        def view(row: int, mask: np.ndarray | None, mix_ratio: float) -> tuple[np.ndarray, np.ndarray | None]:
+            image = decode(row)
+            mixed = mix_ratio < 1 and self.source[row] != NO_ROW
+            source = decode(int(self.source[row])) if mixed else None
+            return draw_view(image, mask, self.augment, rng, source, mix_ratio)
+
+        query, mask = view(row, mask, plan.query_mix_ratio)
+        sample = {
             "pixel_values": query.transpose(2, 0, 1),
-            "key_pixel_values": key.transpose(2, 0, 1),
-            "mask": mask if known else np.zeros(query.shape[:2], np.uint8),
+            "mask": np.zeros(query.shape[:2], np.uint8) if mask is None else mask,
             "has_mask": np.asarray(known),
             "labels": np.asarray(self.labels[row]),
-            "row": np.asarray(row),
-            **draw_device_views(self.views, rng),
+            "row": np.asarray(row, np.int64),
         }
-
-    def _view(self, row: int, mix_ratio: float, rng: np.random.Generator, decode: Callable[[int], Decoded]) -> Decoded:
-        image, mask = decode(row)
-        source = None
-        if mix_ratio < 1 and self.source[row] != NO_ROW:
-            source, _ = decode(int(self.source[row]))
-        return draw_view(image, mask, self.augment, rng, source, mix_ratio)
-
-    def _decode(self, row: int) -> Decoded:
-        return decode_row(self.rows[row], row)
+        if self.keys:
+            sample["key_pixel_values"] = view(key_row, None, plan.key_mix_ratio)[0].transpose(2, 0, 1)
+        else:
+            self.augment.skip(rng)
+        draws = draw_device_views(self.views, rng)
+        return sample | {name: draw for name, draw in draws.items() if self.keys or not name.startswith("key_")}
 
 
 class FaceDataset(TorchDataset):
     """The faces of a prepared data set for validation, preprocessed by the image processor.
 
-    With `skip_corrupt`, all rows are decoded once at the start; corrupt ones are left out with a warning.
+    With `skip_corrupt`, all images are decoded once at the start; rows with corrupt ones are left out with a warning.
     """
 
     def __init__(self, rows: Dataset, processor: Any, skip_corrupt: bool = False):
         if skip_corrupt:
-            readable = []
-            for row in range(len(rows)):
-                try:
-                    decode_row(rows[row], row)
-                    readable.append(row)
-                except CorruptImageError as error:
-                    logger.warning("Skipped: %s.", error.cause)
-            rows = rows.select(readable)
+            rows = rows.select(_readable(rows))
         self.rows = rows
         self.processor = processor
         table = keys_of(rows)
@@ -202,7 +201,7 @@ class FaceDataset(TorchDataset):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         """Return `pixel_values` float32 (3, size, size), `labels`, and `video_index`, the number of the video."""
-        image, _ = decode_row(self.rows[row], row)
+        image = _decode_image(self.rows[row], row)
         return {
             "pixel_values": self.processor(image, return_tensors="np")["pixel_values"][0],
             "labels": np.asarray(self.labels[row]),
@@ -255,14 +254,39 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
 
 
-def decode_row(cells: dict[str, Any], row: int) -> Decoded:
-    """Decode the image and the mask of a row; a real without a mask gets a mask of zeros."""
-    name = f"{name_row(row, cells['dataset'])} ({cells['video_id']}, frame {cells['frame']})"
-    image = decode_image(cells["image"], name)
-    mask = decode_mask(cells.get("mask"), name)
-    if mask is None and cells["label"] == REAL:
-        mask = np.zeros(image.shape[:2], np.uint8)
-    return image, mask
+def _decode_image(cells: dict[str, Any], row: int) -> np.ndarray:
+    return decode_image(cells["image"], _name(cells, row))
+
+
+def _decode_mask(cells: dict[str, Any], row: int) -> np.ndarray | None:
+    return decode_mask(cells.get("mask"), _name(cells, row))
+
+
+def _name(cells: dict[str, Any], row: int) -> str:
+    return f"{name_row(row, cells['dataset'])} ({cells['video_id']}, frame {cells['frame']})"
+
+
+def _readable(rows: Dataset) -> list[int]:
+    """Return the rows whose images can be decoded, and warn of the others; decoded by threads, on all cores."""
+    readable = []
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # the filters that the threads set end here
+        for start in range(0, len(rows), CHECKED_AT_ONCE):
+            numbers = range(start, min(start + CHECKED_AT_ONCE, len(rows)))
+            cells = [rows[row] for row in numbers]  # in one thread, since streamed rows share a cache
+            for row, error in zip(numbers, pool.map(_corruption, cells, numbers), strict=True):
+                if error is None:
+                    readable.append(row)
+                else:
+                    logger.warning("Skipped: %s.", error.cause)
+    return readable
+
+
+def _corruption(cells: dict[str, Any], row: int) -> CorruptImageError | None:
+    try:
+        _decode_image(cells, row)
+    except CorruptImageError as error:
+        return error
+    return None
 
 
 def _with_common_types(rows: Dataset) -> Dataset:

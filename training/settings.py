@@ -100,8 +100,12 @@ class ModelArguments:
     self_pairs: bool = field(
         default=True, metadata={"help": "Whether Intra-ICL pairs a cell with itself, as published."}
     )
+    mask_rule: Literal["area", "released"] = field(
+        default="area",
+        metadata={"help": "Forged share of a cell: of its area, or around its centre as in the released code."},
+    )
     mask_threshold: float = field(
-        default=0.01, metadata={"help": "Share of forged pixels above which a cell counts as forged."}
+        default=0.5, metadata={"help": "Forged share above which a cell counts as forged; the released code has 0.01."}
     )
 
     def config(self) -> "DCLConfig":

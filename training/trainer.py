@@ -27,6 +27,7 @@ from transformers.utils import PushInProgress
 
 from ..errors_dcl import InputError
 from ..modeling_dcl import DCLForPreTraining, DCLForPreTrainingOutput
+from ..prepared.cells import cell_masks
 from ..prepared.dataset import CorruptImageError, keys_of
 from ..prepared.names import FAKE, REAL
 from .callbacks import GivenLearningRate, MomentumUpdate, StopEarly, StopOnSignal, outlive_signals
@@ -43,7 +44,7 @@ from .monitoring import LossMonitor, NonFiniteError, contrast_measures, draw_vie
 from .pairs import BalancedSampler, PairDataset, collate
 from .settings import TrainingSettings
 from .streaming import RowGroupSampler, StreamedRows
-from .views import apply_device_views, cell_masks
+from .views import apply_device_views
 
 logger = logging.getLogger(__name__)
 
@@ -377,7 +378,7 @@ class DCLTrainer(Trainer):
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         config, features = self.model.config, outputs.feature_map
         memory = self.accelerator.unwrap_model(self.model).memory
-        forged_share = cell_masks(mask, features.shape[-2:])
+        forged_share = cell_masks(mask, features.shape[-2:], config.mask_rule)
         intra, has_both_parts = intra_instance_loss(
             features, labels, forged_share, config.temperature, config.mask_threshold, config.self_pairs
         )

@@ -76,10 +76,10 @@ def draw_view(
     """Make one view of a frame, uint8 RGB (height, width, 3): corresponding mix, then the common augmentation.
 
     The mix needs `source`, the real frame of a fake, in the shape of `image`. Returns uint8 (size, size, 3) and (size,
-    size), or None for an unknown mask.
+    size), or None without a mask.
     """
     if source is not None:
-        image, mask = corresponding_mix(image, source, mask, mix_ratio)
+        image = corresponding_mix(image, source, mix_ratio)
     return augmentation(image, mask, rng)
 
 
@@ -112,17 +112,19 @@ def apply_device_views(
     """Turn a batch of the data loader into model input: add the SRM residual, shuffle patches and normalise.
 
     Args:
-        batch: tensors on one device, for N samples: `pixel_values` and `key_pixel_values` uint8 (N, 3, H, W), the
-            stacked draws of `draw_device_views`, `mask` uint8 (N, H, W) or None, and anything else.
+        batch: tensors on one device, for N samples: `pixel_values` and, if keys are needed, `key_pixel_values` uint8
+            (N, 3, H, W), the stacked draws of `draw_device_views`, `mask` uint8 (N, H, W) or None, and anything else.
         image_mean: mean of each channel for values in [0, 1].
         image_std: standard deviation of each channel.
 
     Returns:
-        `pixel_values` and `key_pixel_values` float32, the mask with the query's patch order, and the rest of the batch
-        unchanged, without the draws.
+        `pixel_values` and `key_pixel_values`, where given, float32, the mask with the query's patch order, and the
+        rest of the batch unchanged, without the draws.
     """
     views = {name: value for name, value in batch.items() if name not in DEVICE_DRAWS}
     for view, name in (("query", "pixel_values"), ("key", "key_pixel_values")):
+        if name not in batch:
+            continue
         # The residual comes first: after a shuffle, the seams between patches would be its strongest edges.
         images = srm_enhance(_to_unit_range(batch[name]), batch[f"{view}_srm"])
         views[name] = normalize(shuffle_patches(images, batch[f"{view}_patch_order"]), image_mean, image_std)
@@ -181,29 +183,6 @@ def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     # Filled on the device: the host would wait for a copy.
     mean, std = (torch.stack([images.new_full((1, 1), value) for value in values]) for values in (mean, std))
     return (images - mean) / std
-
-
-def cell_masks(masks: torch.Tensor, cells: tuple[int, int]) -> torch.Tensor:
-    """Return the forged share of each cell of the feature map: the exact mean of the mask over the cell's area.
-
-    A pixel on the border of two cells counts in each by its overlap. A cell therefore never includes a forgery next to
-    it, and the mean over cells equals the mean over pixels. Masks are (N, H, W), uint8 in [0, 255] or float in [0, 1];
-    the result is float32 (N, rows, columns) in [0, 1].
-    """
-    masks = _to_unit_range(masks)
-    with torch.autocast(masks.device.type, enabled=False):
-        rows, columns = (
-            _overlaps(size, count, masks.device) for size, count in zip(masks.shape[1:], cells, strict=True)
-        )
-        return (rows @ masks @ columns.T).clamp(0.0, 1.0)
-
-
-def _overlaps(size: int, cells: int, device: torch.device) -> torch.Tensor:
-    """Return float32 (cells, size): the share of each pixel in each of the equal parts of a line."""
-    edges = torch.arange(cells + 1, dtype=torch.float32, device=device) * (size / cells)
-    pixels = torch.arange(size, dtype=torch.float32, device=device)
-    overlaps = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
-    return overlaps.clamp(min=0.0) * (cells / size)
 
 
 def _to_unit_range(values: torch.Tensor) -> torch.Tensor:

@@ -13,17 +13,16 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ...prepared.cells import forged_cells
 from ...prepared.dataset import decode_image, decode_mask, metadata
 from ...prepared.names import FAKE
 from ...prepared.splits import PreparedSplit
-from ..scoring.predictions import mask_to_cells
 
 MOST_EMBEDDINGS = 1500
 MOST_METHODS = 24
 WORST = 6
 FEWEST_FOR_TSNE = 10
 PERPLEXITY = 30
-MASK_THRESHOLD = 0.01  # for models without this setting
 PARTS = ("real_real", "forged_forged", "real_forged")
 
 
@@ -263,7 +262,6 @@ def look_again(
     keys = metadata(data.dataset.select_columns(["video_id", "frame"])).to_pydict()
     where = {key: index for index, key in enumerate(zip(keys["video_id"], keys["frame"], strict=True))}
     rows = predictions.loc[sorted({*examples.index, *embedded.index})]
-    threshold = getattr(model.config, "mask_threshold", MASK_THRESHOLD)
     found, embeddings, blocks = {}, {}, {}
     with _FeatureMaps(model) as see, tqdm(total=len(rows), desc=f"{data.name}, examples", unit=" frames") as progress:
         for start in range(0, len(rows), batch_size):
@@ -280,7 +278,7 @@ def look_again(
                     if not is_fake:
                         forged = np.zeros(grid, bool).ravel()
                     elif mask is not None:
-                        forged = (mask_to_cells(mask, grid) > threshold).ravel()
+                        forged = forged_cells(mask, grid, model.config)
                     similarities = cell_similarities(features[place])
                     mean = features[place].mean((1, 2))
                     embeddings[index] = mean / max(float(np.linalg.norm(mean)), 1e-12)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import torch
@@ -24,6 +23,7 @@ from ...decision_dcl import calibrate
 from ...errors_dcl import InputError, reason
 from ...image_processing_dcl import DCLImageProcessor
 from ...modeling_dcl import DCLForImageClassification, ReferenceNetwork
+from ...prepared.cells import forged_cells
 from ...prepared.dataset import CorruptImageError, decode_image, decode_mask, name_row
 from ...prepared.names import FAKE, REAL
 from ...prepared.splits import PreparedSplit
@@ -111,7 +111,7 @@ class PredictedBatch:
     evidence: np.ndarray
     """float32 (c,), all cells of the fakes with a known mask."""
     forged: np.ndarray
-    """bool (c,), whether the mask covers more than `config.mask_threshold` of each cell."""
+    """bool (c,), whether each cell is forged by the `mask_rule` and the `mask_threshold` of the configuration."""
     corrupt: list[int]
     """Rows skipped because they cannot be decoded."""
     features: np.ndarray | None = None
@@ -221,7 +221,7 @@ def predict(
             for row, cells in zip(rows, shown, strict=True):
                 if cells is not None and row["mask"] is not None:
                     evidence.append(cells.ravel())
-                    forged.append((mask_to_cells(row["mask"], cells.shape) > model.config.mask_threshold).ravel())
+                    forged.append(forged_cells(row["mask"], cells.shape, model.config))
         columns = {name: [row[name] for row in rows] for name in ("method", "video_id", "source_id", "frame", "label")}
         columns |= {"dataset": [data.name] * len(rows), "split": [data.split] * len(rows)}
         columns |= {"logit": margins.numpy(), "p_fake_raw": calibrate(margins, None)}
@@ -259,16 +259,3 @@ def predictions_schema(group_by: str | None = None) -> pa.Schema:
     if group_by in (None, *PREDICTIONS_SCHEMA.names):
         return PREDICTIONS_SCHEMA
     return PREDICTIONS_SCHEMA.append(pa.field(group_by, pa.string()))
-
-
-def mask_to_cells(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Reduce a mask to the forged share of each cell of a feature map.
-
-    Args:
-        mask: uint8 (height, width), 255 where the image is forged.
-        shape: cells in height and width, at most the pixels of the mask.
-
-    Returns:
-        float32 `shape`, in [0, 1]: the mean over the area of each cell; pixels on a border count by their overlap.
-    """
-    return cv2.resize(mask.astype(np.float32) / 255, shape[::-1], interpolation=cv2.INTER_AREA)

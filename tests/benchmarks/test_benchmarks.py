@@ -11,6 +11,7 @@ import torch
 from dcl_face_forgery.benchmarks import gpu, report, sweep
 from dcl_face_forgery.benchmarks.demo_table import as_markdown
 from dcl_face_forgery.tests.shared.checkpoints import save_checkpoint
+from dcl_face_forgery.tests.shared.prepared_data import make_rows, write_split
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -79,6 +80,27 @@ def test_the_training_step_is_timed_against_a_baseline(baseline):
     over = f"dcl_over_{baseline}"
     assert result[f"{over}_min"] <= result[over] <= result[f"{over}_max"]
     assert result["dcl_peak_gib"] >= result[f"{baseline}_peak_gib"] * 0.9 > 0
+
+
+@pytest.mark.slow
+def test_training_samples_are_timed_against_their_decoding():
+    flags = ["--people", "2", "--samples", "4", "--turns", "2", "--json"]
+    command = [sys.executable, str(BENCHMARKS / "data_path.py"), *flags]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert result["sample_ms"] > result["floor_ms"] > 0 and result["released_ms"] > 0
+    assert 1 < result["over_floor_min"] <= result["over_floor"] <= result["over_floor_max"]
+    assert result["undecoded_over_released"] > 0 and result["two_workers_over_one"] > 0
+    assert 1 <= result["images_of_a_sample"] <= 3
+
+
+def test_forged_cells_are_counted_by_both_rules(tmp_path):
+    write_split(tmp_path, "train", make_rows(range(2)))
+    command = [sys.executable, str(BENCHMARKS / "forged_cells.py"), "--data", str(tmp_path), "--masks", "20", "--json"]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert result.keys() == {"ellipses", "swap", "warp", "unseen"}
+    for counts in result.values():
+        assert counts["area 0.5"] == pytest.approx(counts["released"], rel=0.15)
+        assert counts["area 0.01"] > counts["released"]
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from dcl_face_forgery import train
 from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.faces_dcl import YUNET_FILE
 from dcl_face_forgery.modeling_dcl import REFERENCE_FILE
+from dcl_face_forgery.prepared.cells import cell_masks
 from dcl_face_forgery.prepared.names import FAKE, REAL
 from dcl_face_forgery.tests.shared.prepared_data import SHIPPED_CODE, training_flags
 from dcl_face_forgery.tests.shared.training import build_trainer
@@ -34,7 +35,7 @@ from dcl_face_forgery.training.arguments import parse_training_run
 from dcl_face_forgery.training.losses import inter_instance_loss, intra_instance_loss
 from dcl_face_forgery.training.pairs import BalancedSampler, collate
 from dcl_face_forgery.training.trainer import COMPONENTS, last_complete_checkpoint
-from dcl_face_forgery.training.views import apply_device_views, cell_masks
+from dcl_face_forgery.training.views import apply_device_views
 
 HALF = (0.5, 0.5, 0.5)
 NEITHER = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
@@ -70,7 +71,7 @@ def terms_of(model, batch):
     batch = apply_device_views(batch, HALF, HALF)
     outputs = model(batch["pixel_values"], batch["key_pixel_values"])
     model.memory.update(outputs.key, batch["labels"])
-    shares = cell_masks(batch["mask"], outputs.feature_map.shape[-2:])
+    shares = cell_masks(batch["mask"], outputs.feature_map.shape[-2:], model.config.mask_rule)
     values = {"ce": [], "inter": [], "intra_fake": [], "intra_real": []}
     for i, label in enumerate(labels):
         one = slice(i, i + 1)

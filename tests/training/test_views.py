@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from dcl_face_forgery.errors_dcl import InputError
+from dcl_face_forgery.prepared.cells import cell_masks
 from dcl_face_forgery.training.settings import AugmentationSettings, ViewSettings
 from dcl_face_forgery.training.views import (
     SRM_KERNELS,
     PairPlan,
     apply_device_views,
-    cell_masks,
     draw_device_views,
     draw_pair_plan,
     draw_patch_order,
@@ -139,46 +139,6 @@ def test_orders_are_shuffled_as_often_as_asked_and_every_patch_goes_everywhere()
     np.testing.assert_allclose(counts, 1 / 9, atol=0.03)
 
 
-# --- Masks of cells
-
-
-def test_cells_that_divide_the_mask_are_plain_means():
-    masks = random_images(2, 1, 60, 40)[:, 0]
-    expected = F.avg_pool2d(masks[:, None], (10, 8))[:, 0]
-    torch.testing.assert_close(cell_masks(masks, (6, 5)), expected)
-    levels = (masks * 255).round().to(torch.uint8)
-    torch.testing.assert_close(cell_masks(levels, (6, 5)), expected, atol=0.002, rtol=0)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    height=st.integers(1, 60),
-    width=st.integers(1, 60),
-    cells=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    seed=st.integers(0, 2**16),
-)
-def test_cells_conserve_the_forged_area_and_stay_in_range(height, width, cells, seed):
-    masks = random_images(2, 1, height, width, seed)[:, 0]
-    reduced = cell_masks(masks, cells)
-    assert reduced.shape == (2, *cells)
-    assert reduced.dtype == torch.float32
-    torch.testing.assert_close(reduced.mean(dim=(1, 2)), masks.mean(dim=(1, 2)), atol=1e-5, rtol=0)
-    assert reduced.min() >= 0
-    assert reduced.max() <= masks.max() + 1e-5
-    everywhere = cell_masks(torch.full((1, height, width), 255, dtype=torch.uint8), cells)
-    torch.testing.assert_close(everywhere, torch.ones_like(everywhere))
-    assert everywhere.max() <= 1
-
-
-def test_a_forgery_beside_a_cell_does_not_count_in_it():
-    masks = torch.zeros(1, 299, 299)
-    masks[:, 60:, 60:] = 1  # the third of ten cells begins at 59.8
-    reduced = cell_masks(masks, (10, 10))
-    assert reduced[0, :2].max() < 1e-4
-    assert reduced[0, :, :2].max() < 1e-4
-    assert reduced[0, 2, 3].item() == pytest.approx(29.7 / 29.9, abs=1e-4)
-
-
 # --- Draws
 
 
@@ -294,6 +254,14 @@ def test_no_view_asks_a_device_for_a_value(monkeypatch):
     assert cell_masks(batch["mask"], (5, 5)).shape == (4, 5, 5)
 
 
+def test_without_keys_the_queries_are_the_same():
+    batch = make_batch()
+    alone = {name: value for name, value in batch.items() if not name.startswith("key_")}
+    expected, views = apply_device_views(batch, HALF, HALF), apply_device_views(alone, HALF, HALF)
+    assert expected.keys() - views.keys() == {"key_pixel_values"}
+    assert all(torch.equal(views[name], expected[name]) for name in views)
+
+
 def test_a_sample_looks_the_same_alone_and_in_a_batch():
     batch = make_batch()
     together = apply_device_views(batch, HALF, HALF)
@@ -305,10 +273,8 @@ def test_autocast_does_not_change_the_views():
     batch = make_batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = apply_device_views(batch, HALF, HALF)
-        cells = cell_masks(batch["mask"], (5, 5))
     plain = apply_device_views(batch, HALF, HALF)
     assert all(torch.equal(mixed[name], plain[name]) for name in plain)
-    assert torch.equal(cells, cell_masks(batch["mask"], (5, 5)))
 
 
 # --- Image and mask through everything

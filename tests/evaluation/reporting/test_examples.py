@@ -20,9 +20,10 @@ from dcl_face_forgery.evaluation.reporting.examples import (
     look_again,
     mean_similarities,
 )
-from dcl_face_forgery.evaluation.scoring.predictions import mask_to_cells, predict
+from dcl_face_forgery.evaluation.scoring.predictions import predict
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import DCLForImageClassification, DCLForPreTraining
+from dcl_face_forgery.prepared.cells import forged_cells
 from dcl_face_forgery.prepared.dataset import decode_image, decode_mask
 from dcl_face_forgery.prepared.splits import load_splits
 from dcl_face_forgery.tests.shared.prepared_data import make_rows, write_split
@@ -137,7 +138,7 @@ def test_what_is_seen_is_what_the_model_says_when_asked_by_hand(data):
         if example.method == "swap":
             mask = decode_mask(row["mask"], "a row")
             np.testing.assert_array_equal(example.mask, mask)
-            np.testing.assert_array_equal(example.forged, (mask_to_cells(mask, (3, 3)) > 0.01).ravel())
+            np.testing.assert_array_equal(example.forged, forged_cells(mask, (3, 3), model.config))
         else:
             assert example.mask is None
             assert example.forged is None if example.method == "warp" else not example.forged.any()
@@ -152,6 +153,7 @@ def test_what_is_seen_is_what_the_model_says_when_asked_by_hand(data):
 
 def test_a_cell_is_not_compared_with_itself(data):
     model = make_model()
+    model.config.mask_threshold = 0.01  # several of nine cells are forged
     predictions = predictions_of(model, data).query("method == 'swap'").head(1)
     looks = look_again(model, PROCESSOR, data, predictions)
     example = looks.examples[0]

@@ -15,7 +15,7 @@ from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.evaluation.results import crop_matches, evaluate_checkpoint
 from dcl_face_forgery.evaluation.scoring.checkpoints import Checkpoint, find_checkpoint
-from dcl_face_forgery.evaluation.scoring.predictions import PREDICTIONS_SCHEMA, load_checkpoint, mask_to_cells, predict
+from dcl_face_forgery.evaluation.scoring.predictions import PREDICTIONS_SCHEMA, load_checkpoint, predict
 from dcl_face_forgery.hub_dcl import MODEL_TYPE
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import (
@@ -161,21 +161,16 @@ def test_cells_are_those_of_fakes_with_a_known_mask(loaded, noise):
     np.testing.assert_array_equal(forged.reshape(-1, 2, 2), np.tile([[[True, True], [False, False]]], (6, 1, 1)))
 
 
-def test_a_mask_is_reduced_by_area():
-    mask = np.zeros((380, 380), np.uint8)
-    mask[:19, :] = 255  # half of the upper of ten rows of cells
-    mask[:, :57] = 255  # one and a half columns
-    cells = mask_to_cells(mask, (10, 10))
-    expected = np.zeros((10, 10))
-    expected[:, 0], expected[:, 1], expected[0] = 1, 0.5, 0.5
-    expected[0, :2] = 1, 0.75
-    np.testing.assert_allclose(cells, expected, atol=1e-6)
+def test_cells_are_forged_by_the_rule_of_the_configuration(loaded, noise, monkeypatch):
+    model, processor = loaded
 
+    def forged():
+        return np.concatenate([batch.forged for batch in predict(model, processor, noise)]).reshape(-1, 4)
 
-def test_pixels_on_a_border_count_by_their_part():
-    mask = np.zeros((5, 5), np.uint8)
-    mask[2] = 255  # the middle row belongs half to each of two rows of cells of 2.5 pixels
-    np.testing.assert_allclose(mask_to_cells(mask, (2, 1)), [[0.2], [0.2]], atol=1e-6)
+    monkeypatch.setattr(model.config, "mask_threshold", 0.7)  # 27 of 40 rows are forged
+    assert not forged().any()
+    monkeypatch.setattr(model.config, "mask_rule", "released")  # at the centre of a cell, all are
+    assert forged().all(axis=0).tolist() == [True, True, False, False]
 
 
 def test_a_corrupt_image_is_named_by_its_row(loaded, tmp_path):
