@@ -17,8 +17,10 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -394,6 +396,48 @@ class DCLModel(DCLPreTrainedModel):
         features = feature_map(self.backbone, pixel_values.to(self.dtype))
         pooled = features.mean((2, 3)) if pool else None
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pooled)
+
+    def checkpoint_gradients(self, enable: bool = True) -> None:
+        """Compute parts of the forward pass again in the backward pass, instead of keeping them, or stop doing so.
+
+        Batch normalisation in these parts sees each batch twice. Its momentum is lowered so that the two updates of its
+        running statistics equal one.
+
+        Args:
+            enable: whether to do so.
+
+        Raises:
+            InputError: if timm cannot do this for the backbone.
+        """
+        try:
+            self.backbone.set_grad_checkpointing(enable)
+        except (AssertionError, AttributeError) as error:
+            raise InputError(
+                f"Backbone {self.config.backbone!r} cannot recompute its features. Leave gradient_checkpointing out."
+            ) from error
+        config = self.config
+        twice = _norms_run_twice(
+            config.backbone, json.dumps(backbone_arguments(config), sort_keys=True), config.image_size
+        )
+        for name in twice & (self._norms_at_half ^ (twice if enable else frozenset())):
+            norm = self.backbone.get_submodule(name)
+            kept = 1 - norm.momentum  # of the running statistics, at one update: kept'^2 = kept
+            norm.momentum = 1 - (math.sqrt(kept) if enable else kept**2)
+        self._norms_at_half = twice if enable else frozenset()
+
+
+@functools.cache
+def _norms_run_twice(name: str, arguments: str, image_size: int) -> frozenset[str]:
+    """Return the batch normalisation layers that gradient checkpointing runs twice, counted on the meta device."""
+    counts = Counter()
+    with torch.device("meta"):
+        backbone = timm.create_model(name, pretrained=False, **json.loads(arguments)).train()
+        backbone.set_grad_checkpointing(True)
+        for path, module in backbone.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.register_forward_pre_hook(lambda *_, path=path: counts.update([path]))  # may not return
+        feature_map(backbone, torch.empty(2, 3, image_size, image_size)).sum().backward()
+    return frozenset(path for path, count in counts.items() if count == 2)
 
 
 class DCLClassifier(nn.Module):
