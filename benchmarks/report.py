@@ -29,7 +29,8 @@ COMMANDS = {
     "train_step_bf16": f"{STEP} --precision bf16 --channels_last --json",
     "released_float32": f"{STEP} --baseline released --channels_last --json",
     "released_bf16": f"{STEP} --baseline released --precision bf16 --channels_last --json",
-    "sweep": "benchmarks/sweep.py --cpu_time --steps 2 --batch_sizes 4 8 16 --json",
+    "sweep": "benchmarks/sweep.py --cpu_time --steps 2 --queue_sizes 1024 32768 131072 --batch_sizes 4 8 "
+    "--cells 10 18 --json",
 }
 UNKNOWN = "not measured"
 
