@@ -193,3 +193,26 @@ def test_no_gradient_enters(memory):
 
 def test_everything_that_is_remembered_is_saved(memory):
     assert set(memory.state_dict()) == {"queue", "pointer", "filled", "prototype"}
+
+
+@pytest.mark.parametrize("split", [1, 2, 4])
+def test_a_share_fills_the_queues_alike_whatever_the_batch(split):
+    """A number of hard samples does not: smaller batches would fill the queues faster."""
+    keys = F.normalize(torch.randn(64, 4), dim=1)
+    labels = torch.arange(64) % 2
+    memory = DCLMemory(40, 4, 5, 0.9, hard_share=0.25)
+    for part in range(split):
+        rows = slice(part * 64 // split, (part + 1) * 64 // split)
+        memory.update(keys[rows], labels[rows])
+    assert memory.filled.tolist() == [8, 8]
+
+
+def test_a_share_takes_the_hardest_keys_and_at_least_one():
+    memory, counted = DCLMemory(9, 4, 5, 0.9, hard_share=0.5), DCLMemory(9, 4, 3, 0.9)
+    keys, labels = F.normalize(torch.randn(7, 4), dim=1), torch.tensor([0, 0, 0, 0, 0, 0, 1])
+    for one in (memory, counted):
+        one.update(keys, labels)
+    assert memory.filled.tolist() == [3, 1] and torch.equal(memory.queue[0], counted.queue[0])
+    tiny = DCLMemory(2, 4, 2, 0.9, hard_share=1.0)  # more keys than rows
+    tiny.update(keys, labels)
+    assert tiny.filled.tolist() == [2, 1]
