@@ -87,6 +87,12 @@ def test_images_of_another_shape_are_refused(folder, shape):
         OnnxClassifier.from_pretrained(folder)(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_threads_are_a_whole_number(folder, threads):
+    with pytest.raises(InputError, match=rf"threads is {threads!r}\. Choose a whole number"):
+        OnnxClassifier.from_pretrained(folder, threads=threads)
+
+
 def test_without_onnxruntime_one_sentence_says_how_to_install_it(folder, monkeypatch):
     monkeypatch.setattr(onnx_dcl, "onnxruntime", None)
     with pytest.raises(InputError, match="pip install onnxruntime"):
