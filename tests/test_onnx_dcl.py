@@ -12,7 +12,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from dcl_face_forgery import hub_dcl, onnx_dcl
 from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.decision_dcl import calibrate
-from dcl_face_forgery.detection.exporting import write_code
+from dcl_face_forgery.detection.onnx_export import write_code
 from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.hub_dcl import REFERENCE_FILE
 from dcl_face_forgery.onnx_dcl import OnnxClassifier
