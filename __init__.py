@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .prepared.dataset import load_prepared
     from .training.trainer import DCLTrainer, DCLTrainingArguments
 
-__version__ = "0.2.0"
+__version__ = "0.2.0.dev0"
 
 _MODULES = {
     "DCLConfig": "configuration_dcl",

@@ -3,6 +3,8 @@
 The limits of size and pose are fixed. The limits of sharpness and distance belong to the checkpoint:
 `DCLConfig.familiarity` is fitted on the validation split after training (`evaluation/familiarity.py`). The distance of
 a face from the validation faces is measured in the features of a fixed network (`modeling_dcl.ReferenceNetwork`).
+
+Users also read sentences from `decision_dcl.py` (verdicts) and, in the app, from `web/answers.py`.
 """
 
 import base64

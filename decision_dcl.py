@@ -14,20 +14,17 @@ Long because remote code should be few files, and calibration and verdicts belon
 
 import bisect
 import itertools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors_dcl import check_value, is_count, is_number
+from .errors_dcl import InputError, check_value, is_count, is_number
 
 if TYPE_CHECKING:
     from .abstention_dcl import Abstention
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from .errors_dcl import InputError
 
 METHODS = ("platt", "temperature", "none")  # old checkpoints have a temperature; it is no longer fitted
 LEVELS = ("frame", "video")

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -85,15 +86,26 @@ def _full_disk(arguments: Sequence[str]) -> str | None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a hidden file beside a path that replaces it at the end of the `with`, unless an error is raised."""
+    """Give a hidden file beside a path that replaces it at the end of the `with`, unless an error is raised.
+
+    The permissions of a file that is replaced are kept; a new file gets those that the umask leaves.
+    """
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".partial", delete=False) as file:
         partial = Path(file.name)
     try:
         yield partial
-        partial.chmod(0o644)  # temporary files are private to their owner
+        # Temporary files are private to their owner.
+        partial.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Return the umask of this process, which Python can only read by setting it."""
+    umask = os.umask(0o077)  # strict, for files that another thread makes meanwhile
+    os.umask(umask)
+    return umask
 
 
 def at_least(least: int) -> Callable[[str], int]:

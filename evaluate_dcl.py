@@ -137,13 +137,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     from contextlib import nullcontext
 
-    from dcl_face_forgery.evaluation.run import process_count
+    from dcl_face_forgery.evaluation.scoring.processes import is_one_of_several, process_group
 
-    processes = nullcontext
-    if process_count() > 1:
-        from dcl_face_forgery.evaluation.scoring.processes import process_group as processes
-
-    with processes():
+    with process_group() if is_one_of_several() else nullcontext():
         _evaluate(argv)
 
 

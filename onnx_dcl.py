@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .configuration_dcl import DCLConfig
-from .errors_dcl import InputError, reason
+from .errors_dcl import InputError, is_count, reason
 from .faces_dcl import YUNET_FILE
 from .hub_dcl import REFERENCE_FILE, find_model
 from .modeling_dcl import DCLForImageClassification, DCLImageClassifierOutput
@@ -39,7 +39,8 @@ class OnnxClassifier:
         device: the CPU.
 
     Raises:
-        InputError: if ONNX Runtime is not installed or cannot read the graph, or the graph is of another model.
+        InputError: if ONNX Runtime is not installed or cannot read the graph, the graph is of another model, or the
+            number of threads is not a whole number from 1.
     """
 
     device = torch.device("cpu")
@@ -48,6 +49,8 @@ class OnnxClassifier:
     def __init__(self, path: str | Path, config: DCLConfig, threads: int | None = None):
         if onnxruntime is None:
             raise InputError("ONNX graphs need ONNX Runtime. Install it with `pip install onnxruntime`.")
+        if threads is not None and not is_count(threads, least=1):
+            raise InputError(f"threads is {threads!r}. Choose a whole number from 1, or None for all cores.")
         self.config = config
         self.path = Path(path)
         options = onnxruntime.SessionOptions()

@@ -303,6 +303,17 @@ _HEAD, _SEGMENT = 1024, b"\x18\x53\x80\x67"  # bytes of a header that are read; 
 _LONGEST_LEAD = 300  # packets after the first key frame that are searched for the first decodable frame
 
 
+@functools.cache
+def _silence_pyav() -> None:
+    """Stop PyAV from logging, once for all videos; a level that the caller sets afterwards is kept.
+
+    A decoder thread with something to log waits for the interpreter, which waits for that thread when it frees the
+    decoder: both may wait for ever. This is done at the first video instead of at import, because other packages
+    (torchvision 0.24 is one) set a level when they are imported, and may be imported after this file.
+    """
+    av.logging.set_level(None)
+
+
 class Video:
     """A video file whose frames are numbered from 0 in display order.
 
@@ -356,9 +367,7 @@ class Video:
             raise
 
     def _open(self) -> "av.container.InputContainer":
-        # Other packages (torchvision 0.24 is one) make PyAV log. A decoder thread with something to log then waits for
-        # the interpreter, which waits for that thread when it frees the decoder: without this, both may wait for ever.
-        av.logging.set_level(None)
+        _silence_pyav()
         try:
             return av.open(self._address, options=_OPTIONS, **_TOLERANT)
         except _ERRORS as error:

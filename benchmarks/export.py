@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from dcl_face_forgery.configuration_dcl import DCLConfig
-from dcl_face_forgery.detection.exporting import ClassifierOutputs, write_graph, write_int8
+from dcl_face_forgery.detection.onnx_export import ClassifierOutputs, write_graph, write_int8
 from dcl_face_forgery.modeling_dcl import DCLForImageClassification
 from dcl_face_forgery.onnx_dcl import OnnxClassifier
 

@@ -26,7 +26,7 @@ from dcl_face_forgery.data_scripts.clips import Clip, ClipFamily, RawDataSet
 from dcl_face_forgery.data_scripts.extract import Extraction
 from dcl_face_forgery.data_scripts.frames import VideoFrames
 from dcl_face_forgery.data_scripts.photographs import MARGIN, SIZE
-from dcl_face_forgery.data_scripts.raw import Execution, prepare_raw
+from dcl_face_forgery.data_scripts.shard_work import Execution, prepare_raw
 from dcl_face_forgery.video_dcl import evenly_spaced
 
 

@@ -1,7 +1,7 @@
 """Read images from untrusted tar files: only regular members, into memory, never to disk.
 
-A compressed archive is read in order. Its stream stays open between two clips, so that clips which lie one after the
-other, as those of published archives do, take one pass over it after that which lists them.
+A compressed archive is read in order. Its stream stays open between two clips: clips that are stored one after the
+other, as in published archives, are read in a single pass after the one that lists them.
 """
 
 import gzip
@@ -19,14 +19,14 @@ from .frames import Frame, FrameReader, decode_crop
 
 LARGEST_MEMBER = 8 << 20  # bytes; a PNG of 224x224 pixels has 150,000 at most
 _LARGEST_HEADERS = 64 << 10  # bytes of headers before one member: names and attributes, hardly ever more than 2,000
-#: PNG cannot be compressed again: what inflates to more than this is made to fill the memory. Headers and padding of
-#: small images shrink, and so does the end of an archive.
+#: PNG hardly shrinks when it is compressed again, so an archive that inflates to more than this is an attack on the
+#: memory. Some is always allowed, since headers, padding and the end of an archive do shrink.
 _LARGEST_RATIO, _ALWAYS_ALLOWED = 8, 16 << 20
 _STEP = 1 << 18  # bytes read at once
 
 
 class Member(NamedTuple):
-    """A member of an archive: what it is called, where its content lies, and why it is not read, if it is not."""
+    """A member of an archive: its name, the place of its content, and the reason if it is not read."""
 
     name: str
     offset: int
@@ -35,7 +35,7 @@ class Member(NamedTuple):
 
 
 class Archive:
-    """A tar file, compressed by gzip or not."""
+    """A tar file, with or without gzip compression."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -45,16 +45,16 @@ class Archive:
         return Archive, (self.path,)  # an open file stays in its process
 
     def open(self) -> "_Content":
-        """Return the content, wherever it was left; raises `InputError` if the file cannot be opened."""
+        """Return the content, at the position of the last read; raises `InputError` if the file cannot be opened."""
         if self._content is None or self._content.is_broken:
             self._content = _Content(self.path)
         return self._content
 
     def members(self) -> Iterator[Member]:
-        """Yield the members, but folders.
+        """Yield the members, except folders.
 
         Raises:
-            InputError: where the archive is cut off, corrupt or a trap; what came before stands.
+            InputError: if the archive is truncated, corrupt or malicious; members before that point have been yielded.
         """
         try:
             yield from _members(self.open())
@@ -63,7 +63,7 @@ class Archive:
         except Exception as error:  # tarfile lets ValueError, OverflowError and others through
             raise InputError(f"not a complete tar file ({reason(error)})") from error
         finally:
-            self._content = None  # closed, until frames are wanted
+            self._content = None  # closed until frames are read
 
 
 def _members(content: "_Content") -> Iterator[Member]:
@@ -75,7 +75,7 @@ def _members(content: "_Content") -> Iterator[Member]:
             if info.offset <= before or info.size < 0:
                 raise InputError("its headers form a loop")
             before = info.offset
-            tar.members = []  # it would keep them all
+            tar.members = []  # TarFile would keep all of them
             if not info.isdir():
                 refusal = ""
                 if not info.isreg() or info.issparse():
@@ -84,7 +84,7 @@ def _members(content: "_Content") -> Iterator[Member]:
                     refusal = "a member is too large for a face crop"
                 yield Member(info.name, info.offset_data, info.size, refusal)
             content.allow(_LARGEST_HEADERS)
-        # tarfile stops at anything that is no header, as if the archive ended there.
+        # tarfile treats anything that is not a header as the end of the archive.
         content.seek(tar.offset)
         if content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise InputError("it is truncated or damaged")
@@ -92,7 +92,7 @@ def _members(content: "_Content") -> Iterator[Member]:
 
 
 class _Content:
-    """What tarfile reads from. No header makes it read more than was allowed, nor inflate more than images need."""
+    """The file object for tarfile. Whatever headers claim, it limits the bytes that are read and inflated."""
 
     def __init__(self, path: Path):
         self.is_broken = False
@@ -133,7 +133,7 @@ class _Content:
             self._file.seek(position)
 
     def read_to_end(self) -> None:
-        """Read the rest of a compressed archive, behind which its checksum is."""
+        """Read the rest of a compressed archive, which checks its checksum."""
         while self._most < math.inf:
             self.allow(_STEP)
             if not self.read(_STEP):
@@ -141,7 +141,7 @@ class _Content:
             self.seek(self.tell())
 
     def member(self, member: Member) -> bytes:
-        """Return the content of a member; raises `InputError` if it is not all there."""
+        """Return the content of a member; raises `InputError` if it is incomplete."""
         self.allow(member.size)
         self.seek(member.offset)
         content = self.read(member.size)
@@ -169,7 +169,7 @@ class ArchivedFrames:
         return [self.archive.path]
 
     def open(self) -> AbstractContextManager[FrameReader]:
-        """Return the reader; the archive is opened when frames are wanted, since all clips of one are open at once."""
+        """Return the reader; the archive is opened when frames are read, since all its clips share one open file."""
         return nullcontext(_MemberReader(self.archive, self.members))
 
 

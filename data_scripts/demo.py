@@ -1,4 +1,4 @@
-"""The demo data set: forgeries made from the ORL photographs, people disjoint between its splits."""
+"""The demo data set: forgeries made from the ORL photographs; its splits share no people."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The DSFD face detector, for preparing data as the paper did."""
+"""The DSFD face detector, to prepare data as the paper did."""
 
 from typing import Any
 

@@ -59,7 +59,7 @@ _counter: Any = None  # of this process, if it is a worker
 def _begin(counter: Any) -> None:
     global _counter
     _counter = counter
-    # Ctrl-C must end the process: the pool would take the interruption as a result and start the next task.
+    # Ctrl-C must end the process: the pool would treat the interruption as a result and start the next task.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # A process does not notice that its parent was killed; without this it would continue to work.
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -95,7 +95,7 @@ def run_on_ray(tasks: Sequence[Any], step: Callable[[int], None], address: str |
         ray.init(address=address or "local", log_to_driver=False, configure_logging=False, **local)
     except Exception as error:  # of the connection, the version, or a small machine
         raise InputError(
-            f"the Ray cluster {address or '(local)'} cannot be used ({type(error).__name__}). Check its address, or "
+            f"The Ray cluster {address or '(local)'} cannot be used ({type(error).__name__}). Check its address, or "
             "remove --ray."
         ) from error
     try:

@@ -40,10 +40,10 @@ def forge_families(
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield each family of a split, a list of rows: its real rows, then the forgeries made from them.
 
-    A forgery has its real's frame number, crop and landmarks, and the video name `<method>/<clip>`, with `-v2`, `-v3`
-    and so on for further variants. It depends on the seed, method, video, frame, variant, and the split's other reals,
-    among which partners are chosen: rows must have landmarks. Forgeries that need a partner where there is none, or
-    that change nothing, are left out and counted in `missing`.
+    A forgery has the frame number, crop and landmarks of its real, and the video name `<method>/<clip>`, with `-v2`,
+    `-v3` and so on for further variants. It depends on the seed, method, video, frame and variant, and on the other
+    reals of the split, from which partners are chosen. Rows must have landmarks. Forgeries without a partner that they
+    need, and those that change nothing, are left out and counted in `missing`.
     """
     reals = _Reals(rows)
     for indices in reals.families.values():
@@ -74,7 +74,7 @@ def forge_families(
 
 
 class _Reals:
-    """The real rows of a split: its families and videos, the pose of each face, the decoded portraits last used."""
+    """The real rows of a split: its families and videos, the pose of each face, and the last decoded portraits."""
 
     def __init__(self, rows: Sequence[dict[str, Any]]):
         self._rows = rows
@@ -95,7 +95,7 @@ class _Reals:
         return Portrait(image, np.asarray(row["landmarks"], np.float64))
 
     def clip(self, video: str) -> str:
-        """Return the part of a video's name after its method, or all of it where two videos share that part."""
+        """Return the name of a video without its method, or the whole name if two videos would have the same one."""
         return _clip(video) if self._clips[_clip(video)] == 1 else video
 
     def partner(self, index: int, whose: str | None, rng: np.random.Generator) -> Portrait | None:
@@ -136,17 +136,17 @@ def prepare_forgeries(
     encoding: str = DEFAULT_ENCODING,
     split_shares: Sequence[float] | None = None,
 ) -> dict[str, Report]:
-    """Prepare a data set of the reals of a source and of forgeries made from them; returns what was done by split.
+    """Prepare a data set of the reals of a source and of forgeries made from them; returns a report for each split.
 
-    The source is a folder of photographs (`photographs.find_photographs`), or a prepared data set, of which the real
-    rows of every split are taken as they were cut. Splits that are there with the same settings are kept. Size,
-    margin, split and name are for photographs: side of the crops in pixels (else 380), margin as of
-    `faces_dcl.crop_box` (else 1.3), the split that they become if `split_shares` do not divide their people, and the
-    name of the data set (else the folder's).
+    The source is a folder of photographs (`photographs.find_photographs`) or a prepared data set, whose real rows of
+    every split are used without cutting them again. Existing splits with the same settings are kept. Size, margin,
+    split and name are for photographs: the side of the crops in pixels (default 380), the margin as in
+    `faces_dcl.crop_box` (default 1.3), the split of all photographs if there are no `split_shares`, and the name of
+    the data set (default: that of the folder).
 
     Raises:
-        InputError: if an argument cannot be used, the source holds no usable real, `output` holds another data set,
-            another split holds a source video or picture, too, or there are too few families.
+        InputError: if an argument is invalid, the source contains no usable real, `output` contains another data set,
+            two splits share a source video or picture, or there are too few families.
     """
     methods, source, reports = list(dict.fromkeys(methods)), Path(source), {}
     if source.resolve() == Path(output).resolve():

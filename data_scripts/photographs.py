@@ -31,11 +31,11 @@ class Photograph(NamedTuple):
 
 
 def find_photographs(folder: str | Path, failures: Failures | None = None) -> list[Photograph]:
-    """List the photographs of a folder: each sub-folder is one person or video, each loose file one of its own.
+    """List the photographs of a folder: each sub-folder is one person or video, and so is each loose file.
 
     The frame number is the number at the end of the file name, if all files of the sub-folder have a different one;
-    otherwise it is the position in the order of names. Photographs of one video come together. Unreadable files are
-    added to the failures; without `failures`, they raise an `InputError`, as does a folder without photographs.
+    otherwise it is the position in the order of names. Photographs of one video are listed together. Unreadable files
+    are added to the failures; without `failures`, they raise an `InputError`, as does a folder without photographs.
     """
     failures = Failures(strict=True) if failures is None else failures
     photographs = list_photographs(Path(folder), list_files(Path(folder), failures))
@@ -107,7 +107,7 @@ def _frames(paths: list[Path]) -> list[int]:
 
 
 def read_photograph(path: Path) -> np.ndarray:
-    """Read an image file as detection does: uint8 (height, width, 3); raises an `InputError` that is the reason."""
+    """Read an image file as detection does: uint8 (height, width, 3); raises an `InputError` with the reason."""
     try:
         return read_picture(path, _MOST_PIXELS)
     except PictureError as error:
@@ -124,7 +124,7 @@ def real_rows(
 ) -> Iterator[dict[str, Any]]:
     """Cut the largest face out of each photograph: rows of a prepared data set, without mask.
 
-    The data set's name is the `method` of reals, and the first part of the video names. Photographs that are left out
+    The name of the data set is the `method` of the reals and the first part of the video names. Skipped photographs
     are added to the failures.
     """
     for path, video, frame in photographs:
@@ -160,11 +160,10 @@ def face_row(
 ) -> dict[str, Any]:
     """Cut a face out of a photograph, RGB, uint8 (height, width, 3), and make it a row of a prepared data set.
 
-    The transform (2, 3) leads from the photograph to the crop, `size` pixels wide; `file` is its name, None for a
-    frame of a video. Other columns (`prepared.dataset.FEATURES`) are given by name; the compression is not known
-    unless given.
+    The transform (2, 3) maps the photograph to the crop, which is `size` pixels wide; `file` is the name of the image
+    file, or None for a frame of a video. Other columns (`prepared.dataset.FEATURES`) are given by name.
     """
-    # They import `datasets` and pandas, which listing files does without.
+    # Imported here because they import `datasets` and pandas, which are not needed to list files.
     from ..prepared.copies import picture_hash
     from ..prepared.dataset import encode_image
 

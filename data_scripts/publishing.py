@@ -29,7 +29,7 @@ def check_hub(repo_id: str) -> None:
 def push_prepared(
     folder: str | Path, repo_id: str, left_out: Mapping[str, Mapping[str, int]] | None = None, private: bool = True
 ) -> str:
-    """Push the shards of a prepared data set and its card, all of them in one commit; older shards there go.
+    """Push the shards of a prepared data set and its card in one commit, and remove older shards from the repository.
 
     The repository is created if necessary, private by default. `left_out` are the counts of `Failures.by_reason`.
     Returns the address; raises `InputError` if the upload fails.
@@ -82,7 +82,7 @@ def write_dataset_card(
         )
     rows = pa.concat_tables(tables.values())
     forged = rows.filter(pa.compute.equal(rows["label"], FAKE))
-    # Reals have a mask always; how many rows have none, the files know without their masks being read.
+    # Reals always have a mask. The metadata of the files count rows without one, so that no mask is read.
     masks = len(forged) - sum(_nulls(path, "mask.bytes") for paths in files.values() for path in paths)
     data = DatasetCardData(
         license="other",

@@ -126,7 +126,7 @@ def _deal(counts: Sequence[np.ndarray], shares: Sequence[float]) -> list[int]:
         other, best = None, change[family, to]
         if len(faces) <= _SWAPPED:
             kind = (faces > 0) @ [1, 2]
-            come = faces[None] - faces[:, None]  # what the split of the first gains by a swap with the second
+            come = faces[None] - faces[:, None]  # the change in the split of the first after a swap with the second
             change = ((2 * excess[splits][:, None] + come) * come * weights[splits][:, None]).sum(2)
             change += ((-2 * excess[splits][None] + come) * come * weights[splits][None]).sum(2)
             change[(splits[:, None] == splits) | (kind[:, None] != kind)] = 0

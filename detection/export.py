@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from dcl_face_forgery.detection.exporting import check_output, check_packages, export
+    from dcl_face_forgery.detection.onnx_export import check_output, check_packages, export
     from dcl_face_forgery.evaluation.scoring.predictions import load_checkpoint
 
     check_packages()
@@ -99,7 +99,7 @@ def describe(record: dict[str, Any]) -> str:
 def _table(int8: dict[str, Any]) -> str:
     import pandas as pd
 
-    from dcl_face_forgery.detection.exporting import CHANGES
+    from dcl_face_forgery.detection.onnx_export import CHANGES
 
     limits = int8["limits"]
     rows = [

@@ -83,11 +83,21 @@ def _check_outputs(arguments: Namespace, roots: dict[str, Path]) -> None:
 
 
 def check_operating_point(folder: Path, operating_point: str, files: Sequence[str]) -> None:
-    """Raise `InputError` if a checkpoint lacks the threshold of an operating point for a kind of input file."""
+    """Raise `InputError` if a checkpoint has the threshold of an operating point for none of the input files.
+
+    If it lacks that of one kind of file only, the others get results, and each file of that kind an error.
+    """
     calibration = read_settings(folder, "config.json", str(folder)).get("calibration")
     try:
         check_calibration(calibration)
     except (ValueError, TypeError, AttributeError, KeyError):
         return  # reported when the checkpoint is loaded
-    for level in {"video" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "frame" for name in files}:
-        Rule.of(calibration, level, operating_point, None)
+    refusal = None
+    for level in sorted({"video" if Path(name).suffix.lower() in VIDEO_SUFFIXES else "frame" for name in files}):
+        try:
+            Rule.of(calibration, level, operating_point, None)
+            return
+        except InputError as error:
+            refusal = error
+    if refusal is not None:
+        raise refusal

@@ -17,7 +17,7 @@ from ..prepared.names import FAKE, REAL
 from .metrics.binary import binary_metrics
 from .metrics.bootstrap import CONFIDENCE, family_codes
 from .metrics.levels import video_scores
-from .metrics.ranking import Ranking
+from .metrics.sorted_scores import Ranking
 
 #: Operating points by false positive rate: the number of reals for each false alarm.
 RATES = {"fpr_0.05": 20, "fpr_0.01": 100}

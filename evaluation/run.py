@@ -13,6 +13,7 @@ from ..errors_dcl import InputError
 from ..prepared.names import check_names, split_names
 from .reporting.result_files import TABLE_FILES, files_of_results
 from .scoring.checkpoints import find_checkpoint
+from .scoring.processes import is_first_process
 
 if TYPE_CHECKING:
     from .scoring.checkpoints import Checkpoint
@@ -46,7 +47,7 @@ def evaluate(arguments: Namespace, command: str) -> None:
     _refuse_to_overwrite(names, folders, arguments.output_dir)
     results: list[Result] = []
     if models:
-        from .models import evaluate_models
+        from .evaluate_models import evaluate_models
 
         results += evaluate_models(arguments, checkpoints, folders[: len(models)], run, scoring)
     if not is_first_process():
@@ -64,16 +65,6 @@ def evaluate(arguments: Namespace, command: str) -> None:
     if arguments.published or len(results) > 1 or any(len(result.metrics) > 1 for result in results):
         print(f"\n{text}")
     print(f"Tables over all models and data sets: table.md, .csv and .json in {arguments.output_dir}")
-
-
-def process_count() -> int:
-    """Return the number of processes that `torchrun` started for this command."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first_process() -> bool:
-    """Whether this process writes and prints; a RANK without a WORLD_SIZE does not concern this command."""
-    return process_count() == 1 or int(os.environ.get("RANK", "0")) == 0
 
 
 def _find_inputs(models: Sequence[str], arguments: Namespace) -> "list[Checkpoint]":

@@ -1,4 +1,7 @@
-"""Validation for training: metrics that select the checkpoint, calibration and familiarity."""
+"""Fit calibration, thresholds and familiarity on the validation split at the end of training.
+
+Also the metrics of that split that select the checkpoint during training.
+"""
 
 from typing import Any
 

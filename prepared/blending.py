@@ -38,17 +38,17 @@ class Portrait:
 
     @cached_property
     def frame(self) -> np.ndarray:
-        """The affine (2, 3) from the canonical face to the image."""
+        """The affine map (2, 3) from the canonical face to the image."""
         landmarks = np.asarray(self.landmarks, np.float64)
         affine = (_LANDMARKS_TO_AFFINE @ landmarks[_FLAT]).T
         similarity = fit_similarity(ALIGNED_LANDMARKS, landmarks)
-        # A face seen from the side leaves an affine that is nearly flat or turned over: then only turn, scale, shift.
+        # For a face seen from the side, the affine map is nearly singular or mirrored: only rotate, scale and shift.
         flat = np.linalg.det(affine[:, :2]) < 0.3 * np.linalg.det(similarity[:, :2])
         return similarity if flat else affine
 
     @cached_property
     def eye_distance(self) -> float:
-        """The distance between the eyes in pixels, as it would be from the front; at least 2."""
+        """The distance between the eyes in pixels, as if the face were seen from the front; at least 2."""
         return max(2.0, _EYE_DISTANCE * float(np.sqrt(np.linalg.det(self.frame[:, :2]))))
 
 
@@ -93,7 +93,7 @@ def identity_swap(target: Portrait, partner: Portrait, rng: np.random.Generator)
 
 
 def lowres_swap(target: Portrait, partner: Portrait, rng: np.random.Generator) -> Forgery:
-    """Swap the identity with a face that went through a small image, as an auto-encoder's output does."""
+    """Swap the identity with a face of low resolution, like the output of a small auto-encoder."""
     donor = _align(partner, target)
     weight = _weight(_random_outline(rng), target.frame, target, rng)
     matched = _match(donor, target, weight, rng)
@@ -208,7 +208,7 @@ def _align(partner: Portrait, target: Portrait) -> np.ndarray:
 
 
 def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur with a Gaussian; a wide one on a smaller image, so that large faces do not take ever longer."""
+    """Blur with a Gaussian; a wide one on a smaller image, so that large faces do not take much longer."""
     step = int(sigma // 3)
     if step < 2:
         return cv2.GaussianBlur(image, (0, 0), max(sigma, 1e-3), borderType=cv2.BORDER_REPLICATE)
@@ -220,10 +220,10 @@ def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _weight(outline: np.ndarray, frame: np.ndarray, target: Portrait, rng: np.random.Generator) -> np.ndarray:
-    """Draw how strongly each pixel is replaced: an outline, deformed, pulled inwards and softened, all at random.
+    """Draw how strongly each pixel is replaced: an outline that is randomly deformed, shrunk and softened.
 
-    The outline is a polygon (n, 2) in the canonical face, the frame, (2, 3), leads from that to the image. Returns
-    float32 (height, width) in [0, 1], its largest value 1 unless the outline lies outside the image.
+    The outline is a polygon (n, 2) in the canonical face, and the frame (2, 3) maps it to the image. Returns float32
+    (height, width) in [0, 1]; the largest value is 1 unless the outline lies outside the image.
     """
     centre = outline.mean(axis=0)
     outline = centre + (outline - centre) * rng.uniform(0.85, 1.1, 2) + rng.normal(0, 0.015, 2)
@@ -242,7 +242,7 @@ def _weight(outline: np.ndarray, frame: np.ndarray, target: Portrait, rng: np.ra
 
 
 def _blend(image: np.ndarray, source: np.ndarray, weight: np.ndarray) -> Forgery:
-    # The weight is rounded before it is used, so that the mask is what was done.
+    # The weight is rounded before it is used, so that the mask is exact.
     mask = np.round(weight * 255).astype(np.uint8)
     share = mask[..., None].astype(np.float32) / 255
     forged = share * np.clip(source, 0, 255) + (1 - share) * image
@@ -250,7 +250,7 @@ def _blend(image: np.ndarray, source: np.ndarray, weight: np.ndarray) -> Forgery
 
 
 def _colourfulness(image: np.ndarray) -> float:
-    """Return how far an image is from grey: 0 for a grey photograph, 1 for an ordinary coloured one."""
+    """Return how colourful an image is: 0 for a grey photograph, 1 for an ordinary coloured one."""
     return float(min(1.0, np.ptp(image, axis=2).mean() / 15))
 
 
@@ -280,7 +280,7 @@ def _through_small_image(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _match(donor: np.ndarray, target: Portrait, weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Give a donor the colour, light and amount of detail that the target has where the weight is."""
+    """Give a donor the colour, light and amount of detail of the target in the weighted region."""
     image = target.image.astype(np.float32)
     inside = (weight >= 0.5).astype(np.uint8)
     (mean, spread), (wanted_mean, wanted_spread) = (_statistics(pixels, inside) for pixels in (donor, image))
@@ -302,6 +302,6 @@ def _statistics(pixels: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def random_generator(seed: int, *key: str | int) -> np.random.Generator:
-    """Return the generator that belongs to a seed and a key, whatever was drawn before and in which order."""
+    """Return the random generator of a seed and a key, which does not depend on earlier draws."""
     digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint32))

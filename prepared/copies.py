@@ -23,15 +23,17 @@ from ..errors_dcl import InputError, reason
 from .dataset import decode_image, metadata
 from .names import REAL
 
-NEAR = 64  # of 256 bits: hashes that differ in no more are candidates
-SAME = 0.97  # correlation of two aligned crops from which on they are one picture
+NEAR = 64  # of 256 bits: pairs of hashes that differ in at most so many are candidates
+SAME = 0.97  # correlation from which two aligned crops count as one picture
 HASHED_ON_THE_FLY = 5_000  # pictures of a split without stored hashes that a command computes before it starts
 _SIDE, _FREQUENCIES, _BORDER = 64, 16, 6  # pixels of the small grey crop, frequencies each way, room to align
-_FLAT = 2.0  # standard deviation of grey below which a crop shows nothing, so that any two of them are alike
-_MOST_COMPARISONS = 1_000_000_000  # of hashes, about ten seconds; of larger sets every n-th frame is compared
-_BLOCK = 4096  # hashes that are compared with so many others at a time
-_TRIES = 4  # candidates of two families that are checked on the pixels, the nearest first
-_MOST_CHECKED = 5_000  # of all families, about a minute
+_FLAT = 2.0  # standard deviation of grey below which a crop shows nothing; any two such crops are alike
+_MOST_COMPARISONS = (
+    1_000_000_000  # of hashes, about ten seconds; in larger data sets, only every n-th frame is compared
+)
+_BLOCK = 4096  # hashes that are compared at a time with the same number of others
+_TRIES = 4  # pairs of images that are compared for two families, the nearest first
+_MOST_CHECKED = 5_000  # pairs over all families, about a minute
 _ALIGNED = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-4)
 _COLUMNS = ["label", "video_id", "source_id", "frame", "phash"]
 logger = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ def same_picture(one: np.ndarray, other: np.ndarray) -> bool:
     affine = np.float32([[1, 0, _BORDER], [0, 1, _BORDER]])
     try:
         correlation, _ = cv2.findTransformECC(inner, other, affine, cv2.MOTION_AFFINE, _ALIGNED, None, 1)
-    except cv2.error:  # it does not converge: they have nothing in common
+    except cv2.error:  # no convergence: they have nothing in common
         return False
     return correlation >= SAME
 
@@ -66,7 +68,7 @@ def _small_grey(image: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Pictures:
-    """The face crops of a split: its name, its rows without images, and what returns the `image` cell of a row."""
+    """The face crops of a split: its name, its rows without images, and how to get the `image` cell of a row."""
 
     where: str
     table: pd.DataFrame
@@ -81,7 +83,7 @@ class Pictures:
 
     @classmethod
     def of_files(cls, files: Sequence[str | Path], where: str) -> "Pictures":
-        """Take the rows of the Parquet files of a split; their images stay where they are."""
+        """Take the rows of the Parquet files of a split; images are read when they are needed."""
         tables, places = [], []
         for path in files:
             try:
@@ -107,30 +109,30 @@ class Pictures:
         return cls(where, pd.concat(tables, ignore_index=True), cell)
 
     def sources(self) -> np.ndarray:
-        """Return the rows that show what others were made from: reals, and fakes of families without a real."""
+        """Return the rows to search: reals, and fakes of families without a real."""
         real = self.table.label.to_numpy() == REAL
         has_real = self.table.source_id.isin(self.table.source_id[real]).to_numpy()
         return np.flatnonzero(real | ~has_real)
 
     def name(self, row: int) -> str:
-        """Return how messages call a row: by its file if it was one picture, else by its clip and frame."""
+        """Return the name of a row in messages: its image file if there is one, else its clip and frame."""
         video, frame = self.table.video_id[row], self.table.frame[row]
         file = self.cell(row)["path"]
         if not file:
             return f"{video}, frame {frame}"
         path, name = PurePosixPath(video), PurePosixPath(file).name
-        if path.name == PurePosixPath(file).stem:  # a file of that name, or one in a folder of that name
+        if path.name == PurePosixPath(file).stem:  # the file, or its folder, gave the clip its name
             return f"{video} ({name})"
         return str(path if path.name == name else path / name)
 
     def grey(self, row: int) -> np.ndarray:
-        """Return a crop as it is compared: grey, float32 (64, 64)."""
+        """Return a crop in the form that is compared: grey, float32 (64, 64)."""
         if row not in self._greys:
             self._greys[row] = _small_grey(decode_image(self.cell(row), f"{self.table.video_id[row]} ({self.where})"))
         return self._greys[row]
 
     def add_hashes(self, most: int | None = None) -> bool:
-        """Compute at most so many hashes of `sources` that have none; returns whether there are hashes now."""
+        """Compute missing hashes of `sources`, unless there are more than `most`; returns whether all exist now."""
         hashes = np.full(len(self.table), None, object)
         if "phash" in self.table:
             stored = self.table["phash"].notna().to_numpy()
@@ -148,9 +150,9 @@ class Pictures:
 
 
 def find_copies(one: Pictures, other: Pictures | None = None) -> list[tuple[int, int]]:
-    """Find rows that show the same picture: one pair, in the order of the rows, for every two families that share one.
+    """Find rows that show the same picture: one pair for every two families that share a picture, in row order.
 
-    With one split, which must have hashes, pairs within it are looked for, of different families.
+    With a single split, which must have hashes, it compares the families within this split.
     """
     within = other is None
     other = one if within else other
@@ -177,14 +179,14 @@ def find_copies(one: Pictures, other: Pictures | None = None) -> list[tuple[int,
 
 
 def _hashed(one: Pictures, other: Pictures) -> tuple[np.ndarray, np.ndarray]:
-    """Return the source rows with a hash, every n-th of them where there are too many to compare all with all."""
+    """Return the rows of `sources` with a hash; only every n-th if there are too many to compare all pairs."""
     rows = [part.sources()[part.table.phash.notna().to_numpy()[part.sources()]] for part in (one, other)]
     step = max(1, int(np.ceil(np.sqrt(len(rows[0]) * len(rows[1]) / _MOST_COMPARISONS))))
     return rows[0][::step], rows[1][::step]
 
 
 def _equal(one: Pictures, other: Pictures) -> pd.DataFrame:
-    """Return the pairs of rows with equal hashes, fakes too, one for each hash and family."""
+    """Return the pairs of rows with equal hashes, including fakes; one for each hash and family."""
     tables = []
     for name, part in (("row", one), ("other", other)):
         table = part.table[["phash", "source_id"]].assign(**{name: np.arange(len(part.table))}).dropna()
@@ -193,7 +195,7 @@ def _equal(one: Pictures, other: Pictures) -> pd.DataFrame:
 
 
 def _near(one: Pictures, first: np.ndarray, other: Pictures, second: np.ndarray) -> Iterator[pd.DataFrame]:
-    """Yield the pairs of rows whose hashes differ in `NEAR` bits at most."""
+    """Yield the pairs of rows whose hashes differ in at most `NEAR` bits."""
     if not len(first) or not len(second):
         return
     left, right = _signs(one.table.phash.to_numpy()[first]), _signs(other.table.phash.to_numpy()[second])
@@ -212,20 +214,20 @@ def _near(one: Pictures, first: np.ndarray, other: Pictures, second: np.ndarray)
 
 
 def _signs(hashes: np.ndarray) -> np.ndarray:
-    """Return the bits of hashes as -1 and 1, float32 (hashes, 256), for a product of matrices."""
+    """Return the bits of hashes as -1 and 1, float32 (hashes, 256), for a matrix product."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(len(hashes), -1), axis=1)
     return bits.astype(np.float32) * 2 - 1
 
 
 def describe_copy(one: Pictures, row: int, other: Pictures, match: int) -> str:
-    """Return the sentence, without a full stop, that two rows show one picture."""
+    """Return a sentence, without a full stop, that says that two rows show one picture."""
     return f"{one.name(row)} ({one.where}) and {other.name(match)} ({other.where}) are the same image"
 
 
 def refuse_copies(one: Pictures, other: Pictures, remedy: str, most: int | None = HASHED_ON_THE_FLY) -> None:
-    """Raise an `InputError`, which names the first pair and ends in the remedy, if two splits share a picture.
+    """Raise an `InputError` if two splits share a picture; it names the first pair and ends with the remedy.
 
-    For a split that has no stored hashes, at most so many are computed; else there is a warning.
+    If a split lacks more than `most` hashes, nothing is compared, and a warning says so.
     """
     for part in (one, other):
         if not part.add_hashes(most):

@@ -1,4 +1,4 @@
-"""Prepared data sets: their columns, how they are found and loaded, and checks of their content.
+"""Prepared data sets: their columns, loading, and checks of their content.
 
 Prepared sets are Parquet files named after their split (`train.parquet`, `test-00000-of-00004.parquet`), in a folder
 or in a data set repository on the Hub. One row is one face crop. Training and evaluation read them with this module.
@@ -34,7 +34,8 @@ CROP_FIELDS = {
 
 #: The columns of a prepared data set. `mask` is null where the forged region is unknown and zero everywhere for a
 #: real; `source_id` is the `video_id` of the real video a fake was made from (its own for a real): the family; `phash`
-#: finds copies (`copies.picture_hash`). The `path` of an image is the name of the file it was, if it was one.
+#: finds copies (`copies.picture_hash`). The `path` of an image is the name of the image file that it was cut from;
+#: null for a frame of a video.
 FEATURES = Features(
     {
         "image": Image(),
@@ -95,7 +96,7 @@ def load_prepared(name: str, split: str, data_root: str | Path | None = None, sp
 
 @contextlib.contextmanager
 def explained_failure(name: str, split: str, data_root: str | Path | None) -> Iterator[None]:
-    """Raise whatever goes wrong while a split is loaded as an `InputError` that names it."""
+    """Turn any error in loading a split into an `InputError` that names the split."""
     try:
         yield
     except InputError:
@@ -122,14 +123,14 @@ def find_files(name: str, split: str, data_root: str | Path | None = None) -> li
     if folder is None:
         return files_of_split(_hub_files(name), split, name)
     files = [str(path) for path in files_of_split(split_files(folder), split, folder)]
-    files = [path for path in files if _count_rows(path)]  # one without rows has columns of no type, perhaps
-    if not files:  # `datasets` calls it a bad instruction
+    files = [path for path in files if _count_rows(path)]  # the columns of a file without rows may have no type
+    if not files:  # the error of `datasets` would not say so
         raise InputError(f"Data set {folder} ({split}) is empty. Prepare or download it again.")
     return files
 
 
 def _hub_files(name: str) -> dict[str, list[str]]:
-    """Return what `datasets` would load of a data set on the Hub, at its commit of now."""
+    """Return the files that `datasets` would load from a data set on the Hub, at its current commit."""
     hub_is_reachable()
     files = load_dataset_builder(name).config.data_files
     if files is None:
@@ -165,10 +166,10 @@ def _with_checked_columns(dataset: Dataset, where: str) -> Dataset:
 
 
 def check_columns(features: Features, null_count: Callable[[str], int], where: str) -> list[str]:
-    """Return the columns of `FEATURES` that a data set has, less the optional ones that hold nothing at all.
+    """Return the columns of `FEATURES` that a data set has, without optional ones that are empty.
 
-    `null_count` says how many rows of a column have no value. Raises `InputError` if a column is missing, of another
-    type, or has rows without a value.
+    `null_count` returns how many rows of a column have no value. Raises `InputError` if a column is missing, is of
+    another type, or has rows without a value.
     """
     kept = []
     for column, expected in FEATURES.items():
@@ -179,7 +180,7 @@ def check_columns(features: Features, null_count: Callable[[str], int], where: s
                 )
             continue
         actual = features[column]
-        if column in OPTIONAL_COLUMNS and _is_null(actual):  # the same as no such column
+        if column in OPTIONAL_COLUMNS and _is_null(actual):  # an empty column counts as missing
             continue
         if not _same_kind(actual, expected):
             raise InputError(
@@ -199,7 +200,7 @@ def _same_kind(actual: Any, expected: Any) -> bool:
         return isinstance(actual, ClassLabel) and actual.names == expected.names
     if isinstance(expected, dict):
         return isinstance(actual, dict) and all(
-            key in actual and (_is_null(actual[key]) or _same_kind(actual[key], value))  # null: not known of any row
+            key in actual and (_is_null(actual[key]) or _same_kind(actual[key], value))  # null: unknown in all rows
             for key, value in expected.items()
         )
     if isinstance(expected, List):
@@ -226,7 +227,7 @@ def metadata(dataset: Dataset) -> pa.Table:
 
 
 def keys_of(rows: Any) -> pd.DataFrame:
-    """Return the columns that identify rows, with different names for the same video of other sets or compressions."""
+    """Return the columns that identify rows; names of videos also contain the data set and the compression."""
     names = ["label", "method", "video_id", "source_id", "frame", "crop", "dataset", "compression"]
     table = metadata(rows.select_columns([name for name in names if name in rows.column_names])).to_pandas()
     for name in {"dataset", "compression"} & set(table):
@@ -241,7 +242,7 @@ def name_row(index: int, where: str) -> str:
 
 
 def check_labels(labels: np.ndarray, where: str) -> None:
-    """Raise an `InputError` unless every row of a data set has a label: none is left out silently."""
+    """Raise an `InputError` if a row of a data set has no label, since no row may be left out silently."""
     unlabelled = np.flatnonzero((labels != REAL) & (labels != FAKE))  # `datasets` writes -1
     if len(unlabelled):
         raise InputError(
@@ -253,7 +254,7 @@ def check_labels(labels: np.ndarray, where: str) -> None:
 def find_crop(dataset: Dataset, where: str, allow_mixed: bool = False) -> dict[str, Any]:
     """Return how the faces of a data set were cut: `{"kind", "margin", "size", "detector"}`.
 
-    Raises `InputError` if the rows were cut in different ways, unless `allow_mixed`: then it is the most frequent one.
+    Raises `InputError` if the rows were cut in different ways. With `allow_mixed`, returns the most frequent one.
     """
     crops = metadata(dataset.select_columns(["crop"])).column("crop").combine_chunks()
     counts = pa.table({name: pc.struct_field(crops, name) for name in CROP_FIELDS}).group_by(list(CROP_FIELDS))
@@ -273,10 +274,10 @@ def find_crop(dataset: Dataset, where: str, allow_mixed: bool = False) -> dict[s
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """Return a hash of the rows: every column; of an encoded image or mask, its length and its last bytes.
+    """Return a hash of all columns of the rows; of encoded images and masks, it covers the length and the last bytes.
 
-    Codecs end in a checksum (PNG) or in entropy-coded data, whose bits shift with all that comes before: hardly any
-    change of an image leaves its length and its end as they were. The hash of a set that fills a disk takes seconds.
+    An encoded image ends in a checksum (PNG) or in entropy-coded data, whose bits depend on everything before them, so
+    hardly any change of an image keeps both its length and its end. Even for large data sets this takes only seconds.
     """
     digest = hashlib.sha256()
     for batch in dataset.with_format("arrow").iter(batch_size=1000):
@@ -286,7 +287,7 @@ def fingerprint(dataset: Dataset) -> str:
             if name in ("image", "mask"):
                 encoded = pc.struct_field(column, "bytes")
                 digest.update(f"{name}{pc.binary_length(encoded).to_pylist()}".encode())
-                if encoded.null_count:  # a file beside the set, known by its path
+                if encoded.null_count:  # an image file beside the data set, of which the path is stored
                     digest.update(f"{pc.struct_field(column, 'path').to_pylist()}".encode())
                 column = pc.binary_slice(encoded, -TAIL, None)
             digest.update(f"{name}{column.to_pylist()}".encode())
@@ -294,9 +295,9 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def decode_image(cell: dict[str, Any], row: str) -> np.ndarray:
-    """Decode an `image` cell, `{"bytes", "path"}`, as detection reads pictures: upright, sRGB, 8 bits a channel.
+    """Decode an `image` cell, `{"bytes", "path"}`, as detection reads images: upright, in sRGB, 8 bits per channel.
 
-    Returns uint8 (height, width, 3), writable, as PyTorch wants it; raises `CorruptImageError`, which names the row.
+    Returns uint8 (height, width, 3), writable as PyTorch needs it. Raises `CorruptImageError`, which names the row.
     """
     plain = None if cell["bytes"] is None else decode_plain(cell["bytes"])
     if plain is not None:
@@ -307,9 +308,9 @@ def decode_image(cell: dict[str, Any], row: str) -> np.ndarray:
 
 
 def decode_mask(cell: dict[str, Any] | None, row: str) -> np.ndarray | None:
-    """Decode a `mask` cell to the forged share of each pixel: uint8 array (height, width), or None where unknown.
+    """Decode a `mask` cell to the forged share of each pixel: uint8 array (height, width), or None if unknown.
 
-    It is the values as they are stored, without regard to colours, turned if its own EXIF says so.
+    The stored values are returned without colour conversion, turned upright if the EXIF data of the mask say so.
     """
     if cell is None:
         return None
@@ -317,7 +318,7 @@ def decode_mask(cell: dict[str, Any] | None, row: str) -> np.ndarray | None:
     if mask is None:
         with _decoding(cell, f"The mask of {row}") as (source, name):
             mask = read_values(source, name, "L")
-    if mask.max(initial=0) == 1:  # a forgery that weighs 1/255 at most changes no pixel
+    if mask.max(initial=0) == 1:  # a weight of 1/255 would change no pixel
         raise CorruptImageError(
             f"The mask of {row} contains 0 and 1, but 255 must mean forged",
             "Multiply it by 255, or pass --skip_corrupt to skip such rows",
@@ -327,7 +328,7 @@ def decode_mask(cell: dict[str, Any] | None, row: str) -> np.ndarray | None:
 
 @contextlib.contextmanager
 def _decoding(cell: dict[str, Any], what: str) -> Iterator[tuple[bytes | str, str]]:
-    """Give the bytes or the path of a cell, and its name, and raise what goes wrong as a `CorruptImageError`."""
+    """Yield the bytes or the path of a cell, and its name, and turn errors into a `CorruptImageError`."""
     try:
         yield (cell["path"] or "" if cell["bytes"] is None else cell["bytes"]), what
     except PictureError as error:
@@ -338,9 +339,9 @@ def _decoding(cell: dict[str, Any], what: str) -> Iterator[tuple[bytes | str, st
 
 
 def encode_image(image: np.ndarray, encoding: str = DEFAULT_ENCODING, name: str | None = None) -> dict[str, Any]:
-    """Encode an image, RGB uint8 (height, width, 3), or without loss a mask (height, width), as a cell.
+    """Encode an image, RGB uint8 (height, width, 3), or a mask, uint8 (height, width), as a cell; masks without loss.
 
-    The encoding is a key of `ENCODINGS`; the name is that of the file that it was cut from, if that was one picture.
+    The encoding is a key of `ENCODINGS`. The name is that of the image file that it was cut from, if there is one.
     """
     buffer = io.BytesIO()
     how = ENCODINGS[encoding] if image.ndim == 3 else ENCODINGS["png"]

@@ -1,4 +1,4 @@
-"""Names and places of prepared data sets, as far as they are known without opening them.
+"""Names and places of prepared data sets, found without opening them.
 
 Neither torch nor `datasets` is imported here, so that a wrong name is reported at once. `dataset.py` reads the rows.
 """
@@ -13,9 +13,9 @@ from ..hub_dcl import check_dataset, may_be_repository
 
 REAL, FAKE = 0, 1
 CLASS_NAMES = ["real", "fake"]
-SPLIT_NAME = r"\w+(?:\.\w+)*"  # as `datasets` takes it
-#: How images can be encoded, as Pillow takes it. WebP with the least effort: 14 times faster than its default at 380
-#: px, for files a seventh larger. JPEG erases some of the traces that a detector looks for.
+SPLIT_NAME = r"\w+(?:\.\w+)*"  # the names that `datasets` accepts
+#: The encodings of images, as options of Pillow. WebP with the least effort is 14 times faster than its default at
+#: 380 px, and its files are a seventh larger. JPEG erases some of the traces that a detector looks for.
 ENCODINGS: dict[str, dict[str, Any]] = {
     "webp-lossless": {"format": "WEBP", "lossless": True, "quality": 0, "method": 0},
     "png": {"format": "PNG"},
@@ -30,9 +30,10 @@ def split_names(names: Sequence[str]) -> list[str]:
 
 
 def check_names(names: Iterable[str], splits: Iterable[str], data_root: str | Path | None = None) -> None:
-    """Raise an `InputError` unless prepared data sets are there and have some splits; of the Hub's, only the former.
+    """Raise an `InputError` if a prepared data set does not exist or lacks one of the splits.
 
-    A name is of a folder under `data_root`, else a path, else the id of a data set on the Hub.
+    A name is a folder under `data_root`, else a path, else the id of a data set on the Hub. The splits of a data set
+    on the Hub are not checked.
     """
     for name in names:
         folder = find_folder(name, data_root)
@@ -44,9 +45,9 @@ def check_names(names: Iterable[str], splits: Iterable[str], data_root: str | Pa
 
 
 def find_folder(name: str, data_root: str | Path | None) -> Path | None:
-    """Return the folder of a prepared data set, None if the name may be of one on the Hub.
+    """Return the folder of a prepared data set; None if there is none, but the name may be an id on the Hub.
 
-    Raises `InputError` if it is neither.
+    Raises `InputError` if the name is neither.
     """
     candidates = [Path(data_root) / name] if data_root is not None else []
     candidates.append(Path(name))

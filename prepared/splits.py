@@ -16,7 +16,7 @@ from .names import find_folder, split_files
 
 @dataclass
 class PreparedSplit:
-    """One split of a prepared data set, under the name that its results get."""
+    """One split of a prepared data set, with the name for its results."""
 
     name: str
     source: str
@@ -25,12 +25,12 @@ class PreparedSplit:
     dataset: Dataset
     fingerprint: str
     crop: dict[str, Any]
-    """How its faces were cut: where in several ways, the most frequent."""
+    """How its faces were cut; if in several ways, the most frequent one."""
     crop_is_mixed: bool
 
     @property
     def where(self) -> str:
-        """How errors call it."""
+        """The name of the split in error messages."""
         return f"{self.source} ({self.split})"
 
 
@@ -39,9 +39,9 @@ def load_splits(
 ) -> list[PreparedSplit]:
     """Load data sets and check that they can be evaluated.
 
-    Each is called by its name under `data_root`, its id on the Hub, or the last part of its path; where two paths end
-    alike, by the whole path. Raises `InputError` if one cannot be loaded, has rows without a label or frames that are
-    there twice, or mixes crops without leave.
+    The name of a data set is its name under `data_root`, its id on the Hub, or the last part of its path; if two paths
+    have the same last part, the whole path. Raises `InputError` if a data set cannot be loaded, has rows without a
+    label or duplicate frames, or has faces that were cut in several ways and `allow_mixed_crops` is not set.
     """
     sources = list(dict.fromkeys(sources))
     if not sources:
@@ -75,7 +75,7 @@ def refuse_copies_of_training(sets: Sequence[PreparedSplit], data_root: str | Pa
     """Raise an `InputError` if a local data set shares a picture with its own training or validation split."""
     for data in sets:
         folder = find_folder(data.source, data_root)
-        if folder is None or data.split == "train":  # on the Hub; or asked for as it is
+        if folder is None or data.split == "train":  # on the Hub, or the user asked for the training data
             continue
         held_out = Pictures.of_rows(data.dataset, data.split)
         for split, files in split_files(folder).items():
@@ -89,7 +89,7 @@ def refuse_copies_of_training(sets: Sequence[PreparedSplit], data_root: str | Pa
 
 
 def crop_matches(data: Mapping[str, Any], model: Mapping[str, Any] | None) -> bool | None:
-    """Whether faces were cut as a model learned them; None where the model does not say."""
+    """Whether faces were cut like those that a model was trained on; None if the model does not store how."""
     if model is None:
         return None
     return all(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dcl_face_forgery.data_scripts import layouts
 from dcl_face_forgery.prepared.names import FAKE, REAL
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ def test_files_that_are_named_exist():
 def layout(tmp_path, monkeypatch):
     """The layout of the example, as a module beside the others."""
     path = tmp_path / "duo.py"
-    path.write_text(block_with("HELP ="))
+    path.write_text(block_with("def find("))
     name = "dcl_face_forgery.data_scripts.layouts.duo"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
@@ -67,7 +68,24 @@ def test_the_layout_finds_clips_and_splits(layout, tmp_path):
         },
     }
     assert [len(families) for families in found.splits.values()] == [1, 1] and not found.failures
-    assert layout.HELP == "Duo"
+
+
+def test_a_layout_in_the_tuple_is_a_command_with_its_docstring_as_help(layout, monkeypatch, capsys):
+    path = re.search(r"`_LAYOUTS` in `(.+?)`", TEXT)[1]
+    text = (
+        (ROOT / path)
+        .read_text()
+        .replace("_LAYOUTS = (", "_LAYOUTS = (duo, ")
+        .replace("    dfdc,\n", "    dfdc,\n    duo,\n")
+    )
+    monkeypatch.setattr(layouts, "duo", layout, raising=False)
+    names = {"__name__": "prepare"}
+    exec(compile(text, path, "exec"), names)
+    parser = names["make_parser"]()
+    assert parser.parse_args(["check", "duo", "--root", "x"]).layout == "duo"
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    assert layout.__doc__.splitlines()[0] in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_backbone_has_the_map_that_is_printed(capsys):

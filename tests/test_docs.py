@@ -126,6 +126,22 @@ def check_path(page: str, word: str) -> None:
         assert (ROOT / word).is_file(), f"{page} names {word}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_are_named_exist(page):
+    named = {span for span in spans(page) if re.fullmatch(r"test(_[a-z0-9]+){3,}", span)}
+    found = {
+        match
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for match in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    assert named <= found, f"{page} names {named - found}"
+
+
+def test_the_security_page_names_tests_as_its_policy_promises():
+    assert "names the tests" in PAGES["SECURITY.md"]
+    assert len({span for span in spans("docs/security.md") if span.startswith("test_")}) > 10
+
+
 # ------------------------------------------------------------------------------------------------------------ commands
 
 
@@ -221,6 +237,12 @@ def test_commands_are_parsed_by_their_parsers(page, monkeypatch):
                 check_command(page, words)
             except (SystemExit, InputError) as error:
                 pytest.fail(f"{page}: {shlex.join(words)}: {error}")
+
+
+def test_the_table_of_extras_lists_all_of_them_and_nothing_else():
+    table = PAGES["docs/quickstart.md"].partition("| Extra |")[2].partition("\n\n")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert sorted(listed) == sorted(PROJECT["optional-dependencies"])
 
 
 @pytest.mark.parametrize("page", PAGES)

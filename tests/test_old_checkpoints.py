@@ -48,6 +48,18 @@ print(json.dumps(found))
 """
 
 
+#: From version 19 on, PyAV no longer takes `metadata_errors`.
+PYAV_19 = """
+import av
+av.__version__, opened = "19.0.0", av.open
+def open_as_19(file, mode=None, *, options=None, **others):
+    if others:
+        raise TypeError(f"open() got an unexpected keyword argument {min(others)!r}")
+    return opened(file, mode, options=options)
+av.open = open_as_19
+"""
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("old") / "checkpoint"
@@ -111,6 +123,28 @@ def test_this_package_loads_it(checkpoint, expected, ramp, kind):
 def test_detection_answers_as_it_did(checkpoint, expected):
     detect = FaceForgeryDetectionPipeline.from_pretrained(checkpoint)
     check_results([detect.to_json(detect(EXAMPLES / name)) for name in expected["results"]], expected)
+
+
+@pytest.mark.slow
+def test_its_own_code_reads_videos_with_pyav_19_only_when_it_is_saved_again(checkpoint, tmp_path):
+    folder = tmp_path / "runs" / "demo"
+    shutil.copytree(checkpoint, folder)
+    video = str(EXAMPLES / "portrait_forged_from_2_s.mp4")
+
+    def run():
+        command = [sys.executable, "-c", PYAV_19 + PROGRAM, str(folder), video]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+
+    old = run()
+    assert old.returncode and "metadata_errors" in old.stderr
+    page = (ROOT / "docs" / "detection.md").read_text()
+    block = page.partition("Save it again to update its code:")[2].partition("```python")[2].partition("```")[0]
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    new = run()
+    assert new.returncode == 0, new.stderr
+    (result,) = json.loads(new.stdout.splitlines()[-1])["results"]
+    assert result["kind"] == "video" and result["people"]
 
 
 def test_saved_again_it_brings_the_code_of_today(checkpoint, expected, ramp, tmp_path):

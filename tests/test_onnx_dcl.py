@@ -12,7 +12,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from dcl_face_forgery import hub_dcl, onnx_dcl
 from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.decision_dcl import calibrate
-from dcl_face_forgery.detection.exporting import write_code
+from dcl_face_forgery.detection.onnx_export import write_code
 from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.hub_dcl import REFERENCE_FILE
 from dcl_face_forgery.onnx_dcl import OnnxClassifier
@@ -85,6 +85,12 @@ def test_arrays_and_other_precisions_are_taken_too(folder):
 def test_images_of_another_shape_are_refused(folder, shape):
     with pytest.raises(InputError, match=rf"\(N, 3, {SIZE}, {SIZE}\).* got .*image processor"):
         OnnxClassifier.from_pretrained(folder)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_threads_are_a_whole_number(folder, threads):
+    with pytest.raises(InputError, match=rf"threads is {threads!r}\. Choose a whole number"):
+        OnnxClassifier.from_pretrained(folder, threads=threads)
 
 
 def test_without_onnxruntime_one_sentence_says_how_to_install_it(folder, monkeypatch):

@@ -54,7 +54,7 @@ def test_the_version_is_the_same_everywhere():
     version = dcl_face_forgery.__version__
     assert str(yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]) == version
     newest = re.search(r"^## \[(.+?)\] - (Unreleased|\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
-    assert newest[1] == version
+    assert version == newest[1] + ".dev0" * (newest[2] == "Unreleased")
 
 
 def requirements_in(path):

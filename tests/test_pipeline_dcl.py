@@ -31,7 +31,7 @@ from dcl_face_forgery.abstention_dcl import Abstention, measure_sharpness, pack
 from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.data_scripts.assets import fetch
 from dcl_face_forgery.decision_dcl import calibrate, to_json
-from dcl_face_forgery.detection.exporting import write_graph
+from dcl_face_forgery.detection.onnx_export import write_graph
 from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.evaluation.familiarity import fit_familiarity
 from dcl_face_forgery.faces_dcl import YUNET_FILE, YUNETS, crop_transform, cut

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...prepared.names import CLASS_NAMES, FAKE, REAL
-from .ranking import AT_THRESHOLDS, BINS, FALSE_POSITIVE_RATES, METRICS, Ranking
+from .sorted_scores import AT_THRESHOLDS, BINS, FALSE_POSITIVE_RATES, METRICS, Ranking
 
 REALS_PER_RATE = 5  # least number of false alarms that a false positive rate must allow
 
@@ -32,13 +32,13 @@ def binary_metrics(
 
     Returns:
         `auc`, area under the ROC curve: the probability that a fake scores above a real, with ties counting one half;
-        `eer`, see `equal_error_rate`; `ap`, average precision with fake as the positive class; `accuracy`, with .5 and
-        above predicted as fake; `balanced_accuracy`, the mean of the accuracies on reals and on fakes; `fpr` and
-        `tpr`, the shares of reals and of fakes at .5 and above; `tpr_at_fpr_0.05`, `tpr_at_fpr_0.01` and
-        `tpr_at_fpr_0.001`, the largest share of fakes flagged at a threshold that flags at most that share of the
-        reals; `log_loss` (natural, with probabilities clipped at the precision of a double); `brier`, the mean squared
-        error; `ece`, the expected calibration error over 15 bins with equal numbers of scores, without splitting ties;
-        and the count `n`. All but the log loss are in [0, 1].
+        `eer`, see `equal_error_rate` in `sorted_scores.py`; `ap`, average precision with fake as the positive class;
+        `accuracy`, with .5 and above predicted as fake; `balanced_accuracy`, the mean of the accuracies on reals and
+        on fakes; `fpr` and `tpr`, the shares of reals and of fakes at .5 and above; `tpr_at_fpr_0.05`,
+        `tpr_at_fpr_0.01` and `tpr_at_fpr_0.001`, the largest share of fakes flagged at a threshold that flags at most
+        that share of the reals; `log_loss` (natural, with probabilities clipped at the precision of a double);
+        `brier`, the mean squared error; `ece`, the expected calibration error over 15 bins with equal numbers of
+        scores, without splitting ties; and the count `n`. All but the log loss are in [0, 1].
         For each of `thresholds` also `accuracy_at_threshold_NAME`, and likewise balanced accuracy, FPR and TPR; and
         `thresholds` as given.
         Undefined metrics are None. With a single class, metrics that compare the classes are undefined; without

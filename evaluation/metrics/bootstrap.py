@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
-from .ranking import Ranking
+from .sorted_scores import Ranking
 
 CONFIDENCE = 0.95
 FEW_FAMILIES = 20

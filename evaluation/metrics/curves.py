@@ -9,7 +9,7 @@ from ...decision_dcl import LEVELS
 from ...prepared.names import FAKE
 from .bootstrap import DRAWS, family_codes, interval
 from .levels import rank_scores, video_scores
-from .ranking import Ranking
+from .sorted_scores import Ranking
 
 #: Rates at which the band is computed: linearly spaced, and logarithmically spaced for low rates.
 RATES = np.unique(np.concatenate([np.linspace(0, 1, 101), np.geomspace(1e-4, 1, 81)]))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ...errors_dcl import InputError
 from .bootstrap import WITHOUT_INTERVAL, largest_gap
-from .ranking import AT_THRESHOLDS, METRICS
+from .sorted_scores import AT_THRESHOLDS, METRICS
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from .binary import binary_metrics, measure, problem, too_few, undefined
 from .bootstrap import DRAWS, family_codes, intervals, paired_differences
 from .groups import MOST_GROUPS, UNKNOWN, compare_groups
 from .localisation import CellCounts, localisation_metrics
-from .ranking import Ranking
+from .sorted_scores import Ranking
 
 DEEPFAKEBENCH = ("video_auc_deepfakebench", "video_eer_deepfakebench")
 

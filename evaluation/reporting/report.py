@@ -13,9 +13,7 @@ from ...errors_dcl import InputError
 from ...prepared.names import FAKE
 from ..metrics.bootstrap import DRAWS
 from .examples import PARTS, Looks
-from .figures import (
-    check_matplotlib,
-)
+from .figures import check_matplotlib
 from .names import is_generic, shown, was_seen
 from .report_pictures import (
     Picture,

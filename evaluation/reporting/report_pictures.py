@@ -14,7 +14,7 @@ from ..calibration import reliability
 from ..metrics.curves import roc_curves
 from ..metrics.groups import UNKNOWN
 from ..metrics.levels import video_scores
-from ..metrics.ranking import BINS
+from ..metrics.sorted_scores import BINS
 from .examples import Looks
 from .figures import (
     ROWS_PER_SHEET,

@@ -1,6 +1,7 @@
 """One evaluation in several processes, started by `torchrun`: they synchronise, and stop together.
 
-They exchange little data, so gloo suffices on every device.
+They exchange little data, so gloo suffices on every device. torch is imported late: tables of predictions do not need
+it.
 """
 
 import contextlib
@@ -8,11 +9,12 @@ import datetime
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any
 
 from ...errors_dcl import InputError
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 _PATIENCE = datetime.timedelta(days=30)  # a process may wait for hours; a dead one is noticed at once
 _STOP = "stop"  # store key that signals a failed process
@@ -21,8 +23,10 @@ _STOP = "stop"  # store key that signals a failed process
 class _Group:
     """State that the processes of one command share."""
 
-    def __init__(self, store: dist.Store):
+    def __init__(self, store: "dist.Store", index: int, count: int):
         self.store = store
+        self.index = index
+        self.count = count
         self.ended = False
         """Whether all processes know of the failure of one."""
 
@@ -32,12 +36,17 @@ _group: _Group | None = None
 
 def process_index() -> int:
     """Return the rank of this process, from 0."""
-    return dist.get_rank() if _group else 0
+    return _group.index if _group else 0
+
+
+def is_first_process() -> bool:
+    """Whether this process writes and prints."""
+    return process_index() == 0
 
 
 def process_count() -> int:
     """Return the number of processes."""
-    return dist.get_world_size() if _group else 1
+    return _group.count if _group else 1
 
 
 def meet(value: Any = None) -> list[Any]:
@@ -73,6 +82,14 @@ def first_process_ahead() -> Iterator[None]:
     # The others learn of an error of the first process here; their own errors are shared at the next `meet`.
 
 
+def is_one_of_several() -> bool:
+    """Whether `torchrun` started this process as one of several, which then join by `process_group`.
+
+    A RANK without a WORLD_SIZE, as some schedulers set it, does not concern this command.
+    """
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
     """Join the processes that `torchrun` started; only the first one prints.
@@ -80,11 +97,13 @@ def process_group() -> Iterator[None]:
     A `SystemExit` of one process, as for an `InputError`, ends all processes with the same status, and the first one
     prints the reason. Any other error ends its process, and `torchrun` ends the others.
     """
+    import torch.distributed as dist
+
     global _group
     # The steps of `init_process_group` by hand, to keep the store: a busy process can poll it without synchronising.
     store, index, count = next(dist.rendezvous("env://", timeout=_PATIENCE))
     dist.init_process_group("gloo", store=store, rank=index, world_size=count, timeout=_PATIENCE)
-    _group = _Group(dist.PrefixStore("dcl", store))
+    _group = _Group(dist.PrefixStore("dcl", store), index, count)
     try:
         with contextlib.ExitStack() as silence:
             if index > 0:
@@ -109,7 +128,9 @@ def process_group() -> Iterator[None]:
 
 
 def _exchange(trouble: str | int | None, value: Any) -> list[Any]:
-    gathered: list[Any] = [None] * dist.get_world_size()
+    import torch.distributed as dist
+
+    gathered: list[Any] = [None] * _group.count
     dist.all_gather_object(gathered, (trouble, value))
     for trouble, _ in gathered:
         if trouble is not None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcl_face_forgery.data_scripts import raw
+from dcl_face_forgery.data_scripts import shard_work
 from dcl_face_forgery.data_scripts.assets import fetch
 from dcl_face_forgery.data_scripts.clips import check_shares
 from dcl_face_forgery.data_scripts.prepare import main
@@ -199,29 +199,29 @@ def test_folder_makes_three_splits_whatever_the_number_of_processes(footage, tmp
     assert any({"real/002", "real/007"} <= family for family in families.values())
     assert all(set(of_split.label) == {0, 1} for of_split in rows.values())
     assert abs(len(rows["train"]) / 32 - 0.6) < 0.1
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*digests(tmp_path / "out"), raw.SUMMARY}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*digests(tmp_path / "out"), shard_work.SUMMARY}
     assert folder(footage, tmp_path / "two", *SHARES, "--num_proc", "2") == 0
     assert digests(tmp_path / "two") == digests(tmp_path / "out")
 
 
 def test_a_killed_division_goes_on_to_the_same_files(footage, tmp_path, monkeypatch):
     assert folder(footage, tmp_path / "whole", *SHARES) == 0
-    write, written = raw.write_shard, []
+    write, written = shard_work.write_shard, []
 
     def killed(path, *arguments):
-        if path.parent.name != raw.STAGING:
+        if path.parent.name != shard_work.STAGING:
             if written:
                 raise KeyboardInterrupt
             written.append(path)
         return write(path, *arguments)
 
-    monkeypatch.setattr(raw, "write_shard", killed)
+    monkeypatch.setattr(shard_work, "write_shard", killed)
     assert folder(footage, tmp_path / "out", *SHARES) == 130
     assert len(digests(tmp_path / "out")) == 1
-    monkeypatch.setattr(raw, "write_shard", write)
+    monkeypatch.setattr(shard_work, "write_shard", write)
     assert folder(footage, tmp_path / "out", *SHARES) == 0
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
-    monkeypatch.setattr(raw, "prepare_raw", None)  # what is done is not done again
+    monkeypatch.setattr(shard_work, "prepare_raw", None)  # what is done is not done again
     assert folder(footage, tmp_path / "out", *SHARES) == 0
 
 

@@ -121,6 +121,22 @@ def test_a_threshold_of_ones_own_decides_and_goes_into_the_record(run, folder, t
     assert "not allowed with" in run(folder / "a.png", "--threshold", 0.5, "--operating_point", "eer")[2]
 
 
+def test_pictures_get_results_where_only_videos_lack_the_operating_point(run, folder, checkpoint):
+    path = checkpoint / "config.json"
+    before = path.read_text()
+    config = json.loads(before)
+    config["calibration"]["frame"]["thresholds"]["fpr_0.05"] = 0.6
+    path.write_text(json.dumps(config))
+    try:
+        status, out, err = run(folder / "a.png", folder / "d.mp4", "--operating_point", "fpr_0.05")
+        assert status == 3 and str(folder / "a.png") in out
+        assert "d.mp4: The checkpoint has no threshold fpr_0.05 for a video" in err
+        refused = run(folder / "d.mp4", "--operating_point", "fpr_0.05")[0]
+        assert "has no threshold fpr_0.05 for a video" in refused
+    finally:
+        path.write_text(before)
+
+
 def test_json_on_standard_output_is_nothing_but_json(run, folder):
     status, out, _ = run(folder / "a.png", "--json", "-")
     assert status == 0 and [json.loads(line)["kind"] for line in out.splitlines()] == ["image"]

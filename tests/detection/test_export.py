@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoImageProcessor
 from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.data_scripts.assets import fetch
 from dcl_face_forgery.detection import export as door
-from dcl_face_forgery.detection import exporting
-from dcl_face_forgery.detection.exporting import (
+from dcl_face_forgery.detection import onnx_export
+from dcl_face_forgery.detection.onnx_export import (
     LIMITS,
     TOLERANCE,
     check_output,
@@ -71,7 +71,7 @@ def graph(tmp_path_factory):
 @pytest.fixture
 def known_graph(graph, monkeypatch):
     """Spares a test the export of the model whose graph is there."""
-    monkeypatch.setattr(exporting, "write_graph", lambda model, path: shutil.copy(graph, path))
+    monkeypatch.setattr(onnx_export, "write_graph", lambda model, path: shutil.copy(graph, path))
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ def exported(checkpoint, graph, prepared, tmp_path_factory):
     """What the command wrote with int8; by the two faster methods."""
     output = tmp_path_factory.mktemp("exports") / "deep" / "tiny-onnx"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "METHODS", ("minmax", "percentile"))
-        patch.setattr(exporting, "write_graph", lambda model, path: shutil.copy(graph, path))
+        patch.setattr(onnx_export, "METHODS", ("minmax", "percentile"))
+        patch.setattr(onnx_export, "write_graph", lambda model, path: shutil.copy(graph, path))
         run("--model", checkpoint, "--output", output, "--int8", "--dataset", prepared)
     return output
 
@@ -148,7 +148,7 @@ def test_a_graph_that_answers_otherwise_is_refused(graph):
 
 def test_the_graph_tells_nothing_of_the_machine_it_was_made_on(graph):
     content = graph.read_bytes()
-    assert b".py" not in content and str(Path(exporting.__file__).parents[1]).encode() not in content
+    assert b".py" not in content and str(Path(onnx_export.__file__).parents[1]).encode() not in content
     onnx.checker.check_model(graph, full_check=True)
     assert not any(tensor.external_data for tensor in onnx.load(graph).graph.initializer)
 
@@ -171,7 +171,7 @@ def test_a_backbone_that_cannot_be_exported_gets_a_sentence(tmp_path, monkeypatc
 
 
 def test_weights_that_one_file_cannot_hold_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "MOST_BYTES", 1000)
+    monkeypatch.setattr(onnx_export, "MOST_BYTES", 1000)
     with pytest.raises(InputError, match="GiB of weights, but an ONNX file holds at most 2 GiB"):
         write_graph(make_model(), tmp_path / "model.onnx")
 
@@ -191,8 +191,8 @@ def test_int8_is_smaller_and_close_and_the_change_is_measured(exported, checkpoi
     assert int8["method"] == min(int8["margin_errors"], key=int8["margin_errors"].get)
 
     data = load_splits([str(prepared)], "validation")[0]
-    measured = exporting.split_rows(data)[2]
-    images = exporting.read_pixels(data, DCLImageProcessor.from_pretrained(checkpoint), measured)
+    measured = onnx_export.split_rows(data)[2]
+    images = onnx_export.read_pixels(data, DCLImageProcessor.from_pretrained(checkpoint), measured)
     exact, quantized = (OnnxClassifier.from_pretrained(folder, name) for name in record["bytes"])
     before, after = exact(images), quantized(images)
     shift = (exact.p_fake(before.logits) - quantized.p_fake(after.logits)).abs()
@@ -218,16 +218,16 @@ def test_the_convolutions_next_to_the_image_stay_in_floats(exported):
     graph = onnx.load(exported / "model_int8.onnx").graph
     quantized = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}
     weights = [node.input[1] in quantized for node in graph.node if node.op_type == "Conv"]
-    kept = exporting.FLOAT_CONVOLUTIONS
+    kept = onnx_export.FLOAT_CONVOLUTIONS
     assert len(weights) > kept and not any(weights[:kept]) and all(weights[kept:])
 
 
 def test_int8_moves_no_margin_on_average_over_the_images_that_choose(exported, checkpoint, prepared):
     data = load_splits([str(prepared)], "validation")[0]
-    choosing = exporting.split_rows(data)[1]
-    images = exporting.read_pixels(data, DCLImageProcessor.from_pretrained(checkpoint), choosing)
+    choosing = onnx_export.split_rows(data)[1]
+    images = onnx_export.read_pixels(data, DCLImageProcessor.from_pretrained(checkpoint), choosing)
     exact, quantized = (
-        exporting.margins_of(OnnxClassifier.from_pretrained(exported, name), images)
+        onnx_export.margins_of(OnnxClassifier.from_pretrained(exported, name), images)
         for name in ("model.onnx", "model_int8.onnx")
     )
     difference = quantized - exact
@@ -240,8 +240,8 @@ def test_the_printed_table_shows_what_int8_changes_and_what_was_not_checked(expo
     int8 = record["int8"]
     assert "model.onnx: 1.5 MB" in printed and "model_int8.onnx: 0.5 MB" in printed
     assert f"{int8['auc_float32']:.4f} and {int8['auc_int8']:.4f}" in printed
-    for name, line in zip(exporting.CHANGES, printed.splitlines()[-4:], strict=True):
-        assert exporting.CHANGES[name] in line and f"{int8[name]:.4f}" in line
+    for name, line in zip(onnx_export.CHANGES, printed.splitlines()[-4:], strict=True):
+        assert onnx_export.CHANGES[name] in line and f"{int8[name]:.4f}" in line
         assert ("too few frames" in line) == (name in ("auc_loss", "flips")) == (name not in int8["limits"])
 
 
@@ -255,8 +255,8 @@ def fragile(checkpoint, graph, prepared, tmp_path_factory):
     shutil.copytree(checkpoint, folder)
     model, processor = make_model(), DCLImageProcessor.from_pretrained(checkpoint)
     data = load_splits([str(prepared)], "validation")[0]
-    margins = exporting.margins_of(
-        model.eval().requires_grad_(False), exporting.read_pixels(data, processor, range(24))
+    margins = onnx_export.margins_of(
+        model.eval().requires_grad_(False), onnx_export.read_pixels(data, processor, range(24))
     )
     low, high = float(margins.min()), float(margins.max())
     slope = 8 / (high - low)  # p_fake goes from .02 to .98
@@ -280,9 +280,9 @@ def test_int8_that_moves_scores_too_far_is_refused_unless_forced(
     fragile, prepared, tmp_path, monkeypatch, caplog, capsys
 ):
     folder, graph = fragile
-    monkeypatch.setattr(exporting, "METHODS", ("minmax",))
-    monkeypatch.setattr(exporting, "FLOAT_CONVOLUTIONS", 0)
-    monkeypatch.setattr(exporting, "write_graph", lambda model, path: shutil.copy(graph, path))
+    monkeypatch.setattr(onnx_export, "METHODS", ("minmax",))
+    monkeypatch.setattr(onnx_export, "FLOAT_CONVOLUTIONS", 0)
+    monkeypatch.setattr(onnx_export, "write_graph", lambda model, path: shutil.copy(graph, path))
     flags = ["--model", folder, "--output", tmp_path / "out", "--int8", "--dataset", prepared]
     with pytest.raises(SystemExit) as refused:
         run(*flags)
@@ -303,20 +303,20 @@ def test_int8_that_moves_scores_too_far_is_refused_unless_forced(
 
 def test_changes_are_those_of_the_calibrated_scores_and_of_the_default_verdicts():
     labels, before, after = np.array([0, 0, 1, 1]), np.array([-2, -1, 0.1, 3]), np.array([-2, -0.5, -0.1, 3])
-    changes = exporting.compare_margins(labels, before, after, None)
+    changes = onnx_export.compare_margins(labels, before, after, None)
     shifts = abs(1 / (1 + np.exp(-before)) - 1 / (1 + np.exp(-after)))
     assert changes["mean_shift"] == pytest.approx(shifts.mean())
     assert changes["largest_shift"] == pytest.approx(shifts[1])
     assert (changes["reals"], changes["fakes"], changes["auc_loss"]) == (2, 2, 0)
     assert changes["not_flagged_below"] == changes["flagged_from"] == 0.5 and changes["flips"] == 0.25
     calibration = {"method": "none", "frame": {"thresholds": {"eer": 0.3}}}  # between .269 and .378
-    assert exporting.compare_margins(labels, before, after, calibration)["flips"] == 0.25
+    assert onnx_export.compare_margins(labels, before, after, calibration)["flips"] == 0.25
     # .269 becomes .378, and .525 becomes .475: both change sides of an end of the inconclusive range.
     calibration["frame"]["band"] = {"error_rate": 0.1, "low": 0.3, "high": 0.5}
-    assert exporting.compare_margins(labels, before, after, calibration)["flips"] == 0.5
-    assert exporting.compare_margins(labels, before, np.array([-2.0, 3, 2, 1]), None)["auc_loss"] == 0.5
+    assert onnx_export.compare_margins(labels, before, after, calibration)["flips"] == 0.5
+    assert onnx_export.compare_margins(labels, before, np.array([-2.0, 3, 2, 1]), None)["auc_loss"] == 0.5
     sharper = {"method": "platt", "slope": 2.0, "offset": -1.0}
-    assert exporting.compare_margins(labels, before, after, sharper)["largest_shift"] == pytest.approx(
+    assert onnx_export.compare_margins(labels, before, after, sharper)["largest_shift"] == pytest.approx(
         1 / (1 + np.exp(0.8)) - 1 / (1 + np.exp(1.2))
     )
 
@@ -324,11 +324,11 @@ def test_changes_are_those_of_the_calibrated_scores_and_of_the_default_verdicts(
 @pytest.mark.parametrize("name", LIMITS)
 def test_every_limit_is_checked_where_there_are_enough_frames(name):
     changes = dict(LIMITS, reals=20, fakes=20)
-    assert exporting.check_limits(changes) == (LIMITS, [])
+    assert onnx_export.check_limits(changes) == (LIMITS, [])
     changes[name] += 0.001
-    assert exporting.check_limits(changes)[1] == [name]
-    assert exporting.check_limits(changes | {name: float("nan")})[1] == [name]
-    few = exporting.check_limits(changes | {"reals": 19})
+    assert onnx_export.check_limits(changes)[1] == [name]
+    assert onnx_export.check_limits(changes | {name: float("nan")})[1] == [name]
+    few = onnx_export.check_limits(changes | {"reals": 19})
     assert set(few[0]) == {"mean_shift", "largest_shift"} and few[1] == ([name] if name in few[0] else [])
 
 
@@ -337,7 +337,7 @@ def test_families_that_measure_int8_do_not_calibrate_it(prepared, tmp_path):
     for source, families in ((prepared, (2, 1)), (tmp_path / "more", (3, 2))):
         data = load_splits([str(source)], "validation")[0]
         labels, names = np.array(data.dataset["label"]), np.array(data.dataset["source_id"])
-        setting, choosing, measuring = map(np.array, exporting.split_rows(data))
+        setting, choosing, measuring = map(np.array, onnx_export.split_rows(data))
         assert sorted([*setting, *choosing, *measuring]) == list(range(len(labels)))
         assert {0, 1} == set(labels[setting]) == set(labels[choosing]) == set(labels[measuring])
         calibrating = set(names[setting]) | set(names[choosing])
@@ -346,8 +346,8 @@ def test_families_that_measure_int8_do_not_calibrate_it(prepared, tmp_path):
 
 
 def test_no_more_images_calibrate_int8_than_it_takes(prepared, monkeypatch):
-    monkeypatch.setattr(exporting, "CALIBRATION_IMAGES", 2)
-    setting, choosing, measuring = exporting.split_rows(load_splits([str(prepared)], "validation")[0])
+    monkeypatch.setattr(onnx_export, "CALIBRATION_IMAGES", 2)
+    setting, choosing, measuring = onnx_export.split_rows(load_splits([str(prepared)], "validation")[0])
     assert (len(setting), len(choosing), len(measuring)) == (2, 2, 8)
 
 
@@ -356,7 +356,7 @@ def test_int8_takes_two_families_of_each_class(tmp_path, videos, methods, name):
     write_split(tmp_path / "few", "validation", make_rows(range(videos), methods=methods))
     data = load_splits([str(tmp_path / "few")], "validation")[0]
     with pytest.raises(InputError, match=f"too few families with {name} frames for int8"):
-        exporting.split_rows(data)
+        onnx_export.split_rows(data)
 
 
 # --------------------------------------------------------------------------------------------------------- the folder
@@ -404,7 +404,7 @@ def test_an_export_that_fails_leaves_what_was_there(checkpoint, known_graph, tmp
     output = tmp_path / "out"
     run("--model", checkpoint, "--output", output)
     before = (output / "export.json").read_bytes()
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
     with pytest.raises(SystemExit, match="does not match the model"):
         run("--model", checkpoint, "--output", output)
     assert (output / "export.json").read_bytes() == before
@@ -437,9 +437,9 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
 
 
 def test_packages_that_are_missing_are_named(monkeypatch):
-    monkeypatch.setattr(exporting, "PACKAGES", ("onnx", "no_such_package", "nor_this"))
+    monkeypatch.setattr(onnx_export, "PACKAGES", ("onnx", "no_such_package", "nor_this"))
     with pytest.raises(InputError, match=r"Export needs no_such_package, nor_this: pip install .*\[onnx\]"):
-        exporting.check_packages()
+        onnx_export.check_packages()
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from dcl_face_forgery.evaluation.calibration import (
 )
 from dcl_face_forgery.evaluation.metrics.binary import binary_metrics
 from dcl_face_forgery.evaluation.metrics.levels import video_scores
-from dcl_face_forgery.evaluation.metrics.ranking import FALSE_POSITIVE_RATES
+from dcl_face_forgery.evaluation.metrics.sorted_scores import FALSE_POSITIVE_RATES
 from dcl_face_forgery.modeling_dcl import DCLForImageClassification
 
 law = settings(max_examples=150, deadline=None, derandomize=True)

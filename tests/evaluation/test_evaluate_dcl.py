@@ -20,9 +20,9 @@ from dcl_face_forgery import evaluate_dcl, hub_dcl
 from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.evaluate_dcl import main
+from dcl_face_forgery.evaluation.evaluate_models import check_groups
 from dcl_face_forgery.evaluation.metrics.binary import binary_metrics
 from dcl_face_forgery.evaluation.metrics.levels import frame_and_video_metrics
-from dcl_face_forgery.evaluation.models import check_groups
 from dcl_face_forgery.evaluation.reporting.summary import summarize
 from dcl_face_forgery.evaluation.run import name_folders
 from dcl_face_forgery.evaluation.scoring.checkpoints import find_checkpoint
@@ -234,8 +234,8 @@ def test_classes_are_found_by_one_process_ahead_of_the_others(tmp_path, monkeypa
         found.append(bool(ahead))
         return checkpoints
 
-    monkeypatch.setattr("dcl_face_forgery.evaluation.models.first_process_ahead", first_process_ahead)
-    monkeypatch.setattr("dcl_face_forgery.evaluation.models.find_classes", find_classes)
+    monkeypatch.setattr("dcl_face_forgery.evaluation.evaluate_models.first_process_ahead", first_process_ahead)
+    monkeypatch.setattr("dcl_face_forgery.evaluation.evaluate_models.find_classes", find_classes)
     main(["--model", "a/final", "--dataset", "data/noise", "--output_dir", str(tmp_path), "--bootstrap", "0"])
     assert found == [True]
 

@@ -54,9 +54,21 @@ def test_every_wanted_frame_comes_once_in_order_whatever_is_wanted(clip, wanted)
 
 def test_decoder_threads_never_wait_for_the_interpreter_to_log(clip):
     """They could do so for ever: who frees a decoder waits for its threads, and holds the interpreter meanwhile."""
-    av.logging.set_level(av.logging.ERROR)
+    video_dcl._silence_pyav.cache_clear()
+    av.logging.set_level(av.logging.ERROR)  # as an import of torchvision 0.24 does
     with Video(clip):
         assert av.logging.get_level() is None
+
+
+def test_a_log_level_that_the_caller_sets_later_is_kept(clip):
+    with Video(clip):
+        pass
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with Video(clip):
+            assert av.logging.get_level() == av.logging.ERROR
+    finally:
+        av.logging.set_level(None)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from dcl_face_forgery.evaluation.metrics.bootstrap import (
     paired_differences,
 )
 from dcl_face_forgery.evaluation.metrics.levels import frame_and_video_metrics
-from dcl_face_forgery.evaluation.metrics.ranking import CELLS_PER_BLOCK, METRICS, Ranking, draw_families
+from dcl_face_forgery.evaluation.metrics.sorted_scores import CELLS_PER_BLOCK, METRICS, Ranking, draw_families
 
 
 def simulate(rng, families, auc, fakes=4, shared=0.5):
@@ -138,7 +138,7 @@ def test_large_and_small_blocks_give_the_same_draws(monkeypatch):
     ranking = Ranking(labels, scores, codes, 12)
     assert len(labels) * 30 < CELLS_PER_BLOCK
     together = ranking.draws(30, 0)
-    monkeypatch.setattr("dcl_face_forgery.evaluation.metrics.ranking.CELLS_PER_BLOCK", 1)
+    monkeypatch.setattr("dcl_face_forgery.evaluation.metrics.sorted_scores.CELLS_PER_BLOCK", 1)
     alone = ranking.draws(30, 0)
     for name in METRICS:
         np.testing.assert_allclose(alone[name], together[name], rtol=0, atol=1e-12)

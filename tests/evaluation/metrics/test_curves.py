@@ -7,7 +7,7 @@ from sklearn.metrics import roc_curve
 
 from dcl_face_forgery.evaluation.metrics.bootstrap import interval
 from dcl_face_forgery.evaluation.metrics.curves import RATES, roc_curves
-from dcl_face_forgery.evaluation.metrics.ranking import Ranking, draw_families
+from dcl_face_forgery.evaluation.metrics.sorted_scores import Ranking, draw_families
 
 
 def make_rows(families=12, frames=2, seed=0):

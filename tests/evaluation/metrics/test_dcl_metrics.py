@@ -9,7 +9,7 @@ import pytest
 
 from dcl_face_forgery.evaluation.metrics.binary import binary_metrics
 from dcl_face_forgery.evaluation.metrics.levels import frame_and_video_metrics
-from dcl_face_forgery.evaluation.metrics.ranking import METRICS
+from dcl_face_forgery.evaluation.metrics.sorted_scores import METRICS
 
 FOLDER = Path(__file__).parents[3] / "evaluation/metrics/dcl_metrics"
 

@@ -30,7 +30,7 @@ from dcl_face_forgery.evaluation.metrics.levels import (
     video_scores,
 )
 from dcl_face_forgery.evaluation.metrics.localisation import CellCounts
-from dcl_face_forgery.evaluation.metrics.ranking import METRICS, RANKED, Ranking
+from dcl_face_forgery.evaluation.metrics.sorted_scores import METRICS, RANKED, Ranking
 
 law = settings(max_examples=30, derandomize=True, deadline=None)
 # Multiples of 1/16: 1 - p is exact, and a few levels make ties common.

@@ -18,7 +18,7 @@ import torch
 from dcl_face_forgery import evaluate_dcl
 from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.errors_dcl import InputError
-from dcl_face_forgery.evaluation.models import find_device
+from dcl_face_forgery.evaluation.evaluate_models import find_device
 from dcl_face_forgery.evaluation.results import evaluate_checkpoint, open_work_folder
 from dcl_face_forgery.evaluation.robustness import evaluate_robustness
 from dcl_face_forgery.evaluation.scoring import parts

@@ -24,13 +24,13 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
-from dcl_face_forgery.data_scripts import assets, publishing, raw, shards
+from dcl_face_forgery.data_scripts import assets, publishing, shard_work, shards
 from dcl_face_forgery.data_scripts.assets import fetch
 from dcl_face_forgery.data_scripts.clips import Clip, ClipFamily, RawDataSet
 from dcl_face_forgery.data_scripts.extract import Extraction
 from dcl_face_forgery.data_scripts.frames import ImageFrames
 from dcl_face_forgery.data_scripts.prepare import main
-from dcl_face_forgery.data_scripts.raw import SUMMARY, Execution, prepare_raw
+from dcl_face_forgery.data_scripts.shard_work import SUMMARY, Execution, prepare_raw
 from dcl_face_forgery.data_scripts.shards import Report, read_record, write_shard
 from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.faces_dcl import Face
@@ -255,7 +255,7 @@ def test_another_detector_is_told_in_every_row(root, tmp_path, monkeypatch):
             return [Face(np.array([20, 20, 70, 90], np.float32), 0.9, None)]
 
     monkeypatch.setattr(assets, "DSFD", StandIn)
-    raw._detector.cache_clear()
+    shard_work._detector.cache_clear()
     assert prepare(root, tmp_path, "--detector", "dsfd") == 0
     table = metadata(load_prepared(str(tmp_path), "train")).to_pandas()
     assert {crop["detector"] for crop in table.crop} == {"dsfd"} and table.landmarks.isna().all()
@@ -394,14 +394,14 @@ def test_a_job_that_ends_counts_what_others_did_while_it_worked(root, whole, tmp
     for split in ("train", "test"):
         others = ("00[7-9]", "01?") if split == "train" else ("00[1-6]",)  # or the second split would be refused
         shutil.copytree(root, both / split, ignore=shutil.ignore_patterns(*others))
-    run, flags = raw._run, ["--families_per_shard", "20", "--num_shards", "2"]
+    run, flags = shard_work._run, ["--families_per_shard", "20", "--num_shards", "2"]
 
     def while_another_works(shards, execution):
-        monkeypatch.setattr(raw, "_run", run)
+        monkeypatch.setattr(shard_work, "_run", run)
         assert prepare(both, tmp_path / "out", *flags, "--shard_index", "1") == 0
         yield from run(shards, execution)
 
-    monkeypatch.setattr(raw, "_run", while_another_works)
+    monkeypatch.setattr(shard_work, "_run", while_another_works)
     assert prepare(both, tmp_path / "out", *flags, "--shard_index", "0") == 0
     assert sorted(digests(tmp_path / "out")) == ["test.parquet", "train.parquet"]
     assert json.loads((tmp_path / "out" / SUMMARY).read_text())["faces"] == 48
@@ -421,13 +421,13 @@ def test_a_repaired_file_costs_its_own_shard_alone(damaged, root, tmp_path, capl
 
 def test_failures_that_have_passed_are_tried_again_on_demand(root, whole, tmp_path, monkeypatch):
     blind = SimpleNamespace(name="yunet_2023mar_multiscale", detect=lambda image, small_faces: [])
-    real, seen = raw._detector("yunet"), itertools.count()
+    real, seen = shard_work._detector("yunet"), itertools.count()
     once = SimpleNamespace(
         name=real.name,
         detect=lambda image, small_faces: (real if next(seen) % 7 else blind).detect(image, small_faces),
     )
     with monkeypatch.context() as patch:
-        patch.setattr(raw, "_detector", lambda name: once)
+        patch.setattr(shard_work, "_detector", lambda name: once)
         assert prepare(root, tmp_path) == 3
     assert prepare(root, tmp_path) == 3  # it stays as it was found
     assert prepare(root, tmp_path, "--retry_failed") == 0

@@ -1,4 +1,4 @@
-"""Metrics of scores that are sorted once and then weighted many times, as in a bootstrap."""
+"""AUC, equal error rate and all other metrics of scores: sorted once, then weighted many times, as in a bootstrap."""
 
 from collections.abc import Iterator, Mapping
 

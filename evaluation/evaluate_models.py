@@ -1,4 +1,4 @@
-"""Evaluate models on data sets, one after the other, and write and print the results."""
+"""Evaluate models in turn: score each on all data sets, and write and print the results."""
 
 import os
 from argparse import Namespace
@@ -22,13 +22,12 @@ from .reporting.summary import print_result
 from .reporting.tables import Result
 from .results import evaluate_checkpoint
 from .robustness import evaluate_robustness, robustness_tables
-from .run import is_first_process
 from .scoring.checkpoints import Checkpoint
 from .scoring.other_models import find_classes
 from .scoring.parts import remove_work_folders
 from .scoring.perturbations import find_types
 from .scoring.predictions import calibration_of, load_checkpoint
-from .scoring.processes import first_process_ahead
+from .scoring.processes import first_process_ahead, is_first_process
 
 
 def evaluate_models(

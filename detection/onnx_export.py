@@ -1,4 +1,4 @@
-"""Export a checkpoint to ONNX: a float32 graph that matches the model and, on request, an int8 graph.
+"""The work of `dcl-export`: write the float32 graph, quantize it to int8, and measure how far both are from the model.
 
 Half of the families of the validation split calibrate int8; the other half measures how much it changes the scores.
 
