@@ -6,7 +6,8 @@ import logging
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from transformers import EvalPrediction, set_seed
 from transformers.trainer_utils import TrainOutput
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, get_verbosity, set_verbosity, set_verbosity_error
 
 from ..abstention_dcl import describe_abstention
 from ..configuration_dcl import DCLConfig, why_refused
@@ -80,9 +81,10 @@ def train(run: TrainingRun, compute_metrics: Metrics, fit: Fit) -> None:
         claim_output_dir(run, output_dir, record)
         result = train_from(trainer, checkpoint)
         if trainer.stopped:
-            for number in SIGNALS:  # the launcher sends them again once the first process has left
-                signal.signal(number, signal.SIG_IGN)
-            trainer.accelerator.wait_for_everyone()
+            if run.training.world_size > 1:
+                for number in SIGNALS:  # the launcher sends them again once the first process has left
+                    signal.signal(number, signal.SIG_IGN)
+                dist.barrier()
             saved = last_complete_checkpoint(output_dir)
             print(
                 f"Stopped by a signal; {saved} holds all of the training so far. The same command continues from it."
@@ -354,6 +356,17 @@ def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun, fit: Fit) -> Non
     trainer.model.config.calibration, trainer.model.config.familiarity = answer
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the warnings of transformers within the `with`."""
+    level = get_verbosity()
+    set_verbosity_error()
+    try:
+        yield
+    finally:
+        set_verbosity(level)
+
+
 def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple[DCLForPreTraining, DCLImageProcessor]:
     """Load the checkpoint to start from, or build a new model with pretrained weights; with its processor."""
     if arguments.model is None:
@@ -366,9 +379,10 @@ def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple
     try:
         processor = DCLImageProcessor.from_pretrained(folder)
         config = arguments.apply_to(DCLConfig.from_pretrained(folder), given)
-        model, loading = DCLForPreTraining.from_pretrained(
-            folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with _quiet():  # what was not loaded is said below
+            model, loading = DCLForPreTraining.from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except InputError:
         raise
     except Exception as error:  # file formats and configurations raise many classes of error
@@ -381,8 +395,6 @@ def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple
             f"Checkpoint {arguments.model!r}: its weights do not fit image_size {config.image_size} (such as "
             f"{misfits[0]}). Leave image_size out."
         )
-    if mismatched:
-        logger.warning("The memory starts empty, since its shape is not that of the checkpoint.")
     processor.size = {"height": config.image_size, "width": config.image_size}
     model.config.calibration = model.config.familiarity = None  # outdated once the weights change
     missing = sorted(name for name in loading["missing_keys"] if name.startswith(("dcl.", "classifier.")))
@@ -391,4 +403,9 @@ def build_model(arguments: ModelArguments, given: Collection[str] = ()) -> tuple
             f"Checkpoint {arguments.model!r}: {len(missing)} weights of backbone and classifier are missing (such as "
             f"{missing[0]}). Pass a complete checkpoint."
         )
+    fresh = {name.partition(".")[0] for name in mismatched.union(loading["missing_keys"])}
+    if "memory" in fresh:
+        logger.warning("The memory starts empty: the checkpoint has none of this shape.")
+    if "embedding_head" in fresh:
+        logger.warning("The embedding head starts anew: the checkpoint has none.")
     return model, processor

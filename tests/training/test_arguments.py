@@ -142,7 +142,11 @@ def test_mappings_of_the_trainer_can_be_given_in_yaml(parse):
         ("ignore_data_skip: true", [], ["ignore_data_skip"]),
         ("dataloader_num_workers: -2", [], ["dataloader_num_workers", "-2"]),
         ("early_stopping_patience: 0", [], ["early_stopping_patience", "0"]),
-        ("early_stopping_patience: 2\neval_strategy: no", [], ["early_stopping_patience", "eval_strategy"]),
+        (
+            "early_stopping_patience: 2\neval_strategy: 'no'\nload_best_model_at_end: false",
+            [],
+            ["early_stopping_patience", "eval_strategy"],
+        ),
         ("evaluate_momentum: true\ncontrastive_weight: 0", [], ["evaluate_momentum", "contrastive_weight"]),
         ("hard_share: 1.5", [], ["hard_share", "1.5"]),
         ("batch_norm: group", [], ["batch_norm", "group"]),

@@ -19,6 +19,7 @@ from transformers import AutoModelForImageClassification
 
 from dcl_face_forgery import evaluate_dcl, train
 from dcl_face_forgery.abstention_dcl import distances
+from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.decision_dcl import calibrate
 from dcl_face_forgery.errors_dcl import InputError
 from dcl_face_forgery.evaluation.calibration import fit_calibration
@@ -26,6 +27,7 @@ from dcl_face_forgery.evaluation.scoring.checkpoints import find_checkpoint
 from dcl_face_forgery.evaluation.scoring.predictions import load_checkpoint, predict
 from dcl_face_forgery.evaluation.validation import validation_metrics
 from dcl_face_forgery.faces_dcl import YUNET_FILE
+from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
 from dcl_face_forgery.modeling_dcl import REFERENCE_FILE, DCLForPreTraining, ReferenceNetwork, find_reference
 from dcl_face_forgery.prepared.splits import load_splits
 from dcl_face_forgery.tests.shared.prepared_data import CROP, SHIPPED_CODE, make_rows, training_flags, write_split
@@ -73,11 +75,13 @@ def test_a_run_leaves_a_checkpoint_a_card_its_settings_and_its_results(finished)
         "README.md",
         "all_results.json",
         "config.json",
+        "learning_curve.png",
         "model.safetensors",
         "preprocessor_config.json",
         "run_settings.json",
         "trainer_state.json",
         "training_args.json",
+        "views.png",
     }
     results = json.loads((finished / "all_results.json").read_text())
     assert {"train_loss", "eval_auc", "eval_eer", "eval_accuracy", "eval_video_auc"} <= results.keys()
@@ -380,19 +384,161 @@ def test_training_goes_on_from_a_checkpoint(finished, prepared, tmp_path):
         assert torch.equal(model.state_dict()[name], value), name
 
 
-def test_a_checkpoint_to_start_from_keeps_its_settings(finished, prepared, tmp_path):
-    run = parse_training_run(training_flags(prepared, tmp_path / "run", model=finished, image_size=96))
-    with pytest.raises(InputError, match=r"image_size is 96, but the checkpoint .* has 64, .*Leave image_size out"):
-        build_trainer(run)
-
-
-def test_a_setting_that_is_the_default_is_no_less_given(finished, prepared, tmp_path):
+def test_settings_that_are_given_replace_those_of_the_checkpoint_to_start_from(finished, prepared, tmp_path, caplog):
     flags = ["--dataset", str(prepared), "--output_dir", str(tmp_path / "run"), "--model", str(finished)]
-    for flag, named in (("--image_size=299", "image_size is 299"), ("--no_self_pairs", "self_pairs is False")):
-        with pytest.raises(InputError, match=named):
-            build_trainer(parse_training_run([*flags, flag]))
-    run = parse_training_run(flags)
-    assert "image_size" not in run.record()  # the checkpoint's own counts
+    given = {"temperature": 0.5, "momentum": 0.5, "dropout": 0.4, "hard_samples": 1, "mask_threshold": 0.3}
+    for name, value in given.items():
+        flags += [f"--{name}", str(value)]
+    run = parse_training_run([*flags, "--no_self_pairs", "--use_cpu"])
+    model = build_trainer(run).model
+    assert {name: getattr(model.config, name) for name in given} == given and not model.config.self_pairs
+    assert model.classifier.dropout.p == 0.4 and model.memory.hard_samples == 1
+    assert model.config.image_size == 64 and model.config.queue_size == 16  # the checkpoint's own
+    for name, value in load_file(finished / "model.safetensors").items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert "starts" not in caplog.text
+    record = run.record()
+    assert record["temperature"] == 0.5 and "image_size" not in record
+
+
+@pytest.mark.parametrize("changed", [{"queue_size": 32}, {"image_size": 96}])
+def test_a_memory_of_another_shape_starts_empty_and_says_so(finished, prepared, tmp_path, caplog, capsys, changed):
+    run = parse_training_run(
+        training_flags(prepared, tmp_path / "run", **{**RUN, "queue_size": 16, **changed}, model=finished)
+    )
+    model, processor = build_trainer(run).model, build_trainer(run).processing_class
+    assert caplog.messages.count("The memory starts empty: the checkpoint has none of this shape.") == 2
+    assert "MISMATCH" not in capsys.readouterr().err
+    assert model.memory.filled.tolist() == [0, 0] and not model.memory.prototype.any()
+    saved = load_file(finished / "model.safetensors")
+    for name, value in model.state_dict().items():
+        assert name.startswith("memory.") or torch.equal(value, saved[name]), name
+    assert processor.size["height"] == model.config.image_size
+    train.main(training_flags(prepared, tmp_path / "run", **{**RUN, **changed, "max_steps": 1}, model=finished))
+
+
+@pytest.mark.parametrize(
+    "flag, named", [("--embedding=pooled", "embedding is 'pooled'"), ("--backbone=test_vit", "backbone is")]
+)
+def test_settings_that_fix_shapes_are_those_of_the_checkpoint(finished, prepared, tmp_path, flag, named):
+    flags = ["--dataset", str(prepared), "--output_dir", str(tmp_path / "run"), "--model", str(finished)]
+    with pytest.raises(InputError, match=rf"{named}.*and its weights fit nothing else. Leave \w+ out"):
+        build_trainer(parse_training_run([*flags, flag]))
+
+
+def test_a_size_that_the_weights_do_not_fit_is_refused(prepared, tmp_path):
+    vit = DCLForPreTraining(DCLConfig(backbone="test_vit", image_size=64, queue_size=16, hard_samples=2))
+    vit.save_pretrained(tmp_path / "vit")
+    DCLImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "vit")
+    flags = ["--dataset", str(prepared), "--output_dir", str(tmp_path / "run"), "--model", str(tmp_path / "vit")]
+    with pytest.raises(InputError, match=r"do not fit image_size 96 \(such as .*pos_embed\). Leave image_size out"):
+        build_trainer(parse_training_run([*flags, "--image_size=96"]))
+
+
+def test_a_checkpoint_for_inference_has_half_the_weights_and_can_be_trained_further(prepared, tmp_path, caplog):
+    train.main(training_flags(prepared, tmp_path / "run", **RUN, save_for_inference=True))
+    kept, whole = (
+        load_file(tmp_path / "run" / "model.safetensors"),
+        load_file(tmp_path / "run" / "checkpoint-6" / "model.safetensors"),
+    )
+    assert {name.partition(".")[0] for name in kept} == {"dcl", "classifier"}
+    assert {"momentum_dcl.backbone.conv_stem.weight", "memory.queue"} <= whole.keys()
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run", trust_remote_code=True)
+    assert torch.equal(model.classifier.linear.weight, kept["classifier.linear.weight"])
+    train.main(training_flags(prepared, tmp_path / "more", max_steps=1, image_size=64, model=tmp_path / "run"))
+    assert "The embedding head starts anew" in caplog.text and "The memory starts empty" in caplog.text
+
+
+def test_another_data_set_can_select_the_checkpoint(prepared, tmp_path):
+    other = tmp_path / "other"
+    write_split(other, "validation", make_rows(range(20, 24)))
+    flags = training_flags(prepared, tmp_path / "run", **RUN, validation_dataset=other)
+    trainer = build_trainer(parse_training_run(flags))
+    assert set(trainer.eval_dataset.rows["method"]) == {
+        "original",
+        "swap",
+        "warp",
+        "unseen",
+    }  # --methods is of training
+    assert set(trainer.train_dataset.rows["method"]) == {"original", "swap", "warp"}
+    train.main(flags)
+    assert calibration_of(tmp_path / "run")["frame"]["reals"] == 8
+    assert json.loads((tmp_path / "run" / "run_settings.json").read_text())["validation_dataset"] == ["other"]
+
+
+def test_the_momentum_encoder_is_validated_beside_the_query_encoder(prepared, tmp_path):
+    trainer = build_trainer(parse_training_run(training_flags(prepared, tmp_path, **RUN, evaluate_momentum=True)))
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert {"eval_auc", "eval_momentum_auc", "eval_momentum_loss"} <= metrics.keys()
+    assert metrics["eval_loss"] != metrics["eval_momentum_loss"]
+    model = trainer.model
+    model.dcl, model.momentum_dcl = model.momentum_dcl, model.dcl
+    assert trainer.evaluate()["eval_loss"] == metrics["eval_momentum_loss"]
+
+
+def test_calibration_is_fitted_in_float32_after_a_training_in_bfloat16(prepared, tmp_path, monkeypatch):
+    seen = []
+
+    def fit(model, processor, data, *rest):
+        crops = torch.rand(2, 3, 64, 64)
+        with torch.no_grad():
+            seen.append(
+                (model.eval()(crops).logits, DCLForPreTraining.from_pretrained(tmp_path / "run").eval()(crops).logits)
+            )
+        return {"method": "none", "reason": "a test"}, None
+
+    monkeypatch.setattr("dcl_face_forgery.evaluation.validation.fit_on_validation", fit)
+    train.main(training_flags(prepared, tmp_path / "run", **RUN, bf16=True))
+    ((fitted, loaded),) = seen
+    assert torch.equal(fitted, loaded)
+
+
+def test_a_model_in_half_precision_is_not_trained(prepared, tmp_path):
+    run = parse_training_run(training_flags(prepared, tmp_path, **RUN))
+    trainer = build_trainer(run)
+    with pytest.raises(InputError, match=r"parameters of type torch.bfloat16, .*dtype=torch.float32"):
+        DCLTrainer(model=trainer.model.bfloat16(), args=run.training, eval_dataset=trainer.eval_dataset)
+
+
+def test_a_count_of_hard_samples_is_warned_of_with_several_processes(prepared, tmp_path, monkeypatch, caplog):
+    run = parse_training_run(training_flags(prepared, tmp_path, **{**RUN, "hard_samples": 5}))
+    monkeypatch.setattr(type(run.training), "world_size", 4)
+    build_trainer(run)
+    assert "hard_samples is 5 for the batch of all 4 processes together" in caplog.text
+
+
+def test_gradient_shares_are_logged_when_asked_for(prepared, tmp_path):
+    trainer = build_trainer(parse_training_run(training_flags(prepared, tmp_path, **RUN, log_gradient_shares=True)))
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "gradient_share_ce" in entry]
+    assert [entry["step"] for entry in entries] == [2, 3, 4, 5, 6, 7]  # none in the warm-up
+    for entry in entries:
+        shares = [entry[f"gradient_share_{name}"] for name in ("ce", "inter", "intra_fake", "intra_real")]
+        assert sum(shares) == pytest.approx(1) and all(0 <= share <= 1 for share in shares)
+
+
+def test_hyperparameters_can_be_searched(prepared, tmp_path):
+    pytest.importorskip("optuna")
+    run = parse_training_run(training_flags(prepared, tmp_path, **RUN))
+    built = build_trainer(run)
+    config = built.model.config
+    trainer = DCLTrainer(
+        model_init=lambda trial: DCLForPreTraining(config),
+        args=run.training,
+        train_dataset=built.train_dataset,
+        eval_dataset=built.eval_dataset,
+        processing_class=built.processing_class,
+        compute_metrics=validation_metrics,
+    )
+    best = trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-3, log=True)},
+        compute_objective=lambda metrics: metrics["eval_auc"],
+        direction="maximize",
+        n_trials=2,
+    )
+    assert 1e-5 <= best.hyperparameters["learning_rate"] <= 1e-3
+    assert {path.name for path in tmp_path.glob("run-*")} == {"run-0", "run-1"}
 
 
 def test_starting_again_and_going_on_exclude_each_other(finished, prepared, tmp_path, capsys):

@@ -242,6 +242,22 @@ def test_the_learning_rate_falls_by_10_every_so_many_epochs_whole_or_not(build):
     assert [entry["learning_rate"] for entry in steps_of(trainer)] == pytest.approx([1e-3] * 3 + [1e-4] * 3)
 
 
+def test_the_learning_rate_can_rise_before_it_falls(build):
+    trainer = build(max_steps=6, lr_step_epochs=1, warmup_steps=2, learning_rate=1e-3, image_size=64)
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in steps_of(trainer)]
+    assert rates == pytest.approx([0, 5e-4, 1e-3, 1e-4, 1e-4, 1e-4])
+
+
+def test_adam_with_l2_decays_every_parameter(build):
+    trainer = build(adam_l2=True, weight_decay=0.1)
+    optimizer = trainer.create_optimizer()
+    assert type(optimizer) is torch.optim.Adam
+    decayed = [p for group in optimizer.param_groups if group["weight_decay"] == 0.1 for p in group["params"]]
+    assert len(decayed) == sum(p.requires_grad for p in trainer.model.parameters())
+    assert type(build().create_optimizer()) is torch.optim.AdamW
+
+
 # ------------------------------------------------------------------------------------- batches that lack something
 
 
@@ -500,7 +516,9 @@ def test_what_is_pushed_in_and_after_training_loads_and_has_no_pickle(hub, prepa
     for commit in hub.commits:
         assert commit.repo_id == "lab/dcl" and commit.revision == "trial"
         files = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", REFERENCE_FILE}
-        assert set(commit.names) - {YUNET_FILE} == SHIPPED_CODE | files
+        assert set(commit.names) - {YUNET_FILE} == SHIPPED_CODE | files | {"run_settings.json", "learning_curve.png"}
+        record = json.loads((commit.folder / "run_settings.json").read_text())
+        assert record["dataset"] == ["textures"] and str(tmp_path) not in json.dumps(record)
         model = AutoModelForImageClassification.from_pretrained(commit.folder, trust_remote_code=True)
         assert model(images).evidence.shape == (2, 3, 3)
         assert 'from_pretrained("lab/dcl"' in (commit.folder / "README.md").read_text()
