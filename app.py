@@ -21,7 +21,7 @@ if str(HERE) not in sys.path:  # where another program runs this file
     sys.path.insert(0, str(HERE))
 
 from web import gate  # noqa: E402 (before Gradio)
-from web.gate import UPLOADS, Gate, log_failure, uploads  # noqa: E402
+from web.uploads import UPLOADS, log_failure, sweep_for_ever, uploads  # noqa: E402
 
 _PORT = os.environ.get("GRADIO_SERVER_PORT") or "7860"
 if not (_PORT.isascii() and _PORT.isdigit() and 0 < int(_PORT) < 1 << 16):  # else Gradio fails in its own words
@@ -109,7 +109,7 @@ def build(detector: Detector) -> gr.Blocks:
         gr.Markdown(f"{PRIVACY} Runs on: {detector.device}.")
         for kind, function in (("image", requests.detect_image), ("video", requests.detect_video)):
             gr.api(function, api_name=f"detect_{kind}", concurrency_id=kind, concurrency_limit=1)
-    Gate.learn(demo.get_config_file())
+    gate.Gate.learn(demo.get_config_file())
     uploads.keep()  # the examples
     return demo.queue(max_size=gate.MOST_WAITING, default_concurrency_limit=1, api_open=False)
 
@@ -262,13 +262,12 @@ def main(name: str) -> None:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
         sys.exit(f"error: Model {name} cannot be loaded ({why}). Set DCL_MODEL to a DCL checkpoint.")
     demo = build(detector)
-    uploads.sweep_for_ever()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the uploads are removed at exit
     try:
         demo.launch(
             # That one, or none, if it was asked for: what stands before the app knows no other.
             server_port=int(_PORT) if "GRADIO_SERVER_PORT" in os.environ else None,
-            app_kwargs={"middleware": [Middleware(Gate)], "docs_url": None, "redoc_url": None},
+            app_kwargs={"middleware": [Middleware(gate.Gate)], "docs_url": None, "redoc_url": None},
             css_paths=HERE / "web" / "app.css",
             js=(HERE / "web" / "app.js").read_text(),
             theme=gr.themes.Default(
@@ -287,6 +286,7 @@ def main(name: str) -> None:
         )
     except OSError:
         sys.exit(f"error: the port {_PORT} cannot be opened: set GRADIO_SERVER_PORT to a free one.")
+    sweep_for_ever(demo)
     if not torch.cuda.is_available():  # whose driver reserves more than it takes
         gate.limit_memory()
     print(f"The app is at {demo.local_url}", flush=True)
