@@ -5,6 +5,7 @@ It imports nothing of the package: model, processor and pipeline come with the c
 """
 
 import argparse
+import json
 import logging
 import mimetypes
 import os
@@ -65,8 +66,9 @@ def find_model() -> str:
 if __name__ == "__main__":  # before the imports, which take seconds
     argparse.ArgumentParser(
         description="Serve the page on this machine.",
-        epilog="It is set by environment variables: DCL_MODEL, the folder of a checkpoint or a model id on the Hub "
-        "(default: runs/demo, of `make demo`), and GRADIO_SERVER_PORT (default: 7860).",
+        epilog="Configure it with environment variables: DCL_MODEL, the folder of a checkpoint or a model id on the "
+        "Hub (default: runs/demo, of `make demo`); GRADIO_SERVER_PORT (default: 7860, or the next free port); and "
+        "GRADIO_ROOT_PATH, the prefix behind a reverse proxy, such as /faces (default: none).",
     ).parse_args()
     MODEL = find_model()
 
@@ -83,15 +85,15 @@ Fill = Callable[[Answer], list[Any]]
 POINTS = {
     "default": "Default, with an inconclusive range",
     "eer": "Equal error rates",
-    "fpr_0.05": "At most 5 % of real ones flagged",
-    "fpr_0.01": "At most 1 % of real ones flagged",
+    "fpr_0.05": "Flags at most 5 % of real faces",
+    "fpr_0.01": "Flags at most 1 % of real faces",
 }
 PRIVACY = (
     "Uploads and answers are deleted within a minute after you close the page, and ten minutes after use at the "
     "latest; no log names them. "
     f"Limits: pictures of {gate.MOST_PICTURE_BYTES >> 20} MB and {gate.MOST_PIXELS // 1_000_000} million pixels; "
     f"videos of {gate.MOST_UPLOAD_BYTES >> 20} MB and {gate.MOST_SECONDS // 60} minutes; "
-    f"{gate.MOST_REQUEST_SECONDS // 60} minutes of work; {gate.MOST_WAITING} requests waiting."
+    f"{gate.MOST_REQUEST_SECONDS // 60} minutes to analyze a file; {gate.MOST_WAITING} requests in the queue."
 )
 
 
@@ -101,7 +103,7 @@ def build(detector: Detector) -> gr.Blocks:
     with gr.Blocks(title="Face forgery detection (DCL)", analytics_enabled=False, delete_cache=(300, 3600)) as demo:
         gr.Markdown(
             "# Face forgery detection\nFinds the faces in a picture or video, flags those that look forged, and shows "
-            f"which areas led to that.\n\n{answers.introduce(pipe.model.config, pipe.image_processor.crop)}"
+            f"which areas led to that.\n\n{answers.introduce(pipe.model.config, pipe.smallest_face)}"
         )
         with gr.Tabs():
             _tab("image", "picture", requests, detector.operating_points("frame"))
@@ -185,7 +187,9 @@ def _tab(kind: str, name: str, requests: Requests, points: list[str]) -> None:
         runs.append(file.stop_recording(**work))
     if examples is not None:
         runs.append(examples.load_input_event.then(**work))
-    cancel.click(None, cancels=runs)
+    # An answer that is there already stays.
+    cancelled = f"(shown) => shown.includes('<progress') ? {json.dumps(answers.show_cancelled())} : shown"
+    cancel.click(None, verdict, verdict, js=cancelled, cancels=runs)
 
 
 def _picture_answer() -> tuple[list[gr.components.Component], Fill]:
@@ -225,6 +229,7 @@ def _video_answer() -> tuple[list[gr.components.Component], Fill]:
         height=300,
         elem_id="video-plot",
     )
+    moments = gr.HTML(padding=False, elem_id="video-moments")
     frames = gr.Gallery(show_label=False, columns=8, buttons=["fullscreen"], interactive=False, elem_id="video-frames")
     times = gr.State(())
 
@@ -238,11 +243,12 @@ def _video_answer() -> tuple[list[gr.components.Component], Fill]:
         return [
             gr.update(visible=there),
             gr.update(value=points, x_lim=[0, float(points.time.max())], visible=there),
+            answers.show_moments(answer.result["people"]),
             gr.update(value=answer.gallery, selected_index=None, visible=there),
             answer.times,
         ]
 
-    return [caption, plot, frames, times], fill
+    return [caption, plot, moments, frames, times], fill
 
 
 def main(name: str) -> None:

@@ -36,7 +36,7 @@ class Detector:
         self.pipe = transformers.pipeline(
             "face-forgery-detection", model=name, trust_remote_code=True, device=0 if cuda else -1
         )
-        if not hasattr(self.pipe, "crops"):
+        if not hasattr(self.pipe, "smallest_face"):
             sys.exit(
                 f"error: the code in {name} is of an older version, whose results this app cannot show. Bring it up "
                 "to date: `DCLForImageClassification.from_pretrained(DIR).save_pretrained(DIR)`."

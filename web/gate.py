@@ -34,10 +34,10 @@ _HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (
         b"content-security-policy",
-        b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+        b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
         b"style-src 'self' 'unsafe-inline'; "
-        b"img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob:; "
-        b"worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; "
+        b"img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
+        b"object-src 'none'; base-uri 'self'; form-action 'self'; "
         b"frame-ancestors 'self' https://huggingface.co https://*.hf.space",
     ),
 )

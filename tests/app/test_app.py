@@ -609,37 +609,31 @@ def test_an_upload_is_held_for_ten_minutes_at_most(web, tmp_path):
         assert not stays(uploads, path)
 
 
-def test_no_request_is_lost_when_many_threads_use_and_sweep(uploads):
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    paths = [uploads.folder / f"{number}.jpg" for number in range(8)]
-    for path in paths:
-        path.write_bytes(b"x")
-    stop = threading.Event()
-
-    def sweep():
-        while not stop.is_set():
-            uploads.sweep()
-
-    def work(path):
-        for number in range(300):
-            uploads.use([str(path)], path.name)
-            if number < 299:
-                uploads.done(path, path.name, "image", uploads.folder / "answer")
-
-    sweeper = threading.Thread(target=sweep)
-    workers = [threading.Thread(target=work, args=[path]) for path in paths]
-    try:
-        for thread in (sweeper, *workers):
-            thread.start()
-        for thread in workers:
-            thread.join()
-    finally:
-        stop.set()
-        sweeper.join()
-        sys.setswitchinterval(before)
-    assert sorted(use.session for use in uploads._waiting) == [path.name for path in paths]
-    assert all(stays(uploads, path) for path in paths)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda uploads, path: uploads.keep(),
+        lambda uploads, path: uploads.use([str(path)], "session"),
+        lambda uploads, path: uploads.queued([], "1"),
+        lambda uploads, path: uploads.forget([]),
+        lambda uploads, path: uploads.cancel("1"),
+        lambda uploads, path: uploads.done(path, "session", "image", path.parent / "answer"),
+        lambda uploads, path: uploads.page("session").__enter__(),
+        lambda uploads, path: uploads.is_open("session"),
+        lambda uploads, path: uploads.coming(1).__enter__(),
+        lambda uploads, path: uploads.room(1),
+        lambda uploads, path: uploads.sweep(),
+    ],
+)
+def test_no_thread_changes_what_another_one_is_working_on(uploads, call):
+    path = old_file(uploads)
+    thread = threading.Thread(target=call, args=[uploads, path])
+    with uploads._lock:
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_gradio_forgets_what_it_has_of_visitors_who_are_gone(web, monkeypatch):
@@ -799,6 +793,37 @@ def faces_of(*faces):
     ]
 
 
+def test_the_moments_of_each_person_are_listed(web):
+    people = [
+        {"person": 1, "moments": [{"time": 1.25, "p_fake": 0.7, "why": "highest"}]},
+        {"person": 2, "moments": []},
+        {
+            "person": 3,
+            "moments": [
+                {"time": 4.0, "p_fake": 0.91, "why": "highest"},
+                {"time": 3.5, "p_fake": 0.8, "why": "rise"},
+            ],
+        },
+    ]
+    page = web.answers.show_moments(people)
+    assert re.findall(r'<li>(Person \d)|data-moment="(.*?)">(.*?)<', page) == [
+        ("Person 1", "", ""),
+        ("", "1.25", "Highest: 0.700 at 1.25 s"),
+        ("Person 3", "", ""),
+        ("", "4.0", "Highest: 0.910 at 4.00 s"),
+        ("", "3.5", "Rise: 0.800 at 3.50 s"),
+    ]
+    assert web.answers.show_moments(people[1:2]) == ""
+
+
+def test_only_the_answer_about_a_video_has_times_for_the_plot(web):
+    rate = {"value": None, "low": None, "high": None, "reason": None}
+    answer = {"verdict": "abstained", "sentence": "So.", "expected_fpr": rate}
+    assert "data-times" not in web.answers.show_verdict(answer | {"kind": "image", "faces": []})
+    page = web.answers.show_verdict(answer | {"kind": "video", "people": [], "duration": 2.0})
+    assert 'data-times="[]" data-end="2.0"' in page
+
+
 def test_faces_alike_share_a_sentence(web):
     flagged, small = ("flagged", 0.7, None), ("abstained", None, "too_small")
     assert web.answers.group(faces_of(small, flagged, ("flagged", 0.9, None), small, small), "face") == [
@@ -819,7 +844,7 @@ def test_the_bar_shows_the_score_against_the_threshold(web):
 
 def test_the_page_says_what_its_checkpoint_can_judge(web):
     def said(methods):
-        return web.answers.introduce(SimpleNamespace(seen_methods=methods), {"size": 380, "margin": 1.3})
+        return web.answers.introduce(SimpleNamespace(seen_methods=methods), 73)
 
     assert "forgeries by Deepfakes and FaceSwap. It judges faces of at least 73 pixels" in said(
         ["Deepfakes", "FaceSwap"]
