@@ -101,14 +101,16 @@ def build(detector: Detector) -> gr.Blocks:
     """Return the page."""
     requests, pipe = Requests(detector), detector.pipe
     with gr.Blocks(title="Face forgery detection (DCL)", analytics_enabled=False, delete_cache=(300, 3600)) as demo:
+        gr.Markdown("# Face forgery detection")
         gr.Markdown(
-            "# Face forgery detection\nFinds the faces in a picture or video, flags those that look forged, and shows "
-            f"which areas led to that.\n\n{answers.introduce(pipe.model.config, pipe.smallest_face)}"
+            "Finds the faces in a picture or video, flags those that look forged, and shows which areas led to that."
+            f"\n\n{answers.introduce(pipe.model.config, pipe.smallest_face)}",
+            elem_id="introduction",
         )
         with gr.Tabs():
             _tab("image", "picture", requests, detector.operating_points("frame"))
             _tab("video", "video", requests, detector.operating_points("video"))
-        gr.Markdown(f"{PRIVACY} Runs on: {detector.device}.")
+        gr.Markdown(f"{PRIVACY} Runs on: {detector.device}.", elem_id="privacy")
         for kind, function in (("image", requests.detect_image), ("video", requests.detect_video)):
             gr.api(function, api_name=f"detect_{kind}", concurrency_id=kind, concurrency_limit=1)
     gate.Gate.learn(demo.get_config_file())

@@ -301,6 +301,8 @@ def test_a_video_can_be_cancelled_and_the_next_request_is_served(visit, tmp_path
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_everything_within_its_width_and_scrolls_to_the_answer(visit, axe, tmp_path, scheme):
     page = visit(width=390, height=844, scheme=scheme)
+    places = [page.locator(name).bounding_box()["y"] for name in ("h1", "#image-file", "#introduction", "#privacy")]
+    assert places == sorted(places)
     result = analyze_picture(page)
     page.wait_for_timeout(1500)  # whatever comes after the answer moves the page no more
     assert 0 <= result.locator("h2").first.bounding_box()["y"] < 400
