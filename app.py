@@ -189,9 +189,13 @@ def _tab(kind: str, name: str, requests: Requests, points: list[str]) -> None:
         runs.append(file.stop_recording(**work))
     if examples is not None:
         runs.append(examples.load_input_event.then(**work))
-    # An answer that is there already stays.
-    cancelled = f"(shown) => shown.includes('<progress') ? {json.dumps(answers.show_cancelled())} : shown"
-    cancel.click(None, verdict, verdict, js=cancelled, cancels=runs)
+    # After the progress that is on its way; an answer that is there already stays.
+    cancelled = (
+        "async () => { await new Promise((next) => setTimeout(next, 500)); "
+        f"return document.querySelector('#{kind}-result progress') ? {json.dumps(answers.show_cancelled())} : "
+        "{ __type__: 'update' }; }"
+    )
+    cancel.click(None, None, verdict, js=cancelled, cancels=runs)
 
 
 def _picture_answer() -> tuple[list[gr.components.Component], Fill]:
