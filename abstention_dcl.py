@@ -305,6 +305,11 @@ def _check_statistics(statistics: Any) -> None:
     check_value(is_number(rest) and rest > 0, "`familiarity`: rest", "be a finite number above 0", rest)
 
 
+def smallest_face(crop: Mapping[str, Any]) -> int:
+    """Return the long side in pixels of the smallest face that gets a score, if faces are cut by this `crop`."""
+    return max(SMALLEST_FACE, round(crop["size"] / crop["margin"] / MOST_ENLARGED))
+
+
 def describe_abstention(familiarity: Mapping[str, Any] | None) -> str:
     """Describe in words when a checkpoint with this `DCLConfig.familiarity` gives a face no score."""
     fixed = (

@@ -5,6 +5,7 @@ It imports nothing of the package: model, processor and pipeline come with the c
 """
 
 import argparse
+import json
 import logging
 import mimetypes
 import os
@@ -21,7 +22,7 @@ if str(HERE) not in sys.path:  # where another program runs this file
     sys.path.insert(0, str(HERE))
 
 from web import gate  # noqa: E402 (before Gradio)
-from web.gate import UPLOADS, Gate, log_failure, uploads  # noqa: E402
+from web.uploads import UPLOADS, log_failure, sweep_for_ever, uploads  # noqa: E402
 
 _PORT = os.environ.get("GRADIO_SERVER_PORT") or "7860"
 if not (_PORT.isascii() and _PORT.isdigit() and 0 < int(_PORT) < 1 << 16):  # else Gradio fails in its own words
@@ -65,8 +66,9 @@ def find_model() -> str:
 if __name__ == "__main__":  # before the imports, which take seconds
     argparse.ArgumentParser(
         description="Serve the page on this machine.",
-        epilog="It is set by environment variables: DCL_MODEL, the folder of a checkpoint or a model id on the Hub "
-        "(default: runs/demo, of `make demo`), and GRADIO_SERVER_PORT (default: 7860).",
+        epilog="Configure it with environment variables: DCL_MODEL, the folder of a checkpoint or a model id on the "
+        "Hub (default: runs/demo, of `make demo`); GRADIO_SERVER_PORT (default: 7860, or the next free port); and "
+        "GRADIO_ROOT_PATH, the prefix behind a reverse proxy, such as /faces (default: none).",
     ).parse_args()
     MODEL = find_model()
 
@@ -83,15 +85,15 @@ Fill = Callable[[Answer], list[Any]]
 POINTS = {
     "default": "Default, with an inconclusive range",
     "eer": "Equal error rates",
-    "fpr_0.05": "At most 5 % of real ones flagged",
-    "fpr_0.01": "At most 1 % of real ones flagged",
+    "fpr_0.05": "Flags at most 5 % of real faces",
+    "fpr_0.01": "Flags at most 1 % of real faces",
 }
 PRIVACY = (
     "Uploads and answers are deleted within a minute after you close the page, and ten minutes after use at the "
     "latest; no log names them. "
     f"Limits: pictures of {gate.MOST_PICTURE_BYTES >> 20} MB and {gate.MOST_PIXELS // 1_000_000} million pixels; "
     f"videos of {gate.MOST_UPLOAD_BYTES >> 20} MB and {gate.MOST_SECONDS // 60} minutes; "
-    f"{gate.MOST_REQUEST_SECONDS // 60} minutes of work; {gate.MOST_WAITING} requests waiting."
+    f"{gate.MOST_REQUEST_SECONDS // 60} minutes to analyze a file; {gate.MOST_WAITING} requests in the queue."
 )
 
 
@@ -99,17 +101,19 @@ def build(detector: Detector) -> gr.Blocks:
     """Return the page."""
     requests, pipe = Requests(detector), detector.pipe
     with gr.Blocks(title="Face forgery detection (DCL)", analytics_enabled=False, delete_cache=(300, 3600)) as demo:
+        gr.Markdown("# Face forgery detection")
         gr.Markdown(
-            "# Face forgery detection\nFinds the faces in a picture or video, flags those that look forged, and shows "
-            f"which areas led to that.\n\n{answers.introduce(pipe.model.config, pipe.image_processor.crop)}"
+            "Finds the faces in a picture or video, flags those that look forged, and shows which areas led to that."
+            f"\n\n{answers.introduce(pipe.model.config, pipe.smallest_face)}",
+            elem_id="introduction",
         )
         with gr.Tabs():
             _tab("image", "picture", requests, detector.operating_points("frame"))
             _tab("video", "video", requests, detector.operating_points("video"))
-        gr.Markdown(f"{PRIVACY} Runs on: {detector.device}.")
+        gr.Markdown(f"{PRIVACY} Runs on: {detector.device}.", elem_id="privacy")
         for kind, function in (("image", requests.detect_image), ("video", requests.detect_video)):
             gr.api(function, api_name=f"detect_{kind}", concurrency_id=kind, concurrency_limit=1)
-    Gate.learn(demo.get_config_file())
+    gate.Gate.learn(demo.get_config_file())
     uploads.keep()  # the examples
     return demo.queue(max_size=gate.MOST_WAITING, default_concurrency_limit=1, api_open=False)
 
@@ -185,7 +189,13 @@ def _tab(kind: str, name: str, requests: Requests, points: list[str]) -> None:
         runs.append(file.stop_recording(**work))
     if examples is not None:
         runs.append(examples.load_input_event.then(**work))
-    cancel.click(None, cancels=runs)
+    # After the progress that is on its way; an answer that is there already stays.
+    cancelled = (
+        "async () => { await new Promise((next) => setTimeout(next, 500)); "
+        f"return document.querySelector('#{kind}-result progress') ? {json.dumps(answers.show_cancelled())} : "
+        "{ __type__: 'update' }; }"
+    )
+    cancel.click(None, None, verdict, js=cancelled, cancels=runs)
 
 
 def _picture_answer() -> tuple[list[gr.components.Component], Fill]:
@@ -225,6 +235,7 @@ def _video_answer() -> tuple[list[gr.components.Component], Fill]:
         height=300,
         elem_id="video-plot",
     )
+    moments = gr.HTML(padding=False, elem_id="video-moments")
     frames = gr.Gallery(show_label=False, columns=8, buttons=["fullscreen"], interactive=False, elem_id="video-frames")
     times = gr.State(())
 
@@ -238,11 +249,12 @@ def _video_answer() -> tuple[list[gr.components.Component], Fill]:
         return [
             gr.update(visible=there),
             gr.update(value=points, x_lim=[0, float(points.time.max())], visible=there),
+            answers.show_moments(answer.result["people"]),
             gr.update(value=answer.gallery, selected_index=None, visible=there),
             answer.times,
         ]
 
-    return [caption, plot, frames, times], fill
+    return [caption, plot, moments, frames, times], fill
 
 
 def main(name: str) -> None:
@@ -262,13 +274,12 @@ def main(name: str) -> None:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(".")
         sys.exit(f"error: Model {name} cannot be loaded ({why}). Set DCL_MODEL to a DCL checkpoint.")
     demo = build(detector)
-    uploads.sweep_for_ever()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # the uploads are removed at exit
     try:
         demo.launch(
             # That one, or none, if it was asked for: what stands before the app knows no other.
             server_port=int(_PORT) if "GRADIO_SERVER_PORT" in os.environ else None,
-            app_kwargs={"middleware": [Middleware(Gate)], "docs_url": None, "redoc_url": None},
+            app_kwargs={"middleware": [Middleware(gate.Gate)], "docs_url": None, "redoc_url": None},
             css_paths=HERE / "web" / "app.css",
             js=(HERE / "web" / "app.js").read_text(),
             theme=gr.themes.Default(
@@ -287,6 +298,7 @@ def main(name: str) -> None:
         )
     except OSError:
         sys.exit(f"error: the port {_PORT} cannot be opened: set GRADIO_SERVER_PORT to a free one.")
+    sweep_for_ever(demo)
     if not torch.cuda.is_available():  # whose driver reserves more than it takes
         gate.limit_memory()
     print(f"The app is at {demo.local_url}", flush=True)

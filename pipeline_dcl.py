@@ -36,6 +36,7 @@ from .abstention_dcl import (
     distances,
     measure_face,
     reason_to_abstain,
+    smallest_face,
 )
 from .configuration_dcl import CUSTOM_PIPELINES
 from .decision_dcl import (
@@ -325,6 +326,11 @@ class FaceForgeryDetectionPipeline(Pipeline):
                 f"Model {name!r} cannot be loaded ({reason(error)}). Copy or download the checkpoint again."
             ) from error
         return cls(model, backend=backend, graph=graph, image_processor=processor, task=TASK, device=device, **options)
+
+    @property
+    def smallest_face(self) -> int:
+        """Long side in pixels of the smallest face that gets a score."""
+        return smallest_face(self.image_processor.crop)
 
     @property
     def _name(self) -> str:

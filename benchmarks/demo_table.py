@@ -114,8 +114,8 @@ def train_and_evaluate(
     train += ["--seed", str(seed), *flags]
     evaluate = ["evaluate_dcl.py", "--model", str(folder), "--data_root", settings["data_root"]]
     evaluate += ["--dataset", *settings["dataset"], "--output_dir", str(folder / "evaluation")]
-    for door, *arguments in (train, evaluate):
-        subprocess.run([sys.executable, str(ROOT / door), *arguments], check=True)
+    for command, *arguments in (train, evaluate):
+        subprocess.run([sys.executable, str(ROOT / command), *arguments], check=True)
     (metrics,) = json.loads((folder / "evaluation" / "metrics.json").read_text()).values()
     return {method: levels["frame"]["auc"] for method, levels in metrics["by_method"].items()}
 

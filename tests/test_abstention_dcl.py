@@ -26,6 +26,7 @@ from dcl_face_forgery.abstention_dcl import (
     measure_sharpness,
     pack,
     reason_to_abstain,
+    smallest_face,
     unpack,
 )
 from dcl_face_forgery.configuration_dcl import DCLConfig
@@ -283,3 +284,8 @@ def test_the_sentence_names_what_was_fitted_on_what_or_why_it_was_not():
     assert "99 % of the validation data (200 faces of 8 families)" in describe_abstention(FAMILIARITY)
     assert "blurred or unfamiliar faces (too few)" in describe_abstention({"statistics": None, "reason": "too few"})
     assert "unfamiliar faces (nothing was fitted" in describe_abstention(None)
+
+
+@pytest.mark.parametrize(("size", "margin", "smallest"), [(380, 1.3, 73), (224, 1.3, 43), (112, 1.3, 32)])
+def test_the_smallest_face_is_not_enlarged_too_much_and_never_tiny(size, margin, smallest):
+    assert smallest_face({"size": size, "margin": margin}) == smallest

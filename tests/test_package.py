@@ -15,7 +15,7 @@ import yaml
 import dcl_face_forgery
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("prepared", "data_scripts", "training", "evaluation", "detection")
+PACKAGES = ("prepared", "data_scripts", "training", "evaluation", "detection", "web")
 
 PROGRAM = """
 import sys, time
@@ -89,7 +89,9 @@ def test_the_wheel_holds_the_code_and_its_data(tmp_path):
     files = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))]
     data = [ROOT / "py.typed", ROOT / "reference_network.safetensors", *(ROOT / "configs").glob("*.yaml")]
     for package in PACKAGES:
-        data += [path for path in (ROOT / package).rglob("*") if path.suffix in (".md", ".html", ".json")]
+        data += [
+            path for path in (ROOT / package).rglob("*") if path.suffix in (".md", ".html", ".json", ".css", ".js")
+        ]
     wanted = {path.relative_to(ROOT).as_posix() for path in [*files, *data]}
     assert len(data) > 10 and wanted <= names, sorted(wanted - names)
     assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks", "docs", "examples")]

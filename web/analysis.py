@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from web import answers, gate
-from web.gate import UPLOADS, log_failure, uploads
+from web.uploads import UPLOADS, log_failure, uploads
 
 NUM_FRAMES = (8, 16, 32)
 
@@ -36,7 +36,7 @@ class Detector:
         self.pipe = transformers.pipeline(
             "face-forgery-detection", model=name, trust_remote_code=True, device=0 if cuda else -1
         )
-        if not hasattr(self.pipe, "crops"):
+        if not hasattr(self.pipe, "smallest_face"):
             sys.exit(
                 f"error: the code in {name} is of an older version, whose results this app cannot show. Bring it up "
                 "to date: `DCLForImageClassification.from_pretrained(DIR).save_pretrained(DIR)`."
@@ -191,12 +191,9 @@ class Requests:
             if file is None:
                 raise self.detector.InputError("There is no file yet: choose one, or take an example.")
             if path is None:
-                raise self.detector.InputError(
-                    "This is no uploaded file: upload one, and send what the API describes."
-                )
+                raise self.detector.InputError("Not an uploaded file: upload one, and send what the API describes.")
             if not uploads.owns(path):
                 raise self.detector.InputError("This upload was deleted, as all are soon after use: choose it again.")
-            folder.mkdir()
             yield from (self._picture if kind == "image" else self._video)(path, folder, **options)
         except self.detector.InputError as error:
             # The user knows the file by its name only, and cannot change the limits.
@@ -280,10 +277,12 @@ class Requests:
 
 def _save(folder: Path, name: str, image: Any) -> str:
     """Write a picture without metadata, and return its path."""
+    folder.mkdir(exist_ok=True)
     image.save(path := folder / f"{name}.webp", quality=88, method=2)
     return str(path)
 
 
 def _save_json(folder: Path, numbers: dict[str, Any]) -> str:
+    folder.mkdir(exist_ok=True)
     (path := folder / "result.json").write_text(json.dumps(numbers, indent=1))
     return str(path)

@@ -26,7 +26,7 @@ MEANS = {
 }
 DOES_NOT_MEAN = {
     "flagged": "It is no proof. Real pictures are flagged too, most often those of cameras, compression and people "
-    "that were not in the training data. Accuse nobody because of it.",
+    "that were not in the training data. Do not accuse anyone because of it.",
     "inconclusive": "It does not mean half forged, and it is no reason for suspicion.",
     "not_flagged": "It does not mean real. Forgeries by methods that the model never saw often pass, and so does "
     "anything forged outside the face.",
@@ -69,23 +69,21 @@ COLOURS = {
 Drawing = Callable[..., Image.Image]  # the pipeline's `annotate`
 
 
-def introduce(config: Any, crop: dict[str, Any]) -> str:
+def introduce(config: Any, smallest_face: int) -> str:
     """Say what a checkpoint can judge, in Markdown.
 
     Args:
         config: the model's.
-        crop: the image processor's.
+        smallest_face: the pipeline's.
     """
     seen = [str(name).replace("_", " ") for name in config.seen_methods or ()]
-    dataset = getattr(config, "dataset", None)
     learned = f"forgeries by {_listed(seen)}" if seen else "forgeries whose methods it does not name"
-    smallest = max(32, round(crop["size"] / crop.get("margin", 1.0) / 4))
     text = (
-        f"This checkpoint was trained on {learned}{f' ({dataset})' if dataset else ''}. It judges faces of at least "
-        f"{smallest} pixels that look towards the camera; forgeries by other methods often pass."
+        f"This checkpoint was trained on {learned}. It judges faces of at least "
+        f"{smallest_face} pixels that look towards the camera; forgeries by other methods often pass."
     )
     if seen and set(config.seen_methods) <= SIMPLE_METHODS:
-        text += " **It is a demonstration, and not fit to judge any picture of the world.**"
+        text += " **It is a demonstration. Do not use it to judge real photographs or videos.**"
     return text
 
 
@@ -221,10 +219,12 @@ def show_verdict(result: dict[str, Any]) -> str:
     reasons = dict.fromkeys(member["reason"] for member in members if member["reason"]) if members else ["no_face"]
     advice = "".join(f"<li>{_escape(REASONS[reason][1])}</li>" for reason in reasons if reason in REASONS)
     notes = "".join(f"<p>{_escape(note)}</p>" for note in result.get("notes", ()))
-    frames = sorted({face["time"] for person in result.get("people", ()) for face in person["frames"]})
-    end = max([result.get("duration") or 0, *frames])
+    times = ""
+    if result["kind"] == "video":
+        frames = sorted({face["time"] for person in members for face in person["frames"]})
+        times = f' data-times="{frames}" data-end="{max([result["duration"] or 0, *frames])}"'
     return (
-        f'<section class="dcl" aria-label="Result" data-times="{frames}" data-end="{end}">'
+        f'<section class="dcl" aria-label="Result"{times}>'
         f'<div class="dcl-verdict {verdict}" role="status">'
         f"<h2>{WORDS[verdict]}</h2><p>{_escape(result['sentence'])}</p>{bar}{notes}</div>"
         f"{f'<ul>{groups}</ul>' if groups else ''}"
@@ -232,6 +232,19 @@ def show_verdict(result: dict[str, Any]) -> str:
         f'<div class="dcl-means"><div><h3>What this means</h3><p>{means}</p></div>'
         f"<div><h3>What it does not mean</h3><p>{DOES_NOT_MEAN[verdict]}</p></div></div></section>"
     )
+
+
+def show_moments(people: list[dict[str, Any]]) -> str:
+    """Return a button for each moment worth a look, by person; it leads to the frame."""
+    rows = ""
+    for person in people:
+        buttons = "".join(
+            f'<button type="button" data-moment="{moment["time"]}">'
+            f"{moment['why'].capitalize()}: {moment['p_fake']:.3f} at {moment['time']:.2f} s</button>"
+            for moment in person["moments"]
+        )
+        rows += f"<li>Person {person['person']} {buttons}</li>" if buttons else ""
+    return f'<ul class="dcl dcl-moments" aria-label="Moments">{rows}</ul>' if rows else ""
 
 
 def group(members: list[dict[str, Any]], one: str) -> list[str]:
@@ -255,6 +268,11 @@ def group(members: list[dict[str, Any]], one: str) -> list[str]:
             span = f"{scores[0]:.3f}" + (f" to {scores[-1]:.3f}" if len(scores) > 1 else "")
             sentences.append(f"{who}: {WORDS[verdict].lower()}, p_fake {span}.")
     return sentences
+
+
+def show_cancelled() -> str:
+    """Return the page after a request was cancelled."""
+    return '<p class="dcl" role="status">Cancelled.</p>'
 
 
 def show_progress(done: int, total: int | None) -> str:

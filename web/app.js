@@ -30,13 +30,15 @@
   document.addEventListener("drop", (event) => take(event, event.dataTransfer?.files), true);
   document.addEventListener("change", (event) => take(event, event.target.files), true);
 
-  // A click into the plot shows the frame that is nearest in time; dragging over a span is Gradio's own.
+  // A click into the plot, or on a moment, shows the frame that is nearest in time; dragging is Gradio's own.
   document.addEventListener("click", (event) => {
+    const moment = event.target.closest("[data-moment]");
     const area = event.target.closest("#video-plot")?.querySelector(".mark-group .background");
-    const times = JSON.parse(document.querySelector("[data-times]")?.dataset.times ?? "[]");
-    if (!area || !times.length) return;
-    const { left, width } = area.getBoundingClientRect();
-    const time = (event.clientX - left) / width * Number(document.querySelector("[data-times]").dataset.end);
+    const result = document.querySelector("#video-result [data-times]");
+    const times = JSON.parse(result?.dataset.times ?? "[]");
+    if (!(area || moment) || !times.length) return;
+    const { left, width } = (area ?? moment).getBoundingClientRect();
+    const time = moment ? Number(moment.dataset.moment) : (event.clientX - left) / width * Number(result.dataset.end);
     const place = times.reduce((best, each, i) => Math.abs(each - time) < Math.abs(times[best] - time) ? i : best, 0);
     document.querySelectorAll("#video-frames .thumbnail-item")[place]?.click();
   });

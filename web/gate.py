@@ -1,36 +1,21 @@
-"""What stands between a client and Gradio: limits, the folder of uploads, and a middleware that checks each request.
+"""What stands between a client and Gradio: limits, and a middleware that checks each request.
 
 Import this module before Gradio, which reads its environment variables when it is imported.
 """
 
-import atexit
 import ctypes
 import json
-import logging
-import os
 import re
-import shutil
-import tempfile
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-UPLOADS = Path(tempfile.mkdtemp(prefix="dcl-app-")).resolve()
-atexit.register(shutil.rmtree, UPLOADS, ignore_errors=True)
-os.environ |= {
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "GRADIO_TEMP_DIR": str(UPLOADS),
-    "GRADIO_ANALYTICS_MAX_EVENTS": "100",
-    "GRADIO_ANALYTICS_CACHE_FREQUENCY": "100",
-}
+from web.uploads import Use, log_failure, uploads
 
 MOST_PICTURE_BYTES = 20 << 20
 MOST_UPLOAD_BYTES = 100 << 20
-MOST_FOLDER_BYTES = 4 << 30  # of all uploads and answers together
 MOST_JSON_BYTES = 64 << 10
 MOST_PIXELS = 40_000_000  # of a picture or a frame, counted before it is decoded
 MOST_SECONDS = 300  # of a video
@@ -38,140 +23,6 @@ MOST_FRAMES = 36_000  # of a video: 120 a second
 MOST_MEMORY = 4 << 30  # bytes that all requests together may take, beside what the checkpoint takes
 MOST_REQUEST_SECONDS = 120
 MOST_WAITING = 24  # requests
-
-logger = logging.getLogger("dcl_face_forgery.app")
-
-
-def log_failure(what: str, error: BaseException | None) -> None:
-    """Log that something failed, and where in the code, but nothing of what a user sent."""
-    at = error.__traceback__ if error else None
-    while at is not None and at.tb_next is not None:
-        at = at.tb_next
-    place = "" if at is None else f" at {at.tb_frame.f_code.co_filename}:{at.tb_lineno}"
-    logger.error("%s failed: %s%s", what, type(error).__name__, place)
-
-
-# ------------------------------------------------------------------------------------------------------------ uploads
-
-
-class Uploads:
-    """The files that visitors upload and the answers that are written for them, and when they are deleted.
-
-    A file stays while a request that names it waits or runs. The last upload and answer of an open page stay for
-    `longest` seconds at most. Every other file is deleted `grace` seconds after it was written.
-
-    Args:
-        folder: where the files are.
-        grace: seconds.
-        longest: seconds.
-    """
-
-    def __init__(self, folder: Path, grace: float = 30, longest: float = 600):
-        self.folder, self.grace, self.longest = folder, grace, longest
-        self._coming = 0  # bytes on their way
-        self._open: Counter[str] = Counter()  # pages, by the hash of their session
-        self._waiting: list[tuple[Path, str | None, float]] = []  # file, session, since when
-        self._held: dict[tuple[str, str], tuple[Path, Path, float]] = {}  # session, kind: upload, answer, since when
-        self._kept: set[Path] = set()
-
-    def owns(self, path: Any) -> bool:
-        """Whether this is the path of a file in the folder."""
-        try:
-            resolved = Path(path).resolve(strict=True)
-        except (OSError, TypeError, ValueError):
-            return False
-        return resolved.is_relative_to(self.folder) and resolved.is_file()
-
-    def keep(self) -> None:
-        """Never delete what is here now: the examples."""
-        self._kept |= set(self._files())
-
-    def use(self, path: str, session: str | None) -> None:
-        """Note that a request names a file; raises `OSError` if it is gone."""
-        os.utime(path)
-        self._waiting.append((Path(path).resolve(), session, time.monotonic()))
-
-    def done(self, path: Path, session: str | None, kind: str, answer: Path) -> None:
-        """Note that a request is answered: its page, if it is open, holds on to the upload and the answer's folder."""
-        entry = next((each for each in self._waiting if each[0] == path.resolve()), None)
-        if entry is not None:
-            self._waiting.remove(entry)
-        with suppress(OSError):
-            os.utime(path)
-        if session is not None and self._open[session] > 0:
-            self._held[session, kind] = (path.resolve(), answer, time.monotonic())
-
-    def leave(self, session: Any) -> None:
-        """Forget which requests of a session wait: they were cancelled."""
-        self._waiting = [each for each in self._waiting if each[1] is None or each[1] != session]
-
-    @contextmanager
-    def page(self, session: str) -> Iterator[None]:
-        """A page is open as long as this lasts."""
-        self._open[session] += 1
-        try:
-            yield
-        finally:
-            self._open[session] -= 1
-            if not self._open[session]:
-                del self._open[session]
-                self._held = {key: held for key, held in self._held.items() if key[0] != session}
-                self.leave(session)
-
-    @contextmanager
-    def coming(self, length: int) -> Iterator[None]:
-        """An upload of so many bytes is on its way as long as this lasts."""
-        self._coming += length
-        try:
-            yield
-        finally:
-            self._coming -= length
-
-    def room(self, length: int) -> bool:
-        """Whether there is room for one more upload of so many bytes."""
-        taken = self._coming
-        for file in self._files():
-            with suppress(FileNotFoundError):  # it was deleted in between
-                taken += file.stat().st_size
-        return taken + length <= MOST_FOLDER_BYTES
-
-    def sweep(self) -> None:
-        """Delete every file that nothing holds and that is older than the grace."""
-        now = time.monotonic()
-        longest_wait = MOST_WAITING * MOST_REQUEST_SECONDS
-        self._waiting = [each for each in self._waiting if now - each[2] < longest_wait]
-        held = {
-            place for *places, since in list(self._held.values()) if now - since < self.longest for place in places
-        }
-        held |= self._kept | {each[0] for each in self._waiting}
-        for file in self._files():
-            with suppress(OSError):  # another upload of the same content came in between
-                if not {file, file.parent} & held and time.time() - file.stat().st_mtime > self.grace:
-                    file.unlink()
-                    if file.parent != self.folder:
-                        file.parent.rmdir()
-
-    def sweep_for_ever(self, every: float = 5) -> None:
-        """Sweep from now on, in a thread, every so many seconds."""
-
-        def sweeping() -> None:
-            while True:
-                time.sleep(every)
-                try:
-                    self.sweep()
-                except Exception as error:
-                    log_failure("sweeping", error)
-
-        threading.Thread(target=sweeping, daemon=True).start()
-
-    def _files(self) -> list[Path]:
-        # A folder that is deleted in between is passed over.
-        return [Path(place, name) for place, _, names in os.walk(self.folder) for name in names]
-
-
-uploads = Uploads(UPLOADS)
-
-# ----------------------------------------------------------------------------------------------------------- the gate
 
 _API = "/gradio_api"
 _POSTS = re.compile(rf"{_API}/(upload|queue/join|cancel|reset|call/(v2/\w+|\w+)|run/(\w+))/?")
@@ -185,13 +36,14 @@ _HEADERS = (
         b"content-security-policy",
         b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
         b"style-src 'self' 'unsafe-inline'; "
-        b"img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob:; "
-        b"worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; "
+        b"img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; connect-src 'self' blob:; "
+        b"object-src 'none'; base-uri 'self'; form-action 'self'; "
         b"frame-ancestors 'self' https://huggingface.co https://*.hf.space",
     ),
 )
 _CLOSED_HERE = "This address is not available. Use the page, or the API that it describes."
-_NO_ANSWER = "There is no such answer. Use the API that the page describes."
+_NO_ANSWER = "No such answer. Use the API that the page describes."
+_NOT_HERE = "This file is not here. Uploads are deleted soon after use. Choose it again."
 
 
 class _RefusalError(Exception):
@@ -205,6 +57,26 @@ class Function(NamedTuple):
 
     values: int
     direct: bool
+
+
+class Post(NamedTuple):
+    """A POST that was checked.
+
+    Attributes:
+        receive: what Gradio receives it from.
+        length: bytes of an upload.
+        paths: of the uploads that it names.
+        session: of its page or program.
+        queued: whether it is answered later: Gradio's answer has the id of an event.
+        cancels: the id of the event that it cancels.
+    """
+
+    receive: Any
+    length: int = 0
+    paths: Sequence[str] = ()
+    session: str | None = None
+    queued: bool = False
+    cancels: str | None = None
 
 
 class Gate:
@@ -239,11 +111,18 @@ class Gate:
             return
 
         begun: list[bytes] = []  # the headers of the answer
+        post, uses, status, answer = Post(receive), [], 0, b""
 
         async def send_with_headers(message: dict) -> None:
+            nonlocal status, answer
             if message["type"] == "http.response.start":
+                status = message["status"]
                 begun.extend(value for _, value in message.get("headers", []))
                 message["headers"] = [*message.get("headers", []), *_HEADERS]
+            elif uses and post.queued:  # before the client can cancel it
+                answer += message.get("body", b"")
+                with suppress(ValueError, TypeError, KeyError):
+                    uploads.queued(uses, json.loads(answer)["event_id"])
             await send(message)
 
         async def refuse(refusal: _RefusalError) -> None:
@@ -252,19 +131,20 @@ class Gate:
             await send_with_headers({"type": "http.response.start", "status": refusal.status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
 
-        path, length = scope["path"].removeprefix(scope.get("root_path", "")), 0
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
             if scope["method"] == "POST":
-                receive, length = await self._checked_post(path, dict(scope["headers"]), receive)
+                post = await self._checked_post(path, dict(scope["headers"]), receive)
+                uses = _use(post)
             else:
                 self._check_get(path)
         except _RefusalError as refusal:
             await refuse(refusal)
             return
         heartbeat = _HEARTBEAT.fullmatch(path)
-        with uploads.page(heartbeat[1]) if heartbeat else uploads.coming(length):
+        with uploads.page(heartbeat[1]) if heartbeat else uploads.coming(post.length):
             try:
-                await self.app(scope, receive, send_with_headers)
+                await self.app(scope, post.receive, send_with_headers)
             except Exception as error:
                 log_failure("a request", error)
                 if any(value.startswith(b"text/event-stream") for value in begun):
@@ -272,6 +152,12 @@ class Gate:
                     await send({"type": "http.response.body", "body": last})
                 elif not begun:
                     await refuse(_RefusalError(500, _NO_ANSWER))
+            finally:
+                accepted = 200 <= status < 300
+                if uses and not (accepted and post.queued):  # turned away, or answered already
+                    uploads.forget(uses)
+                if accepted and post.cancels is not None:
+                    uploads.cancel(post.cancels)
 
     @staticmethod
     def _check_get(path: str) -> None:
@@ -280,8 +166,8 @@ class Gate:
             raise _RefusalError(403, _CLOSED_HERE)
 
     @staticmethod
-    async def _checked_post(path: str, headers: dict[bytes, bytes], receive: Any) -> tuple[Any, int]:
-        """Check a POST; return from where its body can be received, and how many bytes of an upload it has."""
+    async def _checked_post(path: str, headers: dict[bytes, bytes], receive: Any) -> Post:
+        """Check a POST and return what is to be known of it."""
         post = _POSTS.fullmatch(path)
         if post is None:
             raise _RefusalError(403, _CLOSED_HERE)
@@ -293,7 +179,7 @@ class Gate:
                 raise _RefusalError(413, f"Files may have up to {MOST_UPLOAD_BYTES >> 20} MB. Choose a smaller one.")
             if not uploads.room(int(length)):
                 raise _RefusalError(503, "The server has no room for more files. Try again in a minute.")
-            return receive, int(length)
+            return Post(receive, int(length))
         if int(length) > MOST_JSON_BYTES:
             raise _RefusalError(413, "The request is too long. Upload the file, and send only its path.")
         body, more = b"", True
@@ -301,7 +187,8 @@ class Gate:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        data = _checked_json(body)
+        data, paths = _checked_json(body)
+        queued, cancels = False, None
         if post[3]:  # without the queue; "predict" leaves it to the body to name the function
             called = data.get("fn_index") if post[3] == "predict" else post[3]
             if type(called) not in (int, str) or not Gate.functions.get(called, Function(0, False)).direct:
@@ -309,40 +196,41 @@ class Gate:
             _check_values(data, called)
             if post[3] != "predict":
                 data.pop("fn_index", None)
-        elif post[1] == "queue/join":
-            _check_values(data, data.get("fn_index"))
+        elif post[1] == "queue/join" or post[2]:
+            if not (post[2] or "").startswith("v2/"):  # which takes values by their names
+                _check_values(data, post[2] or data.get("fn_index"))
+            queued = True
+            if data.get("session_hash") is None:  # Gradio would choose one only when the request is queued
+                data["session_hash"] = secrets.token_urlsafe(16)
         elif post[1] == "cancel":
-            uploads.leave(data.get("session_hash"))
-        elif post[2] and not post[2].startswith("v2/"):  # which takes values by their names
-            _check_values(data, post[2])
+            cancels = data.get("event_id")
         first = iter([{"type": "http.request", "body": json.dumps(data).encode(), "more_body": False}])
 
         async def receive_checked() -> dict:
             return next(first, None) or await receive()
 
-        return receive_checked, 0
+        return Post(receive_checked, 0, paths, data.get("session_hash"), queued, cancels)
 
 
-def _checked_json(body: bytes) -> dict:
-    """Return a request's JSON with the paths of uploads, and no others, and no address in it."""
+def _checked_json(body: bytes) -> tuple[dict, list[str]]:
+    """Return a request's JSON, with no address in it, and the paths in it, which are of uploads and no others."""
     try:
         data = json.loads(body)
         paths, rest = list(_paths(data)), _without_addresses(data)
     except (ValueError, RecursionError):
-        raise _RefusalError(400, "The request is no JSON. See the API that the page describes.") from None
+        raise _RefusalError(400, "The request is not JSON. See the API that the page describes.") from None
     if not isinstance(data, dict):
-        raise _RefusalError(400, "The request is no JSON object. See the API that the page describes.")
-    session = data.get("session_hash")
+        raise _RefusalError(400, "The request is not a JSON object. See the API that the page describes.")
+    if not all(map(uploads.owns, paths)):
+        raise _RefusalError(403, _NOT_HERE)
+    return rest, paths
+
+
+def _use(post: Post) -> list[Use]:
     try:
-        for path in paths:
-            if not uploads.owns(path):
-                raise FileNotFoundError(path)
-            uploads.use(path, session if isinstance(session, str) else None)
-    except OSError:
-        raise _RefusalError(
-            403, "This file is not here. Uploads are deleted soon after use. Choose it again."
-        ) from None
-    return rest
+        return uploads.use(post.paths, post.session)
+    except OSError:  # it was deleted in between
+        raise _RefusalError(403, _NOT_HERE) from None
 
 
 def _check_values(data: dict, function: Any) -> None:

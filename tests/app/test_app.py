@@ -64,10 +64,10 @@ def web():
     """The modules of `web/`, found as by `python app.py`."""
     sys.path.append(str(ROOT))
     try:
-        from web import analysis, answers, gate
+        from web import analysis, answers, gate, uploads
     finally:
         sys.path.remove(str(ROOT))
-    return SimpleNamespace(analysis=analysis, answers=answers, gate=gate)
+    return SimpleNamespace(analysis=analysis, answers=answers, gate=gate, uploads=uploads)
 
 
 def refusal(client, path, api_name, *options):
@@ -272,7 +272,7 @@ def test_too_much_is_refused_by_its_length(server):
 @pytest.mark.parametrize("body", [b"{", b"[]", b"[" * 30_000, b"\xff", b'"a"'])
 def test_what_is_no_json_object_gets_a_sentence(server, body):
     answer = httpx.post(f"{server.url}{API}/queue/join", content=body, headers={"content-type": "application/json"})
-    assert answer.status_code == 400 and "no JSON" in answer.json()["detail"]
+    assert answer.status_code == 400 and re.search("is not (a )?JSON", answer.json()["detail"])
 
 
 # -------------------------------------------------------------------------------------------- nothing in, nothing out
@@ -329,7 +329,7 @@ def test_no_address_that_a_client_sends_is_opened(server, listener, endpoint, ca
 @pytest.mark.parametrize("value", ["a.jpg", 3, [], {}, {"meta": {}}])
 def test_what_is_no_upload_is_refused_in_words(server, value):
     answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": [value, "eer", None]}, timeout=30)
-    assert "This is no uploaded file: upload one" in finished(server, answer)
+    assert "Not an uploaded file: upload one" in finished(server, answer)
 
 
 @pytest.mark.parametrize("data", [[], [None], [None] * 4, {}, "eer", None])
@@ -357,7 +357,7 @@ def test_what_is_not_to_be_chosen_is_refused_in_words(client):
 
 def test_an_answer_that_nobody_asked_for_is_none_in_words_and_in_the_log(server):
     answer = httpx.get(f"{server.url}{API}/call/detect_image/{'0' * 32}", timeout=30)
-    assert "event: error" in answer.text and "There is no such answer" in answer.text
+    assert "event: error" in answer.text and "No such answer" in answer.text
     assert "Traceback" not in server.output.read_text()
 
 
@@ -457,9 +457,12 @@ def test_uploads_are_gone_within_a_minute(server, tmp_path):
     visitor.predict(handle_file(tmp_path / "second.jpg"), api_name="/detect_image")
     visitor.close()
     unused = upload(server, "unused.jpg")
+    called = f"{server.url}{API}/call/detect_image"
+    unfetched = httpx.post(called, json={"data": [file_data(unused), "eer", None]}, timeout=30)
     time.sleep(60)
+    assert "No such answer" in finished(server, unfetched)
     assert not {"first.jpg", "second.jpg", "unused.jpg"} & there()
-    answer = httpx.post(f"{server.url}{API}/call/detect_image", json={"data": [file_data(unused), "eer", None]})
+    answer = httpx.post(called, json={"data": [file_data(unused), "eer", None]})
     assert answer.status_code == 403 and "Choose it again" in answer.json()["detail"]
 
 
@@ -467,7 +470,7 @@ def test_uploads_are_gone_within_a_minute(server, tmp_path):
 
 
 def test_an_upload_stays_while_it_is_used_and_no_longer(web, tmp_path):
-    uploads = web.gate.Uploads(tmp_path, grace=30)
+    uploads = web.uploads.Uploads(tmp_path, grace=30)
     paths = []
     for name in ("example", "old", "running", "held", "answer", "fresh"):
         (tmp_path / name).mkdir()
@@ -484,43 +487,200 @@ def test_an_upload_stays_while_it_is_used_and_no_longer(web, tmp_path):
         uploads.sweep()
         return [path for path in paths if path.exists()]
 
-    uploads.use(str(running), None)  # by a program without a page
+    uploads.use([str(running)], "program")  # which has no page
     with uploads.page("session"):
-        uploads.use(str(held), "session")
+        uploads.use([str(held)], "session")
         uploads.done(held, "session", "image", answer.parent)
         assert sweep(fresh) == [example, running, held, answer, fresh] and not old.parent.exists()
-        uploads.use(str(fresh), "session")  # the next upload
+        uploads.use([str(fresh)], "session")  # the next upload
         assert sweep() == [example, running, held, answer, fresh]
         uploads.done(fresh, "session", "image", tmp_path / "next")
         assert sweep() == [example, running, fresh]
-        uploads.use(str(fresh), "session")
+        uploads.use([str(fresh)], "session")
     assert sweep() == [example, running]  # the page is closed
-    uploads.done(running, None, "image", tmp_path / "none")
+    uploads.done(running, "another", "image", tmp_path / "none")
+    assert sweep() == [example, running]
+    uploads.done(running, "program", "image", tmp_path / "none")
     assert sweep() == [example]
 
 
-def test_a_cancelled_request_holds_no_upload(web, tmp_path):
-    uploads = web.gate.Uploads(tmp_path, grace=30)
-    (path := tmp_path / "picture.jpg").write_bytes(b"x")
-    uploads.use(str(path), "session")
-    uploads.leave("another")
+@pytest.fixture
+def uploads(web, tmp_path, monkeypatch):
+    """The gate's uploads, in a folder of their own."""
+    uploads = web.uploads.Uploads(tmp_path, grace=30)
+    monkeypatch.setattr(web.gate, "uploads", uploads)
+    monkeypatch.setattr(
+        web.gate.Gate, "functions", {2: web.gate.Function(1, False), "run": web.gate.Function(1, True)}
+    )
+    return uploads
+
+
+def old_file(uploads, name="picture.jpg"):
+    """A file that a sweep deletes unless something holds it."""
+    (path := uploads.folder / name).write_bytes(b"x")
+    os.utime(path, (time.time() - 100,) * 2)
+    return path
+
+
+def stays(uploads, path):
+    """Whether a file is still there after its grace and a sweep."""
     os.utime(path, (time.time() - 100,) * 2)
     uploads.sweep()
-    assert path.exists()
-    uploads.leave("session")
-    uploads.sweep()
-    assert not path.exists()
+    return path.exists()
 
 
-def test_a_page_holds_an_upload_for_ten_minutes_at_most(web, tmp_path):
-    uploads = web.gate.Uploads(tmp_path, grace=30, longest=0)
-    (path := tmp_path / "picture.jpg").write_bytes(b"x")
+def post(web, address, body, status=200, answer=None, during=lambda: None):
+    """Send a POST through the gate to a Gradio that answers so; return the body that Gradio got, and the status."""
+    got, sent = [], []
+
+    async def gradio(scope, receive, send):
+        got.append(json.loads((await receive())["body"]))
+        during()
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(answer or {}).encode()})
+
+    async def receive():
+        return {"type": "http.request", "body": json.dumps(body).encode()}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": f"/{API}/{address}", "headers": [(b"content-length", b"9")]}
+    asyncio.run(web.gate.Gate(gradio)(scope, receive, send))
+    return got[0] if got else None, sent[0]["status"]
+
+
+def test_a_request_that_is_refused_holds_no_upload(web, uploads):
+    for body in ({"fn_index": 2, "data": []}, {"fn_index": 9, "data": [None]}, {"fn_index": 2}):
+        path = old_file(uploads)
+        body |= {"session_hash": "session", "more": file_data(str(path))}
+        assert post(web, "queue/join", body) == (None, 400)
+        assert not stays(uploads, path)
+    assert post(web, "queue/join", {"data": [file_data(str(path))]}) == (None, 403)  # it is gone
+
+
+@pytest.mark.parametrize("status", [503, 422, 500])
+def test_a_request_that_finds_the_queue_full_holds_no_upload(web, uploads, status):
+    path = old_file(uploads)
+    body = {"fn_index": 2, "data": [file_data(str(path))], "session_hash": "session"}
+    held = []
+    answer = {"detail": "Queue is full.", "event_id": "1"}
+    _, given = post(web, "queue/join", body, status, answer, lambda: held.append(stays(uploads, path)))
+    assert given == status and held == [True] and not stays(uploads, path)
+
+
+def test_a_request_that_is_answered_at_once_holds_its_upload_no_longer(web, uploads):
+    path, held = old_file(uploads), []
+    _, status = post(
+        web, "run/run", {"data": [file_data(str(path))]}, during=lambda: held.append(stays(uploads, path))
+    )
+    assert status == 200 and held == [True] and not stays(uploads, path)
+
+
+def test_cancelling_a_request_lets_go_of_its_upload_and_of_no_other(web, uploads):
+    paths = {name: old_file(uploads, name) for name in ("first", "second")}
+    for name, path in paths.items():
+        body = {"fn_index": 2, "data": [file_data(str(path))], "session_hash": "session"}
+        post(web, "queue/join", body, answer={"event_id": name})
+    cancel = {"fn_index": 2, "session_hash": "session", "event_id": "first"}
+    post(web, "cancel", cancel, status=422)
+    assert stays(uploads, paths["first"])
+    post(web, "cancel", cancel)
+    assert not stays(uploads, paths["first"]) and stays(uploads, paths["second"])
+
+
+def test_only_an_answer_to_the_session_that_asked_lets_go_of_an_upload(web, uploads):
+    path = old_file(uploads)
+    got, _ = post(web, "queue/join", {"fn_index": 2, "data": [file_data(str(path))]}, answer={"event_id": "1"})
+    session = got["session_hash"]  # which a program need not choose
+    uploads.done(path, "another", "image", uploads.folder / "answer")
+    assert stays(uploads, path)
+    uploads.done(path, session, "image", uploads.folder / "answer")
+    assert not stays(uploads, path)
+
+
+def test_an_upload_is_held_for_ten_minutes_at_most(web, tmp_path):
+    uploads = web.uploads.Uploads(tmp_path, grace=30, longest=0)
     with uploads.page("session"):
-        uploads.use(str(path), "session")
+        uploads.use([str(old_file(uploads))], "session")  # and no answer comes
+        assert not stays(uploads, tmp_path / "picture.jpg")
+        uploads.use([str(path := old_file(uploads))], "session")
         uploads.done(path, "session", "image", tmp_path / "answer")
-        os.utime(path, (time.time() - 100,) * 2)
-        uploads.sweep()
-        assert not path.exists()
+        assert not stays(uploads, path)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda uploads, path: uploads.keep(),
+        lambda uploads, path: uploads.use([str(path)], "session"),
+        lambda uploads, path: uploads.queued([], "1"),
+        lambda uploads, path: uploads.forget([]),
+        lambda uploads, path: uploads.cancel("1"),
+        lambda uploads, path: uploads.done(path, "session", "image", path.parent / "answer"),
+        lambda uploads, path: uploads.page("session").__enter__(),
+        lambda uploads, path: uploads.is_open("session"),
+        lambda uploads, path: uploads.coming(1).__enter__(),
+        lambda uploads, path: uploads.room(1),
+        lambda uploads, path: uploads.sweep(),
+    ],
+)
+def test_no_thread_changes_what_another_one_is_working_on(uploads, call):
+    path = old_file(uploads)
+    thread = threading.Thread(target=call, args=[uploads, path])
+    with uploads._lock:
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_gradio_forgets_what_it_has_of_visitors_who_are_gone(web, monkeypatch):
+    uploads, gr = web.uploads.Uploads(Path("none"), grace=30), web.analysis.gr
+    clock = [1000.0]
+    monkeypatch.setattr(web.uploads, "uploads", uploads)
+    monkeypatch.setattr(web.uploads, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with gr.Blocks() as blocks:
+        gr.Textbox()
+    blocks.app = gr.routes.App.create_app(blocks.queue())
+    memory, queue, states = web.uploads.Memory(blocks), blocks._queue, blocks.app.state_holder
+    for session in ("gone", "page", "running"):
+        queue.pending_messages_per_session[session] = session
+        queue.pending_event_ids_session[session] = {f"of {session}"}
+        states[session].state_data[1] = session
+    queue.event_ids_to_events["1"] = SimpleNamespace(session_hash="running")
+
+    def known(after):
+        clock[0] += after
+        memory.sweep()
+        assert set(states.session_data) == set(states.time_last_used) == set(queue.pending_messages_per_session)
+        return set(queue.pending_messages_per_session)
+
+    with uploads.page("page"):
+        assert known(after=0) == known(after=29) == {"gone", "page", "running"}
+        queue.pending_event_ids_session["gone"].add("another")  # and it was answered before the next sweep
+        assert known(after=2) == known(after=29) == {"gone", "page", "running"}
+        assert known(after=2) == {"page", "running"} == set(queue.pending_event_ids_session)
+    assert known(after=100) == {"page", "running"}
+    del queue.event_ids_to_events["1"]
+    assert known(after=31) == {"running"}
+    assert known(after=31) == set()
+
+
+def test_a_refused_request_leaves_no_folder(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(web.analysis, "UPLOADS", tmp_path)
+    monkeypatch.setattr(web.analysis, "uploads", web.uploads.Uploads(tmp_path))
+    (path := tmp_path / "page.jpg").write_bytes(b"<html>")
+    requests = web.analysis.Requests(SimpleNamespace(InputError=ValueError, pipe=SimpleNamespace(file_kind=refuse)))
+    assert list(requests.answer("image", {"path": str(path)}, {}, None)) == ["page.jpg is HTML."]
+    assert list(tmp_path.iterdir()) == [path]
+    web.analysis._save_json(tmp_path / "answer", {})
+    assert (tmp_path / "answer" / "result.json").read_text() == "{}"
+
+
+def refuse(path):
+    raise ValueError(f"{path} is HTML.")
 
 
 def test_a_length_beside_which_chunks_would_count_is_refused(web):
@@ -530,14 +690,14 @@ def test_a_length_beside_which_chunks_would_count_is_refused(web):
 
 
 def test_uploads_that_go_while_they_are_counted_take_no_room(web, tmp_path, monkeypatch):
-    uploads = web.gate.Uploads(tmp_path)
+    uploads = web.uploads.Uploads(tmp_path)
     monkeypatch.setattr(uploads, "_files", lambda: [tmp_path / "gone"])
     assert uploads.room(1)
 
 
 def test_uploads_on_their_way_take_room(web, tmp_path, monkeypatch):
-    monkeypatch.setattr(web.gate, "MOST_FOLDER_BYTES", 10)
-    uploads = web.gate.Uploads(tmp_path)
+    monkeypatch.setattr(web.uploads, "MOST_FOLDER_BYTES", 10)
+    uploads = web.uploads.Uploads(tmp_path)
     with uploads.coming(6):
         assert uploads.room(4) and not uploads.room(5)
     assert uploads.room(10)
@@ -633,6 +793,37 @@ def faces_of(*faces):
     ]
 
 
+def test_the_moments_of_each_person_are_listed(web):
+    people = [
+        {"person": 1, "moments": [{"time": 1.25, "p_fake": 0.7, "why": "highest"}]},
+        {"person": 2, "moments": []},
+        {
+            "person": 3,
+            "moments": [
+                {"time": 4.0, "p_fake": 0.91, "why": "highest"},
+                {"time": 3.5, "p_fake": 0.8, "why": "rise"},
+            ],
+        },
+    ]
+    page = web.answers.show_moments(people)
+    assert re.findall(r'<li>(Person \d)|data-moment="(.*?)">(.*?)<', page) == [
+        ("Person 1", "", ""),
+        ("", "1.25", "Highest: 0.700 at 1.25 s"),
+        ("Person 3", "", ""),
+        ("", "4.0", "Highest: 0.910 at 4.00 s"),
+        ("", "3.5", "Rise: 0.800 at 3.50 s"),
+    ]
+    assert web.answers.show_moments(people[1:2]) == ""
+
+
+def test_only_the_answer_about_a_video_has_times_for_the_plot(web):
+    rate = {"value": None, "low": None, "high": None, "reason": None}
+    answer = {"verdict": "abstained", "sentence": "So.", "expected_fpr": rate}
+    assert "data-times" not in web.answers.show_verdict(answer | {"kind": "image", "faces": []})
+    page = web.answers.show_verdict(answer | {"kind": "video", "people": [], "duration": 2.0})
+    assert 'data-times="[]" data-end="2.0"' in page
+
+
 def test_faces_alike_share_a_sentence(web):
     flagged, small = ("flagged", 0.7, None), ("abstained", None, "too_small")
     assert web.answers.group(faces_of(small, flagged, ("flagged", 0.9, None), small, small), "face") == [
@@ -653,7 +844,7 @@ def test_the_bar_shows_the_score_against_the_threshold(web):
 
 def test_the_page_says_what_its_checkpoint_can_judge(web):
     def said(methods):
-        return web.answers.introduce(SimpleNamespace(seen_methods=methods), {"size": 380, "margin": 1.3})
+        return web.answers.introduce(SimpleNamespace(seen_methods=methods), 73)
 
     assert "forgeries by Deepfakes and FaceSwap. It judges faces of at least 73 pixels" in said(
         ["Deepfakes", "FaceSwap"]
@@ -669,12 +860,12 @@ def test_the_frame_nearest_to_whatever_a_client_selects_is_found(web, span):
 
 
 def test_links_out_of_the_folder_are_no_uploads(web, tmp_path):
-    uploads = web.gate.Uploads(tmp_path)
+    uploads = web.uploads.Uploads(tmp_path)
     (tmp_path / "link").symlink_to("/etc/passwd")
     assert not uploads.owns(tmp_path / "link") and not uploads.owns(tmp_path) and not uploads.owns(None)
 
 
-@pytest.mark.parametrize("name", ["app.py", "web/gate.py", "web/analysis.py", "web/answers.py"])
+@pytest.mark.parametrize("name", ["app.py", "web/gate.py", "web/uploads.py", "web/analysis.py", "web/answers.py"])
 def test_the_app_imports_nothing_of_the_package(name):
     imported = set()
     for node in ast.walk(ast.parse((ROOT / name).read_text())):

@@ -173,6 +173,7 @@ def test_a_picture_of_three_people_shows_each_and_one_sentence_for_those_alike(v
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_video_shows_a_plot_that_leads_to_its_frames(visit, axe, tmp_path, scheme):
     page = visit(scheme=scheme)
+    analyze_picture(page)  # whose answer stays on the page
     open_videos(page)
     assert serious(page, axe) == []
     analyze_video(page, write_video(tmp_path / "clip.mp4", frames=16))
@@ -196,6 +197,10 @@ def test_a_video_shows_a_plot_that_leads_to_its_frames(visit, axe, tmp_path, sch
     page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + 40, steps=5)
     page.mouse.up()
     caption.get_by_text(re.compile(r"^0\.50 s")).wait_for()
+    highest = page.get_by_role("list", name="Moments").get_by_role("button", name=re.compile(r"^Highest: 0\.\d{3} at"))
+    score, time = re.search(r": (\S+) at (\S+ s)", highest.inner_text()).groups()
+    highest.click()
+    caption.get_by_text(f"{time}, person 1: {score}").wait_for()
 
 
 def test_a_frame_can_be_chosen_by_keyboard(visit, tmp_path):
@@ -282,17 +287,22 @@ def test_a_video_can_be_cancelled_and_the_next_request_is_served(visit, tmp_path
     page.locator("#video-file input[type=file]").set_input_files(video)
     page.locator("#video-result progress").wait_for()
     page.get_by_role("tabpanel").get_by_role("button", name="Cancel").locator("visible=true").click()
-    page.wait_for_timeout(1000)
-    done = page.locator("#video-result progress").get_attribute("value")
+    page.locator("#video-result").get_by_text("Cancelled.", exact=True).wait_for()
     page.get_by_role("tab", name="Picture").click()
     analyze_picture(page)
-    assert page.locator("#video-result progress").get_attribute("value") == done
-    assert page.locator("#video-result .dcl-verdict").count() == 0
+    cancel = page.get_by_role("tabpanel").get_by_role("button", name="Cancel").locator("visible=true")
+    cancel.click()  # when nothing runs
+    page.wait_for_timeout(500)
+    assert page.locator("#image-result .dcl-verdict").count() == 1
+    page.get_by_role("tab", name="Video").click()
+    assert page.locator("#video-result .dcl").all_inner_texts() == ["Cancelled."]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_everything_within_its_width_and_scrolls_to_the_answer(visit, axe, tmp_path, scheme):
     page = visit(width=390, height=844, scheme=scheme)
+    places = [page.locator(name).bounding_box()["y"] for name in ("h1", "#image-file", "#introduction", "#privacy")]
+    assert places == sorted(places)
     result = analyze_picture(page)
     page.wait_for_timeout(1500)  # whatever comes after the answer moves the page no more
     assert 0 <= result.locator("h2").first.bounding_box()["y"] < 400
