@@ -268,8 +268,8 @@ class DCLMemory(nn.Module):
 
         The prototype of a class is P <- a P + (1 - a) mean of its keys. Its hard keys are the `hard_samples` keys (or
         the `hard_share` of its keys) with the highest cosine similarity to the prototype of the other class, hardest
-        first (Eq. 6 with a count instead of a threshold). A class without keys in the batch stays as it is, and keys that are not finite are ignored. No
-        operation synchronises with the device.
+        first (Eq. 6 with a count instead of a threshold). A class without keys in the batch stays as it is, and keys
+        that are not finite are ignored. No operation synchronises with the device.
 
         Args:
             keys: unit vectors (N, D) of the whole batch. With several processes, gather them first, so that all
@@ -400,8 +400,8 @@ class DCLModel(DCLPreTrainedModel):
     def checkpoint_gradients(self, enable: bool = True) -> None:
         """Compute parts of the forward pass again in the backward pass, instead of keeping them, or stop doing so.
 
-        Batch normalisation in these parts sees each batch twice. Its momentum is lowered so that the two updates of its
-        running statistics equal one.
+        Batch normalisation in these parts sees each batch twice. Its momentum is lowered so that the two updates of
+        its running statistics equal one.
 
         Args:
             enable: whether to do so.

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..modeling_dcl import DCLForPreTraining
 from .distributed import world_size
 
-#: SIGTERM comes from schedulers, containers and `kill`; SIGUSR1 from SLURM ahead of a time limit (`--signal=USR1@120`).
+#: SIGTERM comes from schedulers, containers and `kill`; SIGUSR1 from SLURM ahead of a time limit.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 #: Exit status of a run that a signal stopped: 128 + SIGTERM, whichever of the two came, as the shell reports it.
 STOPPED = 128 + signal.SIGTERM

@@ -133,10 +133,10 @@ def contrast_measures(
         By name:
 
         - `similarity_positive`: mean cosine of query and own key;
-        - `similarity_hardest_negative`: mean over the batch of the largest cosine of a query and a key of the other
-          class's queue; missing while a queue is empty;
-        - `uniformity`: log of the mean of e^{-2 |q_i - q_j|^2} over pairs of different images, at most 0; lower is more
-          uniform (Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and
+        - `similarity_hardest_negative`: mean over the batch of the largest cosine of a query and a key of the
+          other class's queue; missing while a queue is empty;
+        - `uniformity`: log of the mean of e^{-2 |q_i - q_j|^2} over pairs of different images, at most 0; lower is
+          more uniform (Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and
           Uniformity on the Hypersphere", 2020). Their alignment is 2 - 2 `similarity_positive`;
         - `prototype_cosine`: cosine of the two prototypes;
         - `queue_filled_real`, `queue_filled_fake`: written share of each queue;
@@ -148,7 +148,7 @@ def contrast_measures(
     measures = {"similarity_positive": (query * key).sum(1).mean()}
     if filled.all():
         unwritten = torch.arange(size, device=query.device) >= filled[:, None]
-        hardest = torch.stack([(query @ rows.T).masked_fill(mask, -1).amax(1) for rows, mask in zip(queue, unwritten)])
+        hardest = torch.stack([(query @ queue[label].T).masked_fill(unwritten[label], -1).amax(1) for label in (0, 1)])
         measures["similarity_hardest_negative"] = hardest.take_along_dim((1 - labels)[None], 0).mean()
     if len(query) > 1:
         distances = torch.pdist(query).square()

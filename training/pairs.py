@@ -267,7 +267,7 @@ def _name(cells: dict[str, Any], row: int) -> str:
 
 
 def _readable(rows: Dataset) -> list[int]:
-    """Return the rows whose images and masks can be decoded, and warn of the others; decoded by threads, on all cores."""
+    """Return the rows whose images and masks can be decoded, by threads on all cores, and warn of the others."""
     readable = []
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:  # the filters that the threads set end here
         for start in range(0, len(rows), CHECKED_AT_ONCE):

@@ -90,8 +90,8 @@ class ModelArguments:
     hard_share: float | None = field(
         default=None,
         metadata={
-            "help": "Share of each class's keys that enter its queue at each step, in place of hard_samples: the queue "
-            "then fills at the same rate with any batch size and number of processes."
+            "help": "Share of each class's keys that enter its queue at each step, in place of hard_samples: the "
+            "queue then fills at the same rate with any batch size and number of processes."
         },
     )
     momentum: float = field(default=0.999, metadata={"help": "Momentum of the key encoder."})
@@ -150,8 +150,8 @@ class ModelArguments:
         for name in FIXED_BY_CHECKPOINT:
             if name in changed:
                 raise InputError(
-                    f"{name} is {changed[name]!r}, but the checkpoint {self.model!r} has {getattr(config, name)!r}, and "
-                    f"its weights fit nothing else. Leave {name} out, or --model."
+                    f"{name} is {changed[name]!r}, but the checkpoint {self.model!r} has {getattr(config, name)!r}, "
+                    f"and its weights fit nothing else. Leave {name} out, or --model."
                 )
         try:
             return type(config).from_dict(config.to_dict() | changed)
@@ -314,15 +314,15 @@ class TrainingSettings:
     lr_step_epochs: float = field(
         default=0.0,
         metadata={
-            "help": "Multiply the learning rate by 0.1 after every N epochs, after the linear warm-up of warmup_steps; "
-            "overrides lr_scheduler_type."
+            "help": "Multiply the learning rate by 0.1 after every N epochs, after the linear warm-up of "
+            "warmup_steps; overrides lr_scheduler_type."
         },
     )
     adam_l2: bool = field(
         default=False,
         metadata={
-            "help": "Use Adam, with weight_decay added to the gradient of every parameter (L2) as in the released code, "
-            "in place of optim."
+            "help": "Use Adam, with weight_decay added to the gradient of every parameter (L2) as in the released "
+            "code, in place of optim."
         },
     )
     batch_norm: Literal["local", "sync", "shuffle", "frozen"] = field(
@@ -358,8 +358,8 @@ class TrainingSettings:
     save_for_inference: bool = field(
         default=False,
         metadata={
-            "help": "Leave momentum encoder and memory out of the final checkpoint: half the size, and no embeddings of "
-            "training faces in it. The intermediate checkpoints keep them."
+            "help": "Leave momentum encoder and memory out of the final checkpoint: half the size, and no embeddings "
+            "of training faces in it. The intermediate checkpoints keep them."
         },
     )
     log_gradient_shares: bool = field(
@@ -369,8 +369,9 @@ class TrainingSettings:
             "passes at each log entry."
         },
     )
-    channels_last: bool = field(
-        default=False, metadata={"help": "Use the channels_last memory format; often faster on GPUs, measure it."}
+    channels_last: bool | None = field(
+        default=None,
+        metadata={"help": "Use the channels_last memory format (default: on a CPU in float32, where it is faster)."},
     )
     learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
     weight_decay: float = field(default=1e-5, metadata={"help": "Decoupled weight decay."})

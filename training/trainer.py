@@ -1,13 +1,12 @@
-"""The `Trainer` of DCL: computes the losses of two views, and updates the memory and the momentum encoder."""
+"""The `Trainer` of DCL: computes the losses of two views, and updates the memory and the momentum encoder.
 
-import json
+Long because the methods of a `Trainer` share its state and belong to one class.
+"""
+
 import logging
 import math
-import os
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
-from transformers import trainer as hf_trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, SaveStrategy, TrainOutput
-from transformers.utils import PushInProgress
+from transformers import Trainer
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, TrainOutput
 
 from ..errors_dcl import InputError
 from ..modeling_dcl import DCLForPreTraining, DCLForPreTrainingOutput
@@ -31,7 +28,6 @@ from ..prepared.cells import cell_masks
 from ..prepared.dataset import CorruptImageError, keys_of
 from ..prepared.names import FAKE, REAL
 from .callbacks import GivenLearningRate, MomentumUpdate, StopEarly, StopOnSignal, outlive_signals
-from .card import write_model_card
 from .distributed import (
     gather_rows,
     means_over_processes,
@@ -42,68 +38,24 @@ from .distributed import (
 from .losses import inter_instance_loss, intra_instance_loss
 from .monitoring import LossMonitor, NonFiniteError, contrast_measures, draw_views, gradient_shares, send_picture
 from .pairs import BalancedSampler, PairDataset, collate
-from .settings import TrainingSettings
+from .publishing import PublishingTrainer, last_complete_checkpoint
 from .streaming import RowGroupSampler, StreamedRows
+from .trainer_arguments import DCLTrainingArguments
 from .views import apply_device_views
 
 logger = logging.getLogger(__name__)
 
-#: Files to upload: all that loading the model, its pipeline and the face detector needs. Pickles and optimizer state
-#: are left out.
-PUBLISHED_FILES = (
-    *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"),
-    *("*_dcl.py", "*.onnx", "run_settings.json", "learning_curve.png"),
-)
 COMPONENTS = ("ce", "inter", "intra_fake", "intra_real")
-_LOADERS = 8  # processes that load data for a GPU, where there are as many cores
 
 
-@dataclass
-class DCLTrainingArguments(TrainingSettings, TrainingArguments):
-    """`TrainingArguments` with the weights and the schedule of DCL's losses.
-
-    Raises:
-        InputError: if a setting is out of range, or does not fit DCL or this machine.
-    """
-
-    def __post_init__(self):
-        TrainingSettings.__post_init__(self)
-        chosen = self.dataloader_num_workers < 0
-        self.dataloader_num_workers = max(0, self.dataloader_num_workers)
-        TrainingArguments.__post_init__(self)
-        if chosen:
-            cores = len(os.sched_getaffinity(0)) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-            self.dataloader_num_workers = min(cores - 1, 1 if self.device.type == "cpu" else _LOADERS)
-        elif self.dataloader_num_workers == 0 and self.device.type != "cpu":
-            logger.warning(
-                "dataloader_num_workers is 0, so the GPU waits while images are decoded. Leave dataloader_num_workers "
-                "out, or give several."
-            )
-        if not self.accelerator_config.even_batches:
-            raise InputError(
-                "accelerator_config: even_batches is false, but all processes need equal batches. Omit it."
-            )
-        if self.batch_norm == "sync" and self.world_size > 1 and self.device.type == "cpu":
-            raise InputError("batch_norm is 'sync', which needs GPUs. Choose local, shuffle or frozen.")
-        if self.device.type == "cpu":
-            self.dataloader_pin_memory = False  # useless without a GPU, and PyTorch warns about it
-        if self.n_gpu > 1:
-            raise InputError(
-                f"One process sees {self.n_gpu} GPUs, but DCL's memory works with one GPU a process. Launch with "
-                f"`torchrun --nproc_per_node {self.n_gpu} train.py ...`, or set CUDA_VISIBLE_DEVICES to one of them."
-            )
-        if self.fp16 and self.device.type == "cpu":
-            raise InputError("fp16 has no effect on a CPU. Use bf16, or neither.")
-
-
-class DCLTrainer(Trainer):
+class DCLTrainer(PublishingTrainer):
     """Trains a `DCLForPreTraining` on a `PairDataset` and validates it on a `FaceDataset`.
 
     Besides the total loss, the log has its unweighted components, averaged over processes: `loss_ce`, `loss_inter`,
     `loss_intra_fake`, `loss_intra_real`; their weights in the last step: `weight_ce`, `weight_inter`,
-    `weight_intra_fake`, `weight_intra_real`; the share of fakes whose mask Intra-ICL could use, `usable_masks`; and the
-    measures of `contrast_measures` for the last batch. Without contrastive losses
-    (`contrastive_weight` 0), there is no key encoder, no memory and no second view to pay for.
+    `weight_intra_fake`, `weight_intra_real`; `usable_masks`, the share of fakes whose mask Intra-ICL could use; and
+    the measures of `contrast_measures` for the last batch. Without contrastive losses (`contrastive_weight` 0), there
+    is no key encoder, no memory and no second view to pay for.
 
     On SIGTERM or SIGUSR1, training saves a checkpoint at the end of the step and returns; `stopped` tells so.
 
@@ -138,8 +90,8 @@ class DCLTrainer(Trainer):
             config, default = self.model.config, type(self.model.config)().hard_samples
             if config.hard_share is None and config.hard_samples == default:
                 logger.warning(
-                    "hard_samples is %d for the batch of all %d processes together, so the queues fill more slowly than "
-                    "with one. Set hard_share to keep the rate; 0.3125 is 5 of a class's 16 in a batch of 32.",
+                    "hard_samples is %d for the batch of all %d processes together, so the queues fill more slowly "
+                    "than with one. Set hard_share to keep the rate; 0.3125 is 5 of a class's 16 in a batch of 32.",
                     *(default, self.args.world_size),
                 )
 
@@ -147,8 +99,8 @@ class DCLTrainer(Trainer):
         kinds = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
         if kinds:
             raise InputError(
-                f"The model has parameters of type {kinds.pop()}, in which a momentum encoder hardly moves. Load it with "
-                "dtype=torch.float32; bf16 and fp16 of the training arguments compute in half precision."
+                f"The model has parameters of type {kinds.pop()}, in which a momentum encoder hardly moves. Load it "
+                "with dtype=torch.float32; bf16 and fp16 of the training arguments compute in half precision."
             )
         if self.args.batch_norm == "sync" and self.args.world_size > 1:
             convert_sync_batchnorm(model)
@@ -539,77 +491,3 @@ class DCLTrainer(Trainer):
         if self.args.contrastive_weight == 0:
             model.synchronize_momentum_encoder()  # cross-entropy alone leaves it behind
         super().save_model(output_dir, _internal_call)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.args.save_for_inference and Path(output_dir or self.args.output_dir) == Path(self.args.output_dir):
-            kept = ("dcl.", "classifier.")
-            state_dict = {name: value for name, value in self.model.state_dict().items() if name.startswith(kept)}
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            (folder / "training_args.bin").unlink(missing_ok=True)  # an unused pickle
-            (folder / "training_args.json").write_text(self.args.to_json_string())
-
-    def create_model_card(self, model_name: str | None = None, **kwargs: Any) -> None:
-        """Write the model card, README.md: usage, training, validation scores and limitations."""
-        if self.is_world_process_zero():
-            repository = model_name or self.hub_model_id or self.args.hub_model_id
-            folder = self.args.output_dir
-            write_model_card(self, repository or Path(folder).name, repository or folder, self.was_contrastive())
-
-    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs: Any) -> Any:
-        """Publish the model, its code, its processor and its card.
-
-        Args:
-            commit_message: the message of the commit.
-            blocking: wait for the upload.
-            **kwargs: `token` and `private`, for a new repository.
-
-        Returns:
-            The commit, or its future; None on all processes but the first.
-        """
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=kwargs.get("token"), private=kwargs.get("private"))
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self._finish_current_push()
-        return self._upload(commit_message, run_as_future=not blocking, token=kwargs.get("token"))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # The Trainer's own version omits the code that `auto_map` refers to, and adds a pickle.
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        if not self.args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
-            return
-        for pattern in PUBLISHED_FILES:
-            for source in Path(checkpoint_folder).glob(pattern):
-                shutil.copy(source, self.args.output_dir)
-        job = self._upload(f"Training in progress, step {self.state.global_step}", run_as_future=True)
-        if self.push_in_progress is None or self.push_in_progress.is_done():
-            self.push_in_progress = PushInProgress([])
-        self.push_in_progress.jobs.append(job)
-
-    def _upload(self, commit_message: str | None, run_as_future: bool, token: str | None = None) -> Any:
-        self.create_model_card()
-        return hf_trainer.hf_api().upload_folder(
-            repo_id=self.hub_model_id,
-            folder_path=self.args.output_dir,
-            allow_patterns=[*PUBLISHED_FILES, "README.md"],
-            ignore_patterns=["*/*"],  # not the checkpoint folders, since `*` matches slashes, too
-            commit_message=commit_message,
-            token=token or self.args.hub_token,
-            revision=self.args.hub_revision,
-            run_as_future=run_as_future,
-        )
-
-
-def last_complete_checkpoint(output_dir: str | Path) -> Path | None:
-    """Return the latest complete checkpoint: one with a trainer state, which is written last."""
-    found = {}
-    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            found[json.loads((folder / "trainer_state.json").read_text())["global_step"]] = folder
-        except (OSError, ValueError, KeyError):
-            continue
-    return found[max(found)] if found else None
