@@ -29,6 +29,7 @@ COMMANDS = {
     "train_step_bf16": f"{STEP} --precision bf16 --channels_last --json",
     "released_float32": f"{STEP} --baseline released --channels_last --json",
     "released_bf16": f"{STEP} --baseline released --precision bf16 --channels_last --json",
+    "classifier_float32": f"{STEP} --baseline classifier --channels_last --json",
     "sweep": "benchmarks/sweep.py --cpu_time --steps 2 --queue_sizes 1024 32768 131072 --batch_sizes 4 8 "
     "--cells 10 18 --json",
 }
@@ -76,6 +77,8 @@ def page(results: Mapping[str, dict[str, Any]]) -> str:
         step_table(results, COMMANDS, parts, bare_rows, "bare", "bare backbone"),
         RELEASED,
         step_table(results, COMMANDS, parts, released_rows, "released", "released code"),
+        CLASSIFIER,
+        step_table(results, COMMANDS, parts, ["classifier_float32"], "classifier", "plain classifier"),
         "## Queue size, batch and cells\n",
         SWEEP,
         *sweep_tables(results.get("sweep"), parts.get("sweep")),
@@ -96,6 +99,9 @@ the median, and in brackets the smallest and the largest.
 BARE = """A step of DCL is all that the Trainer does with a batch that is loaded: views, both encoders, losses, memory,
 backward pass, gradient norm, optimizer and momentum update. The bare backbone does the same passes over both encoders
 and has the same optimizer, and nothing else.
+"""
+CLASSIFIER = """
+With cross-entropy alone (`contrastive_weight` 0), a step encodes no key and updates no memory.
 """
 RELEASED = """
 The step of the code that was released with the paper is re-created from its description: contiguous float32, Adam

@@ -8,6 +8,7 @@ and the log are not part of it. The baselines:
   encoder, and the optimizer; with the memory format, autocast and optimizer of the DCL step.
 - `released`: our re-creation of the step of the code that was released with the paper: contiguous float32, Adam
   without fused or foreach kernels, contrastive losses in a loop over images. Its views are made before the step.
+- `classifier`: a plain classifier, against a DCL step with cross-entropy alone (`contrastive_weight` 0).
 
 Both steps alternate in one process, and ratios are those within a turn. Peak memory is that of each step alone.
 `--cpu_time` measures CPU time on a single thread, for busy machines.
@@ -32,7 +33,7 @@ from torch import nn
 from dcl_face_forgery.benchmarks.harness import print_result
 from dcl_face_forgery.configuration_dcl import DCLConfig
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
-from dcl_face_forgery.modeling_dcl import DCLForPreTraining, DCLModel
+from dcl_face_forgery.modeling_dcl import DCLForImageClassification, DCLForPreTraining, DCLModel
 from dcl_face_forgery.training.settings import ViewSettings
 from dcl_face_forgery.training.trainer import DCLTrainer, DCLTrainingArguments
 from dcl_face_forgery.training.views import draw_device_views
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--channels_last", action="store_true", help="use the channels_last memory format")
     parser.add_argument("--optimizer", choices=("fused", "foreach", "loop"), default="fused", help="form of AdamW")
     parser.add_argument("--queue_size", type=int, default=DCLConfig().queue_size, help="keys of each class")
-    parser.add_argument("--baseline", choices=("bare", "released"), default="bare")
+    parser.add_argument("--baseline", choices=("bare", "released", "classifier"), default="bare")
     parser.add_argument("--cpu_time", action="store_true", help="measure CPU time on a single thread")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each, after a warm-up step")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -108,6 +109,7 @@ def dcl_step(options: argparse.Namespace) -> Callable[[], None]:
             output_dir=folder,
             use_cpu=not torch.cuda.is_available(),
             contrastive_warmup_steps=0,
+            contrastive_weight=0.0 if options.baseline == "classifier" else 0.5,
             bf16=options.precision == "bf16",
             fp16=options.precision == "fp16",
             channels_last=options.channels_last,
@@ -231,7 +233,31 @@ def released_step(options: argparse.Namespace) -> Callable[[], None]:
     return step
 
 
-STEPS = {"dcl": dcl_step, "bare": bare_step, "released": released_step}
+def classifier_step(options: argparse.Namespace) -> Callable[[], None]:
+    """Build the step of a plain classifier on images that are ready."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+    config = DCLConfig(backbone=options.backbone, image_size=options.image_size)
+    model = DCLForImageClassification(config).to(device, memory_format=memory_format).train()
+    optimizer = make_optimizer(model, options.optimizer)
+    dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+    batch = random_batch(options, device)
+    images = (batch["pixel_values"].float() / 127.5 - 1).contiguous(memory_format=memory_format)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            loss = model(images, labels=batch["labels"]).loss
+        scaler.scale(loss).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    return step
+
+
+STEPS = {"dcl": dcl_step, "bare": bare_step, "released": released_step, "classifier": classifier_step}
 
 
 def make_optimizer(model: nn.Module, form: str) -> torch.optim.Optimizer:
@@ -253,6 +279,7 @@ def random_batch(options: argparse.Namespace, device: torch.device) -> dict[str,
     }
     batch |= {name: torch.stack([torch.as_tensor(draw[name]) for draw in draws]) for name in draws[0]}
     batch |= {"mask": mask, "has_mask": torch.ones(count, dtype=torch.bool), "labels": torch.arange(count) % 2}
+    batch["row"] = torch.arange(count)
     return {name: value.to(device) for name, value in batch.items()}
 
 

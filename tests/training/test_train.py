@@ -518,6 +518,39 @@ def test_gradient_shares_are_logged_when_asked_for(prepared, tmp_path):
         assert sum(shares) == pytest.approx(1) and all(0 <= share <= 1 for share in shares)
 
 
+@pytest.mark.parametrize("backbone, size", [("test_efficientnet", 96), ("test_vit", 64), ("test_convnext", 96)])
+def test_compilation_sees_each_network_whole(backbone, size):
+    model = DCLForPreTraining(DCLConfig(backbone=backbone, image_size=size, queue_size=16, hard_samples=2)).train()
+    images = torch.randn(4, 3, size, size)
+    seen = torch._dynamo.explain(model)(images, images)
+    assert (seen.graph_count, seen.graph_break_count) == (1, 0), seen.break_reasons
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_a_compiled_training_learns_and_saves_the_same(finished, prepared, tmp_path):
+    flags = training_flags(prepared, tmp_path / "run", **RUN, torch_compile=True, torch_compile_backend="eager")
+    train.main(flags)
+    assert_same_run(finished, tmp_path / "run")
+    assert not any("_orig_mod" in name for name in load_file(tmp_path / "run" / "checkpoint-6" / "model.safetensors"))
+
+
+def test_the_learning_curve_of_60_steps_is_as_it_was(prepared, tmp_path):
+    """A change of the views, the losses, the memory, the schedule or the sampling moves it: see that it is meant."""
+    settings = {"max_steps": 60, "image_size": 64, "logging_steps": 10, "eval_steps": 60, "save_steps": 60}
+    trainer = build_trainer(parse_training_run(training_flags(prepared, tmp_path, **settings, learning_rate=1e-3)))
+    trainer.train()
+    curve = [
+        {name: value for name, value in entry.items() if name.startswith(("step", "loss", "weight", "similarity", "queue"))}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    expected = json.loads((REPOSITORY / "tests" / "fixtures" / "learning_curve.json").read_text())
+    assert len(curve) == len(expected) == 6
+    for entry, wanted in zip(curve, expected, strict=True):
+        assert entry == pytest.approx(wanted, rel=0.05, abs=0.02)
+
+
 def test_hyperparameters_can_be_searched(prepared, tmp_path):
     pytest.importorskip("optuna")
     run = parse_training_run(training_flags(prepared, tmp_path, **RUN))
