@@ -106,6 +106,8 @@ def train(run: TrainingRun, compute_metrics: Metrics, fit: Fit) -> None:
         if lock.is_locked:
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
+            if not any(output_dir.iterdir()):  # the run was refused
+                output_dir.rmdir()
 
 
 def train_from(trainer: DCLTrainer, checkpoint: Path | None) -> TrainOutput:

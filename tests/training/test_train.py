@@ -540,8 +540,9 @@ def test_the_learning_curve_of_60_steps_is_as_it_was(prepared, tmp_path):
     settings = {"max_steps": 60, "image_size": 64, "logging_steps": 10, "eval_steps": 60, "save_steps": 60}
     trainer = build_trainer(parse_training_run(training_flags(prepared, tmp_path, **settings, learning_rate=1e-3)))
     trainer.train()
+    logged = ("step", "loss", "weight", "similarity", "queue")
     curve = [
-        {name: value for name, value in entry.items() if name.startswith(("step", "loss", "weight", "similarity", "queue"))}
+        {name: value for name, value in entry.items() if name.startswith(logged)}
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
