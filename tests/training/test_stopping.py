@@ -51,7 +51,9 @@ def assert_continues(finished, flags, folder, step):
     assert_same_run(finished, folder)
 
 
-@pytest.mark.parametrize("number, workers", [(signal.SIGTERM, 0), (signal.SIGUSR1, 2)])
+@pytest.mark.parametrize(
+    "number, workers", [(signal.SIGTERM, 0), pytest.param(signal.SIGUSR1, 2, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_at_the_end_of_the_step_and_the_same_command_goes_on_to_the_same_weights(
     finished, prepared, tmp_path, monkeypatch, capsys, number, workers
 ):

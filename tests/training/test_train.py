@@ -518,6 +518,7 @@ def test_gradient_shares_are_logged_when_asked_for(prepared, tmp_path):
         assert sum(shares) == pytest.approx(1) and all(0 <= share <= 1 for share in shares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone, size", [("test_efficientnet", 96), ("test_vit", 64), ("test_convnext", 96)])
 def test_compilation_sees_each_network_whole(backbone, size):
     model = DCLForPreTraining(DCLConfig(backbone=backbone, image_size=size, queue_size=16, hard_samples=2)).train()
@@ -552,6 +553,7 @@ def test_the_learning_curve_of_60_steps_is_as_it_was(prepared, tmp_path):
         assert entry == pytest.approx(wanted, rel=0.05, abs=0.02)
 
 
+@pytest.mark.slow
 def test_hyperparameters_can_be_searched(prepared, tmp_path):
     pytest.importorskip("optuna")
     run = parse_training_run(training_flags(prepared, tmp_path, **RUN))
