@@ -144,10 +144,21 @@ class StopOnSignal(TrainerCallback):
         return answer
 
 
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold the signals back within the `with`; processes that start in it get none until `outlive_signals`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def outlive_signals(worker: int = 0) -> None:
     """Make a worker of a data loader outlive signals that were sent to all processes, so that the step can end.
 
-    For `DataLoader(worker_init_fn=...)`. Without it, SIGUSR1 kills the workers, and the step with them.
+    For `DataLoader(worker_init_fn=...)`. Without it, the signals kill the workers, and the step with them.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_PATIENCE, os._exit, (0,)).start())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -27,7 +27,7 @@ from ..modeling_dcl import DCLForPreTraining, DCLForPreTrainingOutput
 from ..prepared.cells import cell_masks
 from ..prepared.dataset import CorruptImageError, keys_of
 from ..prepared.names import FAKE, REAL
-from .callbacks import GivenLearningRate, MomentumUpdate, StopEarly, StopOnSignal, outlive_signals
+from .callbacks import GivenLearningRate, MomentumUpdate, StopEarly, StopOnSignal, outlive_signals, signals_held
 from .distributed import (
     gather_rows,
     means_over_processes,
@@ -136,6 +136,11 @@ class DCLTrainer(PublishingTrainer):
         # The Trainer's own function would seed generators that no sample draws from.
         loader.worker_init_fn = outlive_signals
         return loader
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the batches of a step. The first call of an epoch starts the workers of the loader."""
+        with signals_held():
+            return super().get_batch_samples(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Return the loader of validation batches, whose workers outlive the signals that end a run."""
