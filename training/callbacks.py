@@ -50,10 +50,13 @@ class GivenLearningRate(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Called by the Trainer once the state of the checkpoint is loaded."""
-        state = lr_scheduler.state_dict()
-        scale = args.learning_rate / max(state["base_lrs"])
+        schedule = lr_scheduler.state_dict()
+        started_with = max(schedule.get("base_lrs", [0.0]))  # not all schedules have it
+        if started_with in (0.0, args.learning_rate):
+            return
+        scale = args.learning_rate / started_with
         lr_scheduler.load_state_dict(
-            state | {name: [rate * scale for rate in state[name]] for name in ("base_lrs", "_last_lr")}
+            schedule | {name: [rate * scale for rate in schedule[name]] for name in ("base_lrs", "_last_lr")}
         )
         for group in optimizer.param_groups:
             group["lr"] *= scale
@@ -76,7 +79,7 @@ class StopEarly(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called by the Trainer."""
-        metric = f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+        metric = f"eval_{(args.metric_for_best_model or 'auc').removeprefix('eval_')}"
         scores = [entry[metric] for entry in state.log_history if metric in entry]
         best = scores.index((max if args.greater_is_better else min)(scores)) if scores else 0
         if len(scores) - 1 - best >= args.early_stopping_patience:

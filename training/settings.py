@@ -34,6 +34,7 @@ REFUSED_OPTIONS = {
     "train_sampling_strategy": ("random", "batches alternate real and fake faces"),
     "dataloader_in_order": (True, "a resumed run must see the same batches"),
     "ignore_data_skip": (False, "a resumed run must see the same batches"),
+    "restore_callback_states_from_checkpoint": (False, "DCL restores what it needs by itself"),
     "enable_jit_checkpoint": (False, "DCL saves a checkpoint on SIGTERM and SIGUSR1 anyway"),
 }
 

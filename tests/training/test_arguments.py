@@ -136,6 +136,7 @@ def test_mappings_of_the_trainer_can_be_given_in_yaml(parse):
         ("neftune_noise_alpha: 5", [], ["neftune_noise_alpha", "token"]),
         ("train_sampling_strategy: sequential", [], ["train_sampling_strategy", "alternate"]),
         ("enable_jit_checkpoint: true", [], ["enable_jit_checkpoint", "SIGTERM"]),
+        ("restore_callback_states_from_checkpoint: true", [], ["restore_callback_states_from_checkpoint", "itself"]),
         ("auto_find_batch_size: true", [], ["auto_find_batch_size"]),
         ("use_liger_kernel: true", [], ["use_liger_kernel"]),
         ("dataloader_in_order: false", [], ["dataloader_in_order"]),
