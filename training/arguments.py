@@ -22,7 +22,7 @@ from .settings import AugmentationSettings, DataArguments, ModelArguments, Train
 if TYPE_CHECKING:
     from .trainer import DCLTrainingArguments
 
-#: Arguments that may change when a run resumes, since they do not affect the trained weights.
+#: Arguments that may change when a run resumes: they affect no step, though some decide which checkpoint is kept.
 FREE_ON_RESUME = (
     *("output_dir", "overwrite", "skip_corrupt", "allow_copies", "config", "data_root", "resume_from_checkpoint"),
     *("disable_tqdm", "report_to", "run_name", "project", "log_level", "log_level_replica", "save_total_limit"),
@@ -124,6 +124,12 @@ def parse_training_run(argv: list[str]) -> TrainingRun:
     named = (flag[2:].partition("=")[0].replace("-", "_") for flag in [*flags, *rest] if flag.startswith("--"))
     given = frozenset(name if name in hints else name.removeprefix("no_") for name in named) | settings.keys()
     run = TrainingRun(*parsed[: len(groups)], given)  # the rest of `parsed` is `config`
+    if run.model.hard_share is not None and {"hard_samples", "hard_share"} <= given:
+        raise InputError(
+            "hard_samples and hard_share exclude each other. Leave one out, or write `hard_share: null` in the file."
+        )
+    if run.options.adam_l2 and "optim" in given:
+        raise InputError(f"optim is {str(run.options.optim)!r}, and adam_l2 is Adam. Leave one out.")
     if not run.data.dataset:
         raise InputError("No data set given. Pass --dataset with a name, a folder, or an id on the Hub.")
     return run

@@ -18,7 +18,6 @@ from .distributed import world_size
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 #: Exit status of a run that a signal stopped: 128 + SIGTERM, whichever of the two came, as the shell reports it.
 STOPPED = 128 + signal.SIGTERM
-_PATIENCE = 30  # seconds that a worker of the data loader outlives SIGTERM, in which the step ends
 
 
 class MomentumUpdate(TrainerCallback):
@@ -30,10 +29,12 @@ class MomentumUpdate(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: DCLForPreTraining | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
         """Called by the Trainer with the unwrapped model."""
-        if args.contrastive_weight > 0:
+        skipped = getattr(optimizer, "step_was_skipped", False)  # by the scaler of fp16
+        if args.contrastive_weight > 0 and not skipped:
             model.momentum_update()
 
 
@@ -94,18 +95,18 @@ class StopOnSignal(TrainerCallback):
 
     Attributes:
         stopped: whether a signal ended the training.
+        received: whether one came to this process.
     """
 
     def __init__(self):
-        self.stopped = False
-        self._received = False
+        self.stopped = self.received = False
         self._group = None
         self._asked: tuple[dist.Work, torch.Tensor] | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Listen to the signals within the `with`; only the main thread of a process can."""
-        self.stopped = self._received = False
+        self.stopped = self.received = False
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -117,7 +118,7 @@ class StopOnSignal(TrainerCallback):
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: Any) -> None:
-        self._received = True
+        self.received = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -134,15 +135,22 @@ class StopOnSignal(TrainerCallback):
         if self._all_received():
             self.stopped = control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer after a stop, too, where the epoch is not over."""
+        if self.stopped:
+            control.should_evaluate = control.should_save = control.should_log = False
+
     def _all_received(self) -> bool:
         if world_size() == 1:
-            return self._received
+            return self.received
         answer = False
         if self._asked is not None:
             work, total = self._asked
             work.wait()
             answer = bool(total)
-        total = torch.tensor(int(self._received))
+        total = torch.tensor(int(self.received))
         self._asked = dist.all_reduce(total, group=self._group, async_op=True), total
         return answer
 
@@ -160,8 +168,14 @@ def signals_held() -> Iterator[None]:
 def outlive_signals(worker: int = 0) -> None:
     """Make a worker of a data loader outlive signals that were sent to all processes, so that the step can end.
 
-    For `DataLoader(worker_init_fn=...)`. Without it, the signals kill the workers, and the step with them.
+    For `DataLoader(worker_init_fn=...)`. Without it, the signals kill the workers, and the step with them. SIGTERM of
+    the parent, which ends its workers by it, still counts.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_PATIENCE, os._exit, (0,)).start())
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_leave_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_when_told(parent: int) -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != parent:
+        pass
+    os._exit(0)

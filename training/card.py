@@ -27,7 +27,7 @@ LISTED = (
     *("max_steps", "gradient_accumulation_steps", "optim", "lr_scheduler_type", "warmup_steps", "max_grad_norm"),
     *("seed", "bf16", "fp16", "world_size", "data"),
 )
-VALIDATION_METRICS = {"auc": "Frame AUC", "eer": "Frame EER", "video_auc": "Video AUC", "accuracy": "Frame accuracy"}
+METRIC_NAMES = {"auc": "Frame AUC", "eer": "Frame EER", "video_auc": "Video AUC", "accuracy": "Frame accuracy"}
 
 
 def write_model_card(trainer: Trainer, name: str, source: str, contrastive: bool) -> Path:
@@ -51,9 +51,9 @@ def write_model_card(trainer: Trainer, name: str, source: str, contrastive: bool
         EvalResult(
             task_type="image-classification",
             dataset_type="face-forgery",
-            dataset_name=f"{', '.join(datasets) or 'unnamed'} (validation)",
+            dataset_name=f"{', '.join(_names_of(trainer.eval_dataset)) or 'unnamed'} (validation)",
             metric_type="roc_auc",
-            metric_name=VALIDATION_METRICS["auc"],
+            metric_name=METRIC_NAMES["auc"],
             metric_value=round(value, 6),
         )
         for key, value in scores.items()
@@ -78,7 +78,7 @@ def write_model_card(trainer: Trainer, name: str, source: str, contrastive: bool
         finds_faces=why_not_cut(processor.crop) is None,
         contrastive=contrastive,
         datasets=datasets,
-        scores={VALIDATION_METRICS[key]: f"{value:.4f}" for key, value in scores.items()},
+        scores={METRIC_NAMES[key]: f"{value:.4f}" for key, value in scores.items()},
         calibration=describe_calibration(config.calibration),
         abstention=describe_abstention(config.familiarity),
         step=step,
@@ -116,7 +116,7 @@ def draw_learning_curve(history: Sequence[dict[str, Any]], path: Path) -> bool:
         color="tab:orange",
         label="validation, cross-entropy",
     )
-    for key, name in VALIDATION_METRICS.items():
+    for key, name in METRIC_NAMES.items():
         values = [(entry["step"], entry[f"eval_{key}"]) for entry in validation if f"eval_{key}" in entry]
         if values:
             right.plot(*zip(*values, strict=True), "o-", label=name)
@@ -144,4 +144,4 @@ def _scores_at(trainer: Trainer, step: int) -> dict[str, float]:
     """Return the validation metrics of a step; empty if that step was not validated."""
     found = [entry for entry in trainer.state.log_history if entry["step"] == step and "eval_auc" in entry]
     entry = found[-1] if found else {}
-    return {key: entry[f"eval_{key}"] for key in VALIDATION_METRICS if f"eval_{key}" in entry}
+    return {key: entry[f"eval_{key}"] for key in METRIC_NAMES if f"eval_{key}" in entry}

@@ -82,7 +82,7 @@ class LossMonitor(TrainerCallback, ExportableState):
         if world_size() > 1:
             dist.all_reduce(self._sums)
         sums = dict(zip(self._names, self._sums.tolist(), strict=True))
-        # A term that has no weight yet may be what it will: the loss decides.
+        # A term that has no weight yet may be anything: the loss decides.
         if "loss" in sums and not math.isfinite(sums["loss"][0]):
             if world_size() > 1:
                 dist.all_reduce(self._first, op=dist.ReduceOp.MIN)
@@ -106,9 +106,17 @@ class LossMonitor(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Called by the Trainer on all processes; a resumed run starts from the sums of its checkpoint."""
-        exported = state.stateful_callbacks.get("LossMonitor", {}).get("attributes", {})
+        # A checkpoint of an older version has no entry, and the Trainer expects one.
+        exported = state.stateful_callbacks.setdefault("LossMonitor", {}).get("attributes", {})
+        resumed = state.global_step > 0 and state.is_world_process_zero
         self._sums, self._batches = None, []
-        self._saved = exported.get("sums", {}) if state.is_world_process_zero else {}
+        self._saved = exported.get("sums", {}) if resumed else {}
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by the Trainer on all processes."""
+        self._sums, self._batches, self._saved = None, [], {}
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer saves with a checkpoint; call `fold` before."""
@@ -141,7 +149,7 @@ def contrast_measures(
         - `prototype_cosine`: cosine of the two prototypes;
         - `queue_filled_real`, `queue_filled_fake`: written share of each queue;
         - `queue_age_real`, `queue_age_fake`: batches since the oldest key of each queue was written, if every batch
-          adds as many keys as this one.
+          adds as many keys as this one; missing if this one adds none.
     """
     query, key, queue = query.float(), key.float(), memory.queue.float()
     filled, size = memory.filled, queue.shape[1]
@@ -156,7 +164,8 @@ def contrast_measures(
     measures["prototype_cosine"] = F.cosine_similarity(*memory.prototype.float(), dim=0)
     for label, name in enumerate(CLASS_NAMES):
         measures[f"queue_filled_{name}"] = filled[label] / size
-        measures[f"queue_age_{name}"] = filled[label] / entered[label].clamp(min=1)
+        if entered[label]:
+            measures[f"queue_age_{name}"] = filled[label] / entered[label]
     return {name: value.item() for name, value in measures.items()}
 
 
@@ -172,8 +181,8 @@ def gradient_shares(terms: Mapping[str, torch.Tensor], features: torch.Tensor) -
     """
     norms = {}
     for name, term in terms.items():
-        (gradient,) = torch.autograd.grad(term, features, retain_graph=True, allow_unused=True)
-        norms[name] = 0.0 if gradient is None else gradient.float().norm().item()
+        (gradient,) = torch.autograd.grad(term, features, retain_graph=True)
+        norms[name] = gradient.float().norm().item()
     total = sum(norms.values()) or 1.0
     return {name: norm / total for name, norm in norms.items()}
 

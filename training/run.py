@@ -71,7 +71,7 @@ def train(run: TrainingRun, compute_metrics: Metrics, fit: Fit) -> None:
     train_rows, validation_rows = rows
     learned = train_rows.fingerprint() if isinstance(train_rows, StreamedRows) else fingerprint(train_rows)
     record = run.record() | {"data": [learned, fingerprint(validation_rows)]}
-    lock = FileLock(output_dir / ".lock", blocking=False)
+    lock, found = FileLock(output_dir / ".lock", blocking=False), output_dir.exists()
     try:
         finished, checkpoint = find_start(run, output_dir, record, lock)
         if finished:
@@ -106,7 +106,7 @@ def train(run: TrainingRun, compute_metrics: Metrics, fit: Fit) -> None:
         if lock.is_locked:
             Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
-            if not any(output_dir.iterdir()):  # the run was refused
+            if not found and not any(output_dir.iterdir()):  # the run was refused
                 output_dir.rmdir()
 
 
@@ -341,6 +341,8 @@ def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun, fit: Fit) -> Non
     if args.calibration == "none":
         return
     answer: list[dict[str, Any] | None] = [None, None]
+    # In float32, as the checkpoint will be used: without the autocast that training wraps around `forward`.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
     if args.process_index == 0:
         source, split = " and ".join(run.data.validation_dataset or run.data.dataset), run.data.validation_split
         rows, processor = trainer.eval_dataset.rows, trainer.processing_class
@@ -348,8 +350,6 @@ def calibrate_checkpoint(trainer: DCLTrainer, run: TrainingRun, fit: Fit) -> Non
             source, source, split, rows, fingerprint(rows), processor.crop, run.data.allow_mixed_crops
         )
         workers, rate = args.dataloader_num_workers, args.inconclusive_error_rate
-        # In float32, as the checkpoint will be used: without the autocast that training wraps around `forward`.
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False, keep_torch_compile=False)
         answer[:] = fit(model, processor, data, args.per_device_eval_batch_size, workers, rate)
     if args.world_size > 1:  # scoring may exceed the time limit of the training's process group
         patient = dist.new_group(backend="gloo", timeout=timedelta(days=30))

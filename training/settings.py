@@ -5,7 +5,7 @@ This module does not import torch, so that a wrong name or value is reported at 
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -111,20 +111,9 @@ class ModelArguments:
 
     def config(self) -> "DCLConfig":
         """Build the configuration of a new model; raises `InputError` if a setting cannot be used."""
-        from huggingface_hub.errors import StrictDataclassError
+        from ..configuration_dcl import DCLConfig
 
-        from ..configuration_dcl import DCLConfig, why_refused
-
-        settings = {key: value for key, value in asdict(self).items() if key not in ("model", "backbone_weights")}
-        if isinstance(self.backbone_kwargs, str):
-            try:
-                settings["backbone_kwargs"] = json.loads(self.backbone_kwargs)
-            except json.JSONDecodeError as error:
-                raise InputError(f"backbone_kwargs is not a JSON object ({error}): {self.backbone_kwargs}") from error
-        try:
-            return DCLConfig(**settings)
-        except StrictDataclassError as error:
-            raise InputError(f"{why_refused(error)}.") from error
+        return self._checked(DCLConfig, self._settings())
 
     def apply_to(self, config: "DCLConfig", given: Collection[str]) -> "DCLConfig":
         """Return the configuration of the checkpoint to start from with the given settings in place of its own.
@@ -136,26 +125,35 @@ class ModelArguments:
         Raises:
             InputError: if a given setting would change the shape of the networks, or cannot be used.
         """
-        from huggingface_hub.errors import StrictDataclassError
-
-        from ..configuration_dcl import why_refused
-
-        wanted = self.config()
-        changed = {
-            item.name: getattr(wanted, item.name)
-            for item in fields(self)
-            if item.name in given
-            and item.name not in ("model", "backbone_weights")
-            and getattr(wanted, item.name) != getattr(config, item.name)
-        }
+        changed = {name: value for name, value in self._settings().items() if name in given}
+        changed = {name: value for name, value in changed.items() if value != getattr(config, name)}
         for name in FIXED_BY_CHECKPOINT:
             if name in changed:
                 raise InputError(
                     f"{name} is {changed[name]!r}, but the checkpoint {self.model!r} has {getattr(config, name)!r}, "
                     f"and its weights fit nothing else. Leave {name} out, or --model."
                 )
+        if "hard_samples" in given:
+            changed["hard_share"] = self.hard_share
+        return self._checked(type(config).from_dict, config.to_dict() | changed)
+
+    def _settings(self) -> dict[str, Any]:
+        settings = {key: value for key, value in asdict(self).items() if key not in ("model", "backbone_weights")}
+        if isinstance(self.backbone_kwargs, str):
+            try:
+                settings["backbone_kwargs"] = json.loads(self.backbone_kwargs)
+            except json.JSONDecodeError as error:
+                raise InputError(f"backbone_kwargs is not a JSON object ({error}): {self.backbone_kwargs}") from error
+        return settings
+
+    @staticmethod
+    def _checked(build: Callable[..., "DCLConfig"], settings: dict[str, Any]) -> "DCLConfig":
+        from huggingface_hub.errors import StrictDataclassError
+
+        from ..configuration_dcl import why_refused
+
         try:
-            return type(config).from_dict(config.to_dict() | changed)
+            return build(settings) if build.__name__ == "from_dict" else build(**settings)
         except StrictDataclassError as error:
             raise InputError(f"{why_refused(error)}.") from error
 
@@ -437,6 +435,13 @@ class TrainingSettings:
             check_number("early_stopping_patience", self.early_stopping_patience, 1)
             if self.eval_strategy == "no":
                 raise InputError("early_stopping_patience counts validations, and eval_strategy is 'no'. Change one.")
+        if self.save_for_inference and self.push_to_hub and str(self.hub_strategy) not in ("end", "HubStrategy.END"):
+            raise InputError(
+                "save_for_inference leaves embeddings of training faces out of the last checkpoint, but hub_strategy "
+                "'every_save' publishes the others, too. Add --hub_strategy end."
+            )
+        if self.log_gradient_shares and self.torch_compile:
+            raise InputError("log_gradient_shares cannot see into a compiled network. Leave out it or torch_compile.")
         if self.evaluate_momentum and self.contrastive_weight == 0:
             raise InputError("evaluate_momentum needs a momentum encoder, and contrastive_weight is 0. Change one.")
         for name, (accepted, why) in REFUSED_OPTIONS.items():

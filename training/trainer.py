@@ -6,7 +6,7 @@ Long because the methods of a `Trainer` share its state and belong to one class.
 import logging
 import math
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,9 @@ class DCLTrainer(PublishingTrainer):
             )
         if self.args.batch_norm == "sync" and self.args.world_size > 1:
             convert_sync_batchnorm(model)
+        if self.args.log_gradient_shares:
+            # Autocast hands a copy of the feature map on, which the loss does not depend on.
+            model.dcl.register_forward_hook(lambda *call: setattr(self, "_features", call[-1].last_hidden_state))
         self._batch_norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         model.to(memory_format=self._memory_format)
 
@@ -117,7 +120,7 @@ class DCLTrainer(PublishingTrainer):
     @property
     def stopped(self) -> bool:
         """Whether a signal ended the last training."""
-        return self._signals.stopped
+        return self._signals.stopped or self._signals.received
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer.train` does.
@@ -197,6 +200,13 @@ class DCLTrainer(PublishingTrainer):
         if self.is_in_train:
             with self._finite():
                 self._monitor.fold()
+        # A signal counts at the end of a step only, and must not reach workers while they start.
+        with signals_held() if self.is_in_train else nullcontext():
+            return self._evaluate_encoders(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def _evaluate_encoders(
+        self, eval_dataset: Any, ignore_keys: list[str] | None, metric_key_prefix: str
+    ) -> dict[str, float]:
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.args.evaluate_momentum:
             model = self.accelerator.unwrap_model(self.model)
@@ -313,7 +323,7 @@ class DCLTrainer(PublishingTrainer):
             weighted = {name: factor * means[name] for name, factor in self._weights(weight).items()}
             loss = sum(weighted.values())
             if args.log_gradient_shares and self._logs_this_step():
-                self._last_gradient_shares = gradient_shares(weighted, outputs.feature_map)
+                self._last_gradient_shares = gradient_shares(weighted, self._features)
         else:
             # Every parameter gets a gradient at every step, even if it is 0; otherwise DDP would wait for it.
             head = self.accelerator.unwrap_model(self.model).embedding_head
@@ -392,7 +402,7 @@ class DCLTrainer(PublishingTrainer):
                 names = [name for part in parts for name in part]
             shown = ", ".join(dict.fromkeys(names)) or "not recorded"
             raise InputError(
-                f"{error.term} is not finite at step {error.step} (videos of the batch: {shown}). {self._way_on()}"
+                f"Not finite at step {error.step}: {error.term} (videos of the batch: {shown}). {self._way_on()}"
             ) from error
 
     def _way_on(self) -> str:
@@ -466,6 +476,11 @@ class DCLTrainer(PublishingTrainer):
             )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        if self._signals.stopped:  # keep the checkpoint of this step, also beside a better one
+            self.state.best_model_checkpoint = None
+        return super()._finalize_training(*args, **kwargs)
 
     def _run_epoch(self, *, epoch: int, train_dataloader: DataLoader, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:

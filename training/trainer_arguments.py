@@ -30,7 +30,8 @@ class DCLTrainingArguments(TrainingSettings, TrainingArguments):
         if self.channels_last is None:
             self.channels_last = self.device.type == "cpu" and not self.bf16
         if chosen:
-            cores = len(os.sched_getaffinity(0)) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+            own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            cores = own // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
             self.dataloader_num_workers = min(cores - 1, 1 if self.device.type == "cpu" else _LOADERS)
         elif self.dataloader_num_workers == 0 and self.device.type != "cpu":
             logger.warning(

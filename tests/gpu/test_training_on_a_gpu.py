@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from timm.layers import convert_sync_batchnorm
 
 from dcl_face_forgery.benchmarks.train_step import random_batch
 from dcl_face_forgery.image_processing_dcl import DCLImageProcessor
@@ -115,7 +116,7 @@ def half_batch_logits(rank, port, config, images, results):
     torch.cuda.set_device(rank)
     dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
-    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(DCLForPreTraining(config)).cuda().train()
+    model = convert_sync_batchnorm(DCLForPreTraining(config)).cuda().train()
     with torch.no_grad():
         results[rank] = model(images.chunk(2)[rank].cuda()).feature_map.cpu()
     dist.destroy_process_group()

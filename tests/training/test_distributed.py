@@ -244,6 +244,20 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(prepare
 
 
 @pytest.mark.slow
+def test_shuffled_key_views_have_other_batch_statistics_than_those_of_the_own_process(prepared, tmp_path):
+    settings = {**SETTINGS, "backbone": "test_efficientnet", "max_steps": 1, "per_device_train_batch_size": 4}
+    kept = {}
+    for kind in ("local", "shuffle"):
+        flags = training_flags(prepared, tmp_path / kind, **settings, batch_norm=kind)
+        kept[kind] = launch(tmp_path / f"{kind} state", flags)[0]["model"]
+    name = "backbone.bn1.running_mean"
+    assert torch.equal(kept["local"][f"dcl.{name}"], kept["shuffle"][f"dcl.{name}"])
+    assert not torch.allclose(
+        kept["local"][f"momentum_dcl.{name}"], kept["shuffle"][f"momentum_dcl.{name}"], rtol=1e-4
+    )
+
+
+@pytest.mark.slow
 def test_each_process_drops_features_of_its_own(prepared, tmp_path):
     """With the same masks everywhere, several processes would see less of the network than one."""
     settings = {**SETTINGS, "dropout": 0.5, "max_steps": 1, "per_device_train_batch_size": 4}

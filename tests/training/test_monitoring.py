@@ -1,10 +1,12 @@
 """What the log says: means that lose nothing, losses that are not finite, and measures of the contrast."""
 
+import json
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import TrainerState
 
 from dcl_face_forgery.modeling_dcl import DCLMemory
 from dcl_face_forgery.training.monitoring import LossMonitor, NonFiniteError, contrast_measures, gradient_shares
@@ -91,5 +93,31 @@ def test_without_negatives_or_pairs_their_measures_are_missing():
 def test_gradient_shares_add_up_and_follow_the_weights():
     features = torch.randn(2, 3, 2, 2, requires_grad=True)
     first, second = features.sum(), 3 * features.sum()
-    shares = gradient_shares({"a": first, "b": second, "none": torch.ones((), requires_grad=True) * 2}, features)
+    shares = gradient_shares({"a": first, "b": second, "none": 0 * features.sum()}, features)
     assert shares == pytest.approx({"a": 0.25, "b": 0.75, "none": 0.0})
+    with pytest.raises(RuntimeError):  # a term of another graph has no share
+        gradient_shares({"a": torch.ones((), requires_grad=True) * 2}, features)
+
+
+def test_a_second_training_starts_from_nothing():
+    monitor = LossMonitor()
+    monitor.add(terms(3.0, 3.0, 3.0, 3.0), 1, ROWS)
+    state = TrainerState(stateful_callbacks=[monitor], is_world_process_zero=True)
+    monitor.on_train_begin(None, state, None)
+    monitor.add(terms(1.0, 1.0, 1.0, 1.0), 1, ROWS)
+    assert monitor.means()["loss_ce"] == 1.0
+
+
+def test_a_resumed_training_takes_the_sums_of_its_checkpoint_even_of_one_without():
+    monitor, resumed = LossMonitor(), LossMonitor()
+    monitor.add(terms(3.0, 3.0, 3.0, 3.0), 1, ROWS)
+    monitor.fold()
+    state = TrainerState(stateful_callbacks=[monitor], is_world_process_zero=True, global_step=1)
+    state.stateful_callbacks = json.loads(json.dumps(state.stateful_callbacks))
+    resumed.on_train_begin(None, state, None)
+    resumed.add(terms(1.0, 1.0, 1.0, 1.0), 2, ROWS)
+    assert resumed.means()["loss_ce"] == 2.0
+    older = TrainerState(is_world_process_zero=True, global_step=1)
+    older.stateful_callbacks = {}
+    resumed.on_train_begin(None, older, None)
+    assert "LossMonitor" in older.stateful_callbacks  # the Trainer looks for it when it saves

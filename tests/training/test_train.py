@@ -33,6 +33,7 @@ from dcl_face_forgery.prepared.splits import load_splits
 from dcl_face_forgery.tests.shared.prepared_data import CROP, SHIPPED_CODE, make_rows, training_flags, write_split
 from dcl_face_forgery.tests.shared.training import assert_same_run, build_trainer, calibration_of, familiarity_of
 from dcl_face_forgery.training.arguments import parse_training_run
+from dcl_face_forgery.training.settings import ModelArguments
 from dcl_face_forgery.training.trainer import DCLTrainer, last_complete_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -426,6 +427,14 @@ def test_settings_that_fix_shapes_are_those_of_the_checkpoint(finished, prepared
         build_trainer(parse_training_run([*flags, flag]))
 
 
+def test_a_count_of_hard_samples_replaces_the_share_of_a_checkpoint(tmp_path):
+    share = DCLConfig(backbone="test_efficientnet", image_size=64, queue_size=65536, hard_share=0.5)
+    arguments = ModelArguments(model="a checkpoint", hard_samples=40000)
+    config = arguments.apply_to(share, {"hard_samples"})
+    assert (config.hard_samples, config.hard_share, config.queue_size) == (40000, None, 65536)
+    assert arguments.apply_to(share, ()).hard_share == 0.5
+
+
 def test_a_size_that_the_weights_do_not_fit_is_refused(prepared, tmp_path):
     vit = DCLForPreTraining(DCLConfig(backbone="test_vit", image_size=64, queue_size=16, hard_samples=2))
     vit.save_pretrained(tmp_path / "vit")
@@ -501,6 +510,18 @@ def test_a_model_in_half_precision_is_not_trained(prepared, tmp_path):
         DCLTrainer(model=trainer.model.bfloat16(), args=run.training, eval_dataset=trainer.eval_dataset)
 
 
+def test_synchronised_batch_norm_keeps_the_activations_of_timm(prepared, tmp_path, monkeypatch):
+    trainer = build_trainer(parse_training_run(training_flags(prepared, tmp_path, **RUN)))
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        before = trainer.model.eval()(images).feature_map
+        trainer.args.batch_norm = "sync"
+        monkeypatch.setattr(type(trainer.args), "world_size", 2)
+        trainer._prepare_model(trainer.model)
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in trainer.model.modules())
+        torch.testing.assert_close(trainer.model.eval()(images).feature_map, before)
+
+
 def test_a_count_of_hard_samples_is_warned_of_with_several_processes(prepared, tmp_path, monkeypatch, caplog):
     run = parse_training_run(training_flags(prepared, tmp_path, **{**RUN, "hard_samples": 5}))
     monkeypatch.setattr(type(run.training), "world_size", 4)
@@ -508,14 +529,17 @@ def test_a_count_of_hard_samples_is_warned_of_with_several_processes(prepared, t
     assert "hard_samples is 5 for the batch of all 4 processes together" in caplog.text
 
 
-def test_gradient_shares_are_logged_when_asked_for(prepared, tmp_path):
-    trainer = build_trainer(parse_training_run(training_flags(prepared, tmp_path, **RUN, log_gradient_shares=True)))
+@pytest.mark.parametrize("precision", [{}, {"bf16": True}])
+def test_gradient_shares_are_logged_when_asked_for(prepared, tmp_path, precision):
+    flags = training_flags(prepared, tmp_path, **RUN, **precision, log_gradient_shares=True)
+    trainer = build_trainer(parse_training_run(flags))
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "gradient_share_ce" in entry]
     assert [entry["step"] for entry in entries] == [2, 3, 4, 5, 6, 7]  # none in the warm-up
     for entry in entries:
         shares = [entry[f"gradient_share_{name}"] for name in ("ce", "inter", "intra_fake", "intra_real")]
         assert sum(shares) == pytest.approx(1) and all(0 <= share <= 1 for share in shares)
+        assert shares[1] > 0.1 > shares[3]  # the real term has the smallest weight by far
 
 
 @pytest.mark.slow
