@@ -30,6 +30,7 @@ Progress, errors and the final counts go to standard error.
 def make_parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="dcl-detect",
         description=__doc__.splitlines()[0],
         epilog=EXIT_CODES,

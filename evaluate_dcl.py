@@ -22,7 +22,7 @@ OF_MODELS = (
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
-    parser = argparse.ArgumentParser(prog="dcl-evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dcl-evaluate", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument(
         "--model",
         nargs="+",

@@ -14,7 +14,7 @@ from dcl_face_forgery.errors_dcl import InputError, report_input_errors
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
-    parser = argparse.ArgumentParser(prog="dcl-export", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="dcl-export", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, help="DCL checkpoint (folder or Hub id)")
     parser.add_argument(
         "--output", type=Path, required=True, help="folder for the export; an earlier export is replaced"

@@ -119,8 +119,8 @@ def warp(
     (across, skew, left), (lean, down, top) = matrix[:2].tolist()
     origin = width if across < 0 else 0  # of a mirrored view
     whole = np.abs((abs(across) * size - width, down * size - height, skew, lean, left - origin, top)).max() < 1e-6
-    if whole and max(height, width) > size * MAX_BILINEAR_SHRINK:
-        resized = (None if values is None else _smooth_resize(values, size, size) for values in (image, mask))
+    if whole:
+        resized = (None if values is None else _resize(values, size) for values in (image, mask))
         image, mask = resized if across > 0 else (None if one is None else cv2.flip(one, 1) for one in resized)
         return image, mask
     # Source columns and rows per pixel of the view. Above the limit, a low-pass filter first reduces the source to the
@@ -141,6 +141,13 @@ def warp(
         layers, matrix[:2], (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
     )
     return cv2.cvtColor(layers, cv2.COLOR_RGBA2RGB), None if mask is None else cv2.extractChannel(layers, 3)
+
+
+def _resize(values: np.ndarray, size: int) -> np.ndarray:
+    """Resize a whole image or mask to a square, as the image processor does; OpenCV 4 warps less exactly."""
+    if max(values.shape[:2]) > size * MAX_BILINEAR_SHRINK:
+        return _smooth_resize(values, size, size)
+    return cv2.resize(values, (size, size), interpolation=cv2.INTER_LINEAR_EXACT)
 
 
 def _smooth_resize(values: np.ndarray, width: int, height: int) -> np.ndarray:

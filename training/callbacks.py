@@ -1,5 +1,6 @@
 """What happens beside the steps of a training: momentum updates, early stopping, and stopping by a signal."""
 
+import logging
 import os
 import signal
 import threading
@@ -14,10 +15,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..modeling_dcl import DCLForPreTraining
 from .distributed import world_size
 
+logger = logging.getLogger(__name__)
+
 #: SIGTERM comes from schedulers, containers and `kill`; SIGUSR1 from SLURM ahead of a time limit.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 #: Exit status of a run that a signal stopped: 128 + SIGTERM, whichever of the two came, as the shell reports it.
 STOPPED = 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT  # that of Ctrl-C
 
 
 class MomentumUpdate(TrainerCallback):
@@ -90,27 +94,29 @@ class StopEarly(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """Ends training after the current step if SIGTERM or SIGUSR1 arrives, and saves a checkpoint of that step.
 
+    Ctrl-C does the same; a second one ends the process at once.
+
     With several processes, the signal may reach some of them only, or in different steps. They agree, without waiting
     for a device, by adding up whether it came; the answer of one step is read at the end of the next.
 
     Attributes:
         stopped: whether a signal ended the training.
-        received: whether one came to this process.
+        received: the signal that came to this process, or None.
     """
 
     def __init__(self):
-        self.stopped = self.received = False
+        self.stopped, self.received = False, None
         self._group = None
         self._asked: tuple[dist.Work, torch.Tensor] | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Listen to the signals within the `with`; only the main thread of a process can."""
-        self.stopped = self.received = False
+        self.stopped, self.received = False, None
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        earlier = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        earlier = {number: signal.signal(number, self._receive) for number in (*SIGNALS, signal.SIGINT)}
         try:
             yield
         finally:
@@ -118,7 +124,10 @@ class StopOnSignal(TrainerCallback):
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: Any) -> None:
-        self.received = True
+        self.received = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            logger.warning("Stopping after this step. Press Ctrl-C again to stop at once.")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -144,13 +153,13 @@ class StopOnSignal(TrainerCallback):
 
     def _all_received(self) -> bool:
         if world_size() == 1:
-            return self.received
+            return self.received is not None
         answer = False
         if self._asked is not None:
             work, total = self._asked
             work.wait()
             answer = bool(total)
-        total = torch.tensor(int(self.received))
+        total = torch.tensor(int(self.received is not None))
         self._asked = dist.all_reduce(total, group=self._group, async_op=True), total
         return answer
 
@@ -171,7 +180,7 @@ def outlive_signals(worker: int = 0) -> None:
     For `DataLoader(worker_init_fn=...)`. Without it, the signals kill the workers, and the step with them. SIGTERM of
     the parent, which ends its workers by it, still counts.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*SIGNALS, signal.SIGINT))
     threading.Thread(target=_leave_when_told, args=(os.getppid(),), daemon=True).start()
 
 

@@ -90,7 +90,7 @@ class LossMonitor(TrainerCallback, ExportableState):
             step = int(first["loss"])
             parts = [name for name in self._names if name != "loss" and first[name] <= step]
             rows = [batch for number, batch in self._batches if number == step]
-            raise NonFiniteError(" and ".join(parts or ["loss"]), step, torch.cat(rows) if rows else None)
+            raise NonFiniteError(", ".join(parts or ["loss"]), step, torch.cat(rows) if rows else None)
         if world_size() > 1 and dist.get_rank() > 0:
             self._sums = torch.zeros_like(self._sums)
         self._batches = self._batches[-1:]

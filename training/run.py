@@ -34,7 +34,7 @@ from ..prepared.names import FAKE, split_names
 from ..prepared.splits import PreparedSplit
 from .arguments import TrainingRun
 from .backbone import load_backbone_weights
-from .callbacks import SIGNALS, STOPPED
+from .callbacks import INTERRUPTED, SIGNALS, STOPPED
 from .card import RECORD
 from .pairs import FaceDataset, PairDataset, load_rows
 from .settings import ModelArguments
@@ -89,7 +89,7 @@ def train(run: TrainingRun, compute_metrics: Metrics, fit: Fit) -> None:
             print(
                 f"Stopped by a signal; {saved} holds all of the training so far. The same command continues from it."
             )
-            sys.exit(STOPPED)
+            sys.exit(INTERRUPTED if trainer.signal == signal.SIGINT else STOPPED)
         calibrate_checkpoint(trainer, run, fit)
         if trainer.is_world_process_zero():
             print(describe_calibration(trainer.model.config.calibration))
@@ -169,6 +169,7 @@ def refuse_other_run(output_dir: Path, record: dict[str, Any], free: Collection[
     changed = [key for key in record if key in earlier and earlier[key] != record[key] and key not in free]
     if changed:
         shown = "; ".join(f"{key} was {earlier[key]!r}, is {record[key]!r}" for key in changed[:3])
+        shown += f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise InputError(
             f"{output_dir} holds a run with other settings ({shown}). Choose another --output_dir, or pass "
             "--overwrite."

@@ -1,6 +1,8 @@
 """The settings of a training run, group by group: names, types, defaults and ranges.
 
 This module does not import torch, so that a wrong name or value is reported at once.
+
+Long because every setting is declared here once, with its help and its range.
 """
 
 import json

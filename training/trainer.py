@@ -120,7 +120,12 @@ class DCLTrainer(PublishingTrainer):
     @property
     def stopped(self) -> bool:
         """Whether a signal ended the last training."""
-        return self._signals.stopped or self._signals.received
+        return self._signals.stopped or self._signals.received is not None
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that came to this process during the last training, or None."""
+        return self._signals.received
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer.train` does.
@@ -198,8 +203,7 @@ class DCLTrainer(PublishingTrainer):
     ) -> dict[str, float]:
         """Validate as `Trainer.evaluate` does; with `evaluate_momentum`, validate the momentum encoder, too."""
         if self.is_in_train:
-            with self._finite():
-                self._monitor.fold()
+            self._require_finite()
         # A signal counts at the end of a step only, and must not reach workers while they start.
         with signals_held() if self.is_in_train else nullcontext():
             return self._evaluate_encoders(eval_dataset, ignore_keys, metric_key_prefix)
@@ -407,12 +411,12 @@ class DCLTrainer(PublishingTrainer):
 
     def _way_on(self) -> str:
         last = last_complete_checkpoint(self.args.output_dir)
-        rate = f"--learning_rate {self.args.learning_rate / 2:g}"
+        rate = f"--learning_rate {self.args.learning_rate / 10:g}"
         if last is None:
             return f"Nothing was saved. Train again with a lower learning rate, such as {rate}."
         return (
             f"Nothing was saved since {last.name}. Go on from there with a lower learning rate: add "
-            f"--resume_from_checkpoint {last} {rate}."
+            f"--resume_from_checkpoint {last} {rate}. If its weights have diverged already, start again: --overwrite."
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -500,14 +504,19 @@ class DCLTrainer(PublishingTrainer):
         Raises:
             InputError: if a term of the loss or a weight is not finite; then nothing is written.
         """
-        model = self.accelerator.unwrap_model(self.model)
+        self._require_finite()
+        if self.args.contrastive_weight == 0:
+            # Cross-entropy alone leaves it behind.
+            self.accelerator.unwrap_model(self.model).synchronize_momentum_encoder()
+        super().save_model(output_dir, _internal_call)
+
+    def _require_finite(self) -> None:
+        """Raise an `InputError` if a term of the loss since the last log entry, or a weight, is not finite."""
         with self._finite():
             self._monitor.fold()
+        model = self.accelerator.unwrap_model(self.model)
         for name, value in model.state_dict().items():
             if not value.isfinite().all():
                 raise InputError(
                     f"The weights {name} are not finite after step {self.state.global_step}. {self._way_on()}"
                 )
-        if self.args.contrastive_weight == 0:
-            model.synchronize_momentum_encoder()  # cross-entropy alone leaves it behind
-        super().save_model(output_dir, _internal_call)
