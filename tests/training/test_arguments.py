@@ -279,6 +279,11 @@ def test_trackers_are_accepted(parse, tracker):
     assert parse("", "--report_to", tracker).training.report_to == wanted
 
 
+def test_several_trackers_are_accepted(parse):
+    assert parse("", "--report_to", "trackio", "wandb").training.report_to == ["trackio", "wandb"]
+    assert parse("report_to: [wandb, tensorboard]").training.report_to == ["wandb", "tensorboard"]
+
+
 def test_the_record_holds_what_decides_the_result_and_nothing_else(parse):
     record = parse().record()
     changes = {"--seed": "3", "--temperature": "0.5", "--dataset": "other", "--srm_probability": "0"}
