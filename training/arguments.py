@@ -164,8 +164,6 @@ def _trainer_options() -> type[TrainingSettings]:
             if "default_factory" in given:
                 default = {"default_factory": list}
             hint = eval(ast.unparse(item.annotation), {}, names)
-            if item.target.id == "report_to":  # the parser takes the first type of a union
-                hint = list[str] | None
             metadata = eval(ast.unparse(given["metadata"]), {}, names) if "metadata" in given else {}
             options.append((item.target.id, hint, field(**default, metadata=metadata)))
     return dataclass(type("TrainingOptions", (TrainingSettings, make_dataclass("TrainerOptions", options)), {}))

@@ -403,6 +403,9 @@ class TrainingSettings:
         default=-1,
         metadata={"help": "Processes that load data for each device; -1: up to 8 for a GPU, 1 for a CPU."},
     )
+    report_to: list[str] | None = field(
+        default_factory=lambda: ["none"], metadata={"help": "Trackers: trackio, wandb, tensorboard, all, or none."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Do not set: samples are not columns."})
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels", "video_index"],
