@@ -53,7 +53,11 @@ def assert_continues(finished, flags, folder, step):
 
 @pytest.mark.parametrize(
     "number, workers",
-    [(signal.SIGTERM, 0), (signal.SIGINT, 0), pytest.param(signal.SIGUSR1, 2, marks=pytest.mark.slow)],
+    [
+        (signal.SIGTERM, 0),
+        pytest.param(signal.SIGINT, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_at_the_end_of_the_step_and_the_same_command_goes_on_to_the_same_weights(
     finished, prepared, tmp_path, monkeypatch, capsys, number, workers
@@ -183,6 +187,7 @@ def test_weights_that_are_not_finite_are_never_saved(prepared, tmp_path, monkeyp
 # ------------------------------------------------------------------------------------------------------- the log
 
 
+@pytest.mark.slow
 def test_the_first_log_entry_of_a_resumed_run_covers_all_steps_since_the_last_one(prepared, tmp_path, monkeypatch):
     settings = {**RUN, "logging_steps": 3, "save_steps": 2, "eval_steps": 2}
     train.main(training_flags(prepared, tmp_path / "whole", **settings))

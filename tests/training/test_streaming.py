@@ -769,7 +769,7 @@ def test_a_million_rows_start_within_a_minute_and_stream_in_the_same_memory(tmp_
 RUN = {"max_steps": 7, "image_size": 64, "per_device_train_batch_size": 4, "save_steps": 3, "eval_steps": 3}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_streamed_run_that_was_stopped_goes_on_to_the_same_weights(sharded, tmp_path, monkeypatch, workers):
     """Eight batches an epoch, stopped after five: three are skipped, an odd number for two workers."""
     settings = RUN | {"dataloader_num_workers": workers}

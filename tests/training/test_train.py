@@ -253,7 +253,7 @@ def test_the_best_checkpoint_of_the_validation_is_what_is_kept(prepared, tmp_pat
 # ------------------------------------------------------------------------------------------------- stopped and resumed
 
 
-@pytest.mark.parametrize("step, workers", [(3, 0), (5, 2)])
+@pytest.mark.parametrize("step, workers", [(3, 0), pytest.param(5, 2, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(finished, prepared, tmp_path, monkeypatch, step, workers):
     flags = training_flags(prepared, tmp_path / "run", **RUN, dataloader_num_workers=workers)
     with monkeypatch.context() as patch:
@@ -402,7 +402,7 @@ def test_settings_that_are_given_replace_those_of_the_checkpoint_to_start_from(f
     assert record["temperature"] == 0.5 and "image_size" not in record
 
 
-@pytest.mark.parametrize("changed", [{"queue_size": 32}, {"image_size": 96}])
+@pytest.mark.parametrize("changed", [{"queue_size": 32}, pytest.param({"image_size": 96}, marks=pytest.mark.slow)])
 def test_a_memory_of_another_shape_starts_empty_and_says_so(finished, prepared, tmp_path, caplog, capsys, changed):
     run = parse_training_run(
         training_flags(prepared, tmp_path / "run", **{**RUN, "queue_size": 16, **changed}, model=finished)
@@ -529,7 +529,7 @@ def test_a_count_of_hard_samples_is_warned_of_with_several_processes(prepared, t
     assert "hard_samples is 5 for the batch of all 4 processes together" in caplog.text
 
 
-@pytest.mark.parametrize("precision", [{}, {"bf16": True}])
+@pytest.mark.parametrize("precision", [pytest.param({}, marks=pytest.mark.slow), {"bf16": True}])
 def test_gradient_shares_are_logged_when_asked_for(prepared, tmp_path, precision):
     flags = training_flags(prepared, tmp_path, **RUN, **precision, log_gradient_shares=True)
     trainer = build_trainer(parse_training_run(flags))
