@@ -143,7 +143,7 @@ def contrast_measures(
         - `similarity_positive`: mean cosine of query and own key;
         - `similarity_hardest_negative`: mean over the batch of the largest cosine of a query and a key of the
           other class's queue; missing while a queue is empty;
-        - `uniformity`: log of the mean of e^{-2 |q_i - q_j|^2} over pairs of different images, at most 0; lower is
+        - `uniformity`: log of the mean of `exp(-2 (q_i - q_j)^2)` over pairs of different images, at most 0; lower is
           more uniform (Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and
           Uniformity on the Hypersphere", 2020). Their alignment is 2 - 2 `similarity_positive`;
         - `prototype_cosine`: cosine of the two prototypes;
