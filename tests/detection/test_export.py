@@ -117,7 +117,7 @@ def test_the_graph_answers_as_the_model_does_in_batches_of_any_size(graph):
     ("backbone", "size", "arguments"),
     [
         ("test_vit", SIZE, {}),
-        ("swin_tiny_patch4_window7_224", SIZE, SWIN),
+        pytest.param("swin_tiny_patch4_window7_224", SIZE, SWIN, marks=pytest.mark.slow),
         pytest.param("test_efficientnet", 160, {}, marks=pytest.mark.slow),
         pytest.param("test_convnext", SIZE, {}, marks=pytest.mark.slow),
         pytest.param("test_nfnet", SIZE, {}, marks=pytest.mark.slow),

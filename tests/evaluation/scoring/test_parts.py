@@ -307,6 +307,7 @@ def assert_close(value, expected):
         assert value == (pytest.approx(expected, abs=1e-5) if isinstance(expected, float) else expected)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(here, loaded, textures, tmp_path):
     done = finish(here, tmp_path / "two", processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -382,6 +383,7 @@ def test_two_processes_share_perturbed_pictures(here, tmp_path):
     assert not list(tmp_path.glob("*/.predictions-*"))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_data_set(loaded, textures, tmp_path, monkeypatch):
     """Of a row with a map of 32 x 32 cells, 5 kB, stays what the metrics read."""
     table = metadata(textures.dataset).to_pandas()
