@@ -115,7 +115,7 @@ class ModelArguments:
         """Build the configuration of a new model; raises `InputError` if a setting cannot be used."""
         from ..configuration_dcl import DCLConfig
 
-        return self._checked(DCLConfig, self._settings())
+        return self._checked(lambda settings: DCLConfig(**settings), self._settings())
 
     def apply_to(self, config: "DCLConfig", given: Collection[str]) -> "DCLConfig":
         """Return the configuration of the checkpoint to start from with the given settings in place of its own.
@@ -155,7 +155,7 @@ class ModelArguments:
         from ..configuration_dcl import why_refused
 
         try:
-            return build(settings) if build.__name__ == "from_dict" else build(**settings)
+            return build(settings)
         except StrictDataclassError as error:
             raise InputError(f"{why_refused(error)}.") from error
 

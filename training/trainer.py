@@ -119,8 +119,9 @@ class DCLTrainer(PublishingTrainer):
 
     @property
     def stopped(self) -> bool:
-        """Whether a signal ended the last training."""
-        return self._signals.stopped or self._signals.received is not None
+        """Whether a signal ended the last training, or came in its last validation; all processes agree on it."""
+        late = world_size() == 1 and self._signals.received is not None
+        return self._signals.stopped or late
 
     @property
     def signal(self) -> int | None:
