@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bf16", "fp16"), default="float32")
     parser.add_argument("--channels_last", action="store_true", help="use the channels_last memory format")
     parser.add_argument("--optimizer", choices=("fused", "foreach", "loop"), default="fused", help="form of AdamW")
+    parser.add_argument("--compile", action="store_true", help="compile the encoders of the DCL step")
     parser.add_argument("--queue_size", type=int, default=DCLConfig().queue_size, help="keys of each class")
     parser.add_argument("--baseline", choices=("bare", "released", "classifier"), default="bare")
     parser.add_argument("--cpu_time", action="store_true", help="measure CPU time on a single thread")
@@ -89,6 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, float | int | str]:
         "precision": options.precision,
         "channels_last": options.channels_last,
         "optimizer": options.optimizer,
+        "compile": options.compile,
         "queue_size": options.queue_size,
         **{f"{name}_s": round(statistics.median(times[name]), 4) for name in names},
         over: round(statistics.median(ratios), 4),
@@ -113,6 +115,7 @@ def dcl_step(options: argparse.Namespace) -> Callable[[], None]:
             bf16=options.precision == "bf16",
             fp16=options.precision == "fp16",
             channels_last=options.channels_last,
+            torch_compile=options.compile,
             eval_strategy="no",
             load_best_model_at_end=False,
         )

@@ -87,7 +87,10 @@ def write_prepared(folder: Path) -> Path:
 
 
 def training_flags(dataset: Path, output_dir: Path, **settings) -> list[str]:
-    """Return the command line of a short training run on a tiny network; settings replace or add flags."""
+    """Return the command line of a short training run on a tiny network.
+
+    Settings replace or add flags; `None` removes one.
+    """
     flags = {
         "dataset": dataset,
         "output_dir": output_dir,
@@ -112,5 +115,7 @@ def training_flags(dataset: Path, output_dir: Path, **settings) -> list[str]:
     }
     command = []
     for name, value in (flags | settings).items():
+        if value is None:
+            continue
         command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return command

@@ -203,7 +203,10 @@ def test_the_first_process_decides_where_all_begin(monkeypatch, prepared, tmp_pa
             {"per_device_train_batch_size": 8},
         ),
         ({"per_device_train_batch_size": 4, "batch_norm": "shuffle"}, {"per_device_train_batch_size": 8}),
-        ({"per_device_train_batch_size": 4, "hard_share": 0.5}, {"per_device_train_batch_size": 8}),
+        (
+            {"per_device_train_batch_size": 4, "hard_samples": None, "hard_share": 0.5},
+            {"per_device_train_batch_size": 8},
+        ),
     ],
     ids=["uneven classes", "accumulation", "cross-entropy", "frozen batch norm", "shuffled keys", "hard share"],
 )
